@@ -1,0 +1,48 @@
+"""fslib: functional specialization of attention heads under multi-task learning.
+
+A companion to Li, Wang, Zhang, Zhang and Zong, *Interpreting and Exploiting Functional Specialization in
+Multi-Head Attention under Multi-task Learning*, EMNLP 2023, doi 10.18653/v1/2023.emnlp-main.1026.
+"""
+
+from fslib.errors import FslibError
+from fslib.evaluation import evaluate
+from fslib.heads import overlap, pruned, random_heads, top_heads
+from fslib.importance import contributions, head_importance, mean_context
+from fslib.models import MultiTaskModel
+from fslib.pruning import IAP, Dissociation, prune_important_heads
+from fslib.scoring import Score, dissociation, rank_correlation
+from fslib.study import PROFILES, Profile, Study
+from fslib.tasks import Split, Task, glue_task, load_tasks, make_task, task_names
+from fslib.training import History, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FslibError",
+    "load_tasks",
+    "make_task",
+    "glue_task",
+    "task_names",
+    "Task",
+    "Split",
+    "MultiTaskModel",
+    "train",
+    "History",
+    "evaluate",
+    "Score",
+    "head_importance",
+    "contributions",
+    "mean_context",
+    "top_heads",
+    "random_heads",
+    "pruned",
+    "overlap",
+    "prune_important_heads",
+    "IAP",
+    "dissociation",
+    "Dissociation",
+    "rank_correlation",
+    "Study",
+    "Profile",
+    "PROFILES",
+]

@@ -1,0 +1,104 @@
+"""Batches of like length: padding is computed on like any token, so a batch should need little of it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fslib.errors import FslibError
+from fslib.tasks import Split
+
+PADDING = {"input_ids": 0, "token_type_ids": 0}  # what an encoder may take beside the mask, and its filler
+SORT_WINDOW = 32  # training: examples are sorted by length within this many shuffled batches
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch.
+
+    inputs: what the encoder takes, (batch, seq) each, `attention_mask` 1 on real tokens.
+    labels: (batch,). indices: positions of the examples in their split.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    indices: np.ndarray
+
+    @property
+    def mask(self) -> Tensor:
+        return self.inputs["attention_mask"]
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch({k: v.to(device) for k, v in self.inputs.items()}, self.labels.to(device), self.indices)
+
+
+class Encoded:
+    """A split as token ids, ready to be batched in any order."""
+
+    def __init__(self, split: Split, tokenizer: Any, max_length: int) -> None:
+        rows = tokenizer(
+            list(split.texts),
+            None if split.pairs is None else list(split.pairs),
+            truncation="longest_first",
+            max_length=max_length,
+            return_attention_mask=False,
+        )
+        self.columns = {k: [np.asarray(r, dtype=np.int32) for r in rows[k]] for k in rows if k in PADDING}
+        self.padding = {**PADDING, "input_ids": tokenizer.pad_token_id}
+        self.labels = torch.from_numpy(np.asarray(split.labels).copy())
+        self.labels = self.labels.float() if self.labels.is_floating_point() else self.labels
+        if empty := [i for i, r in enumerate(self.columns["input_ids"]) if not len(r)]:
+            raise FslibError(f"example {empty[0]} has no token: drop empty texts")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(n,) tokens of each example."""
+        return np.array([len(row) for row in self.columns["input_ids"]])
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """The examples at `indices`, padded on the right to the longest of them."""
+        indices = np.asarray(indices, dtype=np.int64)
+        lengths = torch.from_numpy(self.lengths[indices])
+        width = int(lengths.max())
+        inputs = {}
+        for name, rows in self.columns.items():
+            table = np.full((len(indices), width), self.padding[name], dtype=np.int64)
+            for r, i in enumerate(indices):
+                table[r, : len(rows[i])] = rows[i]
+            inputs[name] = torch.from_numpy(table)
+        inputs["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
+        return Batch(inputs, self.labels[torch.from_numpy(indices)], indices)
+
+    def in_length_order(self, batch_size: int) -> list[np.ndarray]:
+        """Index batches over all examples, each once, sorted by length (for evaluation and importance)."""
+        order = np.argsort(self.lengths, kind="stable")
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+    def forever(self, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """Endless index batches for training: every example once per epoch, a new order each epoch.
+
+        Examples are shuffled, sorted by length within windows of SORT_WINDOW batches, cut into batches, and the
+        batches shuffled. A ragged rest of an epoch is a smaller batch.
+        """
+        while True:
+            order = rng.permutation(len(self))
+            batches = []
+            for start in range(0, len(order), SORT_WINDOW * batch_size):
+                window = order[start : start + SORT_WINDOW * batch_size]
+                window = window[np.argsort(self.lengths[window], kind="stable")]
+                batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+            for i in rng.permutation(len(batches)):
+                yield batches[i]
+
+
+def padding_share(batches: Sequence[np.ndarray], lengths: np.ndarray) -> float:
+    """Share of computed tokens that are padding, in [0, 1)."""
+    computed = sum(int(lengths[b].max()) * len(b) for b in batches)
+    return 1 - sum(int(lengths[b].sum()) for b in batches) / computed

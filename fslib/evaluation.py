@@ -1,0 +1,84 @@
+"""Run a model over a split and score it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import nn
+
+from fslib.batching import Batch
+from fslib.errors import FslibError
+from fslib.models import MultiTaskModel
+from fslib.scoring import Score
+from fslib.tasks import Split, Task, as_tasks
+
+EVAL_BATCH = 32
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside the block; every module's own mode is restored, whatever happens."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def pick_split(task: Task, split: str) -> Split:
+    if split not in ("train", "eval"):
+        raise FslibError(f"unknown split {split!r}: valid: train, eval")
+    return task.train if split == "train" else task.eval
+
+
+def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list[Batch]:
+    """All examples once, in batches of like length; with several processes, this process's share."""
+    encoded = model.encode(split)
+    state = PartialState()
+    mine = encoded.in_length_order(batch_size)[state.process_index :: state.num_processes]
+    return [encoded.batch(indices) for indices in mine]
+
+
+def gather_rows(rows: np.ndarray, indices: np.ndarray, n: int) -> np.ndarray:
+    """All processes' rows (one an example) put at their examples' positions: (n, ...)."""
+    parts = gather_object([(indices, rows)])
+    whole = np.empty((n, *rows.shape[1:]), dtype=rows.dtype)
+    for places, values in parts:
+        whole[places] = values
+    return whole
+
+
+def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> np.ndarray:
+    """(n,) predicted classes (int64), or values (float32) for regression, in the split's order."""
+    found = []
+    with evaluation_mode(model), torch.inference_mode():
+        for batch in batches:
+            logits = model(batch.to(model.device).inputs, task.name)
+            found.append(logits[:, 0].float() if task.is_regression else logits.argmax(-1))
+    rows = torch.cat(found).cpu().numpy() if found else np.empty(0, dtype=np.int64)
+    places = np.concatenate([b.indices for b in batches]) if batches else np.empty(0, dtype=np.int64)
+    return gather_rows(rows, places, n)
+
+
+def evaluate(
+    model: MultiTaskModel,
+    tasks: Task | Iterable[Task] | Mapping[str, Task],
+    *,
+    split: str = "eval",
+    batch_size: int = EVAL_BATCH,
+) -> dict[str, Score]:
+    """Score the model on every task: {name: Score}, dropout off; heads pruned around the call stay pruned.
+
+    split: "eval" or "train". Raises FslibError for a task the model has no classifier for.
+    """
+    scores = {}
+    for name, task in as_tasks(tasks).items():
+        part = pick_split(task, split)
+        predictions = predict(model, task, length_batches(model, part, batch_size), len(part))
+        scores[name] = Score(task.metric, predictions, part.labels)
+    return scores

@@ -1,0 +1,40 @@
+"""One progress bar for all long work: live in a terminal and in a notebook, sparse lines in a log."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+_shown = True
+
+
+def bar(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterable[T]:
+    """Iterate with a bar that shows the rate and the time left, unless inside `hidden()`."""
+    # A kernel's standard error would stand in the notebook as a warning.
+    stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
+    live = stream.isatty() or "ipykernel" in sys.modules
+    return tqdm(
+        items,
+        desc=what,
+        unit=f" {unit}",
+        total=total,
+        file=stream,
+        leave=False,
+        mininterval=0.2 if live else 60,
+        disable=not _shown,
+        dynamic_ncols=True,
+    )
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """No bars inside the block."""
+    global _shown
+    before, _shown = _shown, False
+    try:
+        yield
+    finally:
+        _shown = before

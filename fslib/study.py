@@ -1,0 +1,216 @@
+"""Profiles, and `Study`: what a notebook asks for results.
+
+A profile fixes everything that a run can vary. A study is a profile, a first seed and a results folder; it
+turns them into units (`plan`) and hands out their records in a form that a notebook can use.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import Field
+
+from fslib.errors import FslibError, unknown
+from fslib.experiments import (
+    Config,
+    DataConfig,
+    ImportanceConfig,
+    PruneConfig,
+    Store,
+    TrainConfig,
+    Unit,
+    cached_task,
+    checked,
+    read_contributions,
+    read_iap,
+)
+from fslib.importance import Contributions
+from fslib.pruning import IAP
+from fslib.results import Record, results_root, save_figure, save_table
+from fslib.scoring import Score
+from fslib.tasks import Task
+from fslib.training import SAMPLINGS, task_order
+
+
+class Profile(Config):
+    """Everything that a run can vary; `fslib run --set key=value` changes a field."""
+
+    encoder: str
+    tasks: tuple[str, ...] = ("bbc", "bbc-pair", "bbc-headline", "bbc-shift")
+    seeds: int = Field(2, ge=1)
+    max_length: int = Field(128, ge=4)
+    steps: int = Field(ge=1)
+    batch_size: int = Field(16, ge=1)
+    lr: float = Field(gt=0)
+    sampling: str = "annealed"
+    epochs: int = Field(5, ge=1)
+    eval_examples: int | None = Field(None, ge=2)
+    curve_points: int = Field(8, ge=1)
+    curve_examples: int = Field(128, ge=2)
+    importance_examples: int = Field(ge=4)
+    fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    controls: int = Field(ge=1)
+    draws: int = Field(2000, ge=50)
+
+
+PROFILES: dict[str, dict[str, Any]] = {
+    # Small enough to run every notebook from scratch inside the tests; its numbers mean nothing.
+    "smoke": {
+        "encoder": "tiny-random",
+        "steps": 40,
+        "lr": 1e-3,
+        "eval_examples": 48,
+        "curve_points": 4,
+        "curve_examples": 32,
+        "importance_examples": 32,
+        "controls": 2,
+        "draws": 200,
+    },
+    # A real pre-trained encoder on real text, in minutes on a laptop's processor. The default.
+    "mini": {
+        "encoder": "minilm-l6",
+        "steps": 400,
+        "lr": 2e-4,
+        "eval_examples": 256,
+        "curve_points": 8,
+        "curve_examples": 128,
+        "importance_examples": 512,
+        "controls": 3,
+    },
+}
+
+
+class Study:
+    """One profile's results.
+
+    profile: smoke or mini. seed: the first of the profile's seeds. overrides: {field: value} of the profile;
+    an overridden profile keeps its results in a folder of its own. results: folder, default `results_root()`.
+    Raises FslibError for an unknown profile, field, task, sampling or a value out of range.
+    """
+
+    def __init__(
+        self,
+        profile: str = "mini",
+        *,
+        seed: int = 0,
+        overrides: Mapping[str, Any] | None = None,
+        results: str | Path | None = None,
+    ) -> None:
+        if profile not in PROFILES:
+            raise unknown("profile", profile, PROFILES)
+        if seed < 0:
+            raise FslibError(f"seed {seed}: give 0 or more")
+        changes = dict(overrides or {})
+        self.profile: Profile = checked(Profile, PROFILES[profile] | changes, "setting")
+        if self.profile.sampling not in SAMPLINGS:
+            raise unknown("sampling", self.profile.sampling, SAMPLINGS)
+        if len(self.profile.tasks) < 2:
+            raise FslibError(f"tasks={list(self.profile.tasks)}: a multi-task study needs at least two tasks")
+        if repeated := {t for t in self.profile.tasks if self.profile.tasks.count(t) > 1}:
+            raise FslibError(f"two tasks are called {repeated.pop()!r}: rename one")
+        for fraction in self.profile.fractions:
+            if not 0 < fraction <= 1:
+                raise FslibError(f"fraction {fraction} is outside (0, 1]: 0.3 means the top 30 % of all heads")
+        self.name, self.seed, self.overrides = profile, seed, changes
+        suffix = "".join(f"+{k}={v}" for k, v in sorted(changes.items())) + (f"+seed={seed}" if seed else "")
+        self.folder = Path(results or results_root()) / (profile + re.sub(r"[^\w.+=-]+", "_", suffix))
+        self.store = Store(self.folder)
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """The study's tasks, with as many evaluation examples as the profile takes."""
+        return self.data.load()
+
+    @cached_property
+    def data(self) -> DataConfig:
+        return DataConfig(tasks=self.profile.tasks, eval_examples=self.profile.eval_examples)
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(range(self.seed, self.seed + self.profile.seeds))
+
+    def training(self, seed: int, task: str | None = None) -> TrainConfig:
+        """Multi-task training; with `task`, training on it alone for as many steps as it gets in the multi-task run."""
+        p = self.profile
+        names, steps = p.tasks, p.steps
+        if task is not None:
+            sizes = [len(cached_task(t).train) for t in names]
+            order = task_order(sizes, steps, p.sampling, p.epochs, seed)
+            names, steps = (task,), max(1, order.count(names.index(task)))
+        shared = {k: getattr(p, k) for k in TrainConfig.model_fields if k in Profile.model_fields}
+        return TrainConfig(**shared | {"tasks": names, "steps": steps, "seed": seed})
+
+    def unit(self, kind: str, seed: int, task: str | None = None) -> Unit:
+        """The unit of a kind for one seed."""
+        if kind == "words":
+            return Unit("words", self.data)
+        train = self.training(seed, task)
+        if kind == "train":
+            return Unit("train", train)
+        scored = ImportanceConfig(model=train, examples=self.profile.importance_examples)
+        if kind == "importance":
+            return Unit("importance", scored)
+        if kind == "prune":
+            return Unit(
+                "prune",
+                PruneConfig(importance=scored, fractions=self.profile.fractions, controls=self.profile.controls),
+            )
+        raise unknown("kind of unit", kind, ("words", "train", "importance", "prune"))
+
+    def plan(self, notebook: str) -> list[Unit]:
+        """All units behind a notebook (by its number), those they depend on first."""
+        seeds = self.seeds
+        multi = [self.unit("train", s) for s in seeds]
+        if notebook[:2] == "01":
+            single = [self.unit("train", s, t) for s in seeds for t in self.profile.tasks]
+            return [self.unit("words", seeds[0]), *multi, *single]
+        if notebook[:2] == "02":
+            return multi + [self.unit("importance", s) for s in seeds]
+        if notebook[:2] == "03":
+            return self.plan("02") + [self.unit("prune", s) for s in seeds]
+        return []
+
+    def multitask(self) -> list[Record]:
+        """Training records of the multi-task models, one per seed."""
+        return [self.store.get(self.unit("train", s)) for s in self.seeds]
+
+    def single(self, task: str) -> list[Record]:
+        """Training records of a task trained alone, one per seed."""
+        return [self.store.get(self.unit("train", s, task)) for s in self.seeds]
+
+    def words(self) -> Record:
+        """The bag-of-words baseline."""
+        return self.store.get(self.unit("words", self.seeds[0]))
+
+    def score(self, record: Record, task: str) -> Score:
+        """A task's evaluation from a record that holds its predictions."""
+        found = self.tasks[task]
+        return Score(found.metric, record.arrays[f"predictions/{task}"], found.eval.labels)
+
+    def contributions(self) -> list[dict[str, Contributions]]:
+        """Per-example importance, per seed and task."""
+        records = [self.store.get(self.unit("importance", s)) for s in self.seeds]
+        return [{t: read_contributions(record, t) for t in self.profile.tasks} for record in records]
+
+    def iap(self) -> IAP:
+        """Pruning results over all seeds."""
+        return IAP.over_seeds([read_iap(self.store.get(self.unit("prune", s))) for s in self.seeds])
+
+    def figure(self, name: str, figure: Figure, caption: str) -> Figure:
+        """Save a figure as PNG and SVG under the study's folder; returns it, for display."""
+        return save_figure(self.folder, name, figure, caption, f"fslib run {name[:2]} --profile {self.name}")
+
+    def table(self, name: str, table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
+        """Save a table as CSV and Markdown under the study's folder; returns it rounded, for display."""
+        return save_table(self.folder, name, table, digits)
+
+
+def nested_samples(n: int, sizes: list[int], repeats: int, seed: int) -> list[list[np.ndarray]]:
+    """For every size, `repeats` random samples of 0..n-1 without replacement (how stable is a ranking?)."""
+    rng = np.random.default_rng(seed)
+    return [[rng.permutation(n)[:size] for _ in range(repeats)] for size in sizes]

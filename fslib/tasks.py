@@ -1,0 +1,378 @@
+"""What is learned: tasks, from the embedded corpus, from folders in GLUE's layout, or your own.
+
+A `Task` is a name, a train and an eval `Split`, label names and a metric. Everything downstream
+(heads of the model, metrics, tables) derives from it.
+"""
+
+import csv
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fslib import corpora
+from fslib.errors import FslibError, unknown
+
+CLASS_METRICS = ("accuracy", "f1", "matthews")
+METRICS = (*CLASS_METRICS, "spearman")
+# Main metric per task where it is not accuracy (as GLUE reports them).
+METRIC_OF = {"mrpc": "f1", "qqp": "f1", "cola": "matthews", "sts-b": "spearman"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples: n texts, for sentence pairs n second texts, n labels.
+
+    labels: int64 class indices in [0, classes), or float64 targets for regression.
+    documents: per example the ids of the source documents it was made of (the text itself if unknown);
+        a document stands on one side only.
+    """
+
+    texts: tuple[str, ...]
+    pairs: tuple[str, ...] | None
+    labels: np.ndarray
+    documents: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Split":
+        """The examples at these positions, in this order."""
+        pick = [int(i) for i in indices]
+        return Split(
+            tuple(self.texts[i] for i in pick),
+            None if self.pairs is None else tuple(self.pairs[i] for i in pick),
+            self.labels[pick],
+            tuple(self.documents[i] for i in pick),
+        )
+
+    def sources(self) -> set[str]:
+        """All document ids of this side."""
+        return {d for documents in self.documents for d in documents}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. Build your own with `make_task`; `label_names` is empty for regression."""
+
+    name: str
+    train: Split
+    eval: Split
+    label_names: tuple[str, ...]
+    metric: str = "accuracy"
+    description: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.name or not set(self.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_"):
+            raise FslibError(f"task name {self.name!r}: use lower-case letters, digits, - and _ only")
+        if self.metric not in METRICS:
+            raise unknown(f"metric of task {self.name}", self.metric, METRICS)
+        if self.is_regression != (self.metric not in CLASS_METRICS):
+            kind = "numbers without label names" if self.is_regression else "label names"
+            raise FslibError(f"task {self.name}: metric {self.metric} does not fit labels that are {kind}")
+        if self.metric == "f1" and len(self.label_names) != 2:
+            raise FslibError(f"task {self.name}: f1 needs 2 classes, the second one positive; got {self.label_names}")
+        if len(set(self.label_names)) != len(self.label_names):
+            raise FslibError(f"task {self.name}: label names repeat: {self.label_names}")
+        for side, split in (("train", self.train), ("eval", self.eval)):
+            self._check(side, split)
+        if (self.train.pairs is None) != (self.eval.pairs is None):
+            raise FslibError(f"task {self.name}: train and eval must both be pairs or both single texts")
+
+    def _check(self, side: str, split: Split) -> None:
+        where = f"task {self.name}, {side} split"
+        if not len(split):
+            raise FslibError(f"{where}: no examples")
+        lengths = {len(split.labels), len(split.documents), len(split.pairs or split.texts), len(split)}
+        if len(lengths) != 1:
+            raise FslibError(f"{where}: {len(split)} texts but {len(split.labels)} labels; give one label per text")
+        if self.is_regression:
+            if not np.isfinite(split.labels).all():
+                raise FslibError(f"{where}: labels must be finite numbers")
+            return
+        outside = set(np.unique(split.labels)) - set(range(len(self.label_names)))
+        if outside or split.labels.dtype.kind not in "iu":
+            raise FslibError(f"{where}: labels must be 0..{len(self.label_names) - 1}; found {sorted(outside)}")
+        if len(self.label_names) < 2 or (side == "train" and len(np.unique(split.labels)) < 2):
+            raise FslibError(f"{where}: only one class; a classification task needs at least two")
+
+    @property
+    def is_regression(self) -> bool:
+        return not self.label_names
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of the task's classifier: its classes, or 1 for regression."""
+        return len(self.label_names) or 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (16 hex digits) over every text and label, so that a record knows the data it came from."""
+        digest = hashlib.sha256(repr((self.name, self.label_names, self.metric)).encode())
+        for split in (self.train, self.eval):
+            digest.update(repr((split.texts, split.pairs)).encode())
+            digest.update(split.labels.tobytes())
+        return digest.hexdigest()[:16]
+
+    def limited(self, *, train: int | None = None, eval: int | None = None, seed: int = 0) -> "Task":
+        """The same task on a random part of its examples (all where a limit is None or larger)."""
+        rng = np.random.default_rng(seed)
+        order = {"train": rng.permutation(len(self.train)), "eval": rng.permutation(len(self.eval))}
+        parts = {
+            side: getattr(self, side).take(np.sort(order[side][:limit]))
+            for side, limit in (("train", train), ("eval", eval))
+            if limit is not None and limit < len(getattr(self, side))
+        }
+        return replace(self, **parts)
+
+    def shared_texts(self) -> set[str]:
+        """Texts that stand, as they are, in both train and eval (nil for the embedded tasks)."""
+        sides = [set(s.texts) | set(s.pairs or ()) for s in (self.train, self.eval)]
+        return sides[0] & sides[1]
+
+
+def make_task(
+    name: str,
+    train: Any,
+    eval: Any = None,
+    *,
+    label_names: Sequence[str] = (),
+    metric: str | None = None,
+    eval_share: float = 0.2,
+    seed: int = 0,
+    description: str = "",
+) -> Task:
+    """A task of your own.
+
+    train, eval: `(texts, labels)`, two lists, where a text is a string or a (first, second) pair and a label
+        is a class index, a label name, or a number for regression; or a `datasets.Dataset` whose label
+        column is called `label` (or `labels`, `score`) and whose other string columns, in order, are the texts.
+    eval: None holds `eval_share` of the distinct texts out of `train`, so that no text is on both sides.
+    label_names: empty means regression. metric: accuracy, f1 (2 classes), matthews; spearman for regression.
+    """
+    names = tuple(label_names)
+    train_split = _as_split(name, train, names)
+    if eval is None:
+        train_split, eval_split = _hold_out(name, train_split, eval_share, seed)
+    else:
+        eval_split = _as_split(name, eval, names)
+    metric = metric or METRIC_OF.get(name) or ("accuracy" if names else "spearman")
+    return Task(name, train_split, eval_split, names, metric, description)
+
+
+def _as_split(name: str, data: Any, names: tuple[str, ...]) -> Split:
+    if hasattr(data, "column_names"):  # a datasets.Dataset
+        data = _from_dataset(name, data)
+    try:
+        texts, labels = data
+    except (TypeError, ValueError):
+        raise FslibError(f"task {name}: give data as (texts, labels) or as a datasets.Dataset") from None
+    texts, labels = list(texts), list(labels)
+    if len(texts) != len(labels):
+        raise FslibError(f"task {name}: {len(texts)} texts but {len(labels)} labels; give one label per text")
+    is_pair = bool(texts) and not isinstance(texts[0], str)
+    for i, text in enumerate(texts):
+        parts = text if is_pair and not isinstance(text, str) else (text,)
+        if len(parts) != 1 + is_pair or not all(isinstance(p, str) for p in parts):
+            raise FslibError(f"task {name}, example {i}: texts must all be strings, or all pairs of strings")
+    firsts = tuple(t[0] for t in texts) if is_pair else tuple(texts)
+    seconds = tuple(t[1] for t in texts) if is_pair else None
+    documents = tuple((t,) if isinstance(t, str) else tuple(t) for t in texts)
+    return Split(firsts, seconds, _as_labels(name, labels, names), documents)
+
+
+def _as_labels(name: str, labels: list[Any], names: tuple[str, ...]) -> np.ndarray:
+    if not names:
+        try:
+            return np.array([float(y) for y in labels], dtype=np.float64)
+        except (TypeError, ValueError):
+            raise FslibError(f"task {name}: labels are not numbers; name the classes with label_names") from None
+    index = {n: i for i, n in enumerate(names)}
+    found = [index.get(y) if isinstance(y, str) else y for y in labels]
+    for i, y in enumerate(found):
+        if y is None or isinstance(y, bool) or int(y) != y or not 0 <= y < len(names):
+            raise unknown(f"label of task {name}, example {i},", labels[i], names)
+    return np.array(found, dtype=np.int64)
+
+
+def _from_dataset(name: str, data: Any) -> tuple[list[Any], list[Any]]:
+    label = next((c for c in ("label", "labels", "score") if c in data.column_names), None)
+    if label is None:
+        raise FslibError(f"task {name}: the dataset has no column label, labels or score; it has {data.column_names}")
+    rows = [c for c in data.column_names if c != label and len(data) and isinstance(data[0][c], str)]
+    if len(rows) not in (1, 2):
+        raise FslibError(f"task {name}: want one or two text columns, found {rows}; select columns first")
+    texts = list(data[rows[0]]) if len(rows) == 1 else list(zip(data[rows[0]], data[rows[1]], strict=True))
+    return texts, list(data[label])
+
+
+def _hold_out(name: str, split: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Split by document: a document (an exact text, where sources are unknown) stays on one side."""
+    if not 0 < share < 1:
+        raise FslibError(f"task {name}: eval_share {share} is outside (0, 1)")
+    group = list(range(len(split)))  # union-find over examples that share a document
+
+    def root(i: int) -> int:
+        while group[i] != i:
+            group[i] = i = group[group[i]]
+        return i
+
+    first: dict[str, int] = {}
+    for i, documents in enumerate(split.documents):
+        for document in documents:
+            group[root(i)] = root(first.setdefault(document, i))
+    roots = [root(i) for i in range(len(split))]
+    sizes = Counter(roots)
+    chosen: set[int] = set()
+    held = 0
+    for r in np.random.default_rng(seed).permutation(sorted(sizes)):
+        if held >= share * len(split):
+            break
+        chosen.add(int(r))
+        held += sizes[int(r)]
+    if not chosen or held == len(split):
+        raise FslibError(f"task {name}: too few distinct texts to hold {share:.0%} out; give eval= as well")
+    inside = [i for i, r in enumerate(roots) if r not in chosen]
+    return split.take(inside), split.take([i for i, r in enumerate(roots) if r in chosen])
+
+
+DESCRIPTIONS = {
+    "bbc": "topic of a news article, from its first sentence",
+    "bbc-pair": "are two first sentences about the same topic?",
+    "bbc-headline": "does this headline belong to this first sentence?",
+    "bbc-shift": "were two adjacent words of the sentence swapped?",
+}
+LABELS = {
+    "bbc": corpora.TOPICS,
+    "bbc-pair": ("different", "same"),
+    "bbc-headline": ("other", "own"),
+    "bbc-shift": ("intact", "swapped"),
+}
+
+
+def _embedded(name: str) -> Task:
+    sides = [
+        Split(tuple(t), None if p is None else tuple(p), np.array(y, dtype=np.int64), tuple(d))
+        for t, p, y, d in corpora.build(name)
+    ]
+    return Task(name, sides[0], sides[1], LABELS[name], description=DESCRIPTIONS[name])
+
+
+def read_tsv(path: Path) -> dict[str, list[str]]:
+    """Columns of a tab-separated file with one header line, UTF-8, no quoting.
+
+    Raises FslibError, with path and line, for a missing or empty file, a wrong encoding or a ragged row.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except OSError as error:
+        raise FslibError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise FslibError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    if len(rows) < 2:
+        raise FslibError(f"{path}: empty; want a header line and at least one row")
+    header = rows[0]
+    if repeated := [c for c in header if header.count(c) > 1]:
+        raise FslibError(f"{path}: column {repeated[0]!r} stands twice in the header")
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(header):
+            raise FslibError(f"{path}, line {number}: {len(row)} fields, but the header names {len(header)}")
+    return {column: [row[i] for row in rows[1:]] for i, column in enumerate(header)}
+
+
+def _text_columns(path: Path, columns: Iterable[str]) -> list[list[str]]:
+    """Which columns make up the first (and second) text: one, two, or groups such as news1-*, news2-*."""
+    texts = [c for c in columns if c not in ("label", "score", "index", "id", "idx")]
+    groups: dict[str, list[str]] = {}
+    for column in texts:
+        groups.setdefault(column.rpartition("-")[0] or column, []).append(column)
+    if not 1 <= len(groups) <= 2:
+        raise FslibError(f"{path}: want one or two text columns beside label and index, found {texts or 'none'}")
+    return list(groups.values())
+
+
+def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None = None) -> Task:
+    """A task from a folder in GLUE's layout: train.tsv and dev.tsv, with a header.
+
+    The column `label` names classes (`score` holds numbers: regression); `index`, `id` and `idx` are left
+    out; what remains is the text, or two texts. Columns that share a prefix (news1-sentence1,
+    news1-sentence2) are joined. The metric is the task's usual one (`METRIC_OF`), else accuracy.
+    """
+    folder = Path(folder)
+    name = (name or folder.name).lower()
+    tables = {side: read_tsv(folder / f"{side}.tsv") for side in ("train", "dev")}
+    label = next((c for c in ("label", "score") if c in tables["train"]), None)
+    if label is None:
+        raise FslibError(f"{folder / 'train.tsv'}: no column 'label' (or 'score'); it has {list(tables['train'])}")
+    groups = _text_columns(folder / "train.tsv", tables["train"])
+    if missing := [c for c in (label, *(c for group in groups for c in group)) if c not in tables["dev"]]:
+        raise FslibError(f"{folder / 'dev.tsv'}: no column {missing[0]!r}; it has {list(tables['dev'])}")
+    names = () if label == "score" else tuple(sorted(set(tables["train"][label])))
+    sides = []
+    for side, table in tables.items():
+        for number, value in enumerate(table[label], start=2):
+            if names and value not in names:
+                raise unknown(f"label in {folder / f'{side}.tsv'}, line {number},", value, names)
+        parts = [[" ".join(v) for v in zip(*(table[c] for c in group), strict=True)] for group in groups]
+        texts = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
+        sides.append((texts, table[label]))
+    return make_task(name, sides[0], sides[1], label_names=names, metric=metric, description=f"from {folder.name}")
+
+
+def task_names(data: str | Path | None = None) -> list[str]:
+    """Names that `load_tasks` knows: the embedded tasks, then the folders of `data` (default: FSLIB_DATA)."""
+    return [*corpora.BUILDERS, *sorted(_folders(data))]
+
+
+def _folders(data: str | Path | None) -> dict[str, Path]:
+    root = data if data is not None else os.environ.get("FSLIB_DATA")
+    if root is None:
+        return {}
+    if not Path(root).is_dir():
+        raise FslibError(f"data folder {str(root)!r} (FSLIB_DATA) does not exist")
+    return {p.name.lower(): p for p in Path(root).iterdir() if (p / "train.tsv").is_file()}
+
+
+def load_task(name: str, data: str | Path | None = None) -> Task:
+    """One task by name or by the path of a folder in GLUE's layout."""
+    if name in corpora.BUILDERS:
+        return _embedded(name)
+    folders = _folders(data)
+    if name.lower() in folders:
+        return glue_task(folders[name.lower()])
+    if os.sep in name and Path(name).is_dir():
+        return glue_task(name)
+    raise unknown("task", name, task_names(data), "; or point FSLIB_DATA at a folder in GLUE's layout")
+
+
+def load_tasks(names: Iterable[str | Task], data: str | Path | None = None) -> dict[str, Task]:
+    """Tasks by name, in the order given: {name: Task}.
+
+    names: embedded tasks (bbc, bbc-pair, bbc-headline, bbc-shift), folders of `data` (default: the
+        environment's FSLIB_DATA) by their name, paths of such folders, or `Task` objects of your own.
+    Raises FslibError for an unknown name (with the nearest valid one) and for two tasks of one name.
+    """
+    if isinstance(names, str):
+        names = [names]
+    return as_tasks([n if isinstance(n, Task) else load_task(n, data) for n in names])
+
+
+def as_tasks(tasks: Task | Iterable[Task] | Mapping[str, Task]) -> dict[str, Task]:
+    """{name: Task} from whatever holds tasks; refuses none and two of one name."""
+    if isinstance(tasks, Task):
+        tasks = [tasks]
+    found = list(tasks.values() if isinstance(tasks, Mapping) else tasks)
+    named = {task.name: task for task in found}
+    if not named:
+        raise FslibError("no task given")
+    if len(named) < len(found):
+        twice = next(t.name for t in found if sum(u.name == t.name for u in found) > 1)
+        raise FslibError(f"two tasks are called {twice!r}: rename one")
+    return named
