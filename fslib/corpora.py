@@ -140,7 +140,7 @@ def headline_rows(side: Iterable[Article], rng: np.random.Generator) -> Rows:
     by_topic: dict[str, list[Article]] = {}
     for article in side:
         by_topic.setdefault(article.topic, []).append(article)
-    rows = []
+    rows: list[tuple[str, str, int, tuple[str, ...]]] = []
     for group in by_topic.values():
         order = rng.permutation(len(group))
         for here, there in zip(order, np.roll(order, 1), strict=True):
@@ -164,7 +164,9 @@ def shift_words(sentence: str, rng: np.random.Generator) -> str | None:
 
 def shift_rows(side: Iterable[Article], rng: np.random.Generator, per_article: int = 2) -> Rows:
     """`bbc-shift`: were two adjacent words swapped? (SentEval's bigram shift; cf. CoLA)"""
-    texts, labels, ids = [], [], []
+    texts: list[str] = []
+    labels: list[int] = []
+    ids: list[tuple[str, ...]] = []
     for article in side:
         later = article.sentences[1:]
         for i in rng.permutation(len(later))[:per_article]:

@@ -14,6 +14,7 @@ means is said where the set is used: in `pruned` it means switched off.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ def _before_forward(module: nn.Module, args: tuple, kwargs: dict) -> None:
 
 
 def _after_forward(module: nn.Module, args: tuple, output: object) -> None:
-    control: HeadControl = module.fslib_control  # type: ignore[assignment]
+    control: HeadControl = module.fslib_control
     if control.layers and control.calls != control.layers:
         raise FslibError(
             f"{type(module).__name__} ran attention {control.calls} times for {control.layers} layers: "
@@ -90,7 +91,7 @@ def _after_forward(module: nn.Module, args: tuple, output: object) -> None:
         )
 
 
-def attach(encoder: nn.Module) -> HeadControl:
+def attach(encoder: Any) -> HeadControl:
     """Give an encoder its `HeadControl`, after a probe forward has shown that every layer obeys it.
 
     Raises FslibError, by name, for an architecture whose attention does not arrive once per layer.
@@ -98,7 +99,7 @@ def attach(encoder: nn.Module) -> HeadControl:
     name, config = type(encoder).__name__, encoder.config
     control = HeadControl()
     for module in encoder.modules():
-        module.fslib_control = control  # type: ignore[assignment]
+        module.fslib_control = control
     encoder.register_forward_pre_hook(_before_forward, with_kwargs=True)
     encoder.register_forward_hook(_after_forward)
     probe_with(encoder, [1, 2, 3])
@@ -113,7 +114,7 @@ def attach(encoder: nn.Module) -> HeadControl:
     return control
 
 
-def probe_with(encoder: nn.Module, ids: list[int]) -> Float[Tensor, "seq hidden"]:
+def probe_with(encoder: Any, ids: list[int]) -> Float[Tensor, "seq hidden"]:
     """Last hidden states for one made-up sentence, in evaluation mode; the encoder's mode is restored."""
     was_training, device = encoder.training, next(encoder.parameters()).device
     tokens = torch.tensor([ids], device=device) % encoder.config.vocab_size

@@ -167,7 +167,7 @@ class Records:
         path = self.path(record.kind, record.key)
         if record.arrays:
             buffer = BytesIO()
-            np.savez_compressed(buffer, **record.arrays)
+            np.savez_compressed(buffer, **record.arrays)  # type: ignore[arg-type]
             content["arrays_sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
             write_bytes(path.with_suffix(".npz"), buffer.getvalue())
         write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())

@@ -1,0 +1,44 @@
+"""What all tests share: shapes checked at run time, no Hub, results in a folder of their own, tiny models."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from jaxtyping import install_import_hook
+
+# Every signature's shapes and types are enforced while tests run.
+install_import_hook("fslib", "beartype.beartype")
+
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Notebooks under test read the committed records, and write beside a copy of them, not into the repository."""
+    scratch = Path(tempfile.mkdtemp(prefix="fslib-results-"))
+    config.add_cleanup(lambda: shutil.rmtree(scratch, ignore_errors=True))
+    if (ROOT / "results" / "mini").is_dir():
+        ignored = shutil.ignore_patterns("checkpoints", ".locks")
+        shutil.copytree(ROOT / "results" / "mini", scratch / "mini", ignore=ignored)
+    os.environ["FSLIB_RESULTS"] = str(scratch)
+
+
+@pytest.fixture(scope="session")
+def tasks():
+    """All four embedded tasks, a few examples of each."""
+    import fslib
+
+    return {name: task.limited(train=48, eval=24) for name, task in fslib.load_tasks(fslib.task_names()).items()}
+
+
+@pytest.fixture
+def tiny(tasks):
+    """A new 2-layer, 12-head model with random weights for all four tasks, not trained."""
+    import fslib
+
+    return fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=32)
