@@ -83,7 +83,7 @@ def _before_forward(module: nn.Module, args: tuple, kwargs: dict) -> None:
 
 
 def _after_forward(module: nn.Module, args: tuple, output: object) -> None:
-    control: HeadControl = module.fslib_control
+    control: HeadControl = module.fslib_control  # type: ignore[assignment]
     if control.layers and control.calls != control.layers:
         raise FslibError(
             f"{type(module).__name__} ran attention {control.calls} times for {control.layers} layers: "
@@ -236,26 +236,27 @@ def top_heads(
 
 
 def random_heads(
-    like: Bool[np.ndarray, "layers heads"], n: int, rng: np.random.Generator
-) -> Bool[np.ndarray, "n layers heads"]:
+    like: Bool[np.ndarray, "*nested layers heads"], n: int, rng: np.random.Generator
+) -> Bool[np.ndarray, "n *nested layers heads"]:
     """`n` different random head sets with as many heads *in each layer* as `like`: the matched control.
 
     Matching by layer matters: early and late layers differ in what any head is worth, so an unmatched
-    random set would answer which layers matter, not which heads.
+    random set would answer which layers matter, not which heads. If `like` holds sets that grow, each inside the
+    next (the top heads at rising fractions), a control grows in the same way, and controls differ at every step.
     Raises FslibError if fewer than n such sets exist.
     """
     like = np.asarray(like, dtype=bool)
-    counts, heads = like.sum(1), like.shape[1]
-    distinct = math.prod(math.comb(heads, int(c)) for c in counts)
+    counts, heads = like.sum(-1), like.shape[-1]  # (*nested, layers)
+    distinct = min(math.prod(math.comb(heads, int(c)) for c in row) for row in counts.reshape(-1, counts.shape[-1]))
     if n > distinct:
         raise FslibError(f"{n} controls asked, but only {distinct} distinct head set(s) have these heads per layer")
-    seen: dict[bytes, np.ndarray] = {}
-    while len(seen) < n:
-        draw = np.zeros_like(like)
-        for layer, count in enumerate(counts):
-            draw[layer, rng.permutation(heads)[:count]] = True
-        seen.setdefault(draw.tobytes(), draw)
-    return np.array(list(seen.values()), dtype=bool).reshape(n, *like.shape)
+    drawn: list[np.ndarray] = []
+    while len(drawn) < n:
+        order = rng.permuted(np.tile(np.arange(heads), (like.shape[-2], 1)), axis=1)  # each head's rank in its layer
+        draw = order < counts[..., None]  # (*nested, layers, heads)
+        if not any((draw == other).all((-2, -1)).any() for other in drawn):
+            drawn.append(draw)
+    return np.array(drawn, dtype=bool).reshape(n, *like.shape)
 
 
 def overlap(a: Bool[np.ndarray, "layers heads"], b: Bool[np.ndarray, "layers heads"]) -> float:

@@ -101,15 +101,14 @@ class IAP:
         over seeds. Null: every task's head set is drawn at random among its top heads and its layer-matched controls
         (a permutation test: if top heads are nothing special in their layers, all are alike); p is the share
         of such draws with a score at least as large. The null band is made from the controls alone.
+        The last row is the mean over fractions: one number that no choice of a fraction can flatter.
         """
         scores, base, chance = self.scores(), self.baseline(), self.chance()
-        value = dissociation(scores[:, :, :, 0], base[:, None], convention, chance)  # (seeds, fractions, tasks)
-        resampled = self._bootstrap(convention, draws, seed)  # (draws, fractions, tasks)
-        low, high = interval(np.moveaxis(with_mean(resampled), 0, -1), level)
+        by_seed = with_means(dissociation(scores[:, :, :, 0], base[:, None], convention, chance))
+        low, high = interval(np.moveaxis(self._bootstrap(convention, draws, seed), 0, -1), level)
         band, p = self._null(scores, base, chance, convention, draws, seed)
         null_low, null_high = interval(np.moveaxis(band, 0, -1), level) if len(band) else (low * np.nan, high * np.nan)
         null_mean = band.mean(0) if len(band) else low * np.nan
-        by_seed = with_mean(value)
         return Dissociation(
             convention,
             self.tasks,
@@ -133,21 +132,21 @@ class IAP:
             chances.append(chance_level(self.metrics[i], self.labels[u]))
         scores = np.moveaxis(np.stack(lesioned, -1), 3, 0)  # (draws, seeds, fractions, pruned, scored)
         base = np.moveaxis(np.stack(unpruned, -1), 1, 0)  # (draws, seeds, scored)
-        return dissociation(scores, base[:, :, None], convention, np.array(chances)).mean(1)
+        return with_means(dissociation(scores, base[:, :, None], convention, np.array(chances)).mean(1))
 
     def _null(
         self, scores: np.ndarray, base: np.ndarray, chance: np.ndarray, convention: str, draws: int, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(band, p): null draws from the controls alone (draws, fractions, tasks + 1), and the permutation p."""
+        """(band, p): null draws from the controls alone, and the permutation p; both end as `with_means`."""
         seeds, fractions, tasks, sets, _ = scores.shape
         if sets == 1:
-            return np.empty((0, fractions, tasks + 1)), np.full((fractions, tasks + 1), np.nan)
+            return np.empty((0, fractions + 1, tasks + 1)), np.full((fractions + 1, tasks + 1), np.nan)
 
-        def redraw(choice: np.ndarray) -> np.ndarray:  # (draws, seeds * tasks) -> (draws, fractions, tasks + 1)
+        def redraw(choice: np.ndarray) -> np.ndarray:  # (draws, seeds * tasks) -> (draws, fractions + 1, tasks + 1)
             choice = choice.reshape(-1, seeds, 1, tasks)
             s, f, t = np.ogrid[:seeds, :fractions, :tasks]
             picked = scores[s, f, t, choice]  # (draws, seeds, fractions, pruned, scored)
-            return with_mean(dissociation(picked, base[:, None], convention, chance).mean(1))
+            return with_means(dissociation(picked, base[:, None], convention, chance).mean(1))
 
         rng = np.random.default_rng([seed, 99])
         band = redraw(1 + random_choices(sets - 1, seeds * tasks, draws, rng))
@@ -189,16 +188,17 @@ class IAP:
         return cls.from_arrays(first.tasks, first.metrics, first.fractions, joined)
 
 
-def with_mean(per_task: Float[np.ndarray, "*sets tasks"]) -> Float[np.ndarray, "*sets columns"]:
-    """Append the mean over tasks as a last column."""
-    return np.concatenate([per_task, per_task.mean(-1, keepdims=True)], -1)
+def with_means(scores: Float[np.ndarray, "*sets fractions tasks"]) -> Float[np.ndarray, "*sets rows columns"]:
+    """Append the mean over tasks as a last column, then the mean over fractions as a last row."""
+    scores = np.concatenate([scores, scores.mean(-1, keepdims=True)], -1)
+    return np.concatenate([scores, scores.mean(-2, keepdims=True)], -2)
 
 
 @dataclass(frozen=True, eq=False)
 class Dissociation:
-    """Dissociation scores, in points: arrays (fractions, tasks + 1), the last column the mean over tasks.
+    """Dissociation scores, in points: arrays (fractions + 1, tasks + 1), last column and last row the means.
 
-    by_seed: (seeds, fractions, tasks + 1). low, high: interval over examples. null_*: matched random heads.
+    by_seed: (seeds, fractions + 1, tasks + 1). low, high: interval over examples. null_*: matched random heads.
     p: one-sided permutation p against them (NaN without controls).
     """
 
@@ -215,9 +215,9 @@ class Dissociation:
     p: np.ndarray
 
     def frame(self) -> pd.DataFrame:
-        """One row per fraction and task ("mean" for their mean)."""
+        """One row per fraction and task; "mean" stands for the mean over either."""
         rows = []
-        for i, fraction in enumerate(self.fractions):
+        for i, fraction in enumerate([*map(str, self.fractions), "mean"]):
             for j, task in enumerate([*self.tasks, "mean"]):
                 row: dict[str, object] = {"convention": self.convention, "fraction": fraction, "task": task}
                 row |= {"D": self.value[i, j], "low": self.low[i, j], "high": self.high[i, j]}
@@ -277,9 +277,9 @@ def prune_important_heads(
         known = importance[name] if importance is not None else head_importance(model, task, **options)
         targets[:, t] = _nested_sets(model, task, known, fractions, min_per_layer, options if iterative else None)
     rng = np.random.default_rng([seed, 2])
-    heads = np.stack(
-        [[np.concatenate([s[None], random_heads(s, controls, rng)]) for s in row] for row in targets]
-    )  # (fractions, tasks, sets, layers, heads)
+    growing = np.moveaxis(targets, 0, 1)  # (tasks, fractions, layers, heads)
+    with_controls = [np.concatenate([sets[None], random_heads(sets, controls, rng)]) for sets in growing]
+    heads = np.moveaxis(np.stack(with_controls), 2, 0)  # (fractions, tasks, sets, layers, heads)
     means = {
         n: mean_context(model, task, examples=examples, seed=seed) if ablation == "mean" else None
         for n, t in named.items()
