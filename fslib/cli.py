@@ -16,7 +16,7 @@ import yaml
 
 from fslib.errors import FslibError
 from fslib.experiments import Unit
-from fslib.runner import find_notebooks, notebooks_folder, run_notebook, say, verify_unit
+from fslib.runner import NotebookError, check_in_place, find_notebooks, notebooks_folder, run_notebook, say, verify_unit
 from fslib.study import PROFILES, Study
 
 
@@ -74,6 +74,8 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _run(study: Study, options: argparse.Namespace) -> int:
     notebooks = find_notebooks(options.notebooks)
+    if options.in_place:
+        check_in_place(study)
     if options.fresh:
         for unit in _units(study, notebooks):
             study.store.forget(unit)
@@ -84,9 +86,7 @@ def _run(study: Study, options: argparse.Namespace) -> int:
         say(f"[{number}/{len(notebooks)}] {source.stem}: {missing or 'nothing'} to compute")
         try:
             run_notebook(study, source, in_place=options.in_place)
-        except FslibError as error:
-            if "failed in cell" not in str(error):
-                raise
+        except NotebookError as error:
             print(f"fslib: {error}", file=sys.stderr)
             return 1
         say(f"[{number}/{len(notebooks)}] {source.stem}: done in {time.perf_counter() - begun:.0f} s")

@@ -7,16 +7,18 @@ a missing one is trained again.
 
 import hashlib
 import json
+import os
 import shutil
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -38,10 +40,21 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if os.sep in name:
+            raise ValueError(f"{name} is a path; point FSLIB_DATA at the folder that holds it, and give its name")
+    return tuple(name.lower() for name in names)
+
+
+# As the tasks call themselves, so that one piece of work has one key wherever the data lie.
+TaskNames = Annotated[tuple[str, ...], AfterValidator(_plain_names), Field(min_length=1)]
+
+
 class DataConfig(Config):
     """Tasks by name, and how many examples are evaluated (None: all)."""
 
-    tasks: tuple[str, ...] = Field(min_length=1)
+    tasks: TaskNames
     eval_examples: int | None = Field(None, ge=2)
 
     def load(self) -> dict[str, Task]:
@@ -163,12 +176,13 @@ class Store:
             except FslibError as error:
                 aside = folder.with_name(folder.name + ".corrupt")
                 shutil.rmtree(aside, ignore_errors=True)
-                folder.rename(aside)
+                with writing(aside), suppress(FileNotFoundError):  # another process may have been first
+                    folder.rename(aside)
                 warnings.warn(f"{error}; set aside as {aside.name}, training again", stacklevel=2)
         if self.find(unit) is None:
             self.get(unit)
             return MultiTaskModel.load(folder) if folder.is_dir() else self.model(config)
-        with self.records.lock("checkpoint", unit.key):
+        with self.records.lock("train", unit.key):  # the lock of whoever else writes this checkpoint
             if not folder.is_dir():
                 fit(config, folder)
             return MultiTaskModel.load(folder)
@@ -296,4 +310,4 @@ def checked(config: type[Config], values: dict[str, Any], what: str) -> Any:
         name = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             raise unknown(what, name, config.model_fields) from None
-        raise FslibError(f"{what} {name}={first['input']!r}: {first['msg'].lower()}") from None
+        raise FslibError(f"{what} {name}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from None

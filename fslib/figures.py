@@ -4,7 +4,8 @@ One colour and one marker per task throughout (Okabe and Ito's palette, told apa
 controls and chance are grey. Text is 8 to 9 points at the printed width of 7 inches.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -39,14 +40,26 @@ def looks(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
     return {t: {"color": COLOURS[i % 7], "marker": MARKERS[i % 7]} for i, t in enumerate(tasks)}
 
 
+def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw with this module's style, and leave the caller's as it is."""
+
+    @wraps(plot)
+    def drawn(*args: Any, **kwargs: Any) -> Figure:
+        with plt.rc_context(STYLE):  # type: ignore[arg-type]
+            figure = plot(*args, **kwargs)
+            figure.draw_without_rendering()  # tick labels take their size when they are first drawn
+        return figure
+
+    return drawn
+
+
 def panels(n: int, height: float, columns: int = 0, **options: Any) -> tuple[Figure, list[Axes]]:
     """A figure of the standard width with n axes, `height` inches a row."""
     columns = columns or n
     rows = -(-n // columns)
-    with plt.rc_context(STYLE):  # type: ignore[arg-type]
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(WIDTH, height * rows), squeeze=False, layout="constrained", **options
-        )
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(WIDTH, height * rows), squeeze=False, layout="constrained", **options
+    )
     for spare in axes.flat[n:]:
         spare.set_visible(False)
     plt.close(figure)  # shown once, where a notebook names it, not a second time at the end of the cell
@@ -57,6 +70,7 @@ def percent(axes: Axes, which: str = "y") -> None:
     getattr(axes, f"{which}axis").set_major_formatter(lambda value, _: f"{100 * value:g}")
 
 
+@styled
 def lengths_and_labels(lengths: Mapping[str, np.ndarray], balance: Mapping[str, Mapping[str, int]]) -> Figure:
     """Left: tokens per example, task by task. Right: how often each label occurs (shares of the train split)."""
     style = looks(list(lengths))
@@ -90,6 +104,7 @@ def lengths_and_labels(lengths: Mapping[str, np.ndarray], balance: Mapping[str, 
     return figure
 
 
+@styled
 def learning_curves(losses: Mapping[str, pd.DataFrame], curves: pd.DataFrame, chance: Mapping[str, float]) -> Figure:
     """Left: training loss (running mean) per task. Right: evaluation score along training, one line a seed.
 
@@ -109,6 +124,7 @@ def learning_curves(losses: Mapping[str, pd.DataFrame], curves: pd.DataFrame, ch
     return figure
 
 
+@styled
 def score_intervals(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     """Scores with intervals, one panel a task, one row a method. table: task, method, score, low, high."""
     figure, axes = panels(len(tasks), 1.9, sharey=True)
@@ -135,6 +151,7 @@ def score_intervals(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     return figure
 
 
+@styled
 def importance_maps(
     maps: Mapping[str, Float[np.ndarray, "layers heads"]], unit: str, columns: int = 0, share_scale: bool = False
 ) -> Figure:
@@ -158,6 +175,7 @@ def importance_maps(
     return figure
 
 
+@styled
 def matrices(frames: Mapping[str, pd.DataFrame], label: str, *, fmt: str = ".2f", diverging: bool = False) -> Figure:
     """Annotated matrices side by side on one colour scale (diverging: centred at 0)."""
     figure, axes = panels(len(frames), 2.5, min(3, len(frames)))
@@ -173,20 +191,24 @@ def matrices(frames: Mapping[str, pd.DataFrame], label: str, *, fmt: str = ".2f"
             cmap="PuOr" if diverging else "viridis",
             vmin=low,
             vmax=high,
-            cbar=i == len(frames) - 1,
-            cbar_kws={"label": label},
+            cbar=False,
+            square=True,
             annot_kws={"fontsize": 7},
             linewidths=0.5,
         )
+        for row in range(len(frame) if frame.index.equals(frame.columns) else 0):
+            ax.add_patch(plt.Rectangle((row, row), 1, 1, fill=False, edgecolor="black", linewidth=1.6))
         ax.set_title(title)
         ax.set(xlabel=frame.columns.name or "", ylabel=(frame.index.name or "") if i % 3 == 0 else "")
-        ax.tick_params(axis="x", rotation=35)
-        ax.tick_params(axis="y", rotation=0)
+        ax.tick_params(axis="x", rotation=40, length=0)
+        ax.tick_params(axis="y", rotation=0, length=0)
         if i % 3:
             ax.set_yticklabels([])
+    figure.colorbar(axes[0].collections[0], ax=axes, label=label, shrink=0.7, pad=0.02)
     return figure
 
 
+@styled
 def stability(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     """Rank correlation with the full sample against sample size. table: task, examples, mean, low, high."""
     style = looks(tasks)
@@ -204,6 +226,7 @@ def stability(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     return figure
 
 
+@styled
 def pruning_curves(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     """One panel per evaluated task: its own lesion, the other tasks' lesions, and the matched random band.
 
@@ -249,6 +272,7 @@ def pruning_curves(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     return figure
 
 
+@styled
 def dissociation_by_fraction(results: Sequence[Dissociation]) -> Figure:
     """One panel a convention: mean dissociation (black, interval), each task's, and the matched random band."""
     figure, axes = panels(len(results), 3.0)

@@ -138,20 +138,23 @@ class MultiTaskModel(nn.Module):
         folder = Path(folder)
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         card = {
             "source": self.source,
             "pooling": self.pooling,
             "max_length": self.max_length,
             "outputs": {t: c.out_features for t, c in self.classifiers.items()},
         }
-        with _quiet():
-            self.encoder.save_pretrained(partial / "encoder")
-            self.tokenizer.save_pretrained(partial / "encoder")
-        safetensors.torch.save_file(self.classifiers.state_dict(), partial / "classifiers.safetensors")
-        (partial / CARD).write_text(json.dumps(card, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        try:
+            partial.mkdir(parents=True)
+            with _quiet():
+                self.encoder.save_pretrained(partial / "encoder")
+                self.tokenizer.save_pretrained(partial / "encoder")
+            safetensors.torch.save_file(self.classifiers.state_dict(), partial / "classifiers.safetensors")
+            (partial / CARD).write_text(json.dumps(card, indent=1))
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> "MultiTaskModel":
@@ -186,7 +189,7 @@ def load_encoder(name: str) -> tuple[Any, Any, str]:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False, **changes)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             encoder = _build(source, config, pretrained)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, FslibError):
             raise
         raise _load_error(name, error) from error
@@ -198,29 +201,41 @@ def load_encoder(name: str) -> tuple[Any, Any, str]:
 
 
 def _build(source: str, config: Any, pretrained: bool) -> Any:
-    auto = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+    # A T5 encoder saved alone says that it is no encoder-decoder, but must not be read as a whole T5.
+    encodes = config.is_encoder_decoder or type(config) in AutoModelForTextEncoding._model_mapping
+    auto = AutoModelForTextEncoding if encodes else AutoModel
     # An unused pooler would be trained by weight decay and counted as parameters.
     model_class = auto._model_mapping.get(type(config), None)
     takes_pooler = model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
     options: dict[str, Any] = {"add_pooling_layer": False} if takes_pooler else {}
     try:
-        if pretrained:
-            return auto.from_pretrained(
-                source,
-                config=config,
-                attn_implementation=ATTENTION,
-                use_safetensors=True,
-                trust_remote_code=False,
-                **options,
-            )
-        return auto.from_config(config, attn_implementation=ATTENTION, **options)
+        if not pretrained:
+            return auto.from_config(config, attn_implementation=ATTENTION, **options)
+        encoder, report = auto.from_pretrained(
+            source,
+            config=config,
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with a message that says which
+            **options,
+        )
     except ValueError as error:
         if "attention" not in str(error).lower():
             raise
         raise FslibError(
-            f"{config.model_type} at {source} cannot be used: it does not take its attention from transformers' "
-            f"attention interface, so its heads cannot be reached; use an architecture such as {SUPPORTED}"
+            f"{getattr(model_class, '__name__', config.model_type)} at {source} cannot be used: it does not take its "
+            f"attention from transformers' attention interface, so its heads cannot be reached; use an architecture "
+            f"such as {SUPPORTED}"
         ) from error
+    # transformers fills what the file lacks with random numbers, and only logs it.
+    if unfit := sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]):
+        raise FslibError(
+            f"model {source} cannot be loaded: {len(unfit)} weights of a {type(encoder).__name__} are missing or of "
+            f"another shape, such as {unfit[0]}; its weights and its config.json do not belong together"
+        )
+    return encoder
 
 
 def _load_error(name: str, error: Exception) -> FslibError:

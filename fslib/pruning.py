@@ -181,8 +181,12 @@ class IAP:
         first = runs[0]
         for run in runs:
             same = (run.tasks, run.metrics, run.fractions) == (first.tasks, first.metrics, first.fractions)
+            same &= run.heads.shape[1:] == first.heads.shape[1:]
             if not same or any(not np.array_equal(run.labels[u], first.labels[u]) for u in first.tasks):
-                raise FslibError("runs differ in tasks, fractions or evaluation examples: they cannot be averaged")
+                raise FslibError(
+                    "runs differ in tasks, fractions, controls, model shape or evaluation examples: "
+                    "they cannot be averaged"
+                )
         joined = {k: np.concatenate([run.arrays()[k] for run in runs]) for k in first.arrays() if "labels" not in k}
         joined |= {f"labels/{u}": first.labels[u] for u in first.tasks}
         return cls.from_arrays(first.tasks, first.metrics, first.fractions, joined)
@@ -271,6 +275,11 @@ def prune_important_heads(
         )
     if controls < 0:
         raise FslibError(f"controls {controls}: give 0 or more")
+    wanted = (model.n_layers, model.n_heads)
+    for name in named:
+        if importance is not None and (name not in importance or importance[name].shape != wanted):
+            given = f"of shape {importance[name].shape}" if name in importance else "missing"
+            raise FslibError(f"importance of task {name} is {given}; give one of shape {wanted} (layers, heads)")
     options: dict[str, Any] = {"reduction": reduction, "normalize": normalize, "examples": examples, "seed": seed}
     targets = np.zeros((len(fractions), len(named), model.n_layers, model.n_heads), dtype=bool)
     for t, (name, task) in enumerate(named.items()):
@@ -282,7 +291,7 @@ def prune_important_heads(
     heads = np.moveaxis(np.stack(with_controls), 2, 0)  # (fractions, tasks, sets, layers, heads)
     means = {
         n: mean_context(model, task, examples=examples, seed=seed) if ablation == "mean" else None
-        for n, t in named.items()
+        for n, task in named.items()
     }
     batches = {n: length_batches(model, task.eval, batch_size) for n, task in named.items()}
     unpruned = {n: predict(model, task, batches[n], len(task.eval))[None] for n, task in named.items()}

@@ -10,10 +10,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from io import BytesIO
@@ -26,6 +27,7 @@ import torch
 from filelock import FileLock
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 
 from fslib.errors import FslibError
 
@@ -44,9 +46,12 @@ def writing(path: Path) -> Iterator[None]:
     """Turn a failed write into one line that says what to do."""
     try:
         yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        mend = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+    except (OSError, SafetensorError) as error:
+        # safetensors tells the system's error in its text only
+        number = getattr(error, "errno", None) or int((re.findall(r"os error (\d+)", str(error)) or [0])[0])
+        reason = os.strerror(number) if number else str(error)
+        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        mend = "free some space" if full else "make it writable"
         raise FslibError(f"cannot write {path}: {reason}; {mend}, or choose another folder with --results") from error
 
 
@@ -153,9 +158,11 @@ class Records:
             if (record.kind, record.key) != (kind, key):
                 raise ValueError(f"it holds {record.kind}-{record.key}")
             return record
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if not path.is_file():  # another process has removed it or set it aside
+                return None
             aside = path.with_suffix(".json.corrupt")
-            with writing(aside):
+            with writing(aside), suppress(FileNotFoundError):
                 path.replace(aside)
             message = f"record {path} is damaged ({error}): set aside as {aside.name}, to be computed again"
             warnings.warn(message, stacklevel=2)
@@ -192,7 +199,7 @@ def save_figure(folder: Path, name: str, figure: Figure, caption: str, command: 
     }
     for kind, options in savers.items():
         buffer = BytesIO()
-        with rc_context({"svg.hashsalt": "fslib", "svg.fonttype": "none"}):
+        with rc_context({"svg.hashsalt": "fslib"}):
             figure.savefig(buffer, format=kind, bbox_inches="tight", **options())
         write_bytes(folder / "figures" / f"{name}.{kind}", buffer.getvalue())
     return figure

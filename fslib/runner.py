@@ -11,6 +11,7 @@ from typing import Any
 import nbformat
 import numpy as np
 import papermill
+from nbclient.exceptions import DeadKernelError
 
 from fslib.errors import FslibError, unknown
 from fslib.experiments import Store, Unit
@@ -22,6 +23,10 @@ from fslib.study import Study
 SCORE_TOLERANCE = 0.08  # metric values
 AGREEMENT = 0.85  # share of equal predictions
 RANK_TOLERANCE = 0.80  # rank correlation of other arrays
+
+
+class NotebookError(FslibError):
+    """A notebook did not run through."""
 
 
 def notebooks_folder() -> Path:
@@ -48,39 +53,59 @@ def find_notebooks(names: list[str] | None = None) -> list[Path]:
     return found
 
 
+def is_plain(study: Study) -> bool:
+    """Whether these are the results that the notebooks in the repository show."""
+    return study.name == "mini" and study.seed == 0 and not study.overrides
+
+
+def check_in_place(study: Study) -> None:
+    if not is_plain(study):
+        raise FslibError("--in-place is for the default profile without other settings: the notebooks show its results")
+
+
 def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
     """Compute what is missing, then execute the notebook on records; returns where it is, as executed.
 
     in_place: write the outputs into the source as well (only for a profile's plain results).
     Raises FslibError, naming the cell, if the notebook fails; what it had done is kept as <name>.failed.ipynb.
     """
+    if in_place:
+        check_in_place(study)
     for unit in study.plan(source.stem):
         study.store.get(unit)
-    plain = study.name == "mini" and study.seed == 0 and not study.overrides
-    parameters = None if plain else {"profile": study.name, "seed": study.seed, "overrides": study.overrides}
-    if in_place and not plain:
-        raise FslibError("--in-place is for the default profile without other settings: the notebooks show its results")
+    settings = {"profile": study.name, "seed": study.seed, "overrides": study.overrides}
+    parameters = None if is_plain(study) else settings
     target = study.folder / "notebooks" / source.name
     with writing(target), tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / source.name
+        failed = target.with_name(f"{source.stem}.failed.ipynb")
         before = os.environ.get("FSLIB_RESULTS")
         os.environ["FSLIB_RESULTS"] = str(study.folder.parent.resolve())
         try:
             papermill.execute_notebook(
-                str(source), str(output), parameters, kernel_name="python3", progress_bar=False, cwd=str(ROOT)
+                str(source),
+                str(output),
+                parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                cwd=str(ROOT),
+                extra_arguments=["--log-level=ERROR"],
             )
         except papermill.PapermillExecutionError as error:
-            failed = target.with_name(f"{source.stem}.failed.ipynb")
             write_bytes(failed, output.read_bytes())
-            raise FslibError(
-                f"notebook {source.stem} failed in cell {error.exec_count}: {error.ename}: {error.evalue} ({failed})"
+            reason = " ".join(f"{error.ename}: {error.evalue}".split())
+            raise NotebookError(
+                f"notebook {source.stem} failed in cell {error.exec_count}: {reason} ({failed})"
             ) from error
+        except DeadKernelError as error:
+            raise NotebookError(f"notebook {source.stem} failed: its kernel died (out of memory?)") from error
         finally:
             os.environ.pop("FSLIB_RESULTS")
             if before is not None:
                 os.environ["FSLIB_RESULTS"] = before
         content = tidy(output)
     write_bytes(target, content)
+    failed.unlink(missing_ok=True)
     if in_place:
         write_bytes(source, content)
     return target

@@ -55,7 +55,7 @@ def metric_score(
     return found[..., 0] if counts is None else found
 
 
-def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _ratio(a: np.ndarray | np.floating, b: np.ndarray | np.floating) -> np.ndarray:
     return np.divide(a, b, out=np.zeros(np.broadcast_shapes(a.shape, b.shape)), where=b > 0)
 
 
@@ -95,8 +95,8 @@ def interval(draws: Float[np.ndarray, "*sets draws"], level: float = 0.95) -> tu
     """Percentile interval (low, high), each (*sets,), from bootstrap draws on the last axis."""
     if not 0 < level < 1:
         raise FslibError(f"level {level} is outside (0, 1): 0.95 is the usual one")
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=-1)
-    return low, high
+    ends = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+    return ends[0, ...], ends[1, ...]  # arrays even for one set
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,18 +173,20 @@ def p_value(null: Float[np.ndarray, "draws *sets"], observed: Float[np.ndarray, 
     """One-sided p, the share of null draws at least as large as what was observed.
 
     exact: the draws are all combinations, the observed one among them; otherwise the observed one is added.
+    NaN where the observed score is: what is not defined is not significant.
     """
     at_least = (null >= observed - 1e-9).sum(0)
-    return at_least / len(null) if exact else (1 + at_least) / (1 + len(null))
+    p = at_least / len(null) if exact else (1 + at_least) / (1 + len(null))
+    return np.where(np.isnan(observed), np.nan, p)
 
 
-def rank_correlation(a: Float[np.ndarray, "layers heads"], b: Float[np.ndarray, "layers heads"]) -> float:
-    """Spearman correlation of two importance maps, in [-1, 1]."""
+def rank_correlation(a: Float[np.ndarray, "*shape"], b: Float[np.ndarray, "*shape"]) -> float:
+    """Spearman correlation of two importance maps, or other arrays of one shape, in [-1, 1]."""
     return float(metric_score("spearman", np.ravel(a)[None], np.ravel(b))[0])
 
 
 def holm(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
-    """Holm's step-down adjustment of p-values for several tests at once."""
+    """Holm's step-down adjustment of the p-values of several tests."""
     order = np.argsort(p)
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p, dtype=float)

@@ -22,6 +22,7 @@ from fslib.experiments import (
     ImportanceConfig,
     PruneConfig,
     Store,
+    TaskNames,
     TrainConfig,
     Unit,
     cached_task,
@@ -41,7 +42,7 @@ class Profile(Config):
     """Everything that a run can vary; `fslib run --set key=value` changes a field."""
 
     encoder: str
-    tasks: tuple[str, ...] = ("bbc", "bbc-pair", "bbc-headline", "bbc-shift")
+    tasks: TaskNames = ("bbc", "bbc-pair", "bbc-headline", "bbc-shift")
     seeds: int = Field(2, ge=1)
     max_length: int = Field(128, ge=4)
     steps: int = Field(ge=1)
@@ -201,9 +202,12 @@ class Study:
         """Pruning results over all seeds."""
         return IAP.over_seeds([read_iap(self.store.get(self.unit("prune", s))) for s in self.seeds])
 
-    def figure(self, name: str, figure: Figure, caption: str) -> Figure:
-        """Save a figure as PNG and SVG under the study's folder; returns it, for display."""
-        return save_figure(self.folder, name, figure, caption, f"fslib run {name[:2]} --profile {self.name}")
+    def figure(self, name: str, figure: Figure, caption: str) -> None:
+        """Save a figure as PNG and SVG under the study's folder, and show it with its caption."""
+        from IPython.display import Markdown, display  # only notebooks show figures
+
+        save_figure(self.folder, name, figure, caption, f"fslib run {name[:2]} --profile {self.name}")
+        display(figure, Markdown(f"*{caption}*"))
 
     def table(self, name: str, table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
         """Save a table as CSV and Markdown under the study's folder; returns it rounded, for display."""

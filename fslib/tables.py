@@ -15,7 +15,7 @@ from fslib.importance import normalized
 from fslib.models import ENCODERS, MultiTaskModel
 from fslib.pruning import Dissociation
 from fslib.results import Record
-from fslib.scoring import bootstrap_counts, chance_level, interval, metric_score, rank_correlation
+from fslib.scoring import bootstrap_counts, chance_level, holm, interval, metric_score, rank_correlation
 from fslib.study import Study
 
 SIGNIFICANCE = 0.05
@@ -315,3 +315,41 @@ def verdict(found: Dissociation) -> str:
     if high < 0 or (p >= SIGNIFICANCE and low <= 0):
         return f"C1 not supported for this model: {numbers}."
     return f"C1 undecided for this model: {numbers}."
+
+
+def verdict_by_task(found: Dissociation) -> str:
+    """Each task's own D over all fractions, with p adjusted for the number of tasks (Holm)."""
+    p = holm(found.p[-1, :-1])
+    d, low, high = (a[-1] for a in (found.value, found.low, found.high))
+    lines = [
+        f"{task:13} D = {d[i]:5.1f} points, 95 % interval [{low[i]:5.1f}, {high[i]:5.1f}], p = {p[i]:.3f} (Holm)"
+        for i, task in enumerate(found.tasks)
+    ]
+    return "\n".join(lines)
+
+
+def compare(task: str, method: str, row: pd.Series) -> str:
+    """One sentence: is multi-task training better or worse than another method, beyond the interval?"""
+    low, high = row["diff low"], row["diff high"]
+    word = "above" if low > 0 else "below" if high < 0 else "not told apart from"
+    return (
+        f"{task}: multi-task is {word} {method} "
+        f"(difference {100 * row['multi-task minus it']:+.1f} points, [{100 * low:+.1f}, {100 * high:+.1f}])"
+    )
+
+
+def read_importance(correlations: pd.DataFrame, stability: pd.DataFrame) -> str:
+    """What the maps say, in numbers: agreement within tasks and between them, and the sample that a ranking needs."""
+    values = correlations.to_numpy()
+    own = np.eye(len(values), dtype=bool)
+    pairs = correlations.where(np.triu(~own)).stack()
+    mean = stability.groupby("examples")["mean"].min()
+    enough = mean[mean >= 0.95]
+    needs = f"from {enough.index[0]} examples on" if len(enough) else f"not within {mean.index.max()} examples"
+    return (
+        f"Within a task, half samples agree at {values[own].min():.2f} to {values[own].max():.2f}; "
+        f"between tasks maps agree at {values[~own].min():.2f} to {values[~own].max():.2f}.\n"
+        f"Most alike: {' and '.join(pairs.idxmax())} ({pairs.max():.2f}); "
+        f"least alike: {' and '.join(pairs.idxmin())} ({pairs.min():.2f}).\n"
+        f"Two disjoint samples rank heads alike (at least 0.95 for every task): {needs}."
+    )

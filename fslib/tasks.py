@@ -4,7 +4,6 @@ A `Task` is a name, a train and an eval `Split`, label names and a metric. Every
 (heads of the model, metrics, tables) derives from it.
 """
 
-import csv
 import hashlib
 import os
 from collections import Counter
@@ -178,7 +177,7 @@ def _as_split(name: str, data: Any, names: tuple[str, ...]) -> Split:
         raise FslibError(f"task {name}: {len(texts)} texts but {len(labels)} labels; give one label per text")
     is_pair = bool(texts) and not isinstance(texts[0], str)
     for i, text in enumerate(texts):
-        parts = text if is_pair and not isinstance(text, str) else (text,)
+        parts = text if isinstance(text, (tuple, list)) else (text,)
         if len(parts) != 1 + is_pair or not all(isinstance(p, str) for p in parts):
             raise FslibError(f"task {name}, example {i}: texts must all be strings, or all pairs of strings")
     firsts = tuple(t[0] for t in texts) if is_pair else tuple(texts)
@@ -196,7 +195,7 @@ def _as_labels(name: str, labels: list[Any], names: tuple[str, ...]) -> np.ndarr
     index = {n: i for i, n in enumerate(names)}
     found = [index.get(y) if isinstance(y, str) else y for y in labels]
     for i, y in enumerate(found):
-        if y is None or isinstance(y, bool) or int(y) != y or not 0 <= y < len(names):
+        if isinstance(y, bool) or y not in range(len(names)):
             raise unknown(f"label of task {name}, example {i},", labels[i], names)
     return np.array(found, dtype=np.int64)
 
@@ -270,12 +269,12 @@ def read_tsv(path: Path) -> dict[str, list[str]]:
     Raises FslibError, with path and line, for a missing or empty file, a wrong encoding or a ragged row.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+        content = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except OSError as error:
         raise FslibError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise FslibError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    rows = [line.split("\t") for line in content.replace("\r\n", "\n").removesuffix("\n").split("\n")]
     if len(rows) < 2:
         raise FslibError(f"{path}: empty; want a header line and at least one row")
     header = rows[0]
@@ -320,10 +319,19 @@ def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None
         for number, value in enumerate(table[label], start=2):
             if names and value not in names:
                 raise unknown(f"label in {folder / f'{side}.tsv'}, line {number},", value, names)
+            if not names and not _is_number(value):
+                raise FslibError(f"{folder / f'{side}.tsv'}, line {number}: score {value!r} is not a number")
         parts = [[" ".join(v) for v in zip(*(table[c] for c in group), strict=True)] for group in groups]
         texts = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
         sides.append((texts, table[label]))
     return make_task(name, sides[0], sides[1], label_names=names, metric=metric, description=f"from {folder.name}")
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return bool(np.isfinite(float(value)))
+    except ValueError:
+        return False
 
 
 def task_names(data: str | Path | None = None) -> list[str]:
@@ -333,7 +341,7 @@ def task_names(data: str | Path | None = None) -> list[str]:
 
 def _folders(data: str | Path | None) -> dict[str, Path]:
     root = data if data is not None else os.environ.get("FSLIB_DATA")
-    if root is None:
+    if not root:
         return {}
     if not Path(root).is_dir():
         raise FslibError(f"data folder {str(root)!r} (FSLIB_DATA) does not exist")
@@ -352,16 +360,16 @@ def load_task(name: str, data: str | Path | None = None) -> Task:
     raise unknown("task", name, task_names(data), "; or point FSLIB_DATA at a folder in GLUE's layout")
 
 
-def load_tasks(names: Iterable[str | Task], data: str | Path | None = None) -> dict[str, Task]:
+def load_tasks(names: str | Path | Iterable[str | Path | Task], data: str | Path | None = None) -> dict[str, Task]:
     """Tasks by name, in the order given: {name: Task}.
 
     names: embedded tasks (bbc, bbc-pair, bbc-headline, bbc-shift), folders of `data` (default: the
         environment's FSLIB_DATA) by their name, paths of such folders, or `Task` objects of your own.
     Raises FslibError for an unknown name (with the nearest valid one) and for two tasks of one name.
     """
-    if isinstance(names, str):
+    if isinstance(names, (str, Path)):
         names = [names]
-    return as_tasks([n if isinstance(n, Task) else load_task(n, data) for n in names])
+    return as_tasks([n if isinstance(n, Task) else load_task(str(n), data) for n in names])
 
 
 def as_tasks(tasks: Task | Iterable[Task] | Mapping[str, Task]) -> dict[str, Task]:

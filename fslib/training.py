@@ -1,5 +1,6 @@
 """The multi-task training loop: at every step one task, one batch, one update of the shared encoder."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
@@ -39,7 +40,7 @@ class History:
 
 
 def sampling_weights(
-    sizes: Float[np.ndarray, " tasks"], sampling: str, epoch: int = 1, epochs: int = 1
+    sizes: Num[np.ndarray, " tasks"], sampling: str, epoch: int = 1, epochs: int = 1
 ) -> Float[np.ndarray, " tasks"]:
     """Probability of each task in one step of `epoch` (1..epochs); sums to 1.
 
@@ -105,11 +106,14 @@ def train(
         if task not in model.classifiers:
             raise unknown("task of this model", task, model.classifiers)
     history = History(list(named), task_order([len(t.train) for t in named.values()], steps, sampling, epochs, seed))
-    accelerator = Accelerator(
-        mixed_precision=mixed_precision,
-        # a step leaves the other tasks' classifiers without a gradient
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    # a step leaves the other tasks' classifiers without a gradient
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    # left out, it would be what an earlier training in this process had
+    precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    try:
+        accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=handlers)
+    except ValueError as error:  # no such precision, or not the one that this process began with
+        raise FslibError(f"mixed_precision {precision!r}: {error}") from error
     model.to(accelerator.device)
     optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), lr=lr, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, round(warmup * steps), steps)
@@ -128,20 +132,21 @@ def train(
     with _training_mode(model), torch.random.fork_rng(devices=_cuda_devices()):
         torch.manual_seed(seed * 1009 + accelerator.process_index)
         look(0)
+        optimizer.zero_grad()  # gradients that the caller left must not enter the first step
         for step, choice in enumerate(bar(history.order, "training", "steps"), start=1):
             name = history.tasks[choice]
             indices = next(streams[name])  # all processes draw the same task and share the batch
             mine = indices[accelerator.process_index :: accelerator.num_processes]
             batch = encoded[name].batch(mine if len(mine) else indices[:1]).to(accelerator.device)
             loss = wrapped(batch, name)
+            history.losses.append(float(loss.detach()))
+            if not np.isfinite(history.losses[-1]):
+                raise FslibError(f"the loss is {history.losses[-1]} at step {step} (task {name}): lower lr={lr}")
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            history.losses.append(float(loss.detach()))
-            if not np.isfinite(history.losses[-1]):
-                raise FslibError(f"the loss is {history.losses[-1]} at step {step} (task {name}): lower lr={lr}")
             look(step)
     return history
 

@@ -1,0 +1,101 @@
+"""Small tasks and units for the tests of records, and a script that computes them in processes of their own.
+
+Run as a script it imports fslib once and then obeys lines on standard input: `go FOLDER WHAT` forks a process
+that computes the units `WHAT` into FOLDER and prints its id; `wait` waits for all of them and prints their exit
+codes (-9: killed).
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from fslib import experiments
+from fslib.experiments import DataConfig, ImportanceConfig, Store, TrainConfig, Unit
+
+TASKS = ("left", "right")
+
+
+class NumbersConfig(DataConfig):
+    """A unit that takes no time to speak of and leaves half a megabyte."""
+
+    n: int = Field(ge=0)
+
+
+def numbers(config: NumbersConfig, store: Store) -> experiments.Outcome:
+    """Random numbers; says in the file `computed` beside the records that it was computed."""
+    with (store.folder / "computed").open("a") as file:
+        file.write(f"{config.n}\n")
+    values = np.random.default_rng(config.n).random(60_000)
+    time.sleep(0.005)
+    return {"mean": float(values.mean()), "n": config.n}, {"values": values, "order": np.argsort(values)}
+
+
+def write_tasks(place: Path) -> Path:
+    """Two tasks of ten examples a side in GLUE's layout, `left` of pairs."""
+    for task in TASKS:
+        (place / task).mkdir(parents=True)
+        for side in ("train", "dev"):
+            other = "\tother" if task == "left" else ""
+            rows = [f"text{other}\tlabel"]
+            second = "\tpair" if task == "left" else ""
+            rows += [f"{side} number {i}{second}\t{i % 2}" for i in range(10)]
+            (place / task / f"{side}.tsv").write_text("\n".join(rows) + "\n")
+    return place
+
+
+def training(seed: int = 0) -> TrainConfig:
+    return TrainConfig(
+        tasks=TASKS, encoder="tiny-random", max_length=16, steps=2, lr=1e-3, seed=seed, curve_points=1, curve_examples=4
+    )
+
+
+def units(what: str) -> list[Unit]:
+    """`numbers`: 60 quick ones; `models`: three trainings and what is measured on them."""
+    if what == "numbers":
+        return [Unit("numbers", NumbersConfig(tasks=TASKS, n=n)) for n in range(60)]
+    return [Unit("importance", ImportanceConfig(model=training(seed), examples=4)) for seed in range(3)]
+
+
+def compute(folder: Path, what: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    store = Store(folder)
+    for unit in units(what):
+        store.get(unit)
+
+
+def main() -> None:
+    experiments.UNITS["numbers"] = (NumbersConfig, numbers)
+    flush = os.fsync
+
+    def slow_flush(descriptor: int) -> None:
+        flush(descriptor)
+        time.sleep(0.01)  # a file is written but has not its name yet: give a killer time to strike here
+
+    os.fsync = slow_flush
+    children: list[int] = []
+    print("ready", flush=True)
+    for line in sys.stdin:
+        command, *rest = line.split()
+        if command == "wait":
+            codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+            children.clear()
+            print(*codes, flush=True)
+            continue
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                compute(Path(rest[0]), rest[1])
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+        print(child, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,427 @@
+"""IAP: which heads are pruned, what is evaluated, and what dissociation, interval and null make of it.
+
+The statistics are tested on `IAP` objects made by hand, with so many right answers out of N that every score is known.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from refusal import refused
+from tinymodels import one_thread
+
+import fslib
+from fslib import IAP, evaluate, head_importance, mean_context, prune_important_heads, pruned, top_heads
+
+N = 100  # evaluation examples of a hand-made IAP: scores are whole per cents
+SHAPE = (2, 12)  # of the model; layers != heads
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def two(tasks):
+    """A task of single texts with 5 classes, and one of pairs with 2."""
+    return {name: tasks[name].limited(train=24, eval=16) for name in ("bbc", "bbc-pair")}
+
+
+@pytest.fixture(scope="module")
+def model(tasks):
+    """A model whose predictions depend on every head: strong attention, large classifiers."""
+    model = fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".attention." in name and "LayerNorm" not in name:
+                parameter.mul_(10)
+            if name.startswith("classifiers"):
+                parameter.mul_(50)
+    return model
+
+
+@pytest.fixture(scope="module")
+def importance(two):
+    """Made-up importance, different for each task."""
+    rng = np.random.default_rng(0)
+    return {name: rng.random(SHAPE) for name in two}
+
+
+@pytest.fixture(scope="module")
+def iap(model, two, importance):
+    return prune_important_heads(model, two, [0.5, 0.25], controls=3, importance=importance)
+
+
+class TestWhatIsPruned:
+    def test_shapes_and_names(self, iap):
+        assert iap.tasks == ("bbc", "bbc-pair")
+        assert iap.metrics == ("accuracy", "accuracy")
+        assert iap.fractions == (0.25, 0.5)  # sorted
+        assert iap.controls == 3
+        assert iap.heads.shape == (1, 2, 2, 4, *SHAPE)  # seeds, fractions, tasks, sets, layers, heads
+        for task in iap.tasks:
+            assert iap.labels[task].shape == (16,)
+            assert iap.unpruned[task].shape == (1, 16)
+            assert iap.lesioned[task].shape == (1, 2, 2, 4, 16)
+        assert iap.scores().shape == (1, 2, 2, 4, 2)
+        assert iap.baseline().shape == (1, 2)
+
+    def test_first_set_is_the_tasks_top_heads(self, iap, importance):
+        for f, fraction in enumerate(iap.fractions):
+            for t, task in enumerate(iap.tasks):
+                assert np.array_equal(iap.heads[0, f, t, 0], top_heads(importance[task], fraction))
+
+    def test_controls_match_layer_counts_and_are_distinct(self, iap):
+        for sets in iap.heads[0].reshape(-1, 4, *SHAPE):
+            assert (sets.sum(-1) == sets[0].sum(-1)).all()
+            assert len({control.tobytes() for control in sets[1:]}) == 3
+
+    def test_sets_grow_with_the_fraction(self, iap):
+        small, large = iap.heads[0]
+        assert (small <= large).all()
+
+    def test_predictions_are_those_of_evaluate_in_a_pruned_block(self, model, iap, two):
+        for u, score in evaluate(model, two).items():
+            assert np.array_equal(iap.unpruned[u][0], score.predictions)
+            assert np.array_equal(iap.labels[u], score.labels)
+        for place in np.ndindex(2, 2, 4):
+            with pruned(model, iap.heads[(0, *place)]):
+                for u, score in evaluate(model, two).items():
+                    assert np.array_equal(iap.lesioned[u][(0, *place)], score.predictions)
+
+    def test_lesions_change_predictions_each_in_its_own_way(self, iap):
+        for u in iap.tasks:
+            changed = (iap.lesioned[u] != iap.unpruned[u][:, None, None, None]).sum(-1)
+            assert changed.min() > 0
+            assert len(np.unique(iap.lesioned[u].reshape(-1, 16), axis=0)) > 4
+
+    def test_importance_given_is_importance_computed(self, model, two):
+        options = {"reduction": "example", "normalize": "layer", "examples": 10, "seed": 3}
+        given = {name: head_importance(model, task, **options) for name, task in two.items()}
+        whole = {name: head_importance(model, task) for name, task in two.items()}
+        sets = [
+            prune_important_heads(model, two, [0.25], 0, **kwargs).heads
+            for kwargs in ({"importance": given}, options, {"importance": whole}, {})
+        ]
+        assert np.array_equal(sets[0], sets[1])
+        assert np.array_equal(sets[2], sets[3])
+        assert not np.array_equal(sets[0], sets[2])
+
+    def test_iterative_scores_again_what_is_left(self, model, two):
+        found = prune_important_heads(model, two, [0.25, 0.5], 0, iterative=True).heads[0, :, :, 0]
+        for t, task in enumerate(two.values()):
+            first = top_heads(head_importance(model, task), 0.25)
+            with pruned(model, first):
+                rest = np.where(first, -1, head_importance(model, task))
+            assert np.array_equal(found[0, t], first)
+            assert np.array_equal(found[1, t], first | top_heads(rest, 0.25))
+        plain = prune_important_heads(model, two, [0.25, 0.5], 0).heads[0, :, :, 0]
+        assert not np.array_equal(found, plain)
+
+    def test_min_per_layer_leaves_heads_in_every_layer(self, model, two):
+        early = {name: np.array([np.arange(12) + 20.0, np.arange(12) + 1.0]) for name in two}
+        for least, expected in ((0, [12, 0]), (3, [9, 3])):
+            found = prune_important_heads(model, two, [0.5], 1, importance=early, min_per_layer=least)
+            assert (found.heads.sum(-1) == expected).all()
+
+    def test_mean_ablation_uses_the_mean_of_the_task_that_is_evaluated(self, model, two, iap, importance):
+        mean = prune_important_heads(model, two, [0.5, 0.25], 3, importance=importance, ablation="mean")
+        for u, task in two.items():
+            for place in np.ndindex(2, 2, 4):
+                with pruned(model, mean.heads[(0, *place)], ablation="mean", mean=mean_context(model, task)):
+                    expected = evaluate(model, task)[u].predictions
+                assert np.array_equal(mean.lesioned[u][(0, *place)], expected)
+            assert not np.array_equal(mean.lesioned[u], iap.lesioned[u])
+
+    def test_all_heads_have_one_control(self, model, two, importance):
+        assert prune_important_heads(model, two, [1.0], 1, importance=importance).heads.all()
+
+
+class TestSeedsAndState:
+    def test_same_seed_repeats_and_another_has_other_controls(self, model, two, importance, iap):
+        again = prune_important_heads(model, two, [0.25, 0.5], 3, importance=importance)
+        other = prune_important_heads(model, two, [0.25, 0.5], 3, importance=importance, seed=1)
+        for name, array in iap.arrays().items():
+            assert np.array_equal(array, again.arrays()[name])
+        assert np.array_equal(other.heads[..., 0, :, :], iap.heads[..., 0, :, :])
+        assert not np.array_equal(other.heads, iap.heads)
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_model_is_left_as_it_came(self, model, two, training):
+        model.train(training)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        rng = torch.get_rng_state()
+        prune_important_heads(model, two, [0.25, 0.5], 1, iterative=True, ablation="mean", examples=8)
+        assert model.training is training
+        assert all(module.training is training for module in model.modules())
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert all(p.requires_grad and p.grad is None for p in model.parameters())
+        assert torch.equal(torch.get_rng_state(), rng)
+        assert (model.control.gate, model.control.fill, model.control.tap) == (None, None, None)
+        model.eval()
+
+    def test_arrays_round_trip(self, iap):
+        back = IAP.from_arrays(iap.tasks, iap.metrics, iap.fractions, iap.arrays())
+        assert (back.tasks, back.metrics, back.fractions) == (iap.tasks, iap.metrics, iap.fractions)
+        assert back.arrays().keys() == iap.arrays().keys()
+        assert all(np.array_equal(array, back.arrays()[name]) for name, array in iap.arrays().items())
+        assert repr(back.dissociation(draws=50)) == repr(iap.dissociation(draws=50))
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("fraction", [0.0, 1.01, -0.5])
+    def test_fraction_outside_0_1(self, model, two, importance, fraction):
+        with refused(fraction, "(0, 1]"):
+            prune_important_heads(model, two, [0.5, fraction], importance=importance)
+
+    @pytest.mark.parametrize("fractions", [[], [0.5, 0.51], [0.3, 0.3]])  # 0.5 and 0.51 of 24 are both 12
+    def test_fractions_that_are_none_or_not_distinct(self, model, two, importance, fractions):
+        with refused("fractions", "24 heads"):
+            prune_important_heads(model, two, fractions, importance=importance)
+
+    def test_more_controls_than_distinct_sets(self, model, two, importance):
+        with refused("2 controls", "only 1 distinct"):
+            prune_important_heads(model, two, [1.0], 2, importance=importance)
+
+    def test_negative_controls(self, model, two, importance):
+        with refused("controls -1"):
+            prune_important_heads(model, two, [0.5], -1, importance=importance)
+
+    def test_importance_without_a_task(self, model, two, importance):
+        with refused("bbc-pair", "missing", SHAPE):
+            prune_important_heads(model, two, [0.5], 1, importance={"bbc": importance["bbc"]})
+
+    @pytest.mark.parametrize("shape", [(1, 12), (12, 2)])
+    def test_importance_of_another_model(self, model, two, importance, shape):
+        with refused("bbc-pair", shape, SHAPE):
+            prune_important_heads(model, two, [0.5], 1, importance=importance | {"bbc-pair": np.ones(shape)})
+
+    def test_one_task_has_scores_but_no_dissociation(self, model, two, importance):
+        alone = prune_important_heads(model, two["bbc"], [0.5], 1, importance=importance)
+        assert alone.scores().shape == (1, 1, 1, 2, 1)
+        with refused("at least two tasks"):
+            alone.dissociation()
+
+    def test_unknown_convention(self, iap):
+        with refused("'lesoin'", "did you mean 'lesion'"):
+            iap.dissociation("lesoin")
+
+
+def predictions(right: int | Sequence[int]) -> np.ndarray:
+    """Predictions for N examples with labels 0, 1, 0, 1, ...: the first `right` are right; (*right.shape, N)."""
+    labels = np.arange(N) % 2
+    return np.where(np.arange(N) < np.asarray(right)[..., None], labels, 1 - labels)
+
+
+def made(right: np.ndarray, base: np.ndarray, fractions: tuple[float, ...] | None = None) -> IAP:
+    """An IAP from right answers: `right` (seeds, fractions, pruned, sets, scored), `base` (seeds, tasks)."""
+    right, base = np.asarray(right), np.asarray(base)
+    tasks = tuple("abcdef"[: base.shape[1]])
+    return IAP(
+        tasks,
+        ("accuracy",) * len(tasks),
+        fractions or tuple(0.1 * (f + 1) for f in range(right.shape[1])),
+        np.zeros((*right.shape[:4], *SHAPE), dtype=bool),
+        {u: np.arange(N) % 2 for u in tasks},
+        {u: predictions(base[:, i]) for i, u in enumerate(tasks)},
+        {u: predictions(right[..., i]) for i, u in enumerate(tasks)},
+    )
+
+
+# Without a's heads a scores 0.30 and b 0.80; without b's heads a scores 0.70 and b 0.40. Unpruned: 0.90 and 0.80.
+OWN = np.array([[[[[30, 80]], [[70, 40]]]]])  # (1 seed, 1 fraction, 2 tasks, 1 set, 2 tasks)
+BASE = np.array([[90, 80]])
+
+
+class TestDissociation:
+    def test_axes_of_scores_are_pruned_then_scored(self):
+        iap = made(OWN, BASE)
+        np.testing.assert_allclose(iap.baseline(), [[0.9, 0.8]])
+        np.testing.assert_allclose(iap.chance(), [0.5, 0.5])
+        np.testing.assert_allclose(iap.scores()[0, 0, :, 0], [[0.3, 0.8], [0.7, 0.4]])
+
+    @pytest.mark.parametrize(
+        ("convention", "some_lost", "none_lost"),
+        [
+            ("lesion", [100 * (0.7 - 0.3) / 0.9, 100 * (0.8 - 0.4) / 0.8], [0, 0]),
+            ("released", [100 * (0.8 - 0.3) / 0.9, 100 * (0.7 - 0.4) / 0.8], [-100 * 0.1 / 0.9, 100 * 0.1 / 0.8]),
+            # R = (S - 0.5) / (S0 - 0.5): [[-0.5, 1], [0.5, -1/3]], and all 1 where nothing is lost
+            ("retention", [100 * (1 + 0.5), 100 * (0.5 + 1 / 3)], [0, 0]),
+        ],
+    )
+    def test_by_hand_with_both_means(self, convention, some_lost, none_lost):
+        right = np.concatenate([OWN, np.broadcast_to(BASE, OWN.shape)], 1)  # at a second fraction nothing is lost
+        found = made(right, BASE).dissociation(convention, draws=50)
+        rows = np.array([some_lost, none_lost])
+        rows = np.vstack([rows, rows.mean(0)])
+        np.testing.assert_allclose(found.value, np.column_stack([rows, rows.mean(1)]), atol=1e-9)
+
+    def test_seeds_are_averaged_and_kept(self):
+        seeds = np.concatenate([OWN, OWN + np.array([10, 0])])  # the second seed's a scores 10 more under any lesion
+        iap = made(seeds, np.array([[90, 80], [80, 80]]))
+        found = iap.dissociation(draws=50)
+        expected = [100 * 0.4 / 0.9, 100 * 0.4 / 0.8]  # a, seed by seed
+        np.testing.assert_allclose(found.by_seed[:, 0, 0], expected)
+        assert found.value[0, 0] == pytest.approx(np.mean(expected))
+        row = found.frame().query("task == 'a'").iloc[0]
+        assert (row["seed min"], row["seed max"]) == pytest.approx(tuple(expected))
+
+    def test_task_that_scores_nothing_is_undefined_and_not_significant(self):
+        right = np.zeros((1, 1, 2, 3, 2), dtype=int)
+        right[..., 1] = [[80, 80, 80], [40, 80, 80]]
+        found = made(right, np.array([[0, 80]])).dissociation(draws=200)
+        assert found.value[0, 1] == pytest.approx(50)
+        assert np.isfinite(found.p[0, 1])
+        for array in (found.value, found.low, found.high, found.null_mean, found.p):
+            assert np.isnan(array[:, [0, 2]]).all()  # the task, and the mean over tasks
+
+    def test_frame(self):
+        frame = made(OWN.repeat(3, 1), BASE).dissociation("released", draws=50).frame()
+        assert list(frame) == [
+            *("convention", "fraction", "task", "D", "low", "high"),
+            *("null mean", "null low", "null high", "p", "seed min", "seed max"),
+        ]
+        assert set(frame["convention"]) == {"released"}
+        assert list(frame["task"]) == ["a", "b", "mean"] * (len(frame) // 3)
+        assert len(frame) == 3 * 4  # three fractions and their mean
+        assert frame["D"][0] == pytest.approx(100 * 0.5 / 0.9)
+
+    def test_shows_itself(self):
+        found = made(OWN, BASE).dissociation(draws=50)
+        assert "44.444" in repr(found)
+        assert "<table" in found._repr_html_()
+
+
+class TestInterval:
+    def test_two_lesions_alike_have_an_interval_of_no_width(self):
+        right = np.array([[[[[47, 63]], [[47, 63]]]]])
+        found = made(right, BASE).dissociation(draws=200)
+        assert (found.value[0], found.low[0], found.high[0]) == pytest.approx((0, 0, 0))
+
+    def test_lesions_alike_in_score_but_not_in_examples_have_one(self):
+        iap = made(np.array([[[[[50, 80]], [[50, 80]]]]]), BASE)
+        iap.lesioned["a"][0, 0, 1, 0] = iap.lesioned["a"][0, 0, 1, 0][::-1]  # b's heads: the other half is wrong
+        iap.lesioned["a"][0, 0, 1, 0] ^= 1  # labels alternate, so reversed answers are turned around
+        found = iap.dissociation(draws=500)
+        assert found.value[0, 0] == pytest.approx(0)
+        assert found.low[0, 0] < -10
+        assert found.high[0, 0] > 10
+
+    def test_width_is_that_of_the_binomial(self):
+        # Unpruned and without b's heads a is always right, without its own half right: D = 100 (1 - share), and the
+        # share of 50 right in 100 draws has standard error 0.05, so 95 % is 50 +- 9.8
+        found = made(np.array([[[[[50, 100]], [[100, 100]]]]]), np.array([[100, 100]])).dissociation(draws=4000)
+        assert found.value[0, 0] == pytest.approx(50)
+        assert found.low[0, 0] == pytest.approx(40.2, abs=1.1)
+        assert found.high[0, 0] == pytest.approx(59.8, abs=1.1)
+        assert found.low[0, 1] == found.high[0, 1] == 0
+
+    def test_level_narrows_and_seed_repeats(self):
+        iap = made(OWN, BASE)
+        settings = ((0.95, 0), (0.5, 0), (0.95, 0), (0.95, 1))
+        wide, narrow, again, other = (iap.dissociation(level=level, draws=100, seed=seed) for level, seed in settings)
+        assert (wide.low[0] < narrow.low[0]).all()
+        assert (narrow.high[0] < wide.high[0]).all()
+        assert np.array_equal(wide.low, again.low)
+        assert not np.array_equal(wide.low, other.low)
+
+    def test_scores_with_intervals(self):
+        seeds = np.concatenate([OWN, OWN + 10])
+        mean, low, high = made(seeds, np.concatenate([BASE, BASE])).score_intervals(draws=200)
+        assert mean.shape == low.shape == high.shape == (2, 2, 2)  # 1 + fractions, pruned, scored
+        np.testing.assert_allclose(mean[0], [[0.9, 0.8], [0.9, 0.8]])
+        np.testing.assert_allclose(mean[1], [[0.35, 0.85], [0.75, 0.45]])
+        assert ((low < mean) & (mean < high)).all()
+
+
+def lesioned(tasks: int, sets: int, seeds: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Own top heads cost a task 80 points; others' and random heads cost nobody anything."""
+    right = np.full((seeds, 1, tasks, sets, tasks), 90)
+    for t in range(tasks):
+        right[:, :, t, 0, t] = 10
+    return right, np.full((seeds, tasks), 90)
+
+
+class TestNull:
+    def test_p_by_full_enumeration(self):
+        # 2 tasks with 2 sets each: 4 draws. D_a is as large if a gets its top heads (2 of 4), the mean only if both do.
+        found = made(*lesioned(tasks=2, sets=2)).dissociation()
+        np.testing.assert_allclose(found.p[0], [2 / 4, 2 / 4, 1 / 4])
+
+    def test_p_is_small_if_own_lesions_destroy_their_own_task(self):
+        found = made(*lesioned(tasks=3, sets=6, seeds=2)).dissociation(draws=2000)
+        # the mean over tasks is reached by 1 in 6**6 draws only, a task's own by 1 in 6**2
+        assert found.p[0, -1] <= 2 / 2001
+        np.testing.assert_allclose(found.p[0, :-1], 1 / 36, atol=0.015)
+
+    def test_p_is_one_if_all_sets_are_alike(self):
+        right = np.broadcast_to(np.array([70, 60]), (2, 2, 2, 4, 2))
+        assert (made(right, np.array([[90, 80]] * 2)).dissociation(draws=200).p == 1).all()
+
+    def test_p_is_large_if_own_heads_matter_least(self):
+        right, base = lesioned(tasks=2, sets=4)
+        right = 100 - right  # own top heads leave 90, all others 10
+        assert (made(right, base).dissociation().p == 1).all()
+
+    def test_p_keeps_its_promise_for_exchangeable_sets(self):
+        rng = np.random.default_rng(0)
+        p = []
+        for _ in range(150):
+            right = rng.integers(20, 90, size=(1, 1, 2, 5, 2))
+            p.append(made(right, np.array([[90, 90]])).dissociation(draws=25).p[0])  # all 5**2 choices
+        for level in (0.04, 0.2, 0.5):  # of 25 choices, 1, 5 and 12 are at or below
+            share = (np.array(p) <= level + 1e-9).mean(0)
+            assert (share <= level + 2.6 * np.sqrt(level * (1 - level) / 150)).all()
+        np.testing.assert_allclose(np.mean(p, 0), 0.52, atol=0.08)  # mean of 1/25 ... 25/25
+
+    def test_band_comes_from_the_controls_alone(self):
+        right = np.array([[[[[10, 90], [60, 90]], [[90, 10], [70, 80]]]]])  # set 1 is the only control
+        found = made(right, np.array([[90, 90]])).dissociation()
+        expected = [100 * (0.7 - 0.6) / 0.9, 100 * (0.9 - 0.8) / 0.9]
+        for array in (found.null_mean, found.null_low, found.null_high):
+            np.testing.assert_allclose(array[0], [*expected, np.mean(expected)])
+
+    def test_without_controls_there_is_no_p(self):
+        found = made(OWN, BASE).dissociation(draws=50)
+        for array in (found.p, found.null_mean, found.null_low, found.null_high):
+            assert array.shape == found.value.shape
+            assert np.isnan(array).all()
+        assert np.isfinite(found.value).all()
+
+    def test_seed_repeats(self):
+        right = np.random.default_rng(0).integers(20, 90, size=(2, 1, 3, 4, 3))
+        iap = made(right, np.full((2, 3), 90))
+        one, again, other = (iap.dissociation(draws=60, seed=s) for s in (0, 0, 1))
+        assert np.array_equal(one.p, again.p)
+        assert np.array_equal(one.null_low, again.null_low)
+        assert not np.array_equal(one.null_low, other.null_low)
+
+
+class TestOverSeeds:
+    def test_runs_are_joined_in_order(self):
+        one, other = made(OWN, BASE), made(OWN + 10, BASE)
+        both = IAP.over_seeds([one, other])
+        np.testing.assert_allclose(both.scores(), np.concatenate([one.scores(), other.scores()]))
+        np.testing.assert_allclose(both.baseline(), [[0.9, 0.8], [0.9, 0.8]])
+        assert both.heads.shape[0] == 2
+        assert list(both.labels) == ["a", "b"]
+
+    def test_no_runs(self):
+        with refused("no runs"):
+            IAP.over_seeds([])
+
+    @pytest.mark.parametrize("what", ["tasks", "fractions", "controls", "labels"])
+    def test_runs_that_differ(self, what):
+        other = {
+            "tasks": made(np.full((1, 1, 3, 1, 3), 50), np.full((1, 3), 90)),
+            "fractions": made(OWN, BASE, fractions=(0.4,)),
+            "controls": made(OWN.repeat(2, 3), BASE),
+            "labels": made(OWN, BASE),
+        }[what]
+        if what == "labels":
+            other.labels["b"] = 1 - other.labels["b"]
+        with refused("differ"):
+            IAP.over_seeds([made(OWN, BASE), other])

@@ -1,0 +1,412 @@
+"""The training loop: which task when, which example when, what a step changes and what it leaves alone."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from refusal import refused
+from scipy.stats import chisquare
+from tinymodels import one_thread
+
+import fslib
+from fslib import training
+from fslib.training import sampling_weights, task_order
+
+# Names whose parameters are vectors: biases and the weights of layer norms
+VECTORS = ("bias", "LayerNorm.weight")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def easy():
+    """A task that one word decides."""
+    words = [
+        "house",
+        "river",
+        "cloud",
+        "table",
+        "garden",
+        "window",
+        "paper",
+        "music",
+        "street",
+        "bread",
+        "stone",
+        "field",
+    ]
+    texts = [f"{word} {mood}" for word in words for mood in ("good", "bad")]
+    labels = ["plus" if text.endswith("good") else "minus" for text in texts]
+    return fslib.make_task("easy", (texts[:16], labels[:16]), (texts[16:], labels[16:]), label_names=["minus", "plus"])
+
+
+@pytest.fixture(scope="module")
+def graded():
+    """A regression task: how often a word stands in a text."""
+    texts = [" ".join(["good"] * k + [word] * (6 - k)) for word in ("river", "cloud", "stone") for k in range(6)]
+    values = [text.count("good") / 3 for text in texts]
+    return fslib.make_task("graded", (texts[:12], values[:12]), (texts[12:], values[12:]))
+
+
+def fresh(*tasks: fslib.Task) -> fslib.MultiTaskModel:
+    return fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=32)
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def changed(before: dict[str, torch.Tensor], model: torch.nn.Module) -> set[str]:
+    """Names of the parameters that are not bit-equal to what they were."""
+    return {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+
+
+class TestSampling:
+    @pytest.mark.parametrize(
+        ("sampling", "expected"),
+        [
+            ("proportional", [16 / 21, 4 / 21, 1 / 21]),
+            ("sqrt", [4 / 7, 2 / 7, 1 / 7]),
+            ("uniform", [1 / 3, 1 / 3, 1 / 3]),
+            ("annealed", [16 / 21, 4 / 21, 1 / 21]),  # one epoch: a = 1
+        ],
+    )
+    def test_weights_by_hand(self, sampling, expected):
+        np.testing.assert_allclose(sampling_weights(np.array([1600, 400, 100]), sampling), expected)
+
+    @pytest.mark.parametrize(("epoch", "power"), [(1, 1.0), (2, 0.8), (3, 0.6), (4, 0.4), (5, 0.2)])
+    def test_annealing_by_hand(self, epoch, power):
+        # sizes 2**10 and 1, so weights 2**(10 a) and 1
+        expected = np.array([2 ** (10 * power), 1]) / (2 ** (10 * power) + 1)
+        np.testing.assert_allclose(sampling_weights(np.array([1024, 1]), "annealed", epoch, 5), expected)
+
+    def test_unknown_sampling_names_the_nearest(self):
+        with refused("'anealed'", "did you mean 'annealed'"):
+            sampling_weights(np.array([1, 2]), "anealed")
+
+    @pytest.mark.parametrize("epoch", [0, 3])
+    def test_epoch_that_does_not_exist(self, epoch):
+        with refused(f"epoch {epoch}", "1..2"):
+            sampling_weights(np.array([1, 2]), "annealed", epoch, 2)
+
+    @pytest.mark.parametrize("sampling", ["proportional", "sqrt", "uniform", "annealed"])
+    def test_order_is_as_frequent_as_the_weights_say_in_every_epoch(self, sampling):
+        sizes = [900, 400, 100]
+        order = np.array(task_order(sizes, 2400, sampling, epochs=3, seed=0)).reshape(3, 800)
+        for epoch, drawn in enumerate(order, start=1):
+            expected = 800 * sampling_weights(np.array(sizes), sampling, epoch, 3)
+            assert chisquare(np.bincount(drawn, minlength=3), expected).pvalue > 0.001
+
+    @pytest.mark.parametrize(
+        ("steps", "epochs", "expected"),
+        [
+            (6, 3, [1, 1, 2, 2, 3, 3]),
+            (7, 3, [1, 1, 1, 2, 2, 3, 3]),
+            (3, 1, [1, 1, 1]),
+            (1, 1, [1]),
+            (3, 5, [1, 2, 3]),
+        ],
+    )
+    def test_epochs_are_equal_parts_of_the_steps(self, monkeypatch, steps, epochs, expected):
+        seen = []
+
+        def spy(sizes, sampling, epoch, epochs):
+            seen.append(epoch)
+            return np.array([0.5, 0.5])
+
+        monkeypatch.setattr(training, "sampling_weights", spy)
+        assert len(task_order([1, 2], steps, "annealed", epochs, seed=0)) == steps
+        assert seen == expected
+
+    def test_order_repeats_for_a_seed(self):
+        one, again, other = (task_order([5, 5], 40, "uniform", 2, seed) for seed in (0, 0, 1))
+        assert one == again
+        assert one != other
+
+    @pytest.mark.parametrize(("steps", "epochs"), [(0, 1), (-1, 1), (3, 0)])
+    def test_order_of_nothing(self, steps, epochs):
+        with refused(f"steps {steps}", f"epochs {epochs}"):
+            task_order([1, 2], steps, "uniform", epochs, 0)
+
+
+class TestBatches:
+    @pytest.mark.parametrize("batch_size", [1, 5, 16, 48, 100])
+    def test_every_example_once_per_epoch(self, tiny, tasks, batch_size):
+        encoded = tiny.encode(tasks["bbc"].train)
+        n = len(encoded)
+        stream = encoded.forever(batch_size, np.random.default_rng(0))
+        epochs = [[next(stream) for _ in range(-(-n // batch_size))] for _ in range(3)]
+        for batches in epochs:
+            assert sorted(np.concatenate(batches)) == list(range(n))
+            full, rest = divmod(n, batch_size)
+            assert Counter(map(len, batches)) == Counter({batch_size: full}) + Counter([rest] if rest else [])
+        assert not np.array_equal(np.concatenate(epochs[0]), np.concatenate(epochs[1]))
+
+    def test_batches_repeat_for_a_seed(self, tiny, tasks):
+        encoded = tiny.encode(tasks["bbc"].train)
+        one, again, other = (
+            np.concatenate([b for b, _ in zip(encoded.forever(8, np.random.default_rng(s)), range(6), strict=False)])
+            for s in (0, 0, 1)
+        )
+        assert np.array_equal(one, again)
+        assert not np.array_equal(one, other)
+
+    def test_batches_are_of_like_length(self, tiny, tasks):
+        encoded = tiny.encode(tasks["bbc"].train)
+        stream = encoded.forever(8, np.random.default_rng(0))
+        batches = [encoded.lengths[next(stream)] for _ in range(6)]
+        assert all((np.diff(lengths) >= 0).all() for lengths in batches)
+        assert np.mean([np.ptp(lengths) for lengths in batches]) < np.ptp(encoded.lengths) / 2
+
+    def test_padding_and_mask(self, tiny, tasks):
+        encoded = tiny.encode(tasks["bbc-pair"].train)
+        batch = encoded.batch([3, 0, 7])
+        assert batch.mask.sum(1).tolist() == encoded.lengths[[3, 0, 7]].tolist()
+        assert batch.inputs["input_ids"].shape == (3, encoded.lengths[[3, 0, 7]].max())
+        assert (batch.inputs["input_ids"][batch.mask == 0] == tiny.tokenizer.pad_token_id).all()
+        assert batch.labels.tolist() == tasks["bbc-pair"].train.labels[[3, 0, 7]].tolist()
+
+
+class TestSameSeed:
+    def test_same_result_bit_by_bit_and_another_seed_another(self, tasks):
+        runs = []
+        for seed in (0, 0, 1):
+            model = fresh(*tasks.values())
+            history = fslib.train(model, tasks, steps=6, batch_size=4, seed=seed)
+            runs.append((model, history))
+        (one, first), (again, second), (other, third) = runs
+        assert (first.order, first.losses) == (second.order, second.losses)
+        assert not changed(weights(one), again)
+        assert first.losses != third.losses
+        assert changed(weights(one), other)
+
+    def test_seed_also_draws_the_dropout(self, easy):
+        losses = []
+        for seed in (0, 1):
+            model = fresh(easy)
+            with torch.random.fork_rng():
+                losses += fslib.train(model, easy, steps=1, batch_size=16, seed=seed).losses  # one batch of all
+        assert losses[0] != losses[1]
+
+    def test_callers_random_state_neither_matters_nor_moves(self, easy):
+        losses = []
+        for state in (1, 2):
+            torch.manual_seed(state)
+            np.random.seed(state)
+            before = torch.get_rng_state(), np.random.get_state()[1].copy()
+            losses.append(fslib.train(fresh(easy), easy, steps=3, batch_size=4).losses)
+            assert torch.equal(torch.get_rng_state(), before[0])
+            assert np.array_equal(np.random.get_state()[1], before[1])
+        assert losses[0] == losses[1]
+
+    def test_gradients_that_the_caller_left_do_not_matter(self, easy, graded):
+        results = []
+        for leftover in (None, 1e3):
+            model = fresh(easy, graded)
+            for parameter in model.parameters():
+                parameter.grad = None if leftover is None else torch.full_like(parameter, leftover)
+            fslib.train(model, easy, steps=2, batch_size=4)
+            results.append(model)
+        assert not changed(weights(results[0]), results[1])
+
+
+class TestOneStep:
+    @pytest.mark.parametrize("was_training", [True, False])
+    def test_mode_is_restored(self, easy, was_training):
+        model = fresh(easy).train(was_training)
+        fslib.train(model, easy, steps=2, batch_size=4, evaluate_every=1)
+        assert all(module.training is was_training for module in model.modules())
+
+    def test_mode_is_restored_after_an_error(self, easy):
+        model = fresh(easy)
+        model.classifiers["easy"].bias.data.fill_(torch.nan)
+        with refused("loss"):
+            fslib.train(model, easy, steps=1)
+        assert not model.training
+
+    def test_dropout_is_on(self, easy, monkeypatch):
+        model = fresh(easy)
+        modes = []
+        plain = model.losses
+        monkeypatch.setattr(model, "losses", lambda *args: modes.append(model.training) or plain(*args))
+        fslib.train(model, easy, steps=2, batch_size=4, evaluate_every=1)
+        assert modes == [True, True]
+
+    def test_only_the_classifier_of_the_batchs_task_moves(self, tasks, monkeypatch):
+        model = fresh(*tasks.values())
+        seen = []
+        monkeypatch.setattr(training, "evaluate", lambda model, tasks: seen.append(weights(model)) or {})
+        pair = [tasks["bbc"], tasks["bbc-shift"]]
+        history = fslib.train(model, pair, steps=8, batch_size=4, sampling="uniform", warmup=0, evaluate_every=1)
+        assert set(history.order) == {0, 1}
+        for before, after, choice in zip(seen, seen[1:], history.order, strict=False):
+            moved = {name for name in after if not torch.equal(before[name], after[name])}
+            classifiers = {name.split(".")[1] for name in moved if name.startswith("classifiers")}
+            assert classifiers == {pair[choice].name}
+            assert any(name.startswith("encoder") for name in moved)
+
+    def test_no_weight_decay_on_biases_and_norms(self, easy):
+        results = []
+        for weight_decay in (0.0, 0.9):
+            model = fresh(easy)
+            fslib.train(model, easy, steps=1, batch_size=4, warmup=0, lr=1e-2, weight_decay=weight_decay)
+            results.append(model)
+        differ = changed(weights(results[0]), results[1])
+        vectors = {name for name, _ in results[0].named_parameters() if name.endswith(VECTORS)}
+        assert not differ & vectors
+        assert differ == {name for name, _ in results[0].named_parameters()} - vectors
+
+    def test_step_goes_down_the_gradient_by_the_learning_rate(self, easy):
+        # Adam's first step is lr * gradient / (|gradient| + eps), whatever the gradient's size
+        model = fresh(easy)
+        before = weights(model)["classifiers.easy.weight"]
+        fslib.train(model, easy, steps=1, batch_size=16, warmup=0, lr=1e-3, weight_decay=0.0)
+        step = (model.classifiers["easy"].weight - before).abs()
+        assert step.median().item() == pytest.approx(1e-3, rel=1e-2)
+        assert step.max().item() <= 1.01e-3
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        "options",
+        [{"steps": 1}, {"batch_size": 1}, {"epochs": 1}, {"batch_size": 7}, {"batch_size": 99}, {"epochs": 9}],
+    )
+    def test_one_task(self, easy, options):
+        history = fslib.train(fresh(easy), easy, **{"steps": 4, "batch_size": 8, **options})
+        steps = options.get("steps", 4)
+        assert history.tasks == ["easy"]
+        assert history.order == [0] * steps
+        assert history.steps_of("easy") == len(history.losses) == steps
+        assert np.isfinite(history.losses).all()
+
+    def test_loss_is_the_mean_over_a_ragged_batch_too(self, easy, monkeypatch):
+        model, sizes, means = fresh(easy), [], []
+        plain = model.losses
+
+        def spy(batch, task):
+            losses = plain(batch, task)
+            sizes.append(len(losses))
+            means.append(losses.mean().item())
+            return losses
+
+        monkeypatch.setattr(model, "losses", spy)
+        history = fslib.train(model, easy, steps=6, batch_size=7)
+        assert sorted(sizes) == [2, 2, 7, 7, 7, 7]  # 16 = 7 + 7 + 2, twice
+        assert history.losses == pytest.approx(means)
+
+    def test_loss_goes_down_on_an_easy_task(self, easy):
+        model = fresh(easy)
+        history = fslib.train(model, easy, steps=60, batch_size=8, lr=3e-3)
+        assert np.mean(history.losses[:5]) > 0.5
+        assert np.mean(history.losses[-5:]) < 0.1
+        assert fslib.evaluate(model, easy)["easy"].value == 1
+
+    def test_regression_trains(self, graded):
+        model = fresh(graded)
+        history = fslib.train(model, graded, steps=60, batch_size=6, lr=3e-3)
+        score = fslib.evaluate(model, graded)["graded"]
+        assert np.mean(history.losses[-5:]) < 0.3 * np.mean(history.losses[:5])
+        assert (score.metric, score.predictions.dtype) == ("spearman", np.float32)
+        assert score.value > 0.5
+
+
+class TestCurve:
+    @pytest.mark.parametrize(("every", "expected"), [(3, [0, 3, 6, 7]), (7, [0, 7]), (100, [0, 7]), (None, [])])
+    def test_points(self, easy, every, expected):
+        history = fslib.train(fresh(easy), easy, steps=7, batch_size=4, evaluate_every=every)
+        assert [point["step"] for point in history.evaluations] == expected
+
+    def test_values_are_those_of_evaluate_on_the_tasks_given(self, tasks, easy):
+        model = fresh(easy, tasks["bbc"])
+        scored = {"bbc": tasks["bbc"].limited(eval=7), "easy": easy}
+        first = {name: score.value for name, score in fslib.evaluate(model, scored).items()}
+        history = fslib.train(model, easy, steps=5, batch_size=4, lr=3e-3, evaluate_every=5, evaluate_on=scored)
+        last = {name: score.value for name, score in fslib.evaluate(model, scored).items()}
+        assert history.evaluations == [{"step": 0, **first}, {"step": 5, **last}]
+
+    def test_looking_does_not_change_the_training(self, easy):
+        runs = [fslib.train(fresh(easy), easy, steps=4, batch_size=4, evaluate_every=e).losses for e in (None, 1)]
+        assert runs[0] == runs[1]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("setting", "value"),
+        [
+            *(("lr", 0.0), ("lr", -1e-3), ("lr", float("nan")), ("warmup", 1.0), ("warmup", -0.1), ("clip", 0.0)),
+            *(("batch_size", 0), ("steps", 0), ("epochs", 0), ("evaluate_every", 0)),
+        ],
+    )
+    def test_setting_out_of_range(self, easy, setting, value):
+        model = fresh(easy)
+        before = weights(model)
+        with refused(setting, value):
+            fslib.train(model, easy, **{setting: value})
+        assert not changed(before, model)
+
+    def test_unknown_sampling(self, easy):
+        with refused("'uniforms'", "did you mean 'uniform'"):
+            fslib.train(fresh(easy), easy, sampling="uniforms")
+
+    def test_task_without_a_classifier(self, easy, graded):
+        with refused("'graded'", "valid: easy"):
+            fslib.train(fresh(easy), [easy, graded], steps=1)
+
+    def test_loss_that_is_not_finite_stops_before_it_spreads(self, easy):
+        model = fresh(easy)
+        model.classifiers["easy"].bias.data.fill_(torch.nan)
+        before = weights(model)
+        with refused("nan", "step 1", "easy", "lr=0.01"):
+            fslib.train(model, easy, steps=3, lr=0.01, warmup=0)
+        assert changed(before, model) == {"classifiers.easy.bias"}  # nan is not equal to itself
+
+    def test_precision_unknown_or_changed_in_one_process(self, easy):
+        fslib.train(fresh(easy), easy, steps=1)
+        for precision in ("bf17", "bf16"):
+            with refused(precision):
+                fslib.train(fresh(easy), easy, steps=1, mixed_precision=precision)
+
+    def test_precision_of_one_training_is_not_carried_to_the_next(self, easy):
+        AcceleratorState._reset_state()  # as in a new process
+        try:
+            fslib.train(fresh(easy), easy, steps=1, mixed_precision="bf16")
+            with refused("mixed_precision 'no'"):
+                fslib.train(fresh(easy), easy, steps=1)
+        finally:
+            AcceleratorState._reset_state()
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize("name", ["bbc", "bbc-pair"])
+    @pytest.mark.parametrize("split", ["eval", "train"])
+    def test_predictions_stand_in_the_splits_order(self, tiny, tasks, name, split):
+        task = tasks[name]
+        score = fslib.evaluate(tiny, task, split=split, batch_size=5)[name]
+        examples = getattr(task, split)
+        encoded = tiny.encode(examples)
+        with torch.no_grad():
+            alone = [int(tiny(encoded.batch([i]).inputs, name).argmax()) for i in range(len(examples))]
+        assert np.array_equal(score.labels, examples.labels)
+        assert score.predictions.tolist() == alone
+
+    def test_trained_model_scores_each_task_with_its_own_classifier(self, easy, tasks):
+        model = fresh(easy, tasks["bbc"])
+        fslib.train(model, easy, steps=60, batch_size=8, lr=3e-3)
+        scores = fslib.evaluate(model, [easy, tasks["bbc"]], split="train")
+        assert list(scores) == ["easy", "bbc"]
+        assert scores["easy"].value == 1
+        assert len(scores["bbc"].predictions) == 48
+
+    def test_unknown_split(self, tiny, tasks):
+        with refused("'test'", "train, eval"):
+            fslib.evaluate(tiny, tasks, split="test")
+
+    def test_task_without_a_classifier(self, tiny, easy):
+        with refused("'easy'", "bbc"):
+            fslib.evaluate(tiny, easy)
