@@ -143,3 +143,7 @@ def _verify(study: Study, options: argparse.Namespace) -> int:
             say(f"    {problem}")
     say(f"{len(chosen)} of {len(recorded)} records verified, {wrong} differ")
     return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,7 +20,7 @@ TASKS = ("left", "right")
 
 
 class NumbersConfig(DataConfig):
-    """A unit that takes no time to speak of and leaves half a megabyte."""
+    """A unit that takes no time to speak of and leaves a few hundred kilobytes."""
 
     n: int = Field(ge=0)
 
@@ -29,7 +29,7 @@ def numbers(config: NumbersConfig, store: Store) -> experiments.Outcome:
     """Random numbers; says in the file `computed` beside the records that it was computed."""
     with (store.folder / "computed").open("a") as file:
         file.write(f"{config.n}\n")
-    values = np.random.default_rng(config.n).random(60_000)
+    values = np.random.default_rng(config.n).random(20_000)
     time.sleep(0.005)
     return {"mean": float(values.mean()), "n": config.n}, {"values": values, "order": np.argsort(values)}
 

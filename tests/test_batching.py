@@ -57,9 +57,8 @@ def test_the_width_is_that_of_the_longest_in_the_batch_and_not_of_the_split():
 
 
 def test_regression_labels_are_float32_and_classes_int64():
-    assert (
-        Encoded(split_of(["a", "b"], labels=np.array([0.5, 1.5])), Words(), 4).batch([1]).labels.dtype == torch.float32
-    )
+    scores = Encoded(split_of(["a", "b"], labels=np.array([0.5, 1.5])), Words(), max_length=4)
+    assert scores.batch([1]).labels.dtype == torch.float32
     assert of_lengths(1, 1).batch([1]).labels.dtype == torch.int64
 
 

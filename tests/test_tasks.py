@@ -85,7 +85,7 @@ def test_articles_come_from_the_files_they_name(files):
 def test_one_split_by_article_serves_all_tasks(embedded):
     train, evaluation = ({d for t in embedded.values() for d in getattr(t, side).sources()} for side in SIDES)
     assert not train & evaluation
-    assert train == {a.id for a in corpora.split_articles()[0] if a.id in train}
+    assert train <= {a.id for a in corpora.split_articles()[0]}
     assert len(evaluation) == pytest.approx(0.25 * len(corpora.articles()), abs=1)
 
 

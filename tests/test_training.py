@@ -243,7 +243,7 @@ class TestOneStep:
         seen = []
         monkeypatch.setattr(training, "evaluate", lambda model, tasks: seen.append(weights(model)) or {})
         pair = [tasks["bbc"], tasks["bbc-shift"]]
-        history = fslib.train(model, pair, steps=8, batch_size=4, sampling="uniform", warmup=0, evaluate_every=1)
+        history = fslib.train(model, pair, steps=8, batch_size=4, sampling="uniform", warmup=0.0, evaluate_every=1)
         assert set(history.order) == {0, 1}
         for before, after, choice in zip(seen, seen[1:], history.order, strict=False):
             moved = {name for name in after if not torch.equal(before[name], after[name])}
@@ -255,7 +255,7 @@ class TestOneStep:
         results = []
         for weight_decay in (0.0, 0.9):
             model = fresh(easy)
-            fslib.train(model, easy, steps=1, batch_size=4, warmup=0, lr=1e-2, weight_decay=weight_decay)
+            fslib.train(model, easy, steps=1, batch_size=4, warmup=0.0, lr=1e-2, weight_decay=weight_decay)
             results.append(model)
         differ = changed(weights(results[0]), results[1])
         vectors = {name for name, _ in results[0].named_parameters() if name.endswith(VECTORS)}
@@ -266,7 +266,7 @@ class TestOneStep:
         # Adam's first step is lr * gradient / (|gradient| + eps), whatever the gradient's size
         model = fresh(easy)
         before = weights(model)["classifiers.easy.weight"]
-        fslib.train(model, easy, steps=1, batch_size=16, warmup=0, lr=1e-3, weight_decay=0.0)
+        fslib.train(model, easy, steps=1, batch_size=16, warmup=0.0, lr=1e-3, weight_decay=0.0)
         step = (model.classifiers["easy"].weight - before).abs()
         assert step.median().item() == pytest.approx(1e-3, rel=1e-2)
         assert step.max().item() <= 1.01e-3
@@ -363,7 +363,7 @@ class TestRefusals:
         model.classifiers["easy"].bias.data.fill_(torch.nan)
         before = weights(model)
         with refused("nan", "step 1", "easy", "lr=0.01"):
-            fslib.train(model, easy, steps=3, lr=0.01, warmup=0)
+            fslib.train(model, easy, steps=3, lr=0.01, warmup=0.0)
         assert changed(before, model) == {"classifiers.easy.bias"}  # nan is not equal to itself
 
     def test_precision_unknown_or_changed_in_one_process(self, easy):

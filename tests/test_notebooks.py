@@ -1,0 +1,122 @@
+"""Notebooks: committed as executed, comparing something, and running from scratch in the smoke profile.
+
+That their outputs are those of the committed records is nbval's part, which pytest runs on notebooks/.
+"""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from fslib.cli import main
+from fslib.study import Study
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def faults(notebook: nbformat.NotebookNode) -> list[str]:
+    """Why a notebook may not be committed as it is."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    found = []
+    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
+        found.append("not executed top to bottom")
+    outputs = [output for cell in code for output in cell.outputs]
+    if any(output.output_type == "error" for output in outputs):
+        found.append("holds an error")
+    if any(output.get("name") == "stderr" for output in outputs):
+        found.append("holds output on standard error")
+    compared = [o for o in outputs if o.output_type == "stream" or "text/html" in o.get("data", {})]
+    if not compared:
+        found.append("compares no table or text")
+    if not code or not code[-1].source.startswith("assert"):
+        found.append("does not end with assertions about its own result")
+    if [c for c in code if "nbval-skip" in str(c.metadata.get("tags")) or "NBVAL" in c.source]:
+        found.append("hides a cell from comparison")
+    tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
+    if len(tagged) != 1 or [line.split(" = ")[0] for line in tagged[0].source.splitlines()] != [
+        "profile",
+        "seed",
+        "overrides",
+    ]:
+        found.append("has not one cell of parameters: profile, seed, overrides")
+    return found
+
+
+def test_there_are_notebooks():
+    assert [p.stem[:2] for p in NOTEBOOKS] == [f"{i:02d}" for i in range(len(NOTEBOOKS))] and len(NOTEBOOKS) >= 4
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_committed_notebook_is_fit_to_be_shown(path):
+    assert faults(nbformat.read(path, as_version=4)) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_shows_the_committed_results(path):
+    executed = ROOT / "results" / "mini" / "notebooks" / path.name
+    assert path.read_bytes() == executed.read_bytes()
+
+
+def spoilt(change) -> nbformat.NotebookNode:
+    notebook = nbformat.read(NOTEBOOKS[-1], as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    change(notebook, code)
+    return notebook
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda nb, code: code[2].update(execution_count=None), "not executed"),
+        (lambda nb, code: code[2].update(execution_count=1), "not executed"),
+        (lambda nb, code: code[0].outputs.append(nbformat.v4.new_output("error", ename="E")), "holds an error"),
+        (lambda nb, code: [cell.update(outputs=[]) for cell in code], "compares no"),
+        (lambda nb, code: code[-1].update(source="1 + 1"), "does not end with"),
+        (lambda nb, code: code[2].update(source="# NBVAL_SKIP"), "hides a cell"),
+        (lambda nb, code: code[0].metadata.update(tags=[]), "cell of parameters"),
+    ],
+)
+def test_the_check_on_notebooks_can_fail(change, fault):
+    assert any(fault in found for found in faults(spoilt(change)))
+
+
+def test_all_notebooks_run_from_scratch_in_smoke(tmp_path, capsys):
+    assert main(["run", "--profile", "smoke", "--fresh", "--results", str(tmp_path)]) == 0
+    study = Study("smoke", results=tmp_path)
+    for path in NOTEBOOKS:
+        executed = nbformat.read(tmp_path / "smoke" / "notebooks" / path.name, as_version=4)
+        code = [cell for cell in executed.cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+        assert all(study.store.find(unit) for unit in study.plan(path.stem))
+    tables, figures = (sorted((tmp_path / "smoke" / part).iterdir()) for part in ("tables", "figures"))
+    assert {p.suffix for p in tables} == {".csv", ".md"} and {p.suffix for p in figures} == {".png", ".svg"}
+    assert all(p.stat().st_size for p in [*tables, *figures])
+    capsys.readouterr()
+    assert main(["list", "--profile", "smoke", "--results", str(tmp_path)]) == 0
+    assert "missing" not in capsys.readouterr().out
+
+
+def test_committed_records_are_those_that_the_notebooks_ask_for():
+    study = Study("mini", results=ROOT / "results")
+    units = {f"{u.kind}-{u.key}.json": u for path in NOTEBOOKS for u in study.plan(path.stem)}
+    runs = ROOT / "results" / "mini" / "runs"
+    assert {p.name for p in runs.glob("*.json")} == set(units)
+    for name in units:
+        record = json.loads((runs / name).read_text())
+        assert record["seconds"] > 0 and record["commit"] not in ("", "unknown")
+        assert not record["commit"].endswith("+changes"), "a result counts if it was computed by committed code"
+
+
+def test_committed_tables_are_written_again_as_they_are(tmp_path):
+    """Every table follows from the committed records."""
+    from fslib import tables
+
+    study = Study("mini", results=tmp_path)
+    study.store = Study("mini", results=ROOT / "results").store
+    study.table("01_scores", tables.scores(study))
+    study.table("03_pruning", tables.pruning(study))
+    for name in ("01_scores", "03_pruning"):
+        again = (study.folder / "tables" / f"{name}.md").read_text()
+        assert again == (ROOT / "results" / "mini" / "tables" / f"{name}.md").read_text()
