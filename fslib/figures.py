@@ -94,7 +94,7 @@ def lengths_and_labels(lengths: Mapping[str, np.ndarray], balance: Mapping[str, 
             share = count / total
             fade = 0.85 - 0.6 * i / max(1, len(counts) - 1)
             right.barh(row, share, left=start, color=style[task]["color"], alpha=fade, edgecolor="white")
-            text = label if share > 0.17 else label[:5] + "."
+            text = label if share > 0.025 * len(label) else label[:4] + "."
             right.text(start + share / 2, row, text, ha="center", va="center", fontsize=7)
             start += share
     right.set_yticks(range(len(balance)), list(balance))
@@ -152,26 +152,22 @@ def score_intervals(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
 
 
 @styled
-def importance_maps(
-    maps: Mapping[str, Float[np.ndarray, "layers heads"]], unit: str, columns: int = 0, share_scale: bool = False
-) -> Figure:
-    """Layer-by-head importance, one panel a task, layer 1 at the bottom. unit: what the colour means."""
+def importance_maps(maps: Mapping[str, Float[np.ndarray, "layers heads"]], columns: int = 2) -> Figure:
+    """Layer-by-head importance, one panel a task, layer 1 at the bottom, each as a share of its largest value."""
     layers, heads = next(iter(maps.values())).shape
-    columns = columns or min(4, len(maps))
-    figure, axes = panels(len(maps), 0.75 + 0.2 * layers, columns)
-    top = max(float(m.max()) for m in maps.values()) if share_scale else None
+    figure, axes = panels(len(maps), 0.6 + 0.19 * layers, columns, sharex=True, sharey=True)
     for i, (ax, (task, values)) in enumerate(zip(axes, maps.items(), strict=True)):
-        image = ax.imshow(values, origin="lower", cmap="viridis", vmin=0, vmax=top, aspect="auto")
-        ax.set(title=task, xlabel="head")
-        ax.set_xticks(range(0, heads, 3), [str(h + 1) for h in range(0, heads, 3)])
+        image = ax.imshow(values / values.max(), origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        ax.set_title(task)
+        ax.set_xticks(range(heads), [str(h + 1) for h in range(heads)])
         ax.set_yticks(range(layers), [str(layer + 1) for layer in range(layers)])
         ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
         if i % columns == 0:
             ax.set_ylabel("layer")
-        bar = figure.colorbar(image, ax=ax, shrink=0.9, pad=0.02)
-        bar.ax.tick_params(labelsize=6.5)
-        bar.formatter.set_powerlimits((-2, 2))  # type: ignore[attr-defined]
-    figure.supxlabel(f"colour: {unit}", fontsize=8)
+        if i >= len(maps) - columns:
+            ax.set_xlabel("head")
+    figure.colorbar(image, ax=axes, label="share of the task's largest", pad=0.02)
     return figure
 
 
@@ -181,7 +177,7 @@ def matrices(frames: Mapping[str, pd.DataFrame], label: str, *, fmt: str = ".2f"
     figure, axes = panels(len(frames), 2.5, min(3, len(frames)))
     values = np.concatenate([f.to_numpy(dtype=float).ravel() for f in frames.values()])
     limit = float(np.nanmax(np.abs(values)))
-    low, high = (-limit, limit) if diverging else (min(0.0, float(np.nanmin(values))), float(np.nanmax(values)))
+    low, high = (-limit, limit) if diverging else (float(np.nanmin(values)), float(np.nanmax(values)))
     for i, (ax, (title, frame)) in enumerate(zip(axes, frames.items(), strict=True)):
         sns.heatmap(
             frame.astype(float),

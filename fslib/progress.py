@@ -14,8 +14,10 @@ _shown = True
 def bar(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterable[T]:
     """Iterate with a bar that shows the rate and the time left, unless inside `hidden()`."""
     # A kernel's standard error would stand in the notebook as a warning.
-    stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
-    live = stream.isatty() or "ipykernel" in sys.modules
+    ipython = sys.modules.get("IPython")
+    kernel = ipython is not None and ipython.get_ipython() is not None
+    stream = sys.stdout if kernel else sys.stderr
+    live = stream.isatty() or kernel
     return tqdm(
         items,
         desc=what,

@@ -75,13 +75,13 @@ PROFILES: dict[str, dict[str, Any]] = {
     # A real pre-trained encoder on real text, in minutes on a laptop's processor. The default.
     "mini": {
         "encoder": "minilm-l6",
-        "steps": 400,
-        "lr": 2e-4,
-        "eval_examples": 256,
-        "curve_points": 8,
-        "curve_examples": 128,
+        "steps": 600,
+        "lr": 1e-4,
+        "eval_examples": 200,
+        "curve_points": 6,
+        "curve_examples": 100,
         "importance_examples": 512,
-        "controls": 3,
+        "controls": 2,
     },
 }
 

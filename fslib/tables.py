@@ -185,6 +185,17 @@ def importance(study: Study, *, reduction: str = "token", normalize: str | None 
     return {task: mean(task) for task in study.profile.tasks}
 
 
+def ranking(maps: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Every head of every task with its importance and rank, layers and heads counted from 1."""
+    frames = []
+    for task, values in maps.items():
+        layer, head = np.indices(values.shape) + 1
+        frame = pd.DataFrame({"task": task, "layer": layer.ravel(), "head": head.ravel(), "importance": values.ravel()})
+        frame["rank"] = frame["importance"].rank(ascending=False, method="first").astype(int)
+        frames.append(frame.sort_values("rank"))
+    return pd.concat(frames, ignore_index=True)
+
+
 def task_correlations(study: Study) -> pd.DataFrame:
     """Rank correlation of tasks' maps, averaged over seeds; diagonal: a task's own two half samples (the ceiling)."""
     names, found = study.profile.tasks, study.contributions()

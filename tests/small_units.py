@@ -54,9 +54,9 @@ def training(seed: int = 0) -> TrainConfig:
 
 
 def units(what: str) -> list[Unit]:
-    """`numbers`: 60 quick ones; `models`: three trainings and what is measured on them."""
+    """`numbers`: 40 quick ones; `models`: three trainings and what is measured on them."""
     if what == "numbers":
-        return [Unit("numbers", NumbersConfig(tasks=TASKS, n=n)) for n in range(60)]
+        return [Unit("numbers", NumbersConfig(tasks=TASKS, n=n)) for n in range(40)]
     return [Unit("importance", ImportanceConfig(model=training(seed), examples=4)) for seed in range(3)]
 
 

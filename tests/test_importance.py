@@ -1,6 +1,6 @@
 """Importance is what its formula says, from finite differences and from a naive loop, and measuring changes nothing.
 
-    I[l,h] = (1/N) * sum over examples x, tokens i of | < ctx[l,h,i](x), d loss(x) / d ctx[l,h,i](x) > |
+I[l,h] = (1/N) * sum over examples x, tokens i of | < ctx[l,h,i](x), d loss(x) / d ctx[l,h,i](x) > |
 """
 
 import itertools
@@ -76,8 +76,8 @@ def naive_importance(products, reduction):
 # --- the formula --------------------------------------------------------------------------------------------------
 
 
-EXACT = (1e-4, 1e-5, 1e-8)  # step of the difference, relative and absolute tolerance
-ROUNDED = (1e-2, 2e-3, 2e-4)  # these models compute norms or positions in single precision, whatever they are given
+EXACT = (1e-3, 1e-6, 1e-8)  # step of the difference, relative and absolute tolerance
+ROUNDED = (2e-3, 1e-3, 2e-4)  # these models compute norms or positions in single precision, whatever they are given
 
 
 @pytest.mark.parametrize(
@@ -98,18 +98,19 @@ def test_example_reduction_is_the_slope_of_the_loss_by_the_gate(zoo, name, kind,
     model, task, (step, rtol, atol) = zoo.model(name).double(), zoo.tasks[kind], precision
     found, encoded = contributions(model, task), model.encode(task.train)
 
-    def loss_at(gate, batch):
+    def loss_at(place, change, batch):
+        gate = torch.ones(LAYERS, HEADS, dtype=torch.float64)
+        gate[place] += change
         with torch.no_grad(), gated(model, gate):
             return float(loss_of(model, task, batch))
 
+    def slope(place, batch):
+        near, far = (loss_at(place, h, batch) - loss_at(place, -h, batch) for h in (step, 2 * step))
+        return (8 * near - far) / (12 * step)  # central differences on four points
+
     for i in (0, 3):
         batch = encoded.batch([i])
-        slopes = np.empty((LAYERS, HEADS))
-        for place in itertools.product(range(LAYERS), range(HEADS)):
-            up, down = torch.ones(2, LAYERS, HEADS, dtype=torch.float64)
-            up[place] += step
-            down[place] -= step
-            slopes[place] = (loss_at(up, batch) - loss_at(down, batch)) / (2 * step)
+        slopes = np.array([[slope((layer, head), batch) for head in range(HEADS)] for layer in range(LAYERS)])
         importance = found.importance(reduction="example", subset=np.array([i]))
         np.testing.assert_allclose(importance * batch.mask.sum().item(), np.abs(slopes), rtol, atol)
         np.testing.assert_allclose(found.signed[i], slopes, rtol, atol)
@@ -119,8 +120,18 @@ def test_example_reduction_is_the_slope_of_the_loss_by_the_gate(zoo, name, kind,
 @REDUCTIONS
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("bert", "single"), ("bert", "pair"), ("bert", "regression"), ("albert", "pair"), ("distilbert", "single")]
-    + [("modernbert", "single"), ("gpt2", "regression"), ("llama", "pair"), ("qwen3", "single"), ("t5", "pair")],
+    [
+        ("bert", "single"),
+        ("bert", "pair"),
+        ("bert", "regression"),
+        ("albert", "pair"),
+        ("distilbert", "single"),
+        ("modernbert", "single"),
+        ("gpt2", "regression"),
+        ("llama", "pair"),
+        ("qwen3", "single"),
+        ("t5", "pair"),
+    ],
 )
 def test_importance_equals_a_naive_loop(zoo, name, kind, reduction):
     model, task = zoo.model(name), zoo.tasks[kind]
@@ -392,11 +403,14 @@ def everything(folder):
         found[f"importance/{name}"] = head_importance(model, task, batch_size=5)
         found[f"mean context/{name}"] = mean_context(model, task).numpy()
     found["order"] = np.array(train(model, tasks, **TRAINING).order)
-    found["weights"] = torch.cat([p.detach().flatten() for p in model.parameters()]).numpy()
+    # A key's bias moves nothing in a softmax: its gradient is rounding noise, which Adam blows up.
+    moved = [p.detach().flatten() for n, p in model.named_parameters() if not n.endswith("key.bias")]
+    found["weights"] = torch.cat(moved).numpy()
     return found
 
 
 def one_of_two(folder, out):
+    PartialState(cpu=True)  # the launcher leaves it to its caller to say so
     torch.set_num_threads(1)
     found = everything(folder)
     np.savez(Path(out) / f"{PartialState().process_index}.npz", processes=PartialState().num_processes, **found)
@@ -411,7 +425,7 @@ def by_two(zoo, tmp_path_factory):
     """What both processes found, run from a fresh interpreter: forking this one, with its threads, could hang."""
     out = tmp_path_factory.mktemp("two")
     code = f"import test_importance as t; t.in_two_processes({str(zoo.folder('bert'))!r}, {str(out)!r})"
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "ACCELERATE_USE_CPU": "yes"}
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=here, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [dict(np.load(out / f"{rank}.npz")) for rank in (0, 1)]

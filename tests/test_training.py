@@ -189,10 +189,21 @@ class TestSameSeed:
     def test_seed_also_draws_the_dropout(self, easy):
         losses = []
         for seed in (0, 1):
-            model = fresh(easy)
-            with torch.random.fork_rng():
-                losses += fslib.train(model, easy, steps=1, batch_size=16, seed=seed).losses  # one batch of all
-        assert losses[0] != losses[1]
+            losses += fslib.train(fresh(easy), easy, steps=1, batch_size=16, seed=seed).losses  # one batch of all
+        assert abs(losses[0] - losses[1]) > 1e-4  # more than summing in another order does
+
+    def test_seed_also_draws_the_batches(self, easy, monkeypatch):
+        orders = []
+        for seed in (0, 1):
+            model, seen = fresh(easy), []
+            plain = model.losses
+            monkeypatch.setattr(
+                model, "losses", lambda b, t, plain=plain, seen=seen: seen.extend(b.indices) or plain(b, t)
+            )
+            fslib.train(model, easy, steps=4, batch_size=4, seed=seed)
+            assert sorted(seen) == list(range(16))
+            orders.append(seen)
+        assert orders[0] != orders[1]
 
     def test_callers_random_state_neither_matters_nor_moves(self, easy):
         losses = []
@@ -261,6 +272,21 @@ class TestOneStep:
         vectors = {name for name, _ in results[0].named_parameters() if name.endswith(VECTORS)}
         assert not differ & vectors
         assert differ == {name for name, _ in results[0].named_parameters()} - vectors
+
+    def test_warm_up_decay_and_clipping(self, easy, monkeypatch):
+        rates, norms = [], []
+
+        class Spy(torch.optim.AdamW):
+            def step(self, closure=None):
+                rates.append(self.param_groups[0]["lr"])
+                gradients = [p.grad.norm() for group in self.param_groups for p in group["params"]]
+                norms.append(torch.stack(gradients).norm().item())
+                return super().step(closure)
+
+        monkeypatch.setattr(torch.optim, "AdamW", Spy)
+        fslib.train(fresh(easy), easy, steps=10, batch_size=4, lr=1e-3, warmup=0.2, clip=0.01)
+        np.testing.assert_allclose(np.array(rates) / 1e-3, [0, 1 / 2, 1, *(np.arange(7, 0, -1) / 8)])
+        assert max(norms) == pytest.approx(0.01, rel=1e-3)
 
     def test_step_goes_down_the_gradient_by_the_learning_rate(self, easy):
         # Adam's first step is lr * gradient / (|gradient| + eps), whatever the gradient's size

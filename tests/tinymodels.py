@@ -154,6 +154,7 @@ ARCHITECTURES = {
             "num_layers": LAYERS,
             "num_heads": HEADS,
             "d_ff": 48,
+            "feed_forward_proj": "gated-gelu",  # smooth, for finite differences
             "pad_token_id": 0,
             "eos_token_id": 3,
             "dropout_rate": 0.0,
