@@ -19,10 +19,10 @@ EVAL_BATCH = 32
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside the block; every module's own mode is restored, whatever happens."""
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Dropout on (training) or off inside the block; every module's own mode is restored, whatever happens."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:
@@ -56,7 +56,7 @@ def gather_rows(rows: np.ndarray, indices: np.ndarray, n: int) -> np.ndarray:
 def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> np.ndarray:
     """(n,) predicted classes (int64), or values (float32) for regression, in the split's order."""
     found = []
-    with evaluation_mode(model), torch.inference_mode():
+    with in_mode(model, training=False), torch.inference_mode():
         for batch in batches:
             logits = model(batch.to(model.device).inputs, task.name)
             found.append(logits[:, 0].float() if task.is_regression else logits.argmax(-1))

@@ -24,9 +24,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from fslib.errors import FslibError
+from fslib.errors import FslibError, unknown
 
 ATTENTION = "fslib_sdpa"
+ABLATIONS = ("zero", "mean")
 SUPPORTED = "BERT, RoBERTa, ELECTRA, DistilBERT, ALBERT, ModernBERT, GPT-2, Llama, Qwen3 or T5"
 
 Tap = Callable[[int, Tensor], Tensor]  # (layer, ctx) -> ctx
@@ -184,8 +185,8 @@ def pruned(
     """
     control = control_of(model)
     chosen = as_head_set(heads, (control.layers, control.head_shapes[0][0]))
-    if ablation not in ("zero", "mean"):
-        raise FslibError(f"unknown ablation {ablation!r}: valid: zero, mean")
+    if ablation not in ABLATIONS:
+        raise unknown("ablation", ablation, ABLATIONS)
     if (ablation == "mean") != (mean is not None):
         raise FslibError('ablation="mean" goes with mean=fslib.mean_context(model, task), and "zero" with none')
     device = next(model.parameters()).device
@@ -251,11 +252,17 @@ def random_heads(
     if n > distinct:
         raise FslibError(f"{n} controls asked, but only {distinct} distinct head set(s) have these heads per layer")
     drawn: list[np.ndarray] = []
-    while len(drawn) < n:
+    for attempt in range(1, 1000 * (n + 10)):
+        if len(drawn) == n:
+            break
+        if attempt % 1000 == 0:  # sets that grow can leave no room for the last ones: begin again
+            drawn.clear()
         order = rng.permuted(np.tile(np.arange(heads), (like.shape[-2], 1)), axis=1)  # each head's rank in its layer
         draw = order < counts[..., None]  # (*nested, layers, heads)
         if not any((draw == other).all((-2, -1)).any() for other in drawn):
             drawn.append(draw)
+    if len(drawn) < n:
+        raise FslibError(f"{n} controls asked, but no {n} that differ at every step were found: ask for fewer")
     return np.array(drawn, dtype=bool).reshape(n, *like.shape)
 
 

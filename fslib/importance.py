@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fslib.batching import Batch
 from fslib.errors import FslibError, unknown
-from fslib.evaluation import EVAL_BATCH, evaluation_mode, gather_rows, length_batches, pick_split
+from fslib.evaluation import EVAL_BATCH, gather_rows, in_mode, length_batches, pick_split
 from fslib.heads import tapped
 from fslib.models import MultiTaskModel
 from fslib.tasks import Split, Task
@@ -148,7 +148,7 @@ def _measuring(model: MultiTaskModel) -> Iterator[None]:
     for parameter in wanted:
         parameter.requires_grad_(False)
     try:
-        with evaluation_mode(model):
+        with in_mode(model, training=False):
             yield
     finally:
         for parameter in wanted:
@@ -170,7 +170,7 @@ def mean_context(
     """Each head's average output over a task's non-padding tokens, for `pruned(..., ablation="mean")`."""
     total = torch.zeros(model.n_layers, *model.control.head_shapes[0], dtype=torch.float64)
     count = 0
-    with evaluation_mode(model), torch.inference_mode():
+    with in_mode(model, training=False), torch.inference_mode():
         for batch in length_batches(model, _sample(task, split, examples, seed), EVAL_BATCH):
             weights = batch.mask[:, :, None, None].to(model.device)
 

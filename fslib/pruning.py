@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Num
 
-from fslib.errors import FslibError
+from fslib.errors import FslibError, unknown
 from fslib.evaluation import EVAL_BATCH, length_batches, predict
-from fslib.heads import head_count, pruned, random_heads, top_heads
+from fslib.heads import ABLATIONS, head_count, pruned, random_heads, top_heads
 from fslib.importance import head_importance, mean_context
 from fslib.models import MultiTaskModel
 from fslib.progress import bar
@@ -98,9 +98,10 @@ class IAP:
         """Dissociation score per fraction, per task and as their mean, with interval, null and p.
 
         Interval: bootstrap over evaluation examples, the same resample for every head set (paired), of the mean
-        over seeds. Null: every task's head set is drawn at random among its top heads and its layer-matched controls
+        over seeds; it holds for these trained models and head sets, and is NaN if a resample has no defined D. Null: every task's head set is drawn at random among its top heads and its layer-matched controls
         (a permutation test: if top heads are nothing special in their layers, all are alike); p is the share
-        of such draws with a score at least as large. The null band is made from the controls alone.
+        of such draws with a score at least as large. The null band is made from the controls alone. With few controls
+        only the mean over tasks has power: one task's p is at best about 1 / (controls + 1) ** seeds.
         The last row is the mean over fractions: one number that no choice of a fraction can flatter.
         """
         scores, base, chance = self.scores(), self.baseline(), self.chance()
@@ -273,8 +274,10 @@ def prune_important_heads(
         raise FslibError(
             f"fractions {fractions} of {total} heads: give at least one, and no two that round to one count"
         )
-    if controls < 0:
-        raise FslibError(f"controls {controls}: give 0 or more")
+    if controls < 0 or seed < 0:
+        raise FslibError(f"controls {controls} and seed {seed}: give 0 or more")
+    if ablation not in ABLATIONS:
+        raise unknown("ablation", ablation, ABLATIONS)
     wanted = (model.n_layers, model.n_heads)
     for name in named:
         if importance is not None and (name not in importance or importance[name].shape != wanted):

@@ -183,12 +183,3 @@ def p_value(null: Float[np.ndarray, "draws *sets"], observed: Float[np.ndarray, 
 def rank_correlation(a: Float[np.ndarray, "*shape"], b: Float[np.ndarray, "*shape"]) -> float:
     """Spearman correlation of two importance maps, or other arrays of one shape, in [-1, 1]."""
     return float(metric_score("spearman", np.ravel(a)[None], np.ravel(b))[0])
-
-
-def holm(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
-    """Holm's step-down adjustment of the p-values of several tests."""
-    order = np.argsort(p)
-    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p, dtype=float)
-    adjusted[order] = np.minimum(steps, 1)
-    return adjusted

@@ -15,7 +15,7 @@ from fslib.importance import normalized
 from fslib.models import ENCODERS, MultiTaskModel
 from fslib.pruning import Dissociation
 from fslib.results import Record
-from fslib.scoring import bootstrap_counts, chance_level, holm, interval, metric_score, rank_correlation
+from fslib.scoring import bootstrap_counts, chance_level, interval, metric_score, rank_correlation
 from fslib.study import Study
 
 SIGNIFICANCE = 0.05
@@ -328,15 +328,17 @@ def verdict(found: Dissociation) -> str:
     return f"C1 undecided for this model: {numbers}."
 
 
-def verdict_by_task(found: Dissociation) -> str:
-    """Each task's own D over all fractions, with p adjusted for the number of tasks (Holm)."""
-    p = holm(found.p[-1, :-1])
-    d, low, high = (a[-1] for a in (found.value, found.low, found.high))
-    lines = [
-        f"{task:13} D = {d[i]:5.1f} points, 95 % interval [{low[i]:5.1f}, {high[i]:5.1f}], p = {p[i]:.3f} (Holm)"
-        for i, task in enumerate(found.tasks)
-    ]
-    return "\n".join(lines)
+def by_task(found: Dissociation) -> pd.DataFrame:
+    """Each task's own D over all fractions beside that of its matched controls.
+
+    No p per task: with few controls a single task's is coarse (at best about 1 / (controls + 1) ** seeds).
+    """
+    columns = {"D": found.value, "low": found.low, "high": found.high, "random heads": found.null_mean}
+    table = pd.DataFrame({"task": [*found.tasks, "mean"], **{k: v[-1] for k, v in columns.items()}})
+    table["above random by"] = table["D"] - table["random heads"]
+    for i in range(len(found.by_seed)):
+        table[f"D, seed {i + 1}"] = found.by_seed[i, -1]
+    return table
 
 
 def compare(task: str, method: str, row: pd.Series) -> str:

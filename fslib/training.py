@@ -1,8 +1,7 @@
 """The multi-task training loop: at every step one task, one batch, one update of the shared encoder."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
 from fslib.errors import FslibError, unknown
-from fslib.evaluation import evaluate
+from fslib.evaluation import evaluate, in_mode
 from fslib.models import MultiTaskModel
 from fslib.progress import bar, hidden
 from fslib.tasks import Task, as_tasks
@@ -59,8 +58,8 @@ def sampling_weights(
 
 def task_order(sizes: list[int], steps: int, sampling: str, epochs: int, seed: int) -> list[int]:
     """Index of the task of every step, drawn with `sampling_weights`; `steps` are cut into `epochs` equal parts."""
-    if steps < 1 or epochs < 1:
-        raise FslibError(f"steps {steps} and epochs {epochs} must be at least 1")
+    if steps < 1 or epochs < 1 or seed < 0:
+        raise FslibError(f"steps {steps} and epochs {epochs} must be at least 1, seed {seed} at least 0")
     rng = np.random.default_rng([seed, 0])
     order = []
     for step in range(steps):
@@ -129,7 +128,7 @@ def train(
                 scores = evaluate(model, evaluate_on or named)
             history.evaluations.append({"step": step, **{n: s.value for n, s in scores.items()}})
 
-    with _training_mode(model), torch.random.fork_rng(devices=_cuda_devices()):
+    with in_mode(model, training=True), torch.random.fork_rng(devices=_cuda_devices()):
         torch.manual_seed(seed * 1009 + accelerator.process_index)
         look(0)
         optimizer.zero_grad()  # gradients that the caller left must not enter the first step
@@ -168,16 +167,6 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-@contextmanager
-def _training_mode(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.train()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _cuda_devices() -> list[int]:

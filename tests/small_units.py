@@ -17,6 +17,19 @@ from fslib import experiments
 from fslib.experiments import DataConfig, ImportanceConfig, Store, TrainConfig, Unit
 
 TASKS = ("left", "right")
+# Fields of a profile that make its studies small.
+SMALL = {
+    "tasks": list(TASKS),
+    "seeds": 1,
+    "steps": 2,
+    "max_length": 16,
+    "curve_points": 1,
+    "curve_examples": 4,
+    "eval_examples": None,
+    "importance_examples": 4,
+    "fractions": [0.25],
+    "controls": 1,
+}
 
 
 class NumbersConfig(DataConfig):

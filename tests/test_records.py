@@ -1,5 +1,16 @@
 """Records: whole or not there, whoever is killed and whatever fails; computed once; known by their contents."""
 
+import copy
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -14,27 +25,17 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from refusal import refused
-from small_units import TASKS, NumbersConfig, training, write_tasks
+from small_units import SMALL, TASKS, NumbersConfig, training, write_tasks
 
-from fslib import Study, experiments, runner
-from fslib.experiments import DataConfig, ImportanceConfig, Store, TrainConfig, Unit
-from fslib.results import Record, Records, save_figure, save_table
-from fslib.runner import tidy, verify_unit
+from fslib import Study, experiments, results
+from fslib.experiments import DataConfig, ImportanceConfig, PruneConfig, Store, TrainConfig, Unit, checked
+from fslib.models import MultiTaskModel
+from fslib.results import Record, Records, save_figure, save_table, write_bytes
+from fslib.runner import differences, tidy, verify_unit
 
-NUMBERS = [Unit("numbers", NumbersConfig(tasks=TASKS, n=n)) for n in range(40)]
+NUMBERS = small_units.units("numbers")
 UNIT = NUMBERS[0]
-SMALL = {
-    "tasks": list(TASKS),
-    "seeds": 1,
-    "steps": 2,
-    "max_length": 16,
-    "curve_points": 1,
-    "curve_examples": 4,
-    "eval_examples": None,
-    "importance_examples": 4,
-    "fractions": [0.25],
-    "controls": 1,
-}
+MODEL = Unit("train", training())
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(data, monkeypatch):
-    """Small tasks, and units that compute themselves at once, in this process."""
+    """Small tasks, and a kind of unit that takes no time."""
     monkeypatch.setenv("FSLIB_DATA", str(data))
     monkeypatch.setitem(experiments.UNITS, "numbers", (NumbersConfig, small_units.numbers))
     monkeypatch.setattr(experiments, "git_commit", lambda: "unknown")
@@ -77,23 +78,29 @@ def whole_records(folder: Path) -> dict[str, Record]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Files that are neither whole nor a lock."""
+    """Files that a writer has left unfinished or a reader has set aside."""
     return [p for p in folder.rglob("*") if ".partial-" in p.name or p.name.endswith(".corrupt")]
 
 
 def same(one: Record, other: Record) -> bool:
-    """Whether two records hold the same, down to the last bit, but for the time that they took."""
-    return (
-        (one.kind, one.key, one.config, one.data) == (other.kind, other.key, other.config, other.data)
-        and one.result == other.result
-        and {k: (v.dtype, v.shape, v.tobytes()) for k, v in one.arrays.items()}
-        == {k: (v.dtype, v.shape, v.tobytes()) for k, v in other.arrays.items()}
-    )
+    """Whether two records hold the same, down to the last bit, but for where, when and how fast they were made."""
+    bits = [{k: (v.dtype, v.shape, v.tobytes()) for k, v in record.arrays.items()} for record in (one, other)]
+    rest = [(r.kind, r.key, r.config, r.data, r.result) for r in (one, other)]
+    return bits[0] == bits[1] and rest[0] == rest[1]
 
 
 def record_of(arrays: dict[str, np.ndarray] | None = None, **result) -> Record:
     about = {"versions": {"python": "3"}, "commit": "unknown", "machine": {"threads": 1}}
     return Record("numbers", "0" * 16, {"n": 1}, {"left": "f"}, result, arrays or {}, 0.5, **about)
+
+
+def weights(model: MultiTaskModel) -> list[torch.Tensor]:
+    """Copies, since a loaded model may still read from its file."""
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 # There and back
@@ -107,8 +114,7 @@ def test_a_record_comes_back_bit_by_bit(tmp_path):
         "empty": np.empty((0, 3), np.float32),
         "predictions/bbc-pair": np.array([1, 2], np.int64),
     }
-    result = {"mean": 0.1 + 0.2, "none": None, "list": [1, 2.5, {"é": "…"}], "yes": True}
-    record = record_of(arrays, **result)
+    record = record_of(arrays, mean=0.1 + 0.2, none=None, list=[1, 2.5, {"é": "…"}], yes=True)
     Records(tmp_path).save(record)
     found = Records(tmp_path).load(record.kind, record.key)
     assert same(found, record)
@@ -129,7 +135,6 @@ def test_a_unit_is_computed_once_and_then_read(store):
     assert store.get(UNIT) is first
     again = Store(store.folder).get(UNIT)
     assert same(again, first)
-    assert again.seconds == first.seconds
     assert computed(store.folder) == [0]
     assert first.config == {"tasks": list(TASKS), "eval_examples": None, "n": 0}
     assert set(first.data) == set(TASKS)
@@ -148,16 +153,16 @@ def test_a_forgotten_unit_is_computed_again_and_the_others_stay(store):
     assert computed(store.folder) == [0, 1, 0]
 
 
-def test_a_unit_that_fails_leaves_no_record(store, monkeypatch):
+def test_a_unit_that_fails_leaves_no_record_and_no_lock(store, monkeypatch):
     def broken(config, store):
         raise ZeroDivisionError
 
-    monkeypatch.setitem(experiments.UNITS, "numbers", (NumbersConfig, broken))
-    with pytest.raises(ZeroDivisionError):
-        store.get(UNIT)
+    with monkeypatch.context() as patch:
+        patch.setitem(experiments.UNITS, "numbers", (NumbersConfig, broken))
+        with pytest.raises(ZeroDivisionError):
+            store.get(UNIT)
     assert whole_records(store.folder) == {}
-    monkeypatch.setitem(experiments.UNITS, "numbers", (NumbersConfig, small_units.numbers))
-    assert store.get(UNIT).result["n"] == 0  # and its lock is free
+    assert store.get(UNIT).result["n"] == 0
 
 
 def test_an_unknown_kind_of_unit_is_refused(store):
@@ -172,17 +177,510 @@ def test_the_key_knows_kind_and_every_part_of_the_config():
     base = training().model_dump()
     changes = [
         {"steps": 3}, {"seed": 1}, {"lr": 2e-3}, {"encoder": "minilm-l1"}, {"sampling": "sqrt"}, {"epochs": 1},
-        {"batch_size": 4}, {"max_length": 8}, {"eval_examples": 4}, {"curve_points": 2}, {"tasks": ["left"]},
-        {"tasks": ["right", "left"]}, {"curve_examples": 2},
+        {"batch_size": 4}, {"max_length": 8}, {"eval_examples": 4}, {"curve_points": 2}, {"curve_examples": 2},
+        {"tasks": ["left"]}, {"tasks": ["right", "left"]},
     ]  # fmt: skip
+    assert {field for change in changes for field in change} == set(TrainConfig.model_fields)
     units = [Unit("train", TrainConfig(**base | change)) for change in [{}, *changes]]
     units.append(Unit("words", TrainConfig(**base)))
     scored = ImportanceConfig(model=training(), examples=4)
     units += [Unit("importance", scored), Unit("importance", ImportanceConfig(model=training(1), examples=4))]
+    for change in ({}, {"controls": 2}, {"fractions": (0.5,)}, {"ablation": "mean"}, {"normalize": "layer"}):
+        units.append(Unit("prune", PruneConfig(**{"importance": scored, "fractions": (0.25,), "controls": 1} | change)))
+    assert len({unit.key for unit in units}) == len(units)
+
+
+def test_the_key_depends_neither_on_spelling_nor_on_where_the_data_lie(tmp_path, monkeypatch):
+    key = UNIT.key
+    assert Unit("numbers", NumbersConfig(**{"n": 0, "eval_examples": None, "tasks": ["LEFT", "Right"]})).key == key
+    monkeypatch.setenv("FSLIB_DATA", str(write_tasks(tmp_path)))
+    experiments.cached_task.cache_clear()
+    assert UNIT.key == key
+
+
+def test_the_key_knows_the_data_of_its_own_tasks(tmp_path, monkeypatch):
+    units = [Unit("numbers", NumbersConfig(tasks=tasks, n=0)) for tasks in (("left",), TASKS)]
+    before = [unit.key for unit in units]
+    file = write_tasks(tmp_path) / "right" / "dev.tsv"
+    file.write_text(file.read_text().replace("dev number 3\t1", "dev number 3\t0"))
+    monkeypatch.setenv("FSLIB_DATA", str(tmp_path))
+    experiments.cached_task.cache_clear()
+    after = [unit.key for unit in units]
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"stepz": 3}, ["'stepz'", "did you mean 'steps'"]),
+        ({"learning": 1}, ["'learning'"]),
+        ({"steps": 0}, ["steps=0", "greater than or equal to 1"]),
+        ({"steps": 2.5}, ["steps=2.5", "integer"]),
+        ({"steps": "many"}, ["steps='many'", "integer"]),
+        ({"lr": 0}, ["lr=0", "greater than 0"]),
+        ({"lr": -1e-3}, ["lr=-0.001"]),
+        ({"seed": -1}, ["seed=-1"]),
+        ({"eval_examples": 1}, ["eval_examples=1"]),
+        ({"tasks": []}, ["tasks"]),
+        ({"tasks": "bbc"}, ["tasks='bbc'"]),
+        ({"tasks": ["some/where"]}, ["some/where", "FSLIB_DATA"]),
+        ({"encoder": None}, ["encoder=None", "string"]),
+    ],
+)
+def test_a_config_refuses_what_it_does_not_know(change, parts):
+    with refused("setting", *parts):
+        checked(TrainConfig, training().model_dump() | change, "setting")
+
+
+def test_a_config_cannot_be_changed_after_its_check():
+    with pytest.raises(ValueError, match="frozen"):
+        training().steps = 5
+
+
+# Killed
+
+
+class Workers:
+    """Processes that compute units, forked from one that has imported everything."""
+
+    def __init__(self, data: Path) -> None:
+        calm = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "7"}
+        self.process = subprocess.Popen(
+            [sys.executable, small_units.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | calm | {"FSLIB_DATA": str(data)},
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def ask(self, line: str) -> list[int]:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return [int(word) for word in self.process.stdout.readline().split()]
+
+    def start(self, folder: Path, what: str) -> int:
+        return self.ask(f"go {folder} {what}")[0]
+
+    def wait(self) -> list[int]:
+        return self.ask("wait")
+
+    def run(self, folder: Path, what: str) -> float:
+        """Compute without disturbance; returns seconds."""
+        begun = time.perf_counter()
+        self.start(folder, what)
+        assert self.wait() == [0]
+        return time.perf_counter() - begun
+
+    def kill_while_writing(self, folder: Path, what: str) -> list[int]:
+        """Kill as soon as a file is being written that was not before."""
+        known = set(folder.rglob("*.partial-*"))
+        child = self.start(folder, what)
+        end = time.perf_counter() + 20
+        while not set(folder.rglob("*.partial-*")) - known:
+            assert time.perf_counter() < end, "nothing was written"
+        os.kill(child, signal.SIGKILL)
+        return self.wait()
+
+    def kill_after(self, seconds: float, folder: Path, what: str) -> list[int]:
+        child = self.start(folder, what)
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+        return self.wait()
+
+
+@pytest.fixture(scope="module")
+def workers(data):
+    workers = Workers(data)
+    yield workers
+    workers.process.stdin.close()
+    workers.process.wait(timeout=30)
+
+
+def test_a_kill_at_any_moment_loses_the_unit_under_way_and_nothing_else(workers, tmp_path):
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    each = workers.run(calm, "numbers") / len(NUMBERS)
+    moments, kept, kills = random.Random(0), {}, 0
+    for attempt in range(12):
+        if attempt % 2:
+            codes = workers.kill_while_writing(rough, "numbers")
+        else:
+            codes = workers.kill_after(moments.uniform(0, 4 * each), rough, "numbers")
+        kills += codes == [-signal.SIGKILL]
+        found = whole_records(rough)
+        assert all(same(found[name], record) for name, record in kept.items())
+        kept = found
+    assert kills == 12
+    assert 0 < len(kept) < len(NUMBERS)
+    before = len(computed(rough))
+    assert before - len(kept) <= kills  # each kill cost one unit at most
+    workers.run(rough, "numbers")
+    assert len(computed(rough)) - before == len(NUMBERS) - len(kept)  # it went on and did not start over
+    ended, undisturbed = whole_records(rough), whole_records(calm)
+    # The names hold the keys: processes with another seed of the hash function find the same ones.
+    assert ended.keys() == undisturbed.keys() == {f"numbers-{unit.key}" for unit in NUMBERS}
+    assert all(same(ended[name], undisturbed[name]) for name in ended)
+
+
+def test_a_kill_during_training_or_saving_leaves_models_whole(workers, tmp_path):
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    seconds = workers.run(calm, "models")
+    moments, kept = random.Random(1), {}
+    for attempt in range(6):
+        if attempt % 3 == 0:
+            assert workers.kill_while_writing(rough, "models") == [-signal.SIGKILL]
+        else:
+            workers.kill_after(moments.uniform(0, seconds / 6), rough, "models")
+        found = whole_records(rough)
+        assert all(same(found[name], record) for name, record in kept.items())
+        kept = found
+        for checkpoint in (rough / "checkpoints").iterdir():
+            if ".partial-" not in checkpoint.name:
+                MultiTaskModel.load(checkpoint)
+    workers.run(rough, "models")
+    ended, undisturbed = whole_records(rough), whole_records(calm)
+    assert len(ended) == 6
+    assert ended.keys() == undisturbed.keys()
+    assert all(same(ended[name], undisturbed[name]) for name in ended)
+    checkpoints = [{p.name for p in (folder / "checkpoints").iterdir()} for folder in (rough, calm)]
+    assert checkpoints[0] == checkpoints[1]  # what killed processes left is cleared away
+
+
+def test_processes_at_once_compute_each_unit_once(workers, tmp_path):
+    for _ in range(3):
+        workers.start(tmp_path, "numbers")
+    assert workers.wait() == [0, 0, 0]
+    assert sorted(computed(tmp_path)) == list(range(len(NUMBERS)))
+    assert len(whole_records(tmp_path)) == len(NUMBERS)
+    assert not leftovers(tmp_path)
+
+
+def test_processes_at_once_train_whole_models(workers, tmp_path):
+    for _ in range(2):
+        workers.start(tmp_path, "models")
+    assert workers.wait() == [0, 0]
+    assert len(whole_records(tmp_path)) == 6
+    trained = {f"train-{Unit('train', training(seed)).key}" for seed in range(3)}
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == trained
+
+
+# Damaged
+
+
+def put(path: Path, content: bytes) -> None:
+    """A new file in the place of an old one, which a loaded model may still read from."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    put(path, path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    put(path, bytes(content))
+
+
+def edit(**changes):
+    """Change fields of a record's JSON."""
+    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+DAMAGES = {
+    "cut JSON": (".json", cut),
+    "empty JSON": (".json", lambda p: p.write_bytes(b"")),
+    "not a record": (".json", lambda p: p.write_text("[]")),
+    "a number": (".json", lambda p: p.write_text("3")),
+    "not UTF-8": (".json", lambda p: p.write_bytes(b"\xff\xfe")),
+    "field too many": (".json", edit(extra=1)),
+    "wrong checksum": (".json", edit(arrays_sha256="0" * 64)),
+    "another key": (".json", edit(key="f" * 16)),
+    "another kind": (".json", edit(kind="train")),
+    "cut arrays": (".npz", cut),
+    "one bit of the arrays": (".npz", flip),
+    "no arrays": (".npz", Path.unlink),
+    "arrays of another record": (".npz", lambda p: np.savez(p, values=np.zeros(3))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_is_said_set_aside_and_computed_again(store, damage):
+    good = store.get(UNIT)
+    suffix, hurt = DAMAGES[damage]
+    path = store.records.path(UNIT.kind, UNIT.key)
+    hurt(path.with_suffix(suffix))
+    left = path.read_bytes()
+    with pytest.warns(UserWarning, match=f"{path.name}.*damaged.*set aside as {path.name}.corrupt"):
+        again = Store(store.folder).get(UNIT)
+    assert same(again, good)
+    assert computed(store.folder) == [0, 0]
+    assert path.with_name(f"{path.name}.corrupt").read_bytes() == left
+    assert list(whole_records(store.folder)) == [path.stem]
+
+
+def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypatch):
+    store.get(UNIT)
+    path = store.records.path(UNIT.kind, UNIT.key)
+    read = Path.read_text
+
+    def remove_after(self, *args, **kwargs):
+        text = read(self, *args, **kwargs)
+        store.forget(UNIT)
+        return text
+
+    monkeypatch.setattr(Path, "read_text", remove_after)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Records(store.folder).load(UNIT.kind, UNIT.key) is None
+    assert not leftovers(store.folder)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "file", ["fslib.json", "classifiers.safetensors", "encoder/model.safetensors", "encoder/config.json"]
+)
+@pytest.mark.parametrize("hurt", [cut, Path.unlink])
+def test_a_damaged_checkpoint_is_set_aside_and_trained_again(store, file, hurt):
+    good = weights(store.model(training()))
+    folder = store.checkpoint(MODEL)
+    hurt(folder / file)
+    with pytest.warns(UserWarning, match=f"{folder.name}.*set aside as {folder.name}.corrupt"):
+        again = weights(Store(store.folder).model(training()))
+    assert equal(good, again)
+    assert folder.with_name(f"{folder.name}.corrupt").is_dir()
+    assert equal(good, weights(MultiTaskModel.load(folder)))
+
+
+def test_a_missing_checkpoint_is_trained_again_and_the_record_stays(store):
+    good = weights(store.model(training()))
+    path = store.records.path("train", MODEL.key)
+    before = path.stat().st_mtime_ns
+    shutil.rmtree(store.checkpoint(MODEL))
+    assert equal(good, weights(store.model(training())))
+    assert path.stat().st_mtime_ns == before
+
+
+# No space, no permission
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Nothing can be flushed to the disk for want of space, until `.undo()`."""
+
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results.os, "fsync", fail)
+        yield patch
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(store, full_disk):
+    with refused("cannot write", store.folder, "No space left on device", "free some space"):
+        store.get(UNIT)
+    assert not leftovers(store.folder)
+    assert not list((store.folder / "runs").glob("*.*"))
+    full_disk.undo()
+    assert store.get(UNIT).result["n"] == 0
+
+
+def test_a_full_disk_keeps_the_earlier_file(tmp_path, full_disk):
+    path = tmp_path / "table.csv"
+    path.write_bytes(b"good")
+    with refused("cannot write", path, "free some space"):
+        write_bytes(path, b"better")
+    assert path.read_bytes() == b"good"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def small_files():
+    """No file of this process may grow beyond 100 kB, until called: what a full disk looks like to any library."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("unit", [UNIT, MODEL], ids=["record", "checkpoint"])
+def test_a_file_that_cannot_grow_is_told_in_one_line_and_nothing_is_half_written(store, small_files, unit):
+    with refused("cannot write", store.folder, "free some space"):
+        store.get(unit)
+    small_files()
+    assert not leftovers(store.folder)
+    assert whole_records(store.folder) == {}
+    assert store.get(unit).kind == unit.kind
+
+
+@pytest.fixture
+def make_read_only(monkeypatch):
+    """Call it, and no file can be opened for writing and no folder made: a read-only disk, for root as well."""
+    opened, made = Path.open, Path.mkdir
+
+    def refuse(path: Path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def open_to_read(self, mode="r", *args, **kwargs):
+        return refuse(self) if set(mode) & set("wax+") else opened(self, mode, *args, **kwargs)
+
+    def make(self, *args, **kwargs):
+        return made(self, *args, **kwargs) if self.is_dir() else refuse(self)
+
+    def start() -> None:
+        monkeypatch.setattr(Path, "open", open_to_read)
+        monkeypatch.setattr(Path, "mkdir", make)
+
+    return start
+
+
+def test_records_of_a_read_only_folder_can_be_read(store, make_read_only):
+    good = store.get(UNIT)
+    make_read_only()
+    again = Store(store.folder)
+    assert same(again.get(UNIT), good)
+    with refused("cannot write", store.folder, "Read-only file system", "--results"):
+        again.get(NUMBERS[1])
+    with refused("cannot write", store.folder / "tables", "Read-only file system"):
+        save_table(store.folder, "some", pd.DataFrame({"a": [1]}))
+    assert computed(store.folder) == [0]
+
+
+def test_a_file_where_the_results_folder_should_be_is_named(tmp_path):
+    place = tmp_path / "results"
+    place.write_text("I was here first")
+    assert Store(place).find(UNIT) is None
+    with refused("cannot write", place, "--results"):
+        Store(place).get(UNIT)
+    assert place.read_text() == "I was here first"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_named(store):
+    store.get(UNIT)
+    folder = store.folder / "runs"
+    for place in (folder, folder / ".locks"):
+        place.chmod(0o555)
+    try:
+        assert Store(store.folder).get(UNIT).result["n"] == 0
+        with refused("cannot write", folder, "Permission denied", "--results"):
+            store.get(NUMBERS[1])
+    finally:
+        for place in (folder, folder / ".locks"):
+            place.chmod(0o755)
+
+
+# Verified
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("recorded")
+
+
+@pytest.fixture
+def study(recorded) -> Study:
+    """A study of small models with all records of 03, made by the first test and read anew by every test."""
+    study = Study("smoke", overrides=SMALL, results=recorded)
+    for unit in study.plan("03"):
+        study.store.get(unit)
+    return Study("smoke", overrides=SMALL, results=recorded)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["train", "importance", "prune"])
+def test_an_honest_record_is_repeated_bit_by_bit(study, number):
+    verdict = verify_unit(study, study.plan("03")[number])
+    assert verdict.exact
+    assert verdict.problems == []
+
+
+def better_score(result: dict, arrays: dict) -> None:
+    result["scores"]["left"] = 0.123
+
+
+def other_loss(result: dict, arrays: dict) -> None:
+    arrays["losses"][0] = np.nextafter(arrays["losses"][0], np.float32(9))
+
+
+def other_prediction(result: dict, arrays: dict) -> None:
+    arrays["predictions/right"][0] = 1 - arrays["predictions/right"][0]
+
+
+def array_lost(result: dict, arrays: dict) -> None:
+    del arrays["order"]
+
+
+@pytest.mark.parametrize(
+    ("tamper", "named"),
+    [
+        (better_score, "result.scores.left"),
+        (other_loss, "losses: 50.0%"),
+        (other_prediction, "predictions/right: 10.0%"),
+        (array_lost, "order"),
+    ],
+)
+def test_a_tampered_record_is_found_out(study, tmp_path, tamper, named):
+    unit = study.plan("03")[0]
+    record = copy.deepcopy(study.store.get(unit))
+    tamper(record.result, record.arrays)
+    other = Study("smoke", overrides=SMALL, results=tmp_path)
+    other.store.records.save(record)
+    problems = verify_unit(other, unit).problems
+    assert len(problems) == 1
+    assert named in problems[0]
+
+
+def test_what_is_not_recorded_cannot_be_verified(tmp_path):
+    study = Study("smoke", overrides=SMALL, results=tmp_path)
+    with refused("no record", "train-", "fslib run"):
+        verify_unit(study, study.plan("01")[1])
+
+
+FLOATS = np.random.default_rng(0).random(50)
+BITS = np.arange(20) % 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "exact", "alike"),
+    [
+        ({"score": 0.80}, {"score": 0.80}, True, True),
+        ({"score": 0.80}, {"score": 0.80 + 1e-12}, True, False),
+        ({"score": 0.80}, {"score": 0.87}, False, True),
+        ({"score": 0.80}, {"score": 0.89}, False, False),
+        ({"score": [0.8, {"x": 0.5}]}, {"score": [0.8, {"x": 0.4}]}, False, False),
+        ({"steps": 10}, {"steps": 11}, False, False),
+        ({"name": "a"}, {"name": "b"}, False, False),
+        ({"a": 1.0}, {"b": 1.0}, False, False),
+        ({"list": [1.0]}, {"list": [1.0, 1.0]}, False, False),
+        (FLOATS, FLOATS.copy(), True, True),
+        (FLOATS, np.nextafter(FLOATS, 2), True, False),
+        (FLOATS, FLOATS * 1.01 + 0.02, False, True),
+        (FLOATS, FLOATS[::-1].copy(), False, False),
+        (FLOATS, np.zeros(50), False, False),
+        (FLOATS, FLOATS[:49], False, False),
+        (BITS, np.where(np.arange(20) < 3, 1 - BITS, BITS), False, True),
+        (BITS, np.where(np.arange(20) < 4, 1 - BITS, BITS), False, False),
+        (BITS, np.where(np.arange(20) < 1, 1 - BITS, BITS), True, False),
+    ],
+)
+def test_tolerance_on_this_machine_and_on_another(old, new, exact, alike):
+    records = [record_of(**v) if isinstance(v, dict) else record_of({"values": v}) for v in (old, new)]
+    problems = differences(*records, exact)
+    assert len(problems) == (0 if alike else 1)
+    assert all(problem.startswith(("result", "values")) for problem in problems)
+
+
+def test_another_machine_or_version_is_held_to_the_tolerance_only(study, tmp_path):
+    unit = study.plan("03")[0]
+    honest = study.store.get(unit)
+    arrays = honest.arrays | {"losses": honest.arrays["losses"] * np.float32(1.00001)}
     elsewhere = {"machine": honest.machine | {"processor": "other"}}
     for change in (elsewhere, {"versions": honest.versions | {"torch": "0"}}):
         other = Study("smoke", overrides=SMALL, results=tmp_path)
-        other.store.records.save(replace(honest, arrays=honest.arrays | shifted, **change))
+        other.store.records.save(replace(honest, arrays=arrays, **change))
         verdict = verify_unit(other, unit)
         assert not verdict.exact
         assert verdict.problems == []
@@ -226,17 +724,15 @@ def test_a_figure_has_the_same_bytes_twice_and_its_caption_inside(tmp_path):
     svg = (tmp_path / "one" / "figures" / "f.svg").read_text()
     assert "Heads of layer 2 → α &lt; 0.3 &amp; more" in svg
     assert "made by: fslib run 03" in svg
-    assert "<text" in svg  # letters, not outlines
 
 
-def notebook(stamp: str, value: str, minor: int = 5) -> nbformat.NotebookNode:
+def notebook(stamp: str, said: str) -> nbformat.NotebookNode:
     """An executed notebook as papermill leaves it."""
     cell = nbformat.v4.new_code_cell("print(1)", execution_count=1)
-    cell["id"] = f"random-{len(stamp + value)}"
-    cell.outputs = [nbformat.v4.new_output("stream", text=value)]
+    cell["id"] = "random-" + stamp.replace(".", "-")
+    cell.outputs = [nbformat.v4.new_output("stream", text=said)]
     cell.metadata = {"tags": [], "papermill": {"start_time": stamp}, "execution": {"iopub.execute_input": stamp}}
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title"), cell])
-    made.nbformat_minor = minor
     made.metadata = {
         "papermill": {"duration": stamp, "input_path": f"/somewhere/{stamp}"},
         "language_info": {"name": "python", "version": stamp},
@@ -245,22 +741,21 @@ def notebook(stamp: str, value: str, minor: int = 5) -> nbformat.NotebookNode:
     return made
 
 
-def tidied(tmp_path: Path, *of: str) -> bytes:
-    path = tmp_path / f"{of[0]}.ipynb"
-    nbformat.write(notebook(*of), path)
+def tidied(tmp_path: Path, stamp: str, said: str) -> bytes:
+    path = tmp_path / "notebook.ipynb"
+    nbformat.write(notebook(stamp, said), path)
     return tidy(path)
 
 
 def test_a_tidied_notebook_forgets_when_and_where_it_ran_but_not_what_it_said(tmp_path):
     one, two = tidied(tmp_path, "3.11", "hello"), tidied(tmp_path, "3.12", "hello")
-    other = tidied(tmp_path, "3.11", "bye")
-    assert one == two != other
+    assert one == two != tidied(tmp_path, "3.11", "bye")
     read = nbformat.reads(one.decode(), as_version=4)
     nbformat.validate(read)
     assert read.cells[1].outputs[0].text == "hello"
     assert read.cells[1].execution_count == 1
-    assert "3.11" not in one.decode()
     assert read.metadata.kernelspec.name == "python3"
+    assert "3.11" not in one.decode()
 
 
 def test_tidying_twice_changes_nothing(tmp_path):
@@ -268,8 +763,3 @@ def test_tidying_twice_changes_nothing(tmp_path):
     path = tmp_path / "once.ipynb"
     path.write_bytes(once)
     assert tidy(path) == once
-
-
-def test_the_tolerances_are_tighter_than_chance():
-    assert 0 < runner.SCORE_TOLERANCE < 0.1 < 0.5 < runner.AGREEMENT < 1
-    assert 0 < runner.RANK_TOLERANCE < 1
