@@ -98,9 +98,10 @@ class IAP:
         """Dissociation score per fraction, per task and as their mean, with interval, null and p.
 
         Interval: bootstrap over evaluation examples, the same resample for every head set (paired), of the mean
-        over seeds; it holds for these trained models and head sets, and is NaN if a resample has no defined D. Null: every task's head set is drawn at random among its top heads and its layer-matched controls
-        (a permutation test: if top heads are nothing special in their layers, all are alike); p is the share
-        of such draws with a score at least as large. The null band is made from the controls alone. With few controls
+        over seeds; it holds for these trained models and head sets, and is NaN if a resample has no defined D.
+        Null: every task's head set is drawn at random among its top heads and its layer-matched controls (a
+        permutation test: if top heads are nothing special in their layers, all are alike); p is the share of
+        such draws with a score at least as large. The null band is made from the controls alone. With few controls
         only the mean over tasks has power: one task's p is at best about 1 / (controls + 1) ** seeds.
         The last row is the mean over fractions: one number that no choice of a fraction can flatter.
         """

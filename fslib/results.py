@@ -191,7 +191,7 @@ def save_table(folder: Path, name: str, table: pd.DataFrame, digits: int = 3) ->
 
 
 def save_figure(folder: Path, name: str, figure: Figure, caption: str, command: str) -> Figure:
-    """Write figures/<name>.png (200 dpi) and .svg, the same bytes every time, with caption and command inside."""
+    """Write <name>.png (200 dpi) and .svg, the same bytes every time, with caption and command inside."""
     notes: Mapping[str, str | None] = {"Title": caption, "Description": f"made by: {command}"}
     savers: dict[str, Callable[[], dict[str, Any]]] = {
         "png": lambda: {"dpi": 200, "metadata": {**notes, "Software": None}},
@@ -201,5 +201,5 @@ def save_figure(folder: Path, name: str, figure: Figure, caption: str, command: 
         buffer = BytesIO()
         with rc_context({"svg.hashsalt": "fslib"}):
             figure.savefig(buffer, format=kind, bbox_inches="tight", **options())
-        write_bytes(folder / "figures" / f"{name}.{kind}", buffer.getvalue())
+        write_bytes(folder / f"{name}.{kind}", buffer.getvalue())
     return figure

@@ -32,7 +32,7 @@ from fslib.experiments import (
 )
 from fslib.importance import Contributions
 from fslib.pruning import IAP
-from fslib.results import Record, results_root, save_figure, save_table
+from fslib.results import ROOT, Record, results_root, save_figure, save_table
 from fslib.scoring import Score
 from fslib.tasks import Task
 from fslib.training import SAMPLINGS, task_order
@@ -202,11 +202,23 @@ class Study:
         """Pruning results over all seeds."""
         return IAP.over_seeds([read_iap(self.store.get(self.unit("prune", s))) for s in self.seeds])
 
-    def figure(self, name: str, figure: Figure, caption: str) -> None:
-        """Save a figure as PNG and SVG under the study's folder, and show it with its caption."""
+    @property
+    def is_reference(self) -> bool:
+        """Is this the default profile without other settings, in the repository's own results?"""
+        plain = self.name == "mini" and self.seed == 0 and not self.overrides
+        return plain and self.folder.parent.resolve() == ROOT / "results"
+
+    def figure(self, name: str, figure: Figure, caption: str, *, feature: str | None = None) -> None:
+        """Save a figure as PNG and SVG under the study's folder, and show it with its caption.
+
+        feature: of the reference results, also keep it in the repository's figures/ under this name.
+        """
         from IPython.display import Markdown, display  # only notebooks show figures
 
-        save_figure(self.folder, name, figure, caption, f"fslib run {name[:2]} --profile {self.name}")
+        command = f"fslib run {name[:2]} --profile {self.name}"
+        save_figure(self.folder / "figures", name, figure, caption, command)
+        if feature and self.is_reference:
+            save_figure(ROOT / "figures", feature, figure, caption, command)
         display(figure, Markdown(f"*{caption}*"))
 
     def table(self, name: str, table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:

@@ -192,7 +192,7 @@ def test_the_key_knows_kind_and_every_part_of_the_config():
 
 def test_the_key_depends_neither_on_spelling_nor_on_where_the_data_lie(tmp_path, monkeypatch):
     key = UNIT.key
-    assert Unit("numbers", NumbersConfig(**{"n": 0, "eval_examples": None, "tasks": ["LEFT", "Right"]})).key == key
+    assert Unit("numbers", NumbersConfig(n=0, eval_examples=None, tasks=["LEFT", "Right"])).key == key
     monkeypatch.setenv("FSLIB_DATA", str(write_tasks(tmp_path)))
     experiments.cached_task.cache_clear()
     assert UNIT.key == key
@@ -241,6 +241,10 @@ def test_a_config_cannot_be_changed_after_its_check():
 # Killed
 
 
+def partials(folder: Path) -> set[Path]:
+    return {*folder.glob("runs/.*.partial-*"), *folder.glob("checkpoints/*.partial-*")}
+
+
 class Workers:
     """Processes that compute units, forked from one that has imported everything."""
 
@@ -276,10 +280,10 @@ class Workers:
 
     def kill_while_writing(self, folder: Path, what: str) -> list[int]:
         """Kill as soon as a file is being written that was not before."""
-        known = set(folder.rglob("*.partial-*"))
+        known = partials(folder)
         child = self.start(folder, what)
         end = time.perf_counter() + 20
-        while not set(folder.rglob("*.partial-*")) - known:
+        while not partials(folder) - known:
             assert time.perf_counter() < end, "nothing was written"
         os.kill(child, signal.SIGKILL)
         return self.wait()
@@ -483,7 +487,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(store, 
     with refused("cannot write", store.folder, "No space left on device", "free some space"):
         store.get(UNIT)
     assert not leftovers(store.folder)
-    assert not list((store.folder / "runs").glob("*.*"))
+    assert not list((store.folder / "runs").glob("*-*"))
     full_disk.undo()
     assert store.get(UNIT).result["n"] == 0
 
