@@ -299,8 +299,7 @@ class Workers:
 def workers(data):
     workers = Workers(data)
     yield workers
-    workers.process.stdin.close()
-    workers.process.wait(timeout=30)
+    workers.process.communicate(timeout=30)
 
 
 def test_a_kill_at_any_moment_loses_the_unit_under_way_and_nothing_else(workers, tmp_path):
@@ -719,13 +718,13 @@ def test_a_figure_has_the_same_bytes_twice_and_its_caption_inside(tmp_path):
         with matplotlib.rc_context({"svg.hashsalt": place}):
             save_figure(tmp_path / place, "f", drawing(), caption, "fslib run 03")
     for kind in ("png", "svg"):
-        one, two = ((tmp_path / place / "figures" / f"f.{kind}").read_bytes() for place in ("one", "two"))
+        one, two = ((tmp_path / place / f"f.{kind}").read_bytes() for place in ("one", "two"))
         assert one == two
-    with Image.open(tmp_path / "one" / "figures" / "f.png") as image:
+    with Image.open(tmp_path / "one" / "f.png") as image:
         assert image.text["Title"] == caption
         assert image.text["Description"] == "made by: fslib run 03"
         assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
-    svg = (tmp_path / "one" / "figures" / "f.svg").read_text()
+    svg = (tmp_path / "one" / "f.svg").read_text()
     assert "Heads of layer 2 → α &lt; 0.3 &amp; more" in svg
     assert "made by: fslib run 03" in svg
 
