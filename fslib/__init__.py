@@ -8,11 +8,12 @@ from fslib.errors import FslibError
 from fslib.evaluation import evaluate
 from fslib.heads import overlap, pruned, random_heads, top_heads
 from fslib.importance import contributions, head_importance, mean_context
+from fslib.loading import glue_task, load_tasks, task_names
 from fslib.models import MultiTaskModel
 from fslib.pruning import IAP, Dissociation, prune_important_heads
 from fslib.scoring import Score, dissociation, rank_correlation
 from fslib.study import PROFILES, Profile, Study
-from fslib.tasks import Split, Task, glue_task, load_tasks, make_task, task_names
+from fslib.tasks import Split, Task, make_task
 from fslib.training import History, train
 
 __version__ = "0.1.0"

@@ -53,13 +53,8 @@ def find_notebooks(names: list[str] | None = None) -> list[Path]:
     return found
 
 
-def is_plain(study: Study) -> bool:
-    """Whether these are the results that the notebooks in the repository show."""
-    return study.name == "mini" and study.seed == 0 and not study.overrides
-
-
 def check_in_place(study: Study) -> None:
-    if not is_plain(study):
+    if not study.is_plain:
         raise FslibError("--in-place is for the default profile without other settings: the notebooks show its results")
 
 
@@ -74,7 +69,7 @@ def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
     for unit in study.plan(source.stem):
         study.store.get(unit)
     settings = {"profile": study.name, "seed": study.seed, "overrides": study.overrides}
-    parameters = None if is_plain(study) else settings
+    parameters = None if study.is_plain else settings
     target = study.folder / "notebooks" / source.name
     with writing(target), tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / source.name

@@ -203,10 +203,9 @@ class Study:
         return IAP.over_seeds([read_iap(self.store.get(self.unit("prune", s))) for s in self.seeds])
 
     @property
-    def is_reference(self) -> bool:
-        """Is this the default profile without other settings, in the repository's own results?"""
-        plain = self.name == "mini" and self.seed == 0 and not self.overrides
-        return plain and self.folder.parent.resolve() == ROOT / "results"
+    def is_plain(self) -> bool:
+        """Is this the default profile without other settings, which the committed notebooks show?"""
+        return self.name == "mini" and self.seed == 0 and not self.overrides
 
     def figure(self, name: str, figure: Figure, caption: str, *, feature: str | None = None) -> None:
         """Save a figure as PNG and SVG under the study's folder, and show it with its caption.
@@ -217,7 +216,7 @@ class Study:
 
         command = f"fslib run {name[:2]} --profile {self.name}"
         save_figure(self.folder / "figures", name, figure, caption, command)
-        if feature and self.is_reference:
+        if feature and self.is_plain and self.folder.parent.resolve() == ROOT / "results":
             save_figure(ROOT / "figures", feature, figure, caption, command)
         display(figure, Markdown(f"*{caption}*"))
 

@@ -18,8 +18,6 @@ from fslib.results import Record
 from fslib.scoring import bootstrap_counts, chance_level, interval, metric_score, rank_correlation
 from fslib.study import Study
 
-SIGNIFICANCE = 0.05
-
 
 def tasks(study: Study) -> pd.DataFrame:
     """What each task is: sizes, labels, metric, chance level, tokens per training example."""
@@ -315,19 +313,6 @@ def retained(study: Study) -> dict[float, pd.DataFrame]:
     return {f: pd.DataFrame(share[i], index, columns) for i, f in enumerate(iap.fractions)}
 
 
-def verdict(found: Dissociation) -> str:
-    """C1 in one sentence, from the mean over tasks and fractions: one test, chosen beforehand."""
-    d, low, high, p = (float(a[-1, -1]) for a in (found.value, found.low, found.high, found.p))
-    numbers = (
-        f"mean D = {d:.1f} points, 95 % interval [{low:.1f}, {high:.1f}], p = {p:.3f} against matched random heads"
-    )
-    if low > 0 and p < SIGNIFICANCE:
-        return f"C1 supported for this model: {numbers}."
-    if high < 0 or (p >= SIGNIFICANCE and low <= 0):
-        return f"C1 not supported for this model: {numbers}."
-    return f"C1 undecided for this model: {numbers}."
-
-
 def by_task(found: Dissociation) -> pd.DataFrame:
     """Each task's own D over all fractions beside that of its matched controls.
 
@@ -339,30 +324,3 @@ def by_task(found: Dissociation) -> pd.DataFrame:
     for i in range(len(found.by_seed)):
         table[f"D, seed {i + 1}"] = found.by_seed[i, -1]
     return table
-
-
-def compare(task: str, method: str, row: pd.Series) -> str:
-    """One sentence: is multi-task training better or worse than another method, beyond the interval?"""
-    low, high = row["diff low"], row["diff high"]
-    word = "above" if low > 0 else "below" if high < 0 else "not told apart from"
-    return (
-        f"{task}: multi-task is {word} {method} "
-        f"(difference {100 * row['multi-task minus it']:+.1f} points, [{100 * low:+.1f}, {100 * high:+.1f}])"
-    )
-
-
-def read_importance(correlations: pd.DataFrame, stability: pd.DataFrame) -> str:
-    """What the maps say, in numbers: agreement within tasks and between them, and the sample that a ranking needs."""
-    values = correlations.to_numpy()
-    own = np.eye(len(values), dtype=bool)
-    pairs = correlations.where(np.triu(~own)).stack()
-    mean = stability.groupby("examples")["mean"].min()
-    enough = mean[mean >= 0.95]
-    needs = f"from {enough.index[0]} examples on" if len(enough) else f"not within {mean.index.max()} examples"
-    return (
-        f"Within a task, half samples agree at {values[own].min():.2f} to {values[own].max():.2f}; "
-        f"between tasks maps agree at {values[~own].min():.2f} to {values[~own].max():.2f}.\n"
-        f"Most alike: {' and '.join(pairs.idxmax())} ({pairs.max():.2f}); "
-        f"least alike: {' and '.join(pairs.idxmin())} ({pairs.min():.2f}).\n"
-        f"Two disjoint samples rank heads alike (at least 0.95 for every task): {needs}."
-    )

@@ -13,7 +13,8 @@ from refusal import refused
 import fslib
 from fslib import corpora
 from fslib.batching import Encoded, padding_share
-from fslib.tasks import glue_task, load_tasks, make_task, read_tsv, task_names
+from fslib.loading import glue_task, load_tasks, read_tsv, task_names
+from fslib.tasks import make_task
 
 EMBEDDED = ("bbc", "bbc-pair", "bbc-headline", "bbc-shift")
 SIDES = ("train", "eval")
@@ -528,3 +529,10 @@ def test_real_padding_stays_small(tiny):
         batches = [next(epoch) for _ in range(-(-len(split) // 32))]
         assert sum(map(len, batches)) == len(split)
         assert padding_share(batches, encoded.lengths) <= 0.20
+
+
+def test_a_class_label_names_the_classes():
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    data = datasets.Dataset.from_dict({"text": list("abcdefgh"), "label": [0, 1] * 4}, features=features)
+    task = make_task("own", data, eval_share=0.25)
+    assert task.label_names == ("no", "yes") and task.metric == "accuracy"
