@@ -252,14 +252,18 @@ def random_heads(
     if n > distinct:
         raise FslibError(f"{n} controls asked, but only {distinct} distinct head set(s) have these heads per layer")
     drawn: list[np.ndarray] = []
+    seen: set[tuple[int, bytes]] = set()
     for attempt in range(1, 1000 * (n + 10)):
         if len(drawn) == n:
             break
-        if attempt % 1000 == 0:  # sets that grow can leave no room for the last ones: begin again
+        if attempt % (100 * (n + 10)) == 0:  # sets that grow can leave no room for the last ones: begin again
             drawn.clear()
+            seen.clear()
         order = rng.permuted(np.tile(np.arange(heads), (like.shape[-2], 1)), axis=1)  # each head's rank in its layer
         draw = order < counts[..., None]  # (*nested, layers, heads)
-        if not any((draw == other).all((-2, -1)).any() for other in drawn):
+        steps = {(i, step.tobytes()) for i, step in enumerate(draw.reshape(-1, *like.shape[-2:]))}
+        if seen.isdisjoint(steps):
+            seen |= steps
             drawn.append(draw)
     if len(drawn) < n:
         raise FslibError(f"{n} controls asked, but no {n} that differ at every step were found: ask for fewer")

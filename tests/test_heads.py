@@ -408,6 +408,24 @@ def test_random_heads_can_exhaust_what_exists_but_not_more():
         random_heads(heads_at(), 2, np.random.default_rng(0))
 
 
+def test_all_of_many_sets_can_be_drawn():
+    like = np.zeros((1, 12), dtype=bool)
+    like[0, :4] = True
+    found = random_heads(like, 495, np.random.default_rng(0))  # 12 choose 4; the last one takes thousands of draws
+    assert len({draw.tobytes() for draw in found}) == 495
+
+
+def test_controls_of_sets_that_grow_grow_alike_and_differ_at_every_step():
+    importance = np.random.default_rng(0).random((LAYERS, HEADS))
+    growing = np.array([top_heads(importance, fraction) for fraction in (0.25, 0.5, 0.75)])
+    found = random_heads(growing, 6, np.random.default_rng(1))
+    assert found.shape == (6, 3, LAYERS, HEADS)
+    assert (found.sum(-1) == growing.sum(-1)).all()
+    assert not (found[:, :-1] & ~found[:, 1:]).any()
+    for step in range(3):
+        assert len(np.unique(found[:, step].reshape(6, -1), axis=0)) == 6
+
+
 def test_random_heads_are_even_over_the_heads_of_a_layer():
     draws = [random_heads(heads_at((1, 0)), 1, np.random.default_rng(seed))[0] for seed in range(400)]
     share = np.mean(draws, axis=0)
