@@ -62,8 +62,8 @@ class DataConfig(Config):
         return {name: cached_task(name).limited(eval=self.eval_examples) for name in self.tasks}
 
 
-class TrainConfig(DataConfig):
-    """Fine-tuning of one encoder on one or more tasks; see `fslib.train`."""
+class TrainingSettings(DataConfig):
+    """How an encoder is fine-tuned; see `fslib.train`."""
 
     encoder: str
     max_length: int = Field(128, ge=4)
@@ -72,9 +72,14 @@ class TrainConfig(DataConfig):
     lr: float = Field(gt=0)
     sampling: str = "annealed"
     epochs: int = Field(5, ge=1)
-    seed: int = Field(0, ge=0)
     curve_points: int = Field(8, ge=1)
     curve_examples: int = Field(128, ge=2)
+
+
+class TrainConfig(TrainingSettings):
+    """One training run, on one or more tasks."""
+
+    seed: int = Field(0, ge=0)
 
 
 class ImportanceConfig(Config):

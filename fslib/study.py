@@ -17,13 +17,13 @@ from pydantic import Field
 
 from fslib.errors import FslibError, unknown
 from fslib.experiments import (
-    Config,
     DataConfig,
     ImportanceConfig,
     PruneConfig,
     Store,
     TaskNames,
     TrainConfig,
+    TrainingSettings,
     Unit,
     cached_task,
     checked,
@@ -38,21 +38,11 @@ from fslib.tasks import Task
 from fslib.training import SAMPLINGS, task_order
 
 
-class Profile(Config):
+class Profile(TrainingSettings):
     """Everything that a run can vary; `fslib run --set key=value` changes a field."""
 
-    encoder: str
     tasks: TaskNames = ("bbc", "bbc-pair", "bbc-headline", "bbc-shift")
     seeds: int = Field(2, ge=1)
-    max_length: int = Field(128, ge=4)
-    steps: int = Field(ge=1)
-    batch_size: int = Field(16, ge=1)
-    lr: float = Field(gt=0)
-    sampling: str = "annealed"
-    epochs: int = Field(5, ge=1)
-    eval_examples: int | None = Field(None, ge=2)
-    curve_points: int = Field(8, ge=1)
-    curve_examples: int = Field(128, ge=2)
     importance_examples: int = Field(ge=4)
     fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
     controls: int = Field(ge=1)
@@ -143,7 +133,7 @@ class Study:
             sizes = [len(cached_task(t).train) for t in names]
             order = task_order(sizes, steps, p.sampling, p.epochs, seed)
             names, steps = (task,), max(1, order.count(names.index(task)))
-        shared = {k: getattr(p, k) for k in TrainConfig.model_fields if k in Profile.model_fields}
+        shared = {k: getattr(p, k) for k in TrainingSettings.model_fields}
         return TrainConfig(**shared | {"tasks": names, "steps": steps, "seed": seed})
 
     def unit(self, kind: str, seed: int, task: str | None = None) -> Unit:
@@ -220,9 +210,13 @@ class Study:
             save_figure(ROOT / "figures", feature, figure, caption, command)
         display(figure, Markdown(f"*{caption}*"))
 
-    def table(self, name: str, table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
-        """Save a table as CSV and Markdown under the study's folder; returns it rounded, for display."""
-        return save_table(self.folder, name, table, digits)
+    def table(self, name: str, table: pd.DataFrame, digits: int = 3, *, show: pd.Series | None = None) -> None:
+        """Save a table as CSV and Markdown under the study's folder, and show it rounded (`show`: only these rows)."""
+        from IPython.display import HTML, display
+
+        rounded = save_table(self.folder, name, table, digits)
+        with pd.option_context("display.max_colwidth", None):
+            display(HTML((rounded if show is None else rounded[show]).to_html(index=False, border=0)))
 
 
 def nested_samples(n: int, sizes: list[int], repeats: int, seed: int) -> list[list[np.ndarray]]:
