@@ -31,7 +31,8 @@ from fslib.scoring import (
 from fslib.tasks import Task, as_tasks
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
-DRAWS = 2000
+DRAWS = 2000  # bootstrap draws
+NULL_DRAWS = 20_000  # permutation draws; if there are no more combinations than this, all of them: an exact p
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,7 @@ class IAP:
         scores, base, chance = self.scores(), self.baseline(), self.chance()
         by_seed = with_means(dissociation(scores[:, :, :, 0], base[:, None], convention, chance))
         low, high = interval(np.moveaxis(self._bootstrap(convention, draws, seed), 0, -1), level)
-        band, p = self._null(scores, base, chance, convention, draws, seed)
+        band, p = self._null(scores, base, chance, convention, seed)
         null_low, null_high = interval(np.moveaxis(band, 0, -1), level) if len(band) else (low * np.nan, high * np.nan)
         null_mean = band.mean(0) if len(band) else low * np.nan
         return Dissociation(
@@ -137,7 +138,7 @@ class IAP:
         return with_means(dissociation(scores, base[:, :, None], convention, np.array(chances)).mean(1))
 
     def _null(
-        self, scores: np.ndarray, base: np.ndarray, chance: np.ndarray, convention: str, draws: int, seed: int
+        self, scores: np.ndarray, base: np.ndarray, chance: np.ndarray, convention: str, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """(band, p): null draws from the controls alone, and the permutation p; both end as `with_means`."""
         seeds, fractions, tasks, sets, _ = scores.shape
@@ -151,10 +152,10 @@ class IAP:
             return with_means(dissociation(picked, base[:, None], convention, chance).mean(1))
 
         rng = np.random.default_rng([seed, 99])
-        band = redraw(1 + random_choices(sets - 1, seeds * tasks, draws, rng))
-        exact = sets ** (seeds * tasks) <= draws
+        band = redraw(1 + random_choices(sets - 1, seeds * tasks, NULL_DRAWS, rng))
+        exact = sets ** (seeds * tasks) <= NULL_DRAWS
         observed = redraw(np.zeros((1, seeds * tasks), dtype=int))[0]
-        return band, p_value(redraw(random_choices(sets, seeds * tasks, draws, rng)), observed, exact)
+        return band, p_value(redraw(random_choices(sets, seeds * tasks, NULL_DRAWS, rng)), observed, exact)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays by name, as stored beside a record."""

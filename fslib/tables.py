@@ -313,7 +313,7 @@ def retained(study: Study) -> dict[float, pd.DataFrame]:
     return {f: pd.DataFrame(share[i], index, columns) for i, f in enumerate(iap.fractions)}
 
 
-def by_task(found: Dissociation) -> pd.DataFrame:
+def by_task(found: Dissociation, seeds: Sequence[int]) -> pd.DataFrame:
     """Each task's own D over all fractions beside that of its matched controls.
 
     No p per task: with few controls a single task's is coarse (at best about 1 / (controls + 1) ** seeds).
@@ -321,6 +321,6 @@ def by_task(found: Dissociation) -> pd.DataFrame:
     columns = {"D": found.value, "low": found.low, "high": found.high, "random heads": found.null_mean}
     table = pd.DataFrame({"task": [*found.tasks, "mean"], **{k: v[-1] for k, v in columns.items()}})
     table["above random by"] = table["D"] - table["random heads"]
-    for i in range(len(found.by_seed)):
-        table[f"D, seed {i + 1}"] = found.by_seed[i, -1]
+    for seed, values in zip(seeds, found.by_seed, strict=True):
+        table[f"D, seed {seed}"] = values[-1]
     return table
