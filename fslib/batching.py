@@ -13,6 +13,7 @@ from fslib.errors import FslibError
 from fslib.tasks import Split
 
 PADDING = {"input_ids": 0, "token_type_ids": 0}  # what an encoder may take beside the mask, and its filler
+TOKENIZED_AT_ONCE = 1000  # a tokenizer's own output takes much more memory than the ids
 SORT_WINDOW = 32  # training: examples are sorted by length within this many shuffled batches
 
 
@@ -40,14 +41,18 @@ class Encoded:
     """A split as token ids, ready to be batched in any order."""
 
     def __init__(self, split: Split, tokenizer: Any, max_length: int) -> None:
-        rows = tokenizer(
-            list(split.texts),
-            None if split.pairs is None else list(split.pairs),
-            truncation="longest_first",
-            max_length=max_length,
-            return_attention_mask=False,
-        )
-        self.columns = {k: [np.asarray(r, dtype=np.int32) for r in rows[k]] for k in rows if k in PADDING}
+        self.columns: dict[str, list[np.ndarray]] = {}
+        for start in range(0, len(split), TOKENIZED_AT_ONCE):
+            part = slice(start, start + TOKENIZED_AT_ONCE)
+            rows = tokenizer(
+                list(split.texts[part]),
+                None if split.pairs is None else list(split.pairs[part]),
+                truncation="longest_first",
+                max_length=max_length,
+                return_attention_mask=False,
+            )
+            for name in PADDING.keys() & rows.keys():
+                self.columns.setdefault(name, []).extend(np.asarray(row, dtype=np.int32) for row in rows[name])
         self.padding = {**PADDING, "input_ids": tokenizer.pad_token_id}
         self.labels = torch.from_numpy(np.asarray(split.labels).copy())
         self.labels = self.labels.float() if self.labels.is_floating_point() else self.labels

@@ -37,32 +37,34 @@ def pick_split(task: Task, split: str) -> Split:
 
 
 def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list[Batch]:
-    """All examples once, in batches of like length; with several processes, this process's share."""
+    """All examples once, in batches of like length; with several processes, this process's share.
+
+    The longest come first: what they needed is then used again, and memory does not grow batch by batch.
+    """
     encoded = model.encode(split)
     state = PartialState()
     mine = encoded.in_length_order(batch_size)[state.process_index :: state.num_processes]
-    return [encoded.batch(indices) for indices in mine]
+    return [encoded.batch(indices) for indices in reversed(mine)]
 
 
-def gather_rows(rows: np.ndarray, indices: np.ndarray, n: int) -> np.ndarray:
-    """All processes' rows (one an example) put at their examples' positions: (n, ...)."""
-    parts = gather_object([(indices, rows)])
-    whole = np.empty((n, *rows.shape[1:]), dtype=rows.dtype)
-    for places, values in parts:
-        whole[places] = values
-    return whole
+def gather_rows(rows: np.ndarray, batches: list[Batch]) -> np.ndarray:
+    """(n, ...) with every process's rows in place, from an array that holds this process's at its batches' indices."""
+    if PartialState().num_processes > 1:
+        mine = np.concatenate([batch.indices for batch in batches]) if batches else np.empty(0, dtype=np.int64)
+        for places, values in gather_object([(mine, rows[mine])]):
+            rows[places] = values
+    return rows
 
 
 def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> np.ndarray:
     """(n,) predicted classes (int64), or values (float32) for regression, in the split's order."""
-    found = []
+    found = np.zeros(n, dtype=np.float32 if task.is_regression else np.int64)
     with in_mode(model, training=False), torch.inference_mode():
         for batch in batches:
             logits = model(batch.to(model.device).inputs, task.name)
-            found.append(logits[:, 0].float() if task.is_regression else logits.argmax(-1))
-    rows = torch.cat(found).cpu().numpy() if found else np.empty(0, dtype=np.int64)
-    places = np.concatenate([b.indices for b in batches]) if batches else np.empty(0, dtype=np.int64)
-    return gather_rows(rows, places, n)
+            values = logits[:, 0].float() if task.is_regression else logits.argmax(-1)
+            found[batch.indices] = values.cpu().numpy()
+    return gather_rows(found, batches)
 
 
 def evaluate(

@@ -104,22 +104,20 @@ def contributions(
 ) -> Contributions:
     """The pass behind `head_importance`, example by example: one forward and one backward, no weight gradients."""
     part = _sample(task, split, examples, seed)
-    absolute, signed, tokens, places = [], [], [], []
-    with _measuring(model):
-        for batch in length_batches(model, part, batch_size):
-            per_token = head_products(model, batch.to(model.device), task.name)  # (layers, batch, seq, heads)
-            absolute.append(per_token.abs().sum(2).transpose(0, 1).cpu().numpy())
-            signed.append(per_token.sum(2).transpose(0, 1).cpu().numpy())
-            tokens.append(batch.mask.sum(1).numpy())
-            places.append(batch.indices)
-    if not places:
+    batches = length_batches(model, part, batch_size)
+    if not batches:
         raise FslibError("fewer batches than processes: use a smaller batch_size for importance")
-    where, n = np.concatenate(places), len(part)
-    return Contributions(
-        gather_rows(np.concatenate(absolute), where, n),
-        gather_rows(np.concatenate(signed), where, n),
-        gather_rows(np.concatenate(tokens), where, n),
-    )
+    # Filled in place: small results kept between large batches would leave holes in memory that none can use.
+    absolute = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
+    signed = np.zeros_like(absolute)
+    tokens = np.zeros(len(part), dtype=np.int64)
+    with _measuring(model):
+        for batch in batches:
+            per_token = head_products(model, batch.to(model.device), task.name)  # (layers, batch, seq, heads)
+            absolute[batch.indices] = per_token.abs().sum(2).transpose(0, 1).cpu().numpy()
+            signed[batch.indices] = per_token.sum(2).transpose(0, 1).cpu().numpy()
+            tokens[batch.indices] = batch.mask.sum(1).numpy()
+    return Contributions(*(gather_rows(rows, batches) for rows in (absolute, signed, tokens)))
 
 
 def head_products(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "layers batch seq heads"]:
