@@ -18,7 +18,7 @@ from fslib.tasks import make_task
 
 EMBEDDED = ("bbc", "bbc-pair", "bbc-headline", "bbc-shift")
 SIDES = ("train", "eval")
-REAL = Path(os.environ.get("FSLIB_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+REAL = Path(os.environ.get("FSLIB_DATA") or "data")
 NEEDS_REAL = pytest.mark.skipif(
     not all((REAL / name / "train.tsv").is_file() for name in ("SST-2", "QNLI", "AG-Pair")),
     reason=f"no folders SST-2, QNLI and AG-Pair in {REAL}; set FSLIB_DATA to where they are",
