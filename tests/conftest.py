@@ -44,3 +44,17 @@ def tiny(tasks):
     import fslib
 
     return fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=32)
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """Tiny random models of every architecture, made once a module, run on one thread."""
+    from tinymodels import Zoo, one_thread
+
+    with one_thread():
+        yield Zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture
+def bert(zoo):
+    return zoo.model("bert")

@@ -27,9 +27,7 @@ from tinymodels import (
     HEAD_DIM,
     HEADS,
     LAYERS,
-    Zoo,
     at_projections,
-    one_thread,
     projections,
     save,
     tokenizer,
@@ -41,17 +39,6 @@ from fslib.heads import control_of, head_count, tapped
 
 EVERY = pytest.mark.parametrize("name", ARCHITECTURES)
 EVERY_HEAD = list(itertools.product(range(LAYERS), range(HEADS)))
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    with one_thread():
-        yield Zoo(tmp_path_factory.mktemp("zoo"))
-
-
-@pytest.fixture
-def bert(zoo):
-    return zoo.model("bert")
 
 
 def heads_at(*places):

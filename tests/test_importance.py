@@ -14,24 +14,13 @@ import pytest
 import torch
 from accelerate import PartialState
 from accelerate.launchers import debug_launcher
-from tinymodels import HEAD_DIM, HEADS, LAYERS, Zoo, at_projections, one_thread, projections, toy_task
+from tinymodels import HEAD_DIM, HEADS, LAYERS, at_projections, projections, toy_task
 
 from fslib import FslibError, MultiTaskModel, contributions, evaluate, head_importance, mean_context, pruned, train
 from fslib.heads import gated
 
 KINDS = pytest.mark.parametrize("kind", ["single", "pair", "regression"])
 REDUCTIONS = pytest.mark.parametrize("reduction", ["token", "example"])
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    with one_thread():
-        yield Zoo(tmp_path_factory.mktemp("zoo"))
-
-
-@pytest.fixture
-def bert(zoo):
-    return zoo.model("bert")
 
 
 @pytest.fixture
