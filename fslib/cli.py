@@ -16,7 +16,7 @@ import yaml
 
 from fslib.errors import FslibError
 from fslib.experiments import Unit
-from fslib.runner import NotebookError, check_in_place, find_notebooks, notebooks_folder, run_notebook, say, verify_unit
+from fslib.runner import NotebookError, check_in_place, find_notebooks, notebooks_folder, run_notebook, verify_unit
 from fslib.study import PROFILES, Study
 
 
@@ -57,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--draw", type=int, default=0, help="seed of that draw (default: 0)")
     verify.set_defaults(action=_verify)
     return parser
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def head_count(fraction: float, total: int) -> int:
 def top_heads(
     importance: Float[np.ndarray, "layers heads"], fraction: float, *, min_per_layer: int = 0
 ) -> Bool[np.ndarray, "layers heads"]:
-    """The k = floor(fraction * layers * heads) most important heads (paper, section 3.2).
+    """The k = floor(fraction * layers * heads) most important heads (Li et al., 2023).
 
     importance: (layers, heads), finite, higher = more important. Ties go to the lower (layer, head).
     fraction: in (0, 1]. min_per_layer: heads that every layer keeps *out of* the set, so that pruning

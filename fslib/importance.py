@@ -1,6 +1,6 @@
 """How much does a task need each attention head?
 
-The estimate of Michel et al. (2019), as the paper uses it (section 3.2), for task t:
+The estimate of Michel et al. (2019), as Li et al. (2023) use it, for task t:
 
     I_t[l,h] = (1/N) * sum over examples x, tokens i of | < ctx[l,h,i](x), d loss(x) / d ctx[l,h,i](x) > |
 

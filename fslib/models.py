@@ -53,7 +53,7 @@ def pool(hidden: Float[Tensor, "batch seq hidden"], mask: Tensor, how: str) -> F
 
 
 class MultiTaskModel(nn.Module):
-    """One shared encoder and one linear classifier per task (paper, section 4.1).
+    """One shared encoder and one linear classifier per task (Li et al., 2023).
 
     Attributes: encoder, tokenizer, classifiers, tasks (what is needed of each: label names and metric),
     pooling, max_length, n_layers, n_heads, source (the name it was loaded by).

@@ -108,7 +108,7 @@ class IAP:
         """
         scores, base, chance = self.scores(), self.baseline(), self.chance()
         by_seed = with_means(dissociation(scores[:, :, :, 0], base[:, None], convention, chance))
-        low, high = interval(np.moveaxis(self._bootstrap(convention, draws, seed), 0, -1), level)
+        low, high = interval(np.moveaxis(self._bootstrap(chance, convention, draws, seed), 0, -1), level)
         band, p = self._null(scores, base, chance, convention, seed)
         null_low, null_high = interval(np.moveaxis(band, 0, -1), level) if len(band) else (low * np.nan, high * np.nan)
         null_mean = band.mean(0) if len(band) else low * np.nan
@@ -126,16 +126,15 @@ class IAP:
             p,
         )
 
-    def _bootstrap(self, convention: str, draws: int, seed: int) -> np.ndarray:
-        lesioned, unpruned, chances = [], [], []
+    def _bootstrap(self, chance: np.ndarray, convention: str, draws: int, seed: int) -> np.ndarray:
+        lesioned, unpruned = [], []
         for i, u in enumerate(self.tasks):
             counts = bootstrap_counts(len(self.labels[u]), draws, np.random.default_rng([seed, i]))
             lesioned.append(self._metric(u, self.lesioned[u][:, :, :, 0], counts))  # (seeds, fractions, tasks, draws)
             unpruned.append(self._metric(u, self.unpruned[u], counts))  # (seeds, draws)
-            chances.append(chance_level(self.metrics[i], self.labels[u]))
         scores = np.moveaxis(np.stack(lesioned, -1), 3, 0)  # (draws, seeds, fractions, pruned, scored)
         base = np.moveaxis(np.stack(unpruned, -1), 1, 0)  # (draws, seeds, scored)
-        return with_means(dissociation(scores, base[:, :, None], convention, np.array(chances)).mean(1))
+        return with_means(dissociation(scores, base[:, :, None], convention, chance).mean(1))
 
     def _null(
         self, scores: np.ndarray, base: np.ndarray, chance: np.ndarray, convention: str, seed: int
@@ -260,7 +259,7 @@ def prune_important_heads(
     batch_size: int = EVAL_BATCH,
     seed: int = 0,
 ) -> IAP:
-    """Prune each task's most important heads, and matched random ones, and evaluate every task (paper, 4.2).
+    """Prune each task's most important heads, and matched random ones, and evaluate every task (Li et al., 2023).
 
     fractions: shares of all heads, each in (0, 1]. controls: random sets per task and fraction, with as many heads
         in each layer as the task's top heads. importance: {task: (layers, heads)}, or None to score it here on

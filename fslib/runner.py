@@ -1,7 +1,6 @@
 """Run notebooks through papermill, and verify records by computing them again."""
 
 import os
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -175,7 +174,3 @@ def _result_differences(old: Any, new: Any, exact: bool, where: str) -> list[str
     if not exact and isinstance(old, float) and isinstance(new, float) and abs(old - new) <= SCORE_TOLERANCE:
         return []
     return [f"{where}: {old} became {new}"]
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stdout, flush=True)

@@ -137,7 +137,7 @@ def dissociation(
     scores[..., t, u]: score of task u with task t's top heads pruned. unpruned[..., u]: nothing pruned.
     convention:
         "lesion"     D_t = 100 (mean_{s != t} S[s,t] - S[t,t]) / S0[t]: same task, its own lesion against others'.
-        "released"   D_t = 100 (mean_{u != t} S[t,u] - S[t,t]) / S0[t]: the paper's code (equation 3); it
+        "released"   D_t = 100 (mean_{u != t} S[t,u] - S[t,t]) / S0[t]: the paper's released code; it
                      subtracts scores of different tasks, so an easy task reads as negative.
         "retention"  D_t = 100 (mean_{u != t} R[t,u] - R[t,t]), R = (S - chance) / (S0 - chance).
     A task whose S0 (for retention: S0 - chance) is not positive has no defined D: NaN.

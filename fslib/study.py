@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
@@ -33,7 +32,6 @@ from fslib.experiments import (
 from fslib.importance import Contributions
 from fslib.pruning import IAP
 from fslib.results import ROOT, Record, results_root, save_figure, save_table
-from fslib.scoring import Score
 from fslib.tasks import Task
 from fslib.training import SAMPLINGS, task_order
 
@@ -178,11 +176,6 @@ class Study:
         """The bag-of-words baseline."""
         return self.store.get(self.unit("words", self.seeds[0]))
 
-    def score(self, record: Record, task: str) -> Score:
-        """A task's evaluation from a record that holds its predictions."""
-        found = self.tasks[task]
-        return Score(found.metric, record.arrays[f"predictions/{task}"], found.eval.labels)
-
     def contributions(self) -> list[dict[str, Contributions]]:
         """Per-example importance, per seed and task."""
         records = [self.store.get(self.unit("importance", s)) for s in self.seeds]
@@ -217,9 +210,3 @@ class Study:
         rounded = save_table(self.folder, name, table, digits)
         with pd.option_context("display.max_colwidth", None):
             display(HTML((rounded if show is None else rounded[show]).to_html(index=False, border=0)))
-
-
-def nested_samples(n: int, sizes: list[int], repeats: int, seed: int) -> list[list[np.ndarray]]:
-    """For every size, `repeats` random samples of 0..n-1 without replacement (how stable is a ranking?)."""
-    rng = np.random.default_rng(seed)
-    return [[rng.permutation(n)[:size] for _ in range(repeats)] for size in sizes]
