@@ -21,10 +21,9 @@ from fslib.study import Study
 
 def tasks(study: Study) -> pd.DataFrame:
     """What each task is: sizes, labels, metric, chance level, tokens per training example."""
-    model = MultiTaskModel.from_pretrained(study.profile.encoder, study.tasks, max_length=study.profile.max_length)
     rows = []
-    for name, task in study.tasks.items():
-        lengths = model.encode(task.train).lengths
+    for name, tokens in lengths(study).items():
+        task = study.tasks[name]
         rows.append(
             {
                 "task": name,
@@ -34,13 +33,18 @@ def tasks(study: Study) -> pd.DataFrame:
                 "train": len(task.train),
                 "eval": len(task.eval),
                 "metric": task.metric,
-                "chance": chance_level(task.metric, task.eval.labels),
-                "tokens": float(lengths.mean()),
-                "longest": int(lengths.max()),
+                "chance": chance(study)[name],
+                "tokens": float(tokens.mean()),
+                "longest": int(tokens.max()),
                 "in both splits": len(task.shared_texts()),
             }
         )
     return pd.DataFrame(rows)
+
+
+def chance(study: Study) -> dict[str, float]:
+    """Score of the best constant answer on the evaluation examples, task by task."""
+    return {name: chance_level(task.metric, task.eval.labels) for name, task in study.tasks.items()}
 
 
 def lengths(study: Study) -> dict[str, np.ndarray]:
