@@ -39,12 +39,14 @@ class HeadControl:
     gate: (layers, heads), 1 leaves a head as it is, 0 replaces it by `fill`; differentiable.
     fill: (layers, heads, head_dim) or None for zeros.
     tap: called with each layer's index and context; returns the context to go on with.
+    inputs: None, or a list that takes each layer's attention module with its query, key and value.
     """
 
     def __init__(self) -> None:
         self.gate: Tensor | None = None
         self.fill: Tensor | None = None
         self.tap: Tap | None = None
+        self.inputs: list[tuple[nn.Module, Tensor, Tensor, Tensor]] | None = None
         self.calls = 0  # layers seen in this forward: ALBERT shares its layer, DistilBERT has no index
         self.layers = 0  # 0 until `attach` has counted them
         self.head_shapes: list[tuple[int, int]] = []
@@ -67,6 +69,8 @@ class HeadControl:
 def _attention(module: nn.Module, query, key, value, attention_mask, **kwargs):  # type: ignore[no-untyped-def]
     ctx, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     control = getattr(module, "fslib_control", None)
+    if control is not None and control.inputs is not None:
+        control.inputs.append((module, query, key, value))
     return (ctx if control is None else control.apply(ctx)), weights
 
 

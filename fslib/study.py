@@ -32,8 +32,8 @@ from fslib.experiments import (
 from fslib.importance import Contributions
 from fslib.pruning import IAP
 from fslib.results import ROOT, Record, results_root, save_figure, save_table
+from fslib.sampling import SAMPLINGS, task_order
 from fslib.tasks import Task
-from fslib.training import SAMPLINGS, task_order
 
 
 class Profile(TrainingSettings):

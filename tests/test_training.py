@@ -11,8 +11,8 @@ from scipy.stats import chisquare
 from tinymodels import one_thread
 
 import fslib
-from fslib import training
-from fslib.training import sampling_weights, task_order
+from fslib import loop, sampling
+from fslib.sampling import sampling_weights, task_order
 
 # Names whose parameters are vectors: biases and the weights of layer norms
 VECTORS = ("bias", "LayerNorm.weight")
@@ -120,7 +120,7 @@ class TestSampling:
             seen.append(epoch)
             return np.array([0.5, 0.5])
 
-        monkeypatch.setattr(training, "sampling_weights", spy)
+        monkeypatch.setattr(sampling, "sampling_weights", spy)
         assert len(task_order([1, 2], steps, "annealed", epochs, seed=0)) == steps
         assert seen == expected
 
@@ -252,7 +252,7 @@ class TestOneStep:
     def test_only_the_classifier_of_the_batchs_task_moves(self, tasks, monkeypatch):
         model = fresh(*tasks.values())
         seen = []
-        monkeypatch.setattr(training, "evaluate", lambda model, tasks: seen.append(weights(model)) or {})
+        monkeypatch.setattr(loop, "evaluate", lambda model, tasks: seen.append(weights(model)) or {})
         pair = [tasks["bbc"], tasks["bbc-shift"]]
         history = fslib.train(model, pair, steps=8, batch_size=4, sampling="uniform", warmup=0.0, evaluate_every=1)
         assert set(history.order) == {0, 1}
