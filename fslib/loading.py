@@ -1,4 +1,8 @@
-"""Tasks by name: the embedded ones, and folders in GLUE's layout (train.tsv and dev.tsv, with a header)."""
+"""Tasks by name: the embedded ones, folders in GLUE's layout (train.tsv and dev.tsv, with a header), the Hub's.
+
+One name is looked up in this order, so that data of one's own come before a download: embedded, a folder of
+FSLIB_DATA in GLUE's layout, the registry (`fslib.hub`) with a saved copy in FSLIB_DATA, the registry with the Hub.
+"""
 
 import os
 from collections.abc import Iterable
@@ -6,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fslib import corpora
+from fslib import corpora, hub
 from fslib.errors import FslibError, unknown
 from fslib.tasks import Split, Task, as_tasks, make_task
 
@@ -93,7 +97,10 @@ def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None
         parts = [[" ".join(v) for v in zip(*(table[c] for c in group), strict=True)] for group in groups]
         texts = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
         sides.append((texts, table[label]))
-    return make_task(name, sides[0], sides[1], label_names=names, metric=metric, description=f"from {folder.name}")
+    described = f"from {folder.name}"
+    return make_task(
+        name, sides[0], sides[1], label_names=names, metric=metric, description=described, source=str(folder)
+    )
 
 
 def _is_number(value: str) -> bool:
@@ -103,39 +110,55 @@ def _is_number(value: str) -> bool:
         return False
 
 
-def task_names(data: str | Path | None = None) -> list[str]:
-    """Names that `load_tasks` knows: the embedded tasks, then the folders of `data` (default: FSLIB_DATA)."""
-    return [*corpora.BUILDERS, *sorted(_folders(data))]
+def task_names(data: str | Path | None = None, *, hub_too: bool = False) -> list[str]:
+    """Names that `load_tasks` knows: the embedded tasks, then the folders of `data` (default: FSLIB_DATA).
+
+    hub_too: those of the registry as well, which may have to be downloaded.
+    """
+    return list(dict.fromkeys([*corpora.BUILDERS, *sorted(_folders(data)), *(hub.REGISTRY if hub_too else ())]))
+
+
+def _root(data: str | Path | None) -> Path | None:
+    root = data if data is not None else os.environ.get("FSLIB_DATA")
+    if not root:
+        return None
+    if not Path(root).is_dir():
+        raise FslibError(f"data folder {str(root)!r} (FSLIB_DATA) does not exist")
+    return Path(root)
 
 
 def _folders(data: str | Path | None) -> dict[str, Path]:
-    root = data if data is not None else os.environ.get("FSLIB_DATA")
-    if not root:
-        return {}
-    if not Path(root).is_dir():
-        raise FslibError(f"data folder {str(root)!r} (FSLIB_DATA) does not exist")
-    return {p.name.lower(): p for p in Path(root).iterdir() if (p / "train.tsv").is_file()}
+    root = _root(data)
+    return {p.name.lower(): p for p in root.iterdir() if (p / "train.tsv").is_file()} if root else {}
 
 
-def load_task(name: str, data: str | Path | None = None) -> Task:
+def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = True) -> Task:
     """One task by name or by the path of a folder in GLUE's layout."""
     if name in corpora.BUILDERS:
         return _embedded(name)
     folders = _folders(data)
-    if name.lower() in folders:
-        return glue_task(folders[name.lower()])
+    key = name.lower()
+    if key in folders:
+        return glue_task(folders[key])
+    if key in hub.REGISTRY or key == "xnli":
+        return hub.hub_task(key, hub.saved_copy(key, _root(data)), check_rows=check_rows)
     if os.sep in name and Path(name).is_dir():
         return glue_task(name)
-    raise unknown("task", name, task_names(data), "; or point FSLIB_DATA at a folder in GLUE's layout")
+    known = task_names(data, hub_too=True)
+    raise unknown("task", name, known, "; or point FSLIB_DATA at a folder in GLUE's layout")
 
 
-def load_tasks(names: str | Path | Iterable[str | Path | Task], data: str | Path | None = None) -> dict[str, Task]:
+def load_tasks(
+    names: str | Path | Iterable[str | Path | Task], data: str | Path | None = None, *, check_rows: bool = True
+) -> dict[str, Task]:
     """Tasks by name, in the order given: {name: Task}.
 
     names: embedded tasks (bbc, bbc-pair, bbc-headline, bbc-shift), folders of `data` (default: the
-        environment's FSLIB_DATA) by their name, paths of such folders, or `Task` objects of your own.
+        environment's FSLIB_DATA) by their name, tasks of the registry (`fslib.hub`: mrpc, mnli, ag ...), paths
+        of folders in GLUE's layout, or `Task` objects of your own.
+    check_rows: False takes data of the registry's tasks whose row counts are not the published ones.
     Raises FslibError for an unknown name (with the nearest valid one) and for two tasks of one name.
     """
     if isinstance(names, (str, Path)):
         names = [names]
-    return as_tasks([n if isinstance(n, Task) else load_task(str(n), data) for n in names])
+    return as_tasks([n if isinstance(n, Task) else load_task(str(n), data, check_rows=check_rows) for n in names])

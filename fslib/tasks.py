@@ -55,7 +55,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """One task. Build your own with `make_task`; `label_names` is empty for regression."""
+    """One task. Build your own with `make_task`; `label_names` is empty for regression.
+
+    source: where the data came from, with Hub id and commit; the fingerprint says which data they are.
+    """
 
     name: str
     train: Split
@@ -63,6 +66,7 @@ class Task:
     label_names: tuple[str, ...]
     metric: str = "accuracy"
     description: str = field(default="", compare=False)
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not self.name or not set(self.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_"):
@@ -143,6 +147,7 @@ def make_task(
     eval_share: float = 0.2,
     seed: int = 0,
     description: str = "",
+    source: str = "",
 ) -> Task:
     """A task of your own.
 
@@ -160,7 +165,7 @@ def make_task(
     else:
         eval_split = _as_split(name, eval, names)
     metric = metric or METRIC_OF.get(name) or ("accuracy" if names else "spearman")
-    return Task(name, train_split, eval_split, names, metric, description)
+    return Task(name, train_split, eval_split, names, metric, description, source)
 
 
 def _as_split(name: str, data: Any, names: tuple[str, ...]) -> Split:
