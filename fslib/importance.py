@@ -6,14 +6,16 @@ The estimate of Michel et al. (2019), as Li et al. (2023) use it, for task t:
 
 ctx[l,h,i] is head h's output at token i of layer l, before the output projection, loss(x) the example's
 own loss, N the number of non-padding tokens. The inner product is the first-order change of the loss if
-that output were scaled away; summed over an example's tokens it is d loss / d gate.
+that output were scaled away; summed over an example's tokens it is d loss / d gate. Other estimators, to test
+this one, are in `estimators`.
 
-It is a measurement: the model leaves it exactly as it came.
+All are measurements: the model leaves them exactly as it came.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,9 +25,11 @@ from torch import Tensor
 
 from fslib.batching import Batch
 from fslib.errors import FslibError, unknown
+from fslib.estimators import STEPS, ablation, head_products, integrated, norms, passes, random_scores
 from fslib.evaluation import EVAL_BATCH, gather_rows, in_mode, length_batches, pick_split
 from fslib.heads import tapped
 from fslib.models import MultiTaskModel
+from fslib.progress import bar
 from fslib.tasks import Split, Task
 
 REDUCTIONS = ("token", "example")
@@ -33,8 +37,32 @@ NORMALIZATIONS = (None, "layer")
 
 
 @dataclass(frozen=True, eq=False)
+class Estimate:
+    """Every example's part in the scores of one estimator, so that subsets and resamples cost nothing.
+
+    values: (n, layers, heads), signed where the estimator is. weights: (n,), what the scores are per: an example's
+    tokens, or 1 for the example itself. unsigned: drop the sign example by example, so that no two cancel.
+    """
+
+    values: Float[np.ndarray, "n layers heads"]
+    weights: Int[np.ndarray, " n"]
+    unsigned: bool = False
+
+    def importance(
+        self, *, normalize: str | None = None, subset: np.ndarray | None = None
+    ) -> Float[np.ndarray, "layers heads"]:
+        """(layers, heads) importance over all examples or a subset of them (positions; may repeat)."""
+        subset = np.arange(len(self.weights)) if subset is None else np.asarray(subset)
+        if not len(subset):
+            raise FslibError("importance needs at least one example")
+        parts = np.abs(self.values[subset]) if self.unsigned else self.values[subset]
+        scores = parts.sum(0, dtype=np.float64) / self.weights[subset].sum()
+        return normalized(scores, normalize)
+
+
+@dataclass(frozen=True, eq=False)
 class Contributions:
-    """Every example's share in the importance scores, so that subsets and resamples cost nothing.
+    """Every example's part in the gradient scores, with and without signs: both reductions from one pass.
 
     absolute: (n, layers, heads), sum over an example's tokens of |<ctx, grad>|.
     signed: (n, layers, heads), the same without the bars: d loss / d gate.
@@ -49,48 +77,113 @@ class Contributions:
         self, *, reduction: str = "token", normalize: str | None = None, subset: np.ndarray | None = None
     ) -> Float[np.ndarray, "layers heads"]:
         """(layers, heads) importance over all examples or a subset of them (positions; may repeat)."""
+        return self.estimate(reduction).importance(normalize=normalize, subset=subset)
+
+    def estimate(self, reduction: str = "token") -> Estimate:
+        """The same under one reduction."""
         if reduction not in REDUCTIONS:
             raise unknown("reduction", reduction, REDUCTIONS)
-        subset = np.arange(len(self.tokens)) if subset is None else np.asarray(subset)
-        if not len(subset):
-            raise FslibError("importance needs at least one example")
-        parts = self.absolute[subset] if reduction == "token" else np.abs(self.signed[subset])
-        scores = parts.sum(0, dtype=np.float64) / self.tokens[subset].sum()
-        return normalized(scores, normalize)
+        if reduction == "token":
+            return Estimate(self.absolute, self.tokens)
+        return Estimate(self.signed, self.tokens, unsigned=True)
 
 
 def normalized(
     importance: Float[np.ndarray, "layers heads"], normalize: str | None
 ) -> Float[np.ndarray, "layers heads"]:
     """Importance as it is (None), or with each layer divided by its L2 norm ("layer", Michel et al.'s advice)."""
-    if normalize not in NORMALIZATIONS:
-        raise FslibError(f'unknown normalize {normalize!r}: valid: None, "layer"')
+    _check_normalize(normalize)
     if normalize is None:
         return importance
-    norms = np.linalg.norm(importance, axis=1, keepdims=True)
-    return importance / np.where(norms > 0, norms, 1)
+    lengths = np.linalg.norm(importance, axis=1, keepdims=True)
+    return importance / np.where(lengths > 0, lengths, 1)
+
+
+def _check_normalize(normalize: str | None) -> None:
+    if normalize not in NORMALIZATIONS:
+        raise FslibError(f'unknown normalize {normalize!r}: valid: None, "layer"')
 
 
 def head_importance(
     model: MultiTaskModel,
     task: Task,
     *,
+    estimator: str = "gradient",
     reduction: str = "token",
     normalize: str | None = None,
     split: str = "train",
     examples: int | None = None,
     batch_size: int = EVAL_BATCH,
     seed: int = 0,
+    steps: int = STEPS,
 ) -> Float[np.ndarray, "layers heads"]:
-    """Importance of every head for a task, (layers, heads), >= 0, in units of loss per token.
+    """Importance of every head for a task, (layers, heads), higher = more important.
 
-    reduction: "token" takes the absolute value token by token (the released code), "example" after summing an
-        example's tokens. normalize: None, or "layer" to divide each layer by its L2 norm.
+    estimator: "gradient", the paper's, >= 0, in units of loss per token; "ablation", loss with the head zeroed minus
+        loss, mean over examples (< 0: better off without it); "integrated", mean over examples of |A|, A the mean of
+        d loss / d gate at `steps` points while all gates go from 0 to 1 together, loss per example; "norm", mean over
+        tokens of the length of the head's output; "random", uniform by `seed` and the task's name.
+    reduction: of "gradient": "token" takes the absolute value token by token (the released code), "example" after
+        summing an example's tokens. normalize: None, or "layer" to divide each layer by its L2 norm.
     split: "train" by default, so that evaluation data chooses nothing. examples: a random part of the split
         (`seed`), None for all.
+    Inside `pruned`, heads that are off score 0 (but by "random"). What each costs: `estimators.passes`.
     """
-    found = contributions(model, task, split=split, examples=examples, batch_size=batch_size, seed=seed)
-    return found.importance(reduction=reduction, normalize=normalize)
+    _check_normalize(normalize)  # a misspelt word should not cost a pass
+    found = estimate(
+        model,
+        task,
+        estimator=estimator,
+        reduction=reduction,
+        split=split,
+        examples=examples,
+        batch_size=batch_size,
+        seed=seed,
+        steps=steps,
+    )
+    return found.importance(normalize=normalize)
+
+
+def estimate(
+    model: MultiTaskModel,
+    task: Task,
+    *,
+    estimator: str = "gradient",
+    reduction: str = "token",
+    split: str = "train",
+    examples: int | None = None,
+    batch_size: int = EVAL_BATCH,
+    seed: int = 0,
+    steps: int = STEPS,
+) -> Estimate:
+    """The passes behind `head_importance`, example by example; the same options."""
+    passes(estimator, model.n_layers, model.n_heads, steps)  # refuses an unknown estimator and no steps
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS)
+    if estimator == "gradient":
+        found = contributions(model, task, split=split, examples=examples, batch_size=batch_size, seed=seed)
+        return found.estimate(reduction)
+    if reduction != "token":
+        raise FslibError(f'reduction {reduction!r} is for estimator "gradient" alone: leave it out with {estimator!r}')
+    part = _sample(task, split, examples, seed)
+    values = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
+    weights = np.ones(len(part), dtype=np.int64)
+    if estimator == "random":
+        values[:] = random_scores(model.n_layers, model.n_heads, task.name, seed)
+        return Estimate(values, weights)
+    measures: dict[str, Callable[[MultiTaskModel, Batch, str], Tensor]] = {
+        "ablation": ablation,
+        "integrated": partial(integrated, steps=steps),
+        "norm": norms,
+    }
+    batches = _batches(model, part, batch_size)
+    with _measuring(model):
+        for batch in bar(batches, f"{estimator} importance", "batches"):
+            values[batch.indices] = measures[estimator](model, batch.to(model.device), task.name).cpu().numpy()
+            if estimator == "norm":
+                weights[batch.indices] = batch.mask.sum(1).numpy()
+    values, weights = gather_rows(values, batches), gather_rows(weights, batches)
+    return Estimate(values, weights, unsigned=estimator == "integrated")
 
 
 def contributions(
@@ -102,11 +195,9 @@ def contributions(
     batch_size: int = EVAL_BATCH,
     seed: int = 0,
 ) -> Contributions:
-    """The pass behind `head_importance`, example by example: one forward and one backward, no weight gradients."""
+    """The gradient estimator, example by example: one forward and one backward pass, no weight gradients."""
     part = _sample(task, split, examples, seed)
-    batches = length_batches(model, part, batch_size)
-    if not batches:
-        raise FslibError("fewer batches than processes: use a smaller batch_size for importance")
+    batches = _batches(model, part, batch_size)
     # Filled in place: small results kept between large batches would leave holes in memory that none can use.
     absolute = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
     signed = np.zeros_like(absolute)
@@ -118,25 +209,6 @@ def contributions(
             signed[batch.indices] = per_token.sum(2).transpose(0, 1).cpu().numpy()
             tokens[batch.indices] = batch.mask.sum(1).numpy()
     return Contributions(*(gather_rows(rows, batches) for rows in (absolute, signed, tokens)))
-
-
-def head_products(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "layers batch seq heads"]:
-    """< ctx, d loss / d ctx > for every layer, example, token and head; zero at padding."""
-    contexts: list[Tensor] = []
-
-    def listen(layer: int, ctx: Tensor) -> Tensor:
-        # The graph starts at the first layer's context: nothing below it is needed.
-        ctx = ctx.detach().requires_grad_() if layer == 0 else ctx
-        contexts.append(ctx)
-        return ctx
-
-    with torch.enable_grad(), tapped(model, listen):
-        # Examples do not meet inside the model, so the gradient of the sum holds each example's own.
-        loss = model.losses(batch, task).sum()
-        gradients = torch.autograd.grad(loss, contexts)
-    pairs = zip(contexts, gradients, strict=True)
-    products = torch.stack([(ctx.detach() * grad).sum(-1) for ctx, grad in pairs])  # (layers, batch, seq, heads)
-    return products * batch.mask[None, :, :, None]
 
 
 @contextmanager
@@ -151,6 +223,13 @@ def _measuring(model: MultiTaskModel) -> Iterator[None]:
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
+
+
+def _batches(model: MultiTaskModel, part: Split, batch_size: int) -> list[Batch]:
+    batches = length_batches(model, part, batch_size)
+    if not batches:
+        raise FslibError("fewer batches than processes: use a smaller batch_size for importance")
+    return batches
 
 
 def _sample(task: Task, split: str, examples: int | None, seed: int) -> Split:

@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from accelerate.launchers import debug_launcher
 from tinymodels import HEAD_DIM, HEADS, LAYERS, at_projections, projections, toy_task
 
 from fslib import FslibError, MultiTaskModel, contributions, evaluate, head_importance, mean_context, pruned, train
+from fslib.estimators import ESTIMATORS
 from fslib.heads import gated
 
 KINDS = pytest.mark.parametrize("kind", ["single", "pair", "regression"])
@@ -253,9 +255,15 @@ STATES = pytest.mark.parametrize(
 )
 
 
+# "random" does not run the model
+BY_ESTIMATOR = {e: partial(head_importance, estimator=e, steps=2) for e in ESTIMATORS if e != "random"}
+
+
 def measurements(model, task):
     head_importance(model, task, examples=4, batch_size=3, reduction="example", normalize="layer")
     contributions(model, task)
+    for estimator in ESTIMATORS:
+        head_importance(model, task, estimator=estimator, examples=4, batch_size=3, steps=2)
     mean_context(model, task, examples=4)
 
 
@@ -268,7 +276,7 @@ def test_a_measurement_leaves_no_trace(bert, task, prepare):
 
 
 @STATES
-@pytest.mark.parametrize("measure", [head_importance, mean_context])
+@pytest.mark.parametrize("measure", [*BY_ESTIMATOR.values(), mean_context], ids=[*BY_ESTIMATOR, "mean context"])
 def test_an_exception_inside_a_measurement_leaves_no_trace(bert, task, prepare, measure):
     prepare(bert)
     before = trace(bert)
@@ -285,20 +293,22 @@ def test_an_exception_inside_a_measurement_leaves_no_trace(bert, task, prepare, 
 
 @STATES
 def test_state_of_the_model_does_not_change_the_measurement(zoo, bert, task, prepare):
-    expected = head_importance(zoo.model("bert"), task)
+    expected = {name: measure(zoo.model("bert"), task) for name, measure in BY_ESTIMATOR.items()}
     prepare(bert)
     with torch.no_grad():
-        assert np.array_equal(head_importance(bert, task), expected)
+        for name, measure in BY_ESTIMATOR.items():
+            assert np.array_equal(measure(bert, task), expected[name]), name
 
 
-def test_dropout_is_off_while_measuring(zoo, task):
+@pytest.mark.parametrize("measure", BY_ESTIMATOR.values(), ids=BY_ESTIMATOR)
+def test_dropout_is_off_while_measuring(zoo, task, measure):
     model = zoo.model("bert")
-    expected = head_importance(model, task)
+    expected = measure(model, task)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     model.train()
-    assert np.array_equal(head_importance(model, task), expected)
+    assert np.array_equal(measure(model, task), expected)
 
 
 def test_no_weight_gets_a_gradient_graph(bert, task):
@@ -389,7 +399,8 @@ def everything(folder):
     model.dropout.p = 0.0  # each process draws its own dropout
     found = {f"predictions/{n}": s.predictions for n, s in evaluate(model, tasks, batch_size=2).items()}
     for name, task in tasks.items():
-        found[f"importance/{name}"] = head_importance(model, task, batch_size=5)
+        for estimator in ESTIMATORS:
+            found[f"{estimator}/{name}"] = head_importance(model, task, estimator=estimator, batch_size=5)
         found[f"mean context/{name}"] = mean_context(model, task).numpy()
     found["order"] = np.array(train(model, tasks, **TRAINING).order)
     # A key's bias moves nothing in a softmax: its gradient is rounding noise, which Adam blows up.
@@ -424,7 +435,7 @@ def by_two(zoo, tmp_path_factory):
 
 def test_two_processes_agree_with_each_other_to_the_bit(by_two):
     first, second = by_two
-    assert first.keys() == second.keys() and len(first) == 11
+    assert first.keys() == second.keys() and len(first) == 23
     for key in first:
         assert np.array_equal(first[key], second[key]), key
 
