@@ -1,0 +1,219 @@
+"""How alike are two tasks? Five measures, for claim C2: the more alike the tasks, the weaker the specialization.
+
+    importance_similarity   do they need the same heads: rank correlation of importance maps
+    head_overlap            the same question of the top heads alone: Jaccard index
+    task_similarity         do they pull at the same weights: TaskEmb, the Fisher information (Vu et al., 2020)
+    cosine                  are their texts alike: TextEmb, the mean text embedding (Vu et al., 2020)
+    linear_cka              do models trained on them see texts alike (Kornblith et al., 2019)
+
+The first three and the last say something of a task's labels, TextEmb of its texts only. All of them are
+measurements: the model leaves them exactly as it came.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from jaxtyping import Float
+from torch import nn
+
+from fslib.errors import FslibError, unknown
+from fslib.evaluation import EVAL_BATCH, gather_rows, in_mode, length_batches, pick_split
+from fslib.heads import overlap, top_heads
+from fslib.models import POOLINGS, MultiTaskModel, pool
+from fslib.scoring import rank_correlation
+from fslib.tasks import Split, Task
+
+TaskEmbedding = dict[str, Float[np.ndarray, "_"]]  # {component: Fisher information of each of its parameters}
+OUTSIDE = "outside"  # the component of what belongs to no layer
+
+
+def importance_similarity(a: Float[np.ndarray, "_ _"], b: Float[np.ndarray, "_ _"]) -> float:
+    """Spearman correlation over heads of two importance maps (layers, heads), in [-1, 1]; 0 if one is constant.
+
+    Raises FslibError for maps of different shapes or with values that are not finite.
+    """
+    return rank_correlation(*_matched(a, b, "importance maps"))
+
+
+def head_overlap(a: Float[np.ndarray, "_ _"], b: Float[np.ndarray, "_ _"], fraction: float = 0.3) -> float:
+    """Jaccard index of two importance maps' top heads, in [0, 1]; about fraction / (2 - fraction) by chance.
+
+    Raises FslibError for maps of different shapes, and for a fraction outside (0, 1] or too small for one head.
+    """
+    a, b = _matched(a, b, "importance maps")
+    tops = [top_heads(importance, fraction) for importance in (a, b)]
+    if not tops[0].any():
+        raise FslibError(f"fraction {fraction} of {a.size} heads is not one head: use a larger fraction")
+    return overlap(*tops)
+
+
+def cosine(a: Float[np.ndarray, "..."], b: Float[np.ndarray, "..."]) -> float:
+    """Cosine of two vectors (arrays of one shape), in [-1, 1]; in [0, 1] for Fisher information, which is >= 0.
+
+    Raises FslibError for different shapes, values that are not finite, and zero vectors, which have no direction.
+    """
+    a, b = _matched(a, b, "vectors")
+    norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    if not all(norms):
+        raise FslibError("a vector of zeros has no cosine: measure on more examples, or leave it out")
+    return float(np.clip(np.vdot(a / norms[0], b / norms[1]), -1, 1))
+
+
+def task_embedding(
+    model: MultiTaskModel, task: Task, *, split: str = "train", examples: int | None = None, seed: int = 0
+) -> TaskEmbedding:
+    """TaskEmb (Vu et al., 2020): which of the encoder's weights the task's loss depends on.
+
+    The diagonal of the empirical Fisher information, F = (1/n) * sum over examples x of (d loss(x) / d weight)^2:
+    each example's own gradient, squared, with its true label (hence empirical: an example that is fitted badly
+    weighs more). It belongs to `model`, as a rule fine-tuned on this task alone. Squared error takes the place of
+    the log-likelihood in regression, which scales F and leaves cosines as they are.
+    The table of word embeddings is left out: its rows say which words occur, which TextEmb measures.
+    split, examples, seed: as in `fslib.head_importance`. Costs a backward pass for every single example.
+
+    Returns {component: (parameters,) float32, >= 0}, a component for each layer and one, "outside", for the rest.
+    """
+    words = set(model.encoder.get_input_embeddings().parameters())
+    chosen = {name: p for name, p in model.encoder.named_parameters() if p not in words}
+    weights = list(chosen.values())
+    sums = [torch.zeros_like(weight) for weight in weights]
+    part = _sample(task, split, examples, seed)
+    with _differentiating(model, weights):
+        # One example at a time: the square of a batch's gradient is not the sum of its examples' squares.
+        for batch in length_batches(model, part, 1):
+            loss = model.losses(batch.to(model.device), task.name).sum()
+            # a weight that no example reaches, such as that of an unused position type, has no information: 0
+            for total, grad in zip(sums, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+                if grad is not None:
+                    total.addcmul_(grad, grad)
+    components: dict[str, list[np.ndarray]] = {}
+    for name, total in zip(chosen, sums, strict=True):
+        components.setdefault(_component(name), []).append(total.flatten().cpu().numpy())
+    shares = gather_object([{component: np.concatenate(found) for component, found in components.items()}])
+    return {component: sum(share[component] for share in shares) / np.float32(len(part)) for component in components}
+
+
+def task_similarity(a: TaskEmbedding, b: TaskEmbedding) -> float:
+    """Mean over components of the cosine of two TaskEmbs of one architecture, in [0, 1].
+
+    Component by component, since a cosine over all weights at once would be that of the layers whose Fisher
+    information is largest. Raises FslibError for embeddings of different
+    encoders, and for a component without any gradient.
+    """
+    if a.keys() != b.keys() or not a:
+        raise FslibError(f"task embeddings of different encoders cannot be compared: {list(a)} and {list(b)}")
+    return float(np.mean([cosine(a[component], b[component]) for component in a]))
+
+
+def text_embedding(
+    model: MultiTaskModel, task: Task, *, split: str = "train", examples: int | None = None, seed: int = 0
+) -> Float[np.ndarray, " hidden"]:
+    """TextEmb (Vu et al., 2020): where a task's texts lie, (hidden,): the mean over texts of the mean over tokens.
+
+    model: the pre-trained encoder as it was loaded, the same for all tasks. Compare with `cosine`: encoders put
+    all texts in a narrow cone, so cosines are high, and their order says more than their values.
+    split, examples, seed: as in `fslib.head_importance`.
+    """
+    return representations(model, _sample(task, split, examples, seed), pooling="mean").mean(0, dtype=np.float64)
+
+
+def representations(
+    model: MultiTaskModel, texts: Split | Sequence[str], *, pooling: str | None = None, batch_size: int = EVAL_BATCH
+) -> Float[np.ndarray, "n hidden"]:
+    """What the classifiers see of each text, (n, hidden) float32 in the order of `texts`, dropout off.
+
+    pooling: first, mean or last; None for the model's own. Heads pruned around the call stay pruned.
+    Raises FslibError for no text or an unknown pooling.
+    """
+    if pooling not in (None, *POOLINGS):
+        raise unknown("pooling", pooling, POOLINGS)
+    if not len(texts):
+        raise FslibError("no text given: representations need at least one")
+    split = texts if isinstance(texts, Split) else _unlabelled(texts)
+    rows = np.zeros((len(split), model.encoder.config.hidden_size), dtype=np.float32)
+    batches = length_batches(model, split, batch_size)
+    with in_mode(model, training=False), torch.inference_mode():
+        for batch in batches:
+            inputs = {k: v for k, v in batch.to(model.device).inputs.items() if k in model.accepts}
+            hidden = model.encoder(**inputs).last_hidden_state  # (batch, seq, hidden)
+            pooled = pool(hidden, batch.mask.to(model.device), pooling or model.pooling)
+            rows[batch.indices] = pooled.float().cpu().numpy()
+    return gather_rows(rows, batches)
+
+
+def linear_cka(x: Float[np.ndarray, "_ _"], y: Float[np.ndarray, "_ _"]) -> float:
+    """Linear centred kernel alignment of two representations of the same texts, in [0, 1] (Kornblith et al., 2019).
+
+    x: (n, p), y: (n, q), centred here: |y'x|^2 / (|x'x| |y'y|), Frobenius norms. Blind to rotation, reflection,
+    shift and uniform scale of either. Unrelated representations have about sqrt(p q / ((n + p) (n + q))), not 0,
+    so use many more texts than features, and the same texts wherever values are compared.
+    Raises FslibError for different n, fewer than 2 texts, values that are not finite, and features that are the
+    same for every text.
+    """
+    if len(x) != len(y) or len(x) < 2:
+        raise FslibError(f"CKA compares the same texts, at least 2, in both: got {len(x)} and {len(y)}")
+    x, y = _centred(x), _centred(y)
+    if len(x) > x.shape[1] + y.shape[1]:
+        shared, own = np.sum((y.T @ x) ** 2), [np.linalg.norm(z.T @ z) for z in (x, y)]
+    else:  # fewer texts than features: the same numbers from (n, n) products
+        grams = x @ x.T, y @ y.T
+        shared, own = np.vdot(*grams), [np.linalg.norm(gram) for gram in grams]
+    return float(np.clip(shared / (own[0] * own[1]), 0, 1))
+
+
+def _centred(features: np.ndarray) -> Float[np.ndarray, "_ _"]:
+    """float64, mean 0 over texts, Frobenius norm 1, so that no scale under- or overflows."""
+    rounding = np.finfo(np.result_type(features, np.float32)).eps
+    features = features.astype(np.float64)
+    if not np.isfinite(features).all():
+        raise FslibError("features must be finite for CKA: drop the texts that give NaN or infinity")
+    centred = features - features.mean(0)
+    # what rounding leaves of constant features is no variation
+    if np.abs(centred).max(initial=0) <= 4 * rounding * np.abs(features).max(initial=0):
+        raise FslibError("CKA is undefined for features that are the same for every text: use other texts")
+    return centred / np.linalg.norm(centred)
+
+
+def _matched(a: np.ndarray, b: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        raise FslibError(f"{what} of different shapes cannot be compared: {a.shape} and {b.shape}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise FslibError(f"{what} must be finite to be compared: one holds NaN or infinity")
+    return a, b
+
+
+def _component(name: str) -> str:
+    """The layer of a parameter of the encoder: its name up to the first number, in all architectures alike."""
+    found = re.match(r".*?\.\d+(?=\.)", name)
+    return found[0] if found else OUTSIDE
+
+
+@contextmanager
+def _differentiating(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
+    """Dropout off and gradients for these weights alone; modes and requires_grad restored, whatever happens."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        model.requires_grad_(False)
+        for weight in weights:
+            weight.requires_grad_(True)
+        with in_mode(model, training=False), torch.enable_grad():
+            yield
+    finally:
+        for parameter, wanted in before.items():
+            parameter.requires_grad_(wanted)
+
+
+def _sample(task: Task, split: str, examples: int | None, seed: int) -> Split:
+    pick_split(task, split)  # refuses an unknown split by name
+    if examples is not None and examples < 1:
+        raise FslibError(f"examples {examples}: give at least one, or None for all")
+    return pick_split(task.limited(**{split: examples}, seed=seed), split)
+
+
+def _unlabelled(texts: Sequence[str]) -> Split:
+    return Split(tuple(texts), None, np.zeros(len(texts), dtype=np.int64), tuple((text,) for text in texts))

@@ -1,0 +1,136 @@
+"""Does an encoder that was trained on some tasks learn a new one better? (Claim C5, Li et al., 2023.)
+
+The new task must be none of the source's. Comparisons between sources are paired: for one seed, all of them get
+the same examples in the same order, and a classifier that begins with the same weights.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from fslib.errors import FslibError, unknown
+from fslib.evaluation import evaluate
+from fslib.loop import History
+from fslib.models import MultiTaskModel
+from fslib.scoring import Score
+from fslib.similarity import representations
+from fslib.tasks import Task
+from fslib.training import train
+
+PARTS = ("full", "classifier")
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """What came of a new task: its score on the eval split, after `size` training examples.
+
+    part: what was trained. history: of the training, None for "classifier", which is solved and not stepped.
+    """
+
+    score: Score
+    size: int
+    part: str
+    history: History | None = None
+
+
+def transfer(
+    source: MultiTaskModel,
+    target: Task,
+    *,
+    size: int | None = None,
+    part: str = "full",
+    steps: int = 200,
+    batch_size: int = 16,
+    lr: float = 1e-4,
+    seed: int = 0,
+    evaluate_every: int | None = None,
+) -> Transfer:
+    """Learn a task that the source was not trained on, from a copy of its encoder; the source stays as it is.
+
+    size: training examples, chosen by `training_subset`; None for all.
+    part: "full" fine-tunes encoder and new classifier with `fslib.train` (steps, batch_size, lr, evaluate_every
+        are its own, and for this part alone). "classifier" leaves the encoder frozen: logistic (for regression:
+        ridge) regression on its standardized text representations, L2 penalty 1, which has one solution.
+    seed: for the subset, the new classifier, and the order of batches and dropout.
+    Raises FslibError for a target that the source knows, a size that is too small or too large, an unknown part,
+    settings out of range, and, in "full", for a source whose heads are pruned around the call.
+    """
+    if part not in PARTS:
+        raise unknown("part to train", part, PARTS)
+    if steps < 1:
+        raise FslibError(f"steps {steps}: give at least one")
+    _refuse_known(source, target)
+    task = training_subset(target, size, seed)
+    if part == "classifier":
+        return Transfer(_linear_score(source, task), len(task.train), part)
+    model = fresh(source, task, seed)
+    history = train(model, task, steps=steps, batch_size=batch_size, lr=lr, seed=seed, evaluate_every=evaluate_every)
+    return Transfer(evaluate(model, task)[task.name], len(task.train), part, history)
+
+
+def fresh(source: MultiTaskModel, target: Task, seed: int = 0) -> MultiTaskModel:
+    """A model with a copy of the source's encoder and one new classifier, for the target; in evaluation mode.
+
+    All its weights are trainable, and nothing done to one model's weights or heads reaches the other.
+    seed: for the classifier, the same for every source of one width.
+    Raises FslibError for a target that the source knows, and for a source whose heads are pruned around the call.
+    """
+    _refuse_known(source, target)
+    if source.control.gate is not None or source.control.tap is not None:
+        # the copy would keep the gate after the block that ends it for the source
+        raise FslibError("the source's heads are pruned or listened to: copy its encoder outside of that block")
+    model = copy.deepcopy(source)  # hooks and head control go along, the copy's own
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = nn.Linear(source.encoder.config.hidden_size, target.n_outputs)
+        nn.init.normal_(classifier.weight, std=0.02)  # as in MultiTaskModel
+        nn.init.zeros_(classifier.bias)
+    model.classifiers = nn.ModuleDict({target.name: classifier.to(source.device)})
+    return model.requires_grad_(True).eval()
+
+
+def training_subset(task: Task, size: int | None, seed: int = 0) -> Task:
+    """The task with `size` of its training examples, so that learning curves grow by adding, not by exchanging.
+
+    For one seed, a smaller subset lies inside every larger one (32 in 128 in 512). The order is random but for one
+    example of each class, which come first, so that no subset lacks a class. size None: the task itself.
+    Raises FslibError for a size below 2 or the number of classes, or above the number of training examples.
+    """
+    if seed < 0:
+        raise FslibError(f"seed {seed} must be at least 0")
+    if size is None:
+        return task
+    labels = task.train.labels
+    classes = 1 if task.is_regression else len(np.unique(labels))
+    if not max(2, classes) <= size <= len(labels):
+        raise FslibError(
+            f"size {size} does not suit task {task.name}: give {max(2, classes)} (one example of each class) to "
+            f"{len(labels)} (all its training examples)"
+        )
+    order = np.random.default_rng(seed).permutation(len(labels))
+    first = np.unique(labels[order], return_index=True)[1] if classes > 1 else np.array([], dtype=np.int64)
+    order = np.concatenate([order[first], np.delete(order, first)])
+    return replace(task, train=task.train.take(np.sort(order[:size])))
+
+
+def _refuse_known(source: MultiTaskModel, target: Task) -> None:
+    if target.name in source.classifiers:
+        raise FslibError(
+            f"task {target.name!r} is one of the source's own ({', '.join(source.classifiers)}): transfer needs a "
+            "task that the source was not trained on"
+        )
+
+
+def _linear_score(source: MultiTaskModel, task: Task) -> Score:
+    """The eval score of a linear model on frozen representations: the encoder runs once over each text."""
+    model = Ridge(alpha=1.0) if task.is_regression else LogisticRegression(C=1.0, max_iter=1000)
+    # Without a common scale the same penalty would weigh differently on each source.
+    fitted = make_pipeline(StandardScaler(), model).fit(representations(source, task.train), task.train.labels)
+    predictions = fitted.predict(representations(source, task.eval))
+    return Score(task.metric, predictions.astype(np.float32) if task.is_regression else predictions, task.eval.labels)
