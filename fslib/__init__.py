@@ -12,9 +12,10 @@ from fslib.importance import contributions, head_importance, mean_context
 from fslib.loading import glue_task, load_tasks, task_names
 from fslib.loop import History
 from fslib.models import MultiTaskModel
+from fslib.profiles import PROFILES, Profile
 from fslib.pruning import IAP, Dissociation, prune_important_heads
 from fslib.scoring import Score, dissociation, rank_correlation
-from fslib.study import PROFILES, Profile, Study
+from fslib.study import Study
 from fslib.tasks import Split, Task, make_task
 from fslib.training import branch, train
 

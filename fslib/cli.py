@@ -16,8 +16,9 @@ import yaml
 
 from fslib.errors import FslibError
 from fslib.experiments import Unit
+from fslib.profiles import PROFILES
 from fslib.runner import NotebookError, check_in_place, find_notebooks, notebooks_folder, run_notebook, verify_unit
-from fslib.study import PROFILES, Study
+from fslib.study import Study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,8 @@
 """All heavy work, as units: kind + config -> record. A unit depends on nothing but its config and the data.
 
-`UNITS` maps each kind to its config and function. A `Store` finds a unit's record or computes it: present =
-reused, missing = computed, one process at a time. Trained models are kept as checkpoints beside the records;
-a missing one is trained again.
+`UNITS` maps each kind to its config and function (`comparisons` adds more). A `Store` finds a unit's record or
+computes it: present = reused, missing = computed, one process at a time. Trained models are kept as checkpoints
+beside the records; a missing one is trained again.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
 from fslib.importance import Contributions, contributions
 from fslib.loading import load_task
+from fslib.loop import History
 from fslib.models import MultiTaskModel
 from fslib.pruning import IAP, prune_important_heads
 from fslib.results import Record, Records, git_commit, machine, versions, writing
@@ -116,7 +117,8 @@ class Unit(NamedTuple):
         config: Any = self.config
         while not isinstance(config, DataConfig):
             config = getattr(config, "importance", None) or config.model
-        return {name: cached_task(name).fingerprint for name in config.tasks}
+        names = [*config.tasks, *([config.target] if hasattr(config, "target") else [])]
+        return {name: cached_task(name).fingerprint for name in names}
 
     @property
     def key(self) -> str:
@@ -194,21 +196,24 @@ class Store:
             return MultiTaskModel.load(folder)
 
 
-def fit(config: TrainConfig, folder: Path | None) -> Outcome:
-    """Train, evaluate, and save the model in `folder` (None: do not)."""
+def training_options(config: TrainConfig) -> dict[str, Any]:
+    """A config's settings of `fslib.train`."""
+    return {k: getattr(config, k) for k in ("steps", "batch_size", "lr", "sampling", "epochs", "seed")}
+
+
+def trained(config: TrainConfig, **options: Any) -> tuple[MultiTaskModel, dict[str, Task], History]:
+    """A model trained as a config says, its tasks, and what happened."""
     tasks = config.load()
     model = MultiTaskModel.from_pretrained(config.encoder, tasks, max_length=config.max_length, seed=config.seed)
-    history = train(
-        model,
-        tasks,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        sampling=config.sampling,
-        epochs=config.epochs,
-        seed=config.seed,
+    return model, tasks, train(model, tasks, **training_options(config), **options)
+
+
+def fit(config: TrainConfig, folder: Path | None) -> Outcome:
+    """Train, evaluate, and save the model in `folder` (None: do not)."""
+    model, tasks, history = trained(
+        config,
         evaluate_every=max(1, config.steps // config.curve_points),
-        evaluate_on={n: t.limited(eval=config.curve_examples) for n, t in tasks.items()},
+        evaluate_on={n: t.limited(eval=config.curve_examples) for n, t in config.load().items()},
     )
     scores = evaluate(model, tasks)
     if folder is not None:

@@ -21,7 +21,7 @@ from fslib.evaluation import evaluate, in_mode
 from fslib.importance import Contributions, contributions
 from fslib.models import MultiTaskModel
 from fslib.progress import bar, hidden
-from fslib.rows import RowOptimizer
+from fslib.rows import RowOptimizer, head_rows
 from fslib.sampling import task_order
 from fslib.tasks import Task, as_tasks
 
@@ -62,6 +62,7 @@ class Snapshot:
     model: dict[str, Tensor]
     optimizer: dict
     schedule: dict
+    scaler: dict | None
     drawn: dict[str, int]
     rng: list[Tensor]
     history: History
@@ -127,12 +128,15 @@ class Training:
             torch.manual_seed(seed * 1009 + self.accelerator.process_index)
             self.rng = _random_state()
 
-    def check(self, ending: Ending | None) -> None:
-        """Raise FslibError for an ending that this run cannot have."""
+    def check(self, ending: object) -> None:
+        """Raise FslibError for an ending that this run cannot have, or what is no ending."""
+        if not isinstance(ending, Ending | None):
+            raise FslibError(f"{ending!r} is no ending: give fslib.IAT(), fslib.PCGrad(), fslib.Stop() or None")
         if isinstance(ending, (IAT, PCGrad)) and len(self.tasks) < 2:
             raise FslibError(f"{type(ending).__name__} needs at least two tasks, and gets {list(self.tasks)}")
         if isinstance(ending, IAT):
             ending.choose(dict.fromkeys(self.tasks, np.zeros((self.model.n_layers, self.model.n_heads))), _rng(0))
+            head_rows(self.model)  # refuses a model whose heads have no rows of their own
         if isinstance(ending, PCGrad) and self.batch_size < len(self.tasks):
             raise FslibError(
                 f"PCGrad shares batch_size {self.batch_size} among {len(self.tasks)} tasks: make it larger"
@@ -265,6 +269,7 @@ class Training:
             {name: value.clone() for name, value in self.model.state_dict().items()},
             copy.deepcopy(self.optimizer.state_dict()),
             copy.deepcopy(self.schedule.state_dict()),
+            copy.deepcopy(self.accelerator.scaler.state_dict()) if self.accelerator.scaler else None,  # fp16's
             dict(self.drawn),
             list(self.rng),
             copy.deepcopy(self.history),
@@ -281,6 +286,8 @@ class Training:
         optimizer.state.clear()
         self.optimizer.load_state_dict(copy.deepcopy(then.optimizer))
         self.schedule.load_state_dict(copy.deepcopy(then.schedule))
+        if then.scaler is not None:
+            self.accelerator.scaler.load_state_dict(then.scaler)
         self.streams = self._streams()
         for name, stream in self.streams.items():
             for _ in range(self.drawn[name]):

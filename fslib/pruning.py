@@ -108,7 +108,7 @@ class IAP:
         """
         scores, base, chance = self.scores(), self.baseline(), self.chance()
         by_seed = with_means(dissociation(scores[:, :, :, 0], base[:, None], convention, chance))
-        low, high = interval(np.moveaxis(self._bootstrap(chance, convention, draws, seed), 0, -1), level)
+        low, high = interval(np.moveaxis(self.bootstrap(convention, draws=draws, seed=seed), 0, -1), level)
         band, p = self._null(scores, base, chance, convention, seed)
         null_low, null_high = interval(np.moveaxis(band, 0, -1), level) if len(band) else (low * np.nan, high * np.nan)
         null_mean = band.mean(0) if len(band) else low * np.nan
@@ -126,7 +126,15 @@ class IAP:
             p,
         )
 
-    def _bootstrap(self, chance: np.ndarray, convention: str, draws: int, seed: int) -> np.ndarray:
+    def bootstrap(
+        self, convention: str = "lesion", *, draws: int = DRAWS, seed: int = 0, over_seeds: bool = False
+    ) -> Float[np.ndarray, "draws rows columns"]:
+        """Dissociation in bootstrap samples of the evaluation examples, as `Dissociation.value` is laid out.
+
+        over_seeds: resample the models as well, for statements about training and not about these models. The same
+        `seed` draws the same resamples, so the difference of two `IAP`s on the same examples is paired.
+        """
+        chance = self.chance()
         lesioned, unpruned = [], []
         for i, u in enumerate(self.tasks):
             counts = bootstrap_counts(len(self.labels[u]), draws, np.random.default_rng([seed, i]))
@@ -134,7 +142,11 @@ class IAP:
             unpruned.append(self._metric(u, self.unpruned[u], counts))  # (seeds, draws)
         scores = np.moveaxis(np.stack(lesioned, -1), 3, 0)  # (draws, seeds, fractions, pruned, scored)
         base = np.moveaxis(np.stack(unpruned, -1), 1, 0)  # (draws, seeds, scored)
-        return with_means(dissociation(scores, base[:, :, None], convention, chance).mean(1))
+        found = dissociation(scores, base[:, :, None], convention, chance)  # (draws, seeds, fractions, tasks)
+        if over_seeds:
+            weights = bootstrap_counts(len(self.heads), draws, np.random.default_rng([seed, 1000]))
+            return with_means((found * weights[:, :, None, None]).sum(1) / len(self.heads))
+        return with_means(found.mean(1))
 
     def _null(
         self, scores: np.ndarray, base: np.ndarray, chance: np.ndarray, convention: str, seed: int

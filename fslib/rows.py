@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from fslib.errors import FslibError
 from fslib.evaluation import in_mode
 from fslib.heads import control_of
 
@@ -38,6 +39,7 @@ def head_rows(model: nn.Module) -> list[HeadRows]:
 
     What depends on a row of a projection shows in a gradient: for each head, the rows of its layer's parameters
     that its query, key or value has a gradient for. Parameters that act on all heads alike are not among them.
+    Raises FslibError for a model that mixes heads there, as a norm over all of a layer's queries does (OLMo2).
     """
     control = control_of(model)
     shape = (control.layers, control.head_shapes[0][0])
@@ -48,11 +50,18 @@ def head_rows(model: nn.Module) -> list[HeadRows]:
             for state in states:  # (batch, heads, seq, head_dim); keys and values may have fewer heads
                 each = shape[1] // state.shape[1]
                 for head in range(state.shape[1]) if state.requires_grad else ():
-                    grads = torch.autograd.grad(
-                        state[:, head].square().sum(), parameters, retain_graph=True, allow_unused=True
-                    )
-                    for parameter, grad in zip(parameters, grads, strict=True):
-                        for dim, start, stop in _runs(grad, alone=state.shape[1] == 1):
+                    own = state[:, head]
+                    uneven = torch.arange(own.numel(), device=own.device).cos().view_as(own)  # finds zero rows, too
+                    grads = torch.autograd.grad((own * uneven).sum(), parameters, retain_graph=True, allow_unused=True)
+                    runs = [_runs(grad, alone=state.shape[1] == 1) for grad in grads]
+                    matrices = [r for r, g in zip(runs, grads, strict=True) if g is not None and g.ndim > 1]
+                    if matrices and not any(matrices):
+                        raise FslibError(
+                            f"{type(module).__name__} mixes its heads' queries, keys or values: they have no rows of "
+                            "their own that IAT could train; use an architecture that keeps its heads apart"
+                        )
+                    for parameter, places in zip(parameters, runs, strict=True):
+                        for dim, start, stop in places:
                             place = (id(parameter), dim, start, stop)
                             rows = HeadRows(parameter, dim, start, stop, np.zeros(shape, dtype=bool))
                             owners = found.setdefault(place, rows).owners
@@ -141,8 +150,12 @@ class RowOptimizer:
                     k: (row.of(v) if v.shape == row.parameter.shape else v).clone() for k, v in state.items()
                 }
             group["params"] = [*(p for p in group["params"] if p not in owned), *(views[row] for row in own)]
-            # the fused kernel takes consecutive memory only, which columns (GPT-2's) are not
-            group["fused"] = bool(group["fused"]) and all(views[row].is_contiguous() for row in own)
+            # the fused kernel takes consecutive memory only, which columns (GPT-2's) are not; every other one reads
+            # the step count on the host, and would wait for the device at each parameter
+            if not all(views[row].is_contiguous() for row in own):
+                group["fused"] = False
+                for state in (optimizer.state[p] for p in group["params"] if "step" in optimizer.state.get(p, {})):
+                    state["step"] = state["step"].cpu()
         for parameter in owned:
             optimizer.state.pop(parameter, None)
         whole = [p for p in model.parameters() if p not in owned]

@@ -1,84 +1,63 @@
-"""Profiles, and `Study`: what a notebook asks for results.
+"""`Study`: what a notebook asks for results.
 
-A profile fixes everything that a run can vary. A study is a profile, a first seed and a results folder; it
+A study is a profile, a first seed and a results folder; it
 turns them into units (`plan`) and hands out their records in a form that a notebook can use.
 """
 
 import re
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import Field
 
+from fslib.comparisons import EndingsConfig, SelectionConfig, SimilarityConfig, TransferConfig
 from fslib.errors import FslibError, unknown
 from fslib.experiments import (
     DataConfig,
     ImportanceConfig,
     PruneConfig,
     Store,
-    TaskNames,
     TrainConfig,
     TrainingSettings,
     Unit,
     cached_task,
-    checked,
     read_contributions,
     read_iap,
 )
 from fslib.importance import Contributions
+from fslib.profiles import make_profile
 from fslib.pruning import IAP
 from fslib.results import ROOT, Record, results_root, save_figure, save_table
-from fslib.sampling import SAMPLINGS, task_order
+from fslib.sampling import task_order
 from fslib.tasks import Task
 
-
-class Profile(TrainingSettings):
-    """Everything that a run can vary; `fslib run --set key=value` changes a field."""
-
-    tasks: TaskNames = ("bbc", "bbc-pair", "bbc-headline", "bbc-shift")
-    seeds: int = Field(2, ge=1)
-    importance_examples: int = Field(ge=4)
-    fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
-    controls: int = Field(ge=1)
-    draws: int = Field(2000, ge=50)
-
-
-PROFILES: dict[str, dict[str, Any]] = {
-    # Small enough to run every notebook from scratch inside the tests; its numbers mean nothing.
-    "smoke": {
-        "encoder": "tiny-random",
-        "steps": 40,
-        "lr": 1e-3,
-        "eval_examples": 48,
-        "curve_points": 4,
-        "curve_examples": 32,
-        "importance_examples": 32,
-        "controls": 2,
-        "draws": 200,
-    },
-    # A real pre-trained encoder on real text, in minutes on a laptop's processor. The default.
-    "mini": {
-        "encoder": "minilm-l6",
-        "steps": 600,
-        "lr": 1e-4,
-        "eval_examples": 200,
-        "curve_points": 6,
-        "curve_examples": 100,
-        "importance_examples": 512,
-        "controls": 2,
-    },
+# Ways to choose heads: the first is the default. Michel et al. divide by layer norms; the paper's code does not.
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "gradient": {},
+    "gradient, layer-normalized": {"normalize": "layer"},
+    "gradient, by example": {"reduction": "example"},
+    "ablation": {"estimator": "ablation"},
+    "integrated": {"estimator": "integrated"},
+    "norm": {"estimator": "norm"},
 }
+
+
+def measured(train: TrainConfig, examples: int, fractions: tuple[float, ...], controls: int) -> dict[str, Unit]:
+    """A multi-task training and what is measured on its model: {"train", "importance", "prune"}."""
+    scored = ImportanceConfig(model=train, examples=examples)
+    prune = PruneConfig(importance=scored, fractions=fractions, controls=controls)
+    return {"train": Unit("train", train), "importance": Unit("importance", scored), "prune": Unit("prune", prune)}
 
 
 class Study:
     """One profile's results.
 
-    profile: smoke or mini. seed: the first of the profile's seeds. overrides: {field: value} of the profile;
-    an overridden profile keeps its results in a folder of its own. results: folder, default `results_root()`.
+    profile: smoke, mini, glue-mini or paper. seed: the first of the profile's seeds. overrides: {field: value} of the
+    profile; an overridden profile keeps its results in a folder of its own. results: default `results_root()`.
     Raises FslibError for an unknown profile, field, task, sampling or a value out of range.
     """
 
@@ -90,21 +69,10 @@ class Study:
         overrides: Mapping[str, Any] | None = None,
         results: str | Path | None = None,
     ) -> None:
-        if profile not in PROFILES:
-            raise unknown("profile", profile, PROFILES)
         if seed < 0:
             raise FslibError(f"seed {seed}: give 0 or more")
         changes = dict(overrides or {})
-        self.profile: Profile = checked(Profile, PROFILES[profile] | changes, "setting")
-        if self.profile.sampling not in SAMPLINGS:
-            raise unknown("sampling", self.profile.sampling, SAMPLINGS)
-        if len(self.profile.tasks) < 2:
-            raise FslibError(f"tasks={list(self.profile.tasks)}: a multi-task study needs at least two tasks")
-        if repeated := {t for t in self.profile.tasks if self.profile.tasks.count(t) > 1}:
-            raise FslibError(f"two tasks are called {repeated.pop()!r}: rename one")
-        for fraction in self.profile.fractions:
-            if not 0 < fraction <= 1:
-                raise FslibError(f"fraction {fraction} is outside (0, 1]: 0.3 means the top 30 % of all heads")
+        self.profile = make_profile(profile, changes)
         self.name, self.seed, self.overrides = profile, seed, changes
         suffix = "".join(f"+{k}={v}" for k, v in sorted(changes.items())) + (f"+seed={seed}" if seed else "")
         self.folder = Path(results or results_root()) / (profile + re.sub(r"[^\w.+=-]+", "_", suffix))
@@ -123,45 +91,134 @@ class Study:
     def seeds(self) -> list[int]:
         return list(range(self.seed, self.seed + self.profile.seeds))
 
-    def training(self, seed: int, task: str | None = None) -> TrainConfig:
-        """Multi-task training; with `task`, training on it alone for as many steps as it gets in the multi-task run."""
+    def training(self, seed: int, task: str | None = None, *, small: bool = False, **changes: Any) -> TrainConfig:
+        """Multi-task training; with `task`, training on it alone for as many steps as it gets in the multi-task run.
+
+        small: the encoder, steps and learning rate of notebooks 04 to 07, for fewer `tasks` with fewer steps in
+            proportion, so that every task gets as many. changes: other fields of the config.
+        """
         p = self.profile
-        names, steps = p.tasks, p.steps
+        shared = {k: getattr(p, k) for k in TrainingSettings.model_fields} | {"seed": seed}
+        if small:
+            steps = p.small_steps * len(changes.get("tasks", p.tasks)) // len(p.tasks)
+            shared |= {"encoder": p.small_encoder, "steps": steps, "lr": p.small_lr}
+        shared |= changes
         if task is not None:
+            names = shared["tasks"]
             sizes = [len(cached_task(t).train) for t in names]
-            order = task_order(sizes, steps, p.sampling, p.epochs, seed)
-            names, steps = (task,), max(1, order.count(names.index(task)))
-        shared = {k: getattr(p, k) for k in TrainingSettings.model_fields}
-        return TrainConfig(**shared | {"tasks": names, "steps": steps, "seed": seed})
+            order = task_order(sizes, shared["steps"], p.sampling, p.epochs, seed)
+            shared |= {"tasks": (task,), "steps": max(1, order.count(names.index(task)))}
+        return TrainConfig(**shared)
 
     def unit(self, kind: str, seed: int, task: str | None = None) -> Unit:
         """The unit of a kind for one seed."""
         if kind == "words":
             return Unit("words", self.data)
-        train = self.training(seed, task)
-        if kind == "train":
-            return Unit("train", train)
-        scored = ImportanceConfig(model=train, examples=self.profile.importance_examples)
-        if kind == "importance":
-            return Unit("importance", scored)
-        if kind == "prune":
-            return Unit(
-                "prune",
-                PruneConfig(importance=scored, fractions=self.profile.fractions, controls=self.profile.controls),
-            )
-        raise unknown("kind of unit", kind, ("words", "train", "importance", "prune"))
+        train, p = self.training(seed, task), self.profile
+        units = measured(train, p.importance_examples, p.fractions, p.controls)
+        if kind not in units:
+            raise unknown("kind of unit", kind, ("words", *units))
+        return units[kind]
+
+    def small(self, encoder: str | None = None, tasks: tuple[str, ...] | None = None) -> dict[str, Unit]:
+        """Training, importance and pruning of one encoder on some tasks, at the scale of notebooks 04 to 07."""
+        p = self.profile
+        train = self.training(self.seed, small=True, encoder=encoder or p.small_encoder, tasks=tasks or p.tasks)
+        return measured(train, p.small_examples, p.small_fractions, p.controls)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """All pairs of the profile's tasks."""
+        return list(combinations(self.profile.tasks, 2))
+
+    def selection_unit(self) -> Unit:
+        """One model's heads, chosen in several ways."""
+        p = self.profile
+        model = self.training(self.seed, small=True)
+        shared: dict[str, Any] = {"model": model, "examples": p.selection_examples, "randoms": p.selection_randoms}
+        return Unit("selection", SelectionConfig(**shared, selections=SELECTIONS, fraction=max(p.small_fractions)))
+
+    def similarity_unit(self) -> Unit:
+        """Similarity of all pairs of tasks, from models trained on one task as long as on it in a pair."""
+        p = self.profile
+        steps = p.small_steps // len(p.tasks)
+        settings = self.training(self.seed, small=True, steps=steps).model_dump()
+        return Unit("similarity", SimilarityConfig(**settings, examples=p.small_examples))
+
+    @property
+    def ending_seeds(self) -> list[int]:
+        return list(range(self.seed, self.seed + self.profile.ending_seeds))
+
+    def endings_unit(self, seed: int) -> Unit:
+        """One trunk and all endings."""
+        p = self.profile
+        iat = {"kind": "IAT", "delta": p.delta, "alpha": p.alpha}
+        endings: dict[str, dict[str, Any] | None] = {
+            "trunk": {"kind": "Stop", "delta": p.delta},
+            "IAT": iat,
+            "plain": None,
+            "IAT, random heads": iat | {"heads": "random"},
+            "IAT, least heads": iat | {"heads": "least"},
+            "PCGrad": {"kind": "PCGrad", "delta": p.delta},
+            "mixed batches": {"kind": "PCGrad", "delta": p.delta, "project": False},
+            "IAT, others frozen": iat | {"others": "freeze"},
+            "IAT, leaky": iat | {"strict": False},
+            **{f"IAT, alpha {a:g}": iat | {"alpha": a} for a in p.other_alphas},
+            **{f"IAT, delta {d:g}": iat | {"delta": d} for d in p.other_deltas},
+        }
+        settings = self.training(seed, small=True).model_dump() | {"eval_examples": p.ending_examples}
+        config = EndingsConfig(
+            **settings,
+            endings=endings,
+            pruned=("trunk", "plain", "IAT", "IAT, random heads"),
+            fractions=(p.alpha,),
+            examples=p.small_examples,
+            prune_examples=p.eval_examples,
+        )
+        return Unit("endings", config)
+
+    def single_unit(self, seed: int, task: str) -> Unit:
+        """A task alone, for as many steps as it gets on the trunk and its plain ending."""
+        changes = {"small": True, "eval_examples": self.profile.ending_examples}
+        return Unit("train", self.training(seed, task, **changes))  # type: ignore[arg-type]
+
+    @property
+    def transfer_seeds(self) -> list[int]:
+        return list(range(self.seed, self.seed + self.profile.transfer_seeds))
+
+    def transfer_unit(self, seed: int) -> Unit:
+        """Learning curves of the target from all sources, for one seed."""
+        p = self.profile
+        sources = tuple(t for t in p.tasks if t != p.transfer_target)
+        options = {k: getattr(p, f"transfer_{k}") for k in ("target", "sizes", "passes", "min_steps", "max_steps")}
+        settings = self.training(seed, small=True, tasks=sources).model_dump() | {"eval_examples": p.ending_examples}
+        iat = {"delta": p.delta, "alpha": p.alpha}
+        return Unit("transfer", TransferConfig(**settings, **options, iat=iat))
 
     def plan(self, notebook: str) -> list[Unit]:
         """All units behind a notebook (by its number), those they depend on first."""
-        seeds = self.seeds
-        multi = [self.unit("train", s) for s in seeds]
-        if notebook[:2] == "01":
+        seeds, number = self.seeds, notebook[:2]
+        if number == "01":
             single = [self.unit("train", s, t) for s in seeds for t in self.profile.tasks]
-            return [self.unit("words", seeds[0]), *multi, *single]
-        if notebook[:2] == "02":
-            return multi + [self.unit("importance", s) for s in seeds]
-        if notebook[:2] == "03":
+            return [self.unit("words", seeds[0]), *(self.unit("train", s) for s in seeds), *single]
+        if number == "02":
+            return [self.unit(kind, s) for kind in ("train", "importance") for s in seeds]
+        if number == "03":
             return self.plan("02") + [self.unit("prune", s) for s in seeds]
+        if number == "04":
+            models = [self.small(encoder) for encoder in (*self.profile.encoders, self.profile.small_encoder)]
+            units = [unit for model in models for unit in model.values()]
+            return [*{unit.key: unit for unit in units}.values(), self.selection_unit()]
+        if number == "05":
+            return [self.similarity_unit(), *(u for pair in self.pairs for u in self.small(tasks=pair).values())]
+        if number == "06":
+            single = [self.single_unit(s, t) for s in self.ending_seeds for t in self.profile.tasks]
+            return [*(self.endings_unit(s) for s in self.ending_seeds), *single]
+        if number == "07":
+            return [self.transfer_unit(s) for s in self.transfer_seeds]
+        if number == "08":
+            units = [unit for i in range(1, 8) for unit in self.plan(f"{i:02d}")]
+            return list({unit.key: unit for unit in units}.values())
         return []
 
     def multitask(self) -> list[Record]:

@@ -78,9 +78,9 @@ def branch(
     if not endings:
         raise FslibError("no endings: give at least one, such as {'plain': None}")
     run = Training(model, tasks, **settings)
-    starts = {name: ending.start(run.steps) for name, ending in endings.items() if ending is not None}
     for ending in endings.values():
         run.check(ending)
+    starts = {name: ending.start(run.steps) for name, ending in endings.items() if ending is not None}
     last = max(starts.values(), default=0)
     starts = {name: starts.get(name, last) for name in endings}
     return _branches(run, endings, starts)

@@ -1,0 +1,156 @@
+"""Profiles: everything that a run can vary, fixed under a name."""
+
+from typing import Any
+
+from pydantic import Field
+
+from fslib.errors import FslibError, unknown
+from fslib.experiments import TaskNames, TrainingSettings, checked
+from fslib.models import PRETRAINED
+from fslib.sampling import SAMPLINGS
+
+
+class Profile(TrainingSettings):
+    """Everything that a run can vary; `fslib run --set key=value` changes a field.
+
+    Notebooks 01 to 03 study `encoder` for `steps` steps. Notebooks 04 to 07 train many models and use
+    `small_encoder` (04: `encoders`), `small_steps` and `small_lr`.
+    """
+
+    tasks: TaskNames = ("bbc", "bbc-pair", "bbc-headline", "bbc-shift")
+    seeds: int = Field(2, ge=1)
+    importance_examples: int = Field(ge=4)
+    fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    controls: int = Field(ge=1)
+    draws: int = Field(2000, ge=50)
+    # 04 to 07
+    encoders: tuple[str, ...] = Field(min_length=1)
+    small_encoder: str
+    small_steps: int = Field(ge=10)
+    small_lr: float = Field(gt=0)
+    small_examples: int = Field(ge=4)
+    small_fractions: tuple[float, ...] = (0.1, 0.3)
+    # 04, how heads are chosen
+    selection_examples: int = Field(ge=1)
+    selection_randoms: int = Field(ge=1)
+    # 06, endings
+    ending_seeds: int = Field(5, ge=2)
+    ending_examples: int | None = Field(None, ge=2)
+    delta: float = 0.1
+    alpha: float = 0.3
+    other_deltas: tuple[float, ...] = (0.3,)
+    other_alphas: tuple[float, ...] = (0.1, 0.5)
+    # 07, transfer
+    transfer_seeds: int = Field(3, ge=2)
+    transfer_target: str = "bbc-headline"
+    transfer_sizes: tuple[int | None, ...] = (32, 128, 512, None)
+    transfer_passes: int = Field(2, ge=1)
+    transfer_min_steps: int = Field(ge=1)
+    transfer_max_steps: int = Field(ge=1)
+
+
+PRETRAINED_SEVEN = (
+    "bert-mini",
+    "bert-small",
+    "bert-medium",
+    "bert-base",
+    "bert-large",
+    "roberta-base",
+    "roberta-large",
+)
+MINILM_DEPTHS = ("minilm-l1", "minilm-l2", "minilm-l3", "minilm-l4", "minilm-l6", "minilm-l6-random")
+
+_MINI: dict[str, Any] = {
+    "encoder": "minilm-l6",
+    "steps": 600,
+    "lr": 1e-4,
+    "eval_examples": 200,
+    "curve_points": 6,
+    "curve_examples": 100,
+    "importance_examples": 512,
+    "controls": 2,
+    "encoders": MINILM_DEPTHS,
+    "small_encoder": "minilm-l3",
+    "small_steps": 300,
+    "small_lr": 3e-4,
+    "small_examples": 256,
+    "selection_examples": 64,
+    "selection_randoms": 3,
+    "ending_examples": 400,
+    "transfer_min_steps": 30,
+    "transfer_max_steps": 96,
+}
+PROFILES: dict[str, dict[str, Any]] = {
+    # Small enough to run every notebook from scratch inside the tests; its numbers mean nothing.
+    "smoke": {
+        "encoder": "tiny-random",
+        "steps": 40,
+        "lr": 1e-3,
+        "eval_examples": 48,
+        "curve_points": 4,
+        "curve_examples": 32,
+        "importance_examples": 32,
+        "controls": 2,
+        "draws": 200,
+        "encoders": ("tiny-random",),
+        "small_encoder": "tiny-random",
+        "small_steps": 20,
+        "small_lr": 1e-3,
+        "small_examples": 16,
+        "selection_examples": 8,
+        "selection_randoms": 2,
+        "ending_seeds": 2,
+        "ending_examples": 48,
+        "transfer_seeds": 2,
+        "transfer_sizes": (8, 16),
+        "transfer_min_steps": 2,
+        "transfer_max_steps": 3,
+    },
+    # A real pre-trained encoder on real text, in an hour on a laptop's processor. The default.
+    "mini": _MINI,
+    # The same encoder on tasks of the paper, from FSLIB_DATA or the Hub.
+    "glue-mini": _MINI | {"tasks": ("sst-2", "qnli", "ag-pair"), "transfer_target": "ag-pair"},
+    # The paper's scale, for GPUs: seven pre-trained encoders and tasks of GLUE's size, from the Hub.
+    "paper": {
+        "tasks": ("mnli", "qnli", "qqp", "sst-2", "ag-pair"),
+        "encoder": "bert-base",
+        "seeds": 3,
+        "steps": 30_000,
+        "batch_size": 32,
+        "lr": 3e-5,
+        "eval_examples": None,
+        "curve_points": 20,
+        "curve_examples": 1000,
+        "importance_examples": 10_000,
+        "controls": 5,
+        "encoders": tuple(PRETRAINED),
+        "small_encoder": "bert-base",
+        "small_steps": 30_000,
+        "small_lr": 3e-5,
+        "small_examples": 10_000,
+        "small_fractions": (0.1, 0.2, 0.3, 0.4, 0.5),
+        "selection_examples": 512,
+        "selection_randoms": 5,
+        "transfer_target": "mrpc",
+        "transfer_passes": 3,
+        "transfer_min_steps": 100,
+        "transfer_max_steps": 3000,
+    },
+}
+
+
+def make_profile(name: str, changes: dict[str, Any]) -> Profile:
+    """A profile with some fields changed. Raises FslibError for an unknown name, field or task, or a bad value."""
+    if name not in PROFILES:
+        raise unknown("profile", name, PROFILES)
+    profile: Profile = checked(Profile, PROFILES[name] | changes, "setting")
+    if profile.sampling not in SAMPLINGS:
+        raise unknown("sampling", profile.sampling, SAMPLINGS)
+    if len(profile.tasks) < 2:
+        raise FslibError(f"tasks={list(profile.tasks)}: a multi-task study needs at least two tasks")
+    if repeated := {t for t in profile.tasks if profile.tasks.count(t) > 1}:
+        raise FslibError(f"two tasks are called {repeated.pop()!r}: rename one")
+    for fraction in (*profile.fractions, *profile.small_fractions):
+        if not 0 < fraction <= 1:
+            raise FslibError(f"fraction {fraction} is outside (0, 1]: 0.3 means the top 30 % of all heads")
+    return profile
