@@ -32,15 +32,15 @@ def _forest(
 ) -> None:
     """Values with intervals, one row a name, the first on top."""
     rows = np.arange(len(names))
-    value, low, high = (np.asarray(x, dtype=float) for x in (value, low, high))
+    middle, least, most = (np.asarray(x, dtype=float) for x in (value, low, high))
     for row, name in enumerate(names):
         colour = GREY if _is_control(name) else options.get("color", COLOURS[0])
         ax.errorbar(
-            value[row],
+            middle[row],
             row,
-            xerr=[[value[row] - low[row]], [high[row] - value[row]]],
+            xerr=[[middle[row] - least[row]], [most[row] - middle[row]]],
             fmt="D" if _is_control(name) else "o",
-            color=colour,  # type: ignore[arg-type]
+            color=colour,
             capsize=2,
             markersize=4,
         )
@@ -75,7 +75,7 @@ def selections(table: pd.DataFrame) -> Figure:
     left.axvline(0, color="black", linewidth=0.6)
     left.set(xlabel="dissociation D, mean over tasks (points)")
     right.barh(range(len(table)), table["rank correlation"].fillna(0), color="#bbbbbb", height=0.55)
-    right.set(xlabel="rank correlation with the gradient's map", xlim=(min(0, table["rank correlation"].min()), 1))
+    right.set(xlabel="rank correlation with the first", xlim=(min(0, table["rank correlation"].min()), 1))
     return figure
 
 
@@ -117,7 +117,7 @@ def endings(table: pd.DataFrame, against: str = "plain") -> Figure:
     for ax, task in zip(axes, tasks, strict=True):
         part = table[table["task"] == task].set_index("ending").loc[names]
         colour = "black" if task == "mean" else looks(tasks[1:])[task]["color"]
-        _forest(ax, names, *(100 * part[k] for k in (f"minus {against}", "diff low", "diff high")), color=colour)  # type: ignore[arg-type]
+        _forest(ax, names, *(100 * part[k] for k in (f"minus {against}", "diff low", "diff high")), color=colour)
         ax.axvline(0, color="black", linewidth=0.6)
         ax.set_title("mean over tasks" if task == "mean" else task)
     figure.supxlabel(f"score minus that of {against} multi-task training, same trunk (points)", fontsize=8.5)

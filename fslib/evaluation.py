@@ -36,6 +36,16 @@ def pick_split(task: Task, split: str) -> Split:
     return task.train if split == "train" else task.eval
 
 
+def sample(task: Task, split: str, examples: int | None, seed: int) -> Split:
+    """A random part of a split, or all of it where `examples` is None."""
+    if examples is None:
+        return pick_split(task, split)
+    if examples < 1:
+        raise FslibError(f"examples {examples}: give at least one, or None for all")
+    pick_split(task, split)  # refuses an unknown split by name
+    return pick_split(task.limited(**{split: examples}, seed=seed), split)
+
+
 def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list[Batch]:
     """All examples once, in batches of like length; with several processes, this process's share.
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from fslib.batching import Batch
 from fslib.errors import FslibError, unknown
 from fslib.estimators import STEPS, ablation, head_products, integrated, norms, passes, random_scores
-from fslib.evaluation import EVAL_BATCH, gather_rows, in_mode, length_batches, pick_split
+from fslib.evaluation import EVAL_BATCH, gather_rows, in_mode, length_batches, sample
 from fslib.heads import tapped
 from fslib.models import MultiTaskModel
 from fslib.progress import bar
@@ -165,7 +165,7 @@ def estimate(
         return found.estimate(reduction)
     if reduction != "token":
         raise FslibError(f'reduction {reduction!r} is for estimator "gradient" alone: leave it out with {estimator!r}')
-    part = _sample(task, split, examples, seed)
+    part = sample(task, split, examples, seed)
     values = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
     weights = np.ones(len(part), dtype=np.int64)
     if estimator == "random":
@@ -196,7 +196,7 @@ def contributions(
     seed: int = 0,
 ) -> Contributions:
     """The gradient estimator, example by example: one forward and one backward pass, no weight gradients."""
-    part = _sample(task, split, examples, seed)
+    part = sample(task, split, examples, seed)
     batches = _batches(model, part, batch_size)
     # Filled in place: small results kept between large batches would leave holes in memory that none can use.
     absolute = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
@@ -232,15 +232,6 @@ def _batches(model: MultiTaskModel, part: Split, batch_size: int) -> list[Batch]
     return batches
 
 
-def _sample(task: Task, split: str, examples: int | None, seed: int) -> Split:
-    if examples is None:
-        return pick_split(task, split)
-    if examples < 1:
-        raise FslibError(f"examples {examples}: give at least one, or None for all")
-    pick_split(task, split)  # refuses an unknown split by name
-    return pick_split(task.limited(**{split: examples}, seed=seed), split)
-
-
 def mean_context(
     model: MultiTaskModel, task: Task, *, split: str = "train", examples: int | None = None, seed: int = 0
 ) -> Float[Tensor, "layers heads head_dim"]:
@@ -248,7 +239,7 @@ def mean_context(
     total = torch.zeros(model.n_layers, *model.control.head_shapes[0], dtype=torch.float64)
     count = 0
     with in_mode(model, training=False), torch.inference_mode():
-        for batch in length_batches(model, _sample(task, split, examples, seed), EVAL_BATCH):
+        for batch in length_batches(model, sample(task, split, examples, seed), EVAL_BATCH):
             weights = batch.mask[:, :, None, None].to(model.device)
 
             def listen(layer: int, ctx: Tensor, weights: Tensor = weights) -> Tensor:

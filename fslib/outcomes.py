@@ -6,7 +6,7 @@ trunk, and the same examples on both sides.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import pandas as pd
@@ -17,10 +17,11 @@ from fslib.estimators import passes
 from fslib.experiments import cached_task, read_iap
 from fslib.heads import overlap, top_heads
 from fslib.models import ENCODERS
-from fslib.pruning import IAP
+from fslib.pruning import IAP, Dissociation
 from fslib.results import Record
 from fslib.scoring import bootstrap_counts, chance_level, interval, metric_score, p_value, rank_correlation
 from fslib.study import SELECTIONS, Study
+from fslib.tables import importance
 
 # --- 04: encoders, and ways to choose heads
 
@@ -190,13 +191,15 @@ def endings(study: Study, against: str = "plain") -> pd.DataFrame:
     tasks = {t: cached_task(t).limited(eval=study.profile.ending_examples) for t in study.profile.tasks}
     resampled = Resampled(study, {t: task.eval.labels for t, task in tasks.items()}, len(records))
     predictions: dict[str, dict[str, np.ndarray]] = {
-        name: {t: np.stack([r.arrays[f"predictions/{name}/{t}"] for r in records]) for t in tasks}
-        for name in records[0].result["branched"]
+        "single-task": {
+            t: np.stack(
+                [study.store.get(study.single_unit(s, t)).arrays[f"predictions/{t}"] for s in study.ending_seeds]
+            )
+            for t in tasks
+        }
     }
-    predictions["single-task"] = {
-        t: np.stack([study.store.get(study.single_unit(s, t)).arrays[f"predictions/{t}"] for s in study.ending_seeds])
-        for t in tasks
-    }
+    for name in records[0].config["endings"]:
+        predictions[name] = {t: np.stack([r.arrays[f"predictions/{name}/{t}"] for r in records]) for t in tasks}
     scores = {
         name: {t: resampled.score(t, tasks[t].metric, found[t]) for t in tasks} for name, found in predictions.items()
     }
@@ -248,11 +251,22 @@ def movement(study: Study) -> pd.DataFrame:
     """How far head rows moved in each ending (root mean square), in units of plain training's, mean over seeds."""
     records = [study.store.get(study.endings_unit(s)) for s in study.ending_seeds]
     rows = []
-    for name in records[0].result["moved"]:
+    for name in (n for n in records[0].config["endings"] if n in records[0].result["moved"]):
         found = [r.result["moved"] for r in records]
         if all(name in f and f[name] for f in found):
             shares = {k: np.mean([f[name][k] / f["plain"][k] for f in found if k in f[name]]) for k in found[0][name]}
             rows.append({"ending": name, **{f"rows of heads {k}": v for k, v in shares.items()}})
+    return pd.DataFrame(rows)
+
+
+def parameters(study: Study) -> pd.DataFrame:
+    """Parameters of the model after every ending of every seed."""
+    records = [study.store.get(study.endings_unit(s)) for s in study.ending_seeds]
+    rows = [
+        {"seed": s, "ending": name, "parameters": n}
+        for s, record in zip(study.ending_seeds, records, strict=True)
+        for name, n in record.result["parameters"].items()
+    ]
     return pd.DataFrame(rows)
 
 
@@ -296,3 +310,20 @@ def transfer_chance(study: Study) -> float:
     """Score of the best constant answer on the target."""
     target = cached_task(study.profile.transfer_target).limited(eval=study.profile.ending_examples)
     return chance_level(target.metric, target.eval.labels)
+
+
+# --- 08: the story
+
+
+def story(study: Study, found: Dissociation, fraction: float = 0.3) -> tuple:
+    """What `charts.teaser` draws: the two tasks whose maps differ most, and the main result."""
+    maps, iap = importance(study), study.iap()
+    names = study.profile.tasks
+    pair = min(combinations(names, 2), key=lambda p: rank_correlation(maps[p[0]], maps[p[1]]))
+    place = [names.index(t) for t in pair]
+    nearest = int(np.argmin(np.abs(np.array(iap.fractions) - fraction)))
+    left = 100 * (iap.scores()[:, nearest] / iap.baseline()[:, None, None]).mean(0)  # (pruned, sets, scored)
+    retained = pd.DataFrame(left[:, 0][np.ix_(place, place)], index=pair, columns=pair)
+    random_left = {t: float(left[i, 1:, i].mean()) for t, i in zip(pair, place, strict=True)}
+    chosen = {t: iap.heads[0, nearest, i, 0] for t, i in zip(pair, place, strict=True)}
+    return {t: maps[t] for t in pair}, chosen, retained, random_left, found

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import nn
 
 from fslib.errors import FslibError, unknown
-from fslib.evaluation import EVAL_BATCH, gather_rows, in_mode, length_batches, pick_split
+from fslib.evaluation import EVAL_BATCH, gather_rows, in_mode, length_batches, sample
 from fslib.heads import overlap, top_heads
 from fslib.models import POOLINGS, MultiTaskModel, pool
 from fslib.scoring import rank_correlation
@@ -81,7 +81,7 @@ def task_embedding(
     chosen = {name: p for name, p in model.encoder.named_parameters() if p not in words}
     weights = list(chosen.values())
     sums = [torch.zeros_like(weight) for weight in weights]
-    part = _sample(task, split, examples, seed)
+    part = sample(task, split, examples, seed)
     with _differentiating(model, weights):
         # One example at a time: the square of a batch's gradient is not the sum of its examples' squares.
         for batch in length_batches(model, part, 1):
@@ -118,7 +118,7 @@ def text_embedding(
     all texts in a narrow cone, so cosines are high, and their order says more than their values.
     split, examples, seed: as in `fslib.head_importance`.
     """
-    return representations(model, _sample(task, split, examples, seed), pooling="mean").mean(0, dtype=np.float64)
+    return representations(model, sample(task, split, examples, seed), pooling="mean").mean(0, dtype=np.float64)
 
 
 def representations(
@@ -206,13 +206,6 @@ def _differentiating(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[
     finally:
         for parameter, wanted in before.items():
             parameter.requires_grad_(wanted)
-
-
-def _sample(task: Task, split: str, examples: int | None, seed: int) -> Split:
-    pick_split(task, split)  # refuses an unknown split by name
-    if examples is not None and examples < 1:
-        raise FslibError(f"examples {examples}: give at least one, or None for all")
-    return pick_split(task.limited(**{split: examples}, seed=seed), split)
 
 
 def _unlabelled(texts: Sequence[str]) -> Split:

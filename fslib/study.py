@@ -94,14 +94,15 @@ class Study:
     def training(self, seed: int, task: str | None = None, *, small: bool = False, **changes: Any) -> TrainConfig:
         """Multi-task training; with `task`, training on it alone for as many steps as it gets in the multi-task run.
 
-        small: the encoder, steps and learning rate of notebooks 04 to 07, for fewer `tasks` with fewer steps in
-            proportion, so that every task gets as many. changes: other fields of the config.
+        small: the encoder, steps, learning rate and evaluation of notebooks 04 to 07, for fewer `tasks` with fewer
+            steps in proportion, so that every task gets as many. changes: other fields of the config.
         """
         p = self.profile
         shared = {k: getattr(p, k) for k in TrainingSettings.model_fields} | {"seed": seed}
         if small:
             steps = p.small_steps * len(changes.get("tasks", p.tasks)) // len(p.tasks)
-            shared |= {"encoder": p.small_encoder, "steps": steps, "lr": p.small_lr}
+            shared |= {"encoder": p.small_encoder, "steps": steps, "lr": p.small_lr, "curve_points": 1}
+            shared |= {"eval_examples": p.small_eval_examples}
         shared |= changes
         if task is not None:
             names = shared["tasks"]
