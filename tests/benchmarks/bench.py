@@ -1,10 +1,12 @@
 """What the README says about cost, measured.
 
     python tests/benchmarks/bench.py            importance, padding, throughput, memory (about 4 minutes)
+    python tests/benchmarks/bench.py iat ranking branching       training's endings, by name (about 20 minutes)
     python tests/benchmarks/bench.py smoke reopen mini tests     the long ones, by name
 
 Speeds are ratios within one run, padding is a count. Each line ends with the target and whether it was met; the exit
 code is 1 if one was missed. FSLIB_DATA names a folder with SST-2 and QNLI; without it, the embedded tasks serve.
+FSLIB_BENCH_QUICK=1 makes iat, ranking and branching short: to see that they work, not to measure.
 """
 
 import os
@@ -20,15 +22,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fslib
 from fslib.batching import Batch, padding_share
 from fslib.evaluation import length_batches, predict
 from fslib.heads import tapped
-from fslib.importance import _measuring, head_products
+from fslib.importance import _measuring, contributions, head_products
+from fslib.loop import Training
+from fslib.progress import hidden
 from fslib.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
+QUICK = bool(os.environ.get("FSLIB_BENCH_QUICK"))
 
 
 def report(what: str, measured: str, target: str, met: bool) -> bool:
@@ -153,6 +159,94 @@ def memory() -> bool:
     return report(what, f"{growth:+.1%}", "<= +10 %", growth <= 0.1)
 
 
+def iat() -> bool:
+    """IAT's steps against plain ones, by turns, on the same batches; and importance scoring, against 600 steps."""
+    block, blocks = (2, 3) if QUICK else (20, 12)  # the first pair of blocks warms up
+    trunk = block
+    steps = trunk + block * blocks
+    runs = []
+    for ending in (None, fslib.IAT()):
+        study, model = mini()
+        runs.append(run := Training(model, study.tasks, steps=steps))
+        run.advance(trunk)
+        run.begin(ending)
+    times: list[list[float]] = [[], []]
+    for turn in range(blocks):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            run = runs[which]
+            times[which].append(seconds(lambda run=run: run.advance(run.step + block)))
+    plain, ours = (np.array(t[1:]) for t in times)
+    scoring = runs[1].history.scoring_seconds / (600 * plain.mean() / block)
+    print(f"    {1000 * plain.mean() / block:.0f} ms a plain step, {1000 * ours.mean() / block:.0f} ms one of IAT")
+    print(f"    scoring importance once: {runs[1].history.scoring_seconds:.1f} s, {scoring:.1%} of 600 plain steps")
+    ratio = float(np.median(ours / plain))
+    what = f"IAT: time of a step over a plain one, {block * len(ours)} steps each"
+    return report(what, f"{ratio:.3f} x", "<= 1.03 x", ratio <= 1.03)
+
+
+def ranking() -> bool:
+    """Examples from which on a sample's ranking of heads correlates to 0.95 with that of the whole training set."""
+    draws, limit, steps = (2, 64, 4) if QUICK else (20, None, 300)
+    study, model = mini()
+    trained = study.store.checkpoint(study.unit("train", 0))
+    if trained.is_dir() and not QUICK:
+        model = fslib.MultiTaskModel.load(trained)
+    else:
+        fslib.train(model, study.tasks, steps=steps)
+    met, rng = True, np.random.default_rng(0)
+    for name, task in study.tasks.items():
+        every = contributions(model, task, examples=limit)
+        whole, n = every.importance(), len(every.tokens)
+        means = {}
+        for size in (2**k for k in range(3, 10) if 2**k < n):
+            maps = [every.importance(subset=rng.choice(n, size, replace=False)) for _ in range(draws)]
+            means[size] = float(np.mean([fslib.rank_correlation(m, whole) for m in maps]))
+        print(f"    {name}, {n} examples: " + ", ".join(f"{size}: {mean:.3f}" for size, mean in means.items()))
+        unstable = [size for size, mean in means.items() if mean < 0.95]
+        enough = 2 * max(unstable, default=4)
+        default = fslib.IAT().examples
+        what = f"ranking of heads, {name}: examples for a correlation of 0.95"
+        met &= report(what, str(enough), f"<= {default}", enough <= default)
+    return met
+
+
+def branching() -> bool:
+    """Six endings from one trunk against six whole trainings: updates of the optimizer, and seconds."""
+    study = Study("mini")
+    steps = 20 if QUICK else 200
+    endings = {
+        "plain": None,
+        "IAT": fslib.IAT(),
+        "random heads": fslib.IAT(heads="random"),
+        "least heads": fslib.IAT(heads="least"),
+        "others frozen": fslib.IAT(others="freeze"),
+        "PCGrad": fslib.PCGrad(),
+    }
+    updates = 0
+
+    def count(*_: object) -> None:
+        nonlocal updates
+        updates += 1
+
+    def fresh() -> fslib.MultiTaskModel:
+        return fslib.MultiTaskModel.from_pretrained("minilm-l3", study.tasks)
+
+    def whole() -> None:
+        for ending in endings.values():
+            kind = "pcgrad" if isinstance(ending, fslib.PCGrad) else "iat"
+            fslib.train(fresh(), study.tasks, steps=steps, **{kind: ending})
+
+    handle = register_optimizer_step_post_hook(count)
+    branched = seconds(lambda: list(fslib.branch(fresh(), study.tasks, endings, steps=steps)))
+    made = updates
+    alone = seconds(whole)
+    handle.remove()
+    share = made / (updates - made)
+    met = report(f"branching, six endings: updates ({made}) of all", f"{share:.1%}", "<= 25 %", share <= 0.25)
+    print(f"    {branched:.0f} s against {alone:.0f} s")
+    return met & report("branching, six endings: time", f"{branched / alone:.1%}", "<= 35 %", branched <= 0.35 * alone)
+
+
 def timed(what: str, words: list[str], limit: float) -> bool:
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
@@ -187,6 +281,9 @@ BENCHMARKS: dict[str, Callable[[], bool]] = {
     "padding": padding,
     "throughput": throughput,
     "memory": memory,
+    "iat": iat,
+    "ranking": ranking,
+    "branching": branching,
     "smoke": smoke,
     "reopen": reopen,
     "mini": mini_run,
@@ -197,5 +294,6 @@ if __name__ == "__main__":
     wanted = sys.argv[1:] or ["importance", "padding", "throughput", "memory"]
     if wrong := [name for name in wanted if name not in BENCHMARKS]:
         sys.exit(f"unknown benchmark {wrong[0]!r}: valid: {', '.join(BENCHMARKS)}")
-    met = [BENCHMARKS[name]() for name in wanted]
+    with hidden():
+        met = [BENCHMARKS[name]() for name in wanted]
     sys.exit(0 if all(met) else 1)
