@@ -4,8 +4,10 @@ from typing import Any
 
 from pydantic import Field
 
+from fslib.endings import IAT
 from fslib.errors import FslibError, unknown
 from fslib.experiments import TaskNames, TrainingSettings, checked
+from fslib.loading import task_names
 from fslib.models import PRETRAINED
 from fslib.sampling import SAMPLINGS
 
@@ -157,4 +159,14 @@ def make_profile(name: str, changes: dict[str, Any]) -> Profile:
     for fraction in (*profile.fractions, *profile.small_fractions):
         if not 0 < fraction <= 1:
             raise FslibError(f"fraction {fraction} is outside (0, 1]: 0.3 means the top 30 % of all heads")
+    if profile.transfer_target.lower() not in (known := task_names(hub_too=True)):
+        raise unknown("transfer_target", profile.transfer_target, known)
+    if len(set(profile.tasks) - {profile.transfer_target}) < 2:
+        raise FslibError(
+            f"transfer_target {profile.transfer_target!r} leaves fewer than two tasks to train a source on"
+        )
+    for delta in (profile.delta, *profile.other_deltas):
+        IAT(delta=delta)  # refuses what is out of range
+    for alpha in (profile.alpha, *profile.other_alphas):
+        IAT(alpha=alpha)
     return profile

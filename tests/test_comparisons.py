@@ -1,0 +1,159 @@
+"""Units that compare within one record: what they keep, that they repeat, and what they refuse."""
+
+import shutil
+
+import numpy as np
+import pytest
+from refusal import refused
+from small_units import write_tasks
+
+import fslib
+from fslib import comparisons, experiments
+from fslib.comparisons import (
+    MEASURES,
+    EndingsConfig,
+    SelectionConfig,
+    SimilarityConfig,
+    TransferConfig,
+    make_ending,
+    read_named_iap,
+)
+from fslib.experiments import Store, TrainConfig, Unit
+from fslib.study import Study
+
+SETTINGS = {"encoder": "tiny-random", "max_length": 16, "steps": 10, "batch_size": 3, "lr": 1e-3, "curve_points": 1}
+IAT = {"kind": "IAT", "delta": 0.3}
+ENDINGS = {
+    "trunk": {"kind": "Stop", "delta": 0.3},
+    "IAT": IAT,
+    "plain": None,
+    "leaky": IAT | {"strict": False},
+    "PCGrad": {"kind": "PCGrad", "delta": 0.3},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    place = write_tasks(tmp_path_factory.mktemp("data"))
+    shutil.copytree(place / "right", place / "new")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def small(data, monkeypatch):
+    monkeypatch.setenv("FSLIB_DATA", str(data))
+    experiments.cached_task.cache_clear()
+    yield
+    experiments.cached_task.cache_clear()
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path)
+
+
+def unit(kind: str, **changes) -> Unit:
+    shared = SETTINGS | {"tasks": ("left", "right")}
+    if kind == "selection":
+        options = {"selections": {"gradient": {}, "norm": {"estimator": "norm"}}, "examples": 4, "fraction": 0.25}
+        return Unit(kind, SelectionConfig(model=TrainConfig(**shared), **options | {"randoms": 2} | changes))
+    if kind == "endings":
+        options = {"endings": ENDINGS, "pruned": ("trunk", "IAT"), "fractions": (0.3,), "examples": 4}
+        return Unit(kind, EndingsConfig(**shared | options | changes))
+    if kind == "transfer":
+        options = {"target": "new", "sizes": (4, None), "iat": {"delta": 0.3}, "passes": 1}
+        return Unit(kind, TransferConfig(**shared | options | {"min_steps": 2, "max_steps": 3} | changes))
+    return Unit("similarity", SimilarityConfig(**shared | {"examples": 6} | changes))
+
+
+@pytest.mark.parametrize("kind", ["selection", "endings", "transfer", "similarity"])
+def test_a_unit_repeats_bit_by_bit(kind, store, tmp_path):
+    first = store.get(unit(kind))
+    again = Store(tmp_path / "again").get(unit(kind))
+    assert first.result == again.result and first.arrays.keys() == again.arrays.keys()
+    assert all(np.array_equal(first.arrays[k], again.arrays[k]) for k in first.arrays)
+
+
+def test_selection_prunes_by_every_estimator_and_at_random(store):
+    record = store.get(unit("selection"))
+    usual = read_named_iap(record, "gradient")
+    assert usual.controls == 2 and usual.heads[0, 0, :, 0].sum((1, 2)).tolist() == [6, 6]
+    for name in ("norm", "unmatched 0", "unmatched 1"):
+        assert read_named_iap(record, name).heads.shape == (1, 1, 2, 1, 2, 12)
+    draws = [read_named_iap(record, f"unmatched {i}").heads for i in range(2)]
+    assert not np.array_equal(*draws), "each draw has heads of its own"
+    model, tasks = store.model(unit("selection").config.model), fslib.load_tasks(["left", "right"])
+    expected = fslib.head_importance(model, tasks["left"], estimator="norm", examples=4)
+    np.testing.assert_allclose(record.arrays["importance/norm/left"], expected, rtol=1e-6)
+    with refused("no pruning of 'ablation'"):
+        read_named_iap(record, "ablation")
+
+
+def test_endings_are_those_of_train(store):
+    """What a unit records of an ending is what a training with that ending, from its first step, gives."""
+    record = store.get(unit("endings"))
+    assert set(record.result["branched"]) == set(ENDINGS) and set(record.result["branched"].values()) == {7}
+    assert record.result["steps"] == {"branching": 7 + 5 * 3, "unbroken": 50}
+    tasks = fslib.load_tasks(["left", "right"])
+    for name, options in {"plain": {}, "IAT": {"iat": fslib.IAT(delta=0.3)}}.items():
+        model = fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=16)
+        history = fslib.train(model, tasks, steps=10, batch_size=3, lr=1e-3, **options)
+        for task, score in fslib.evaluate(model, tasks).items():
+            assert np.array_equal(record.arrays[f"predictions/{name}/{task}"], score.predictions)
+        for task, heads in history.heads.items():
+            assert np.array_equal(record.arrays[f"heads/{name}/{task}"], heads)
+        assert record.result["parameters"][name] == model.n_parameters()
+
+
+def test_endings_say_how_far_rows_moved(store):
+    moved = store.get(unit("endings")).result["moved"]
+    assert moved["IAT"]["in no set"] == 0 < moved["IAT"]["in a set"]
+    assert 0 < moved["leaky"]["in no set"] <= moved["plain"]["in no set"] * 2
+    assert read_named_iap(store.get(unit("endings")), "trunk").tasks == ("left", "right")
+
+
+def test_transfer_learns_from_every_source_at_every_size(store):
+    record = store.get(unit("transfer"))
+    assert record.result["steps"] == {"4": 2, "10": 3}
+    predictions = {k for k in record.arrays if k.startswith("predictions/")}
+    assert predictions == {
+        f"predictions/{source}/{part}/{size}"
+        for source in ("pre-trained", "multi-task", "IAT")
+        for part in ("full", "classifier")
+        for size in (4, 10)
+    }
+    assert set(record.data) == {"left", "right", "new"}, "the record knows its target's data"
+
+
+def test_similarity_is_one_matrix_a_measure(store):
+    record = store.get(unit("similarity"))
+    for measure in MEASURES:
+        matrix = np.array(record.result["similarity"][measure])
+        np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
+        np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ({"kind": "IAP"}, ("kind of ending 'IAP'", "IAT")),
+        ({"delta": 0.1}, ("kind of ending",)),
+        ({"kind": "IAT", "alhpa": 0.3}, ("alhpa",)),
+        ({"kind": "IAT", "alpha": 1.3}, ("alpha 1.3",)),
+    ],
+)
+def test_an_ending_that_is_none_is_refused(spec, parts):
+    with refused(*parts):
+        make_ending(spec)
+
+
+def test_a_target_that_is_in_the_source_is_refused(store):
+    with refused("target 'left'", "source's tasks"):
+        store.get(unit("transfer", target="left"))
+    with refused("transfer_target"):
+        Study("smoke", overrides={"transfer_target": "bbcs"})
+
+
+def test_comparisons_are_units_like_others():
+    assert {"selection", "endings", "transfer", "similarity"} <= set(experiments.UNITS)
+    assert comparisons.UNITS is experiments.UNITS

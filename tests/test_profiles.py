@@ -1,0 +1,71 @@
+"""Profiles: each is whole, and every notebook's plan can be made from it."""
+
+import pytest
+from refusal import refused
+
+import fslib
+from fslib.models import ENCODERS, PRETRAINED
+from fslib.profiles import PROFILES, make_profile
+from fslib.study import SELECTIONS, Study
+
+NOTEBOOKS = [f"{i:02d}" for i in range(9)]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_is_whole(name):
+    profile = make_profile(name, {})
+    known = {*ENCODERS, *PRETRAINED}
+    assert {profile.encoder, profile.small_encoder, *profile.encoders} <= known
+    assert profile.ending_seeds >= 2 and profile.transfer_seeds >= 2
+    assert len(set(profile.tasks) - {profile.transfer_target}) >= 2, "IAT needs two source tasks"
+
+
+def test_the_paper_has_seven_encoders_and_mini_at_least_five_seeds():
+    assert make_profile("paper", {}).encoders == tuple(PRETRAINED) and len(PRETRAINED) == 7
+    mini = make_profile("mini", {})
+    assert mini.ending_seeds >= 5 and mini.transfer_seeds >= 3
+    assert {f"minilm-l{k}" for k in (1, 2, 3, 4, 6)} <= set(mini.encoders)
+    assert mini.transfer_sizes == (32, 128, 512, None)
+
+
+@pytest.mark.parametrize("name", ["smoke", "mini"])
+def test_every_notebook_has_a_plan_without_repeats(name):
+    study = Study(name)
+    for notebook in NOTEBOOKS:
+        keys = [unit.key for unit in study.plan(notebook)]
+        assert len(keys) == len(set(keys))
+        assert (notebook == "00") == (not keys)
+    everything = {unit.key for unit in study.plan("08")}
+    assert everything == {unit.key for notebook in NOTEBOOKS[:-1] for unit in study.plan(notebook)}
+
+
+def test_every_task_gets_as_many_steps_whatever_it_is_trained_with():
+    study = Study("mini")
+    p = study.profile
+    each = p.small_steps / len(p.tasks)
+    assert study.training(0, small=True).steps == p.small_steps
+    assert all(study.small(tasks=pair)["train"].config.steps == 2 * each for pair in study.pairs)
+    assert study.similarity_unit().config.steps == each
+    assert study.transfer_unit(0).config.steps == each * (len(p.tasks) - 1)
+    assert sum(study.single_unit(0, t).config.steps for t in p.tasks) == p.small_steps
+
+
+def test_the_default_selection_is_the_papers():
+    assert next(iter(SELECTIONS.items())) == ("gradient", {})
+    estimators = {options.get("estimator", "gradient") for options in SELECTIONS.values()}
+    assert estimators | {"random"} == set(fslib.estimators.ESTIMATORS)
+
+
+def test_a_profile_is_refused_by_the_first_thing_wrong():
+    for changes, parts in (
+        ({"tasks": ["bbc"]}, ("at least two tasks",)),
+        ({"small_fractions": [0.1, 1.2]}, ("1.2", "(0, 1]")),
+        ({"alpha": 0}, ("alpha",)),
+        ({"delta": 1.0}, ("delta",)),
+        ({"other_alphas": [1.5]}, ("alpha",)),
+        ({"ending_seeds": 1}, ("ending_seeds",)),
+        ({"transfer_target": "bbcs"}, ("transfer_target", "bbc")),
+        ({"tasks": ["bbc", "bbc-pair"], "transfer_target": "bbc"}, ("transfer_target", "fewer than two")),
+    ):
+        with refused(*parts):
+            Study("mini", overrides=changes)
