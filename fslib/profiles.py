@@ -30,6 +30,7 @@ class Profile(TrainingSettings):
     small_encoder: str
     small_steps: int = Field(ge=10)
     small_lr: float = Field(gt=0)
+    small_sampling: str = "uniform"  # a few hundred steps of sampling by size would starve the smaller tasks
     small_examples: int = Field(ge=4)
     small_eval_examples: int | None = Field(None, ge=2)
     small_fractions: tuple[float, ...] = (0.1, 0.3)
@@ -74,7 +75,7 @@ _MINI: dict[str, Any] = {
     "controls": 2,
     "encoders": MINILM_DEPTHS,
     "small_encoder": "minilm-l3",
-    "small_steps": 240,
+    "small_steps": 280,
     "small_lr": 2e-4,  # chosen on training data
     "small_examples": 128,
     "small_eval_examples": 100,
@@ -150,8 +151,9 @@ def make_profile(name: str, changes: dict[str, Any]) -> Profile:
     if name not in PROFILES:
         raise unknown("profile", name, PROFILES)
     profile: Profile = checked(Profile, PROFILES[name] | changes, "setting")
-    if profile.sampling not in SAMPLINGS:
-        raise unknown("sampling", profile.sampling, SAMPLINGS)
+    for sampling in (profile.sampling, profile.small_sampling):
+        if sampling not in SAMPLINGS:
+            raise unknown("sampling", sampling, SAMPLINGS)
     if len(profile.tasks) < 2:
         raise FslibError(f"tasks={list(profile.tasks)}: a multi-task study needs at least two tasks")
     if repeated := {t for t in profile.tasks if profile.tasks.count(t) > 1}:
@@ -161,10 +163,6 @@ def make_profile(name: str, changes: dict[str, Any]) -> Profile:
             raise FslibError(f"fraction {fraction} is outside (0, 1]: 0.3 means the top 30 % of all heads")
     if profile.transfer_target.lower() not in (known := task_names(hub_too=True)):
         raise unknown("transfer_target", profile.transfer_target, known)
-    if len(set(profile.tasks) - {profile.transfer_target}) < 2:
-        raise FslibError(
-            f"transfer_target {profile.transfer_target!r} leaves fewer than two tasks to train a source on"
-        )
     for delta in (profile.delta, *profile.other_deltas):
         IAT(delta=delta)  # refuses what is out of range
     for alpha in (profile.alpha, *profile.other_alphas):

@@ -102,12 +102,13 @@ class Study:
         if small:
             steps = p.small_steps * len(changes.get("tasks", p.tasks)) // len(p.tasks)
             shared |= {"encoder": p.small_encoder, "steps": steps, "lr": p.small_lr, "curve_points": 1}
+            shared |= {"sampling": p.small_sampling}
             shared |= {"eval_examples": p.small_eval_examples}
         shared |= changes
         if task is not None:
             names = shared["tasks"]
             sizes = [len(cached_task(t).train) for t in names]
-            order = task_order(sizes, shared["steps"], p.sampling, p.epochs, seed)
+            order = task_order(sizes, shared["steps"], shared["sampling"], p.epochs, seed)
             shared |= {"tasks": (task,), "steps": max(1, order.count(names.index(task)))}
         return TrainConfig(**shared)
 
@@ -191,6 +192,8 @@ class Study:
         """Learning curves of the target from all sources, for one seed."""
         p = self.profile
         sources = tuple(t for t in p.tasks if t != p.transfer_target)
+        if len(sources) < 2:
+            raise FslibError(f"transfer_target {p.transfer_target!r} leaves fewer than two tasks to train a source on")
         options = {k: getattr(p, f"transfer_{k}") for k in ("target", "sizes", "passes", "min_steps", "max_steps")}
         settings = self.training(seed, small=True, tasks=sources).model_dump() | {"eval_examples": p.ending_examples}
         iat = {"delta": p.delta, "alpha": p.alpha}

@@ -65,7 +65,11 @@ def test_a_profile_is_refused_by_the_first_thing_wrong():
         ({"other_alphas": [1.5]}, ("alpha",)),
         ({"ending_seeds": 1}, ("ending_seeds",)),
         ({"transfer_target": "bbcs"}, ("transfer_target", "bbc")),
-        ({"tasks": ["bbc", "bbc-pair"], "transfer_target": "bbc"}, ("transfer_target", "fewer than two")),
+        ({"small_sampling": "even"}, ("sampling 'even'", "uniform")),
     ):
         with refused(*parts):
             Study("mini", overrides=changes)
+    two = Study("mini", overrides={"tasks": ["bbc", "bbc-pair"], "transfer_target": "bbc"})
+    assert two.plan("06"), "two tasks are enough for all but transfer"
+    with refused("transfer_target 'bbc'", "fewer than two"):
+        two.plan("07")
