@@ -17,7 +17,15 @@ import yaml
 from fslib.errors import FslibError
 from fslib.experiments import Unit
 from fslib.profiles import PROFILES
-from fslib.runner import NotebookError, check_in_place, find_notebooks, notebooks_folder, run_notebook, verify_unit
+from fslib.runner import (
+    NotebookError,
+    check_in_place,
+    find_notebooks,
+    keep_freed_memory,
+    notebooks_folder,
+    run_notebook,
+    verify_unit,
+)
 from fslib.study import Study
 
 
@@ -25,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
+        keep_freed_memory()
         overrides = _settings(options.set)
         study = Study(options.profile, seed=options.seed, overrides=overrides, results=options.results)
         return int(options.action(study, options))

@@ -157,6 +157,9 @@ class Store:
         seconds = round(time.perf_counter() - started, 2)
         config = unit.config.model_dump(mode="json")
         about: dict[str, Any] = {"versions": versions(), "commit": git_commit(), "machine": machine()}
+        found = {name: cached_task(name).source for name in unit.data()}
+        # not local paths: they say nothing to others, and a fingerprint says which data they hold
+        about["sources"] = {name: source for name, source in found.items() if source and not Path(source).exists()}
         record = Record(unit.kind, unit.key, config, unit.data(), result, arrays, seconds, **about)
         self.records.save(record)
         self._open[unit.key] = record

@@ -5,8 +5,8 @@ bootstrap) are over seeds and evaluation examples together; differences are pair
 trunk, and the same examples on both sides.
 """
 
-from collections.abc import Mapping, Sequence
-from itertools import combinations, permutations
+from collections.abc import Mapping
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,15 @@ from fslib.heads import overlap, top_heads
 from fslib.models import ENCODERS
 from fslib.pruning import IAP, Dissociation
 from fslib.results import Record
-from fslib.scoring import bootstrap_counts, chance_level, interval, metric_score, p_value, rank_correlation
+from fslib.scoring import (
+    bootstrap_counts,
+    chance_level,
+    exchanged_correlations,
+    interval,
+    metric_score,
+    p_value,
+    rank_correlation,
+)
 from fslib.study import SELECTIONS, Study
 from fslib.tables import importance
 
@@ -138,29 +146,21 @@ def similarity_correlations(study: Study) -> pd.DataFrame:
     Interval: bootstrap over pairs and, within D, over evaluation examples. p: one-sided, exact, by exchanging the
     names of the tasks in the similarities (Mantel's test), since pairs that share a task are not independent.
     """
-    record, table = study.store.get(study.similarity_unit()), similarity(study)
-    draws, pairs, tasks = study.profile.draws, study.pairs, list(study.profile.tasks)
-    resampled = np.stack([pair_iap(study, p).bootstrap(draws=draws)[:, -1, -1] for p in pairs], -1)  # (draws, pairs)
+    record, d = study.store.get(study.similarity_unit()), similarity(study)["D"].to_numpy()
+    draws, place = study.profile.draws, {t: i for i, t in enumerate(record.result["tasks"])}
+    pairs = [(place[a], place[b]) for a, b in study.pairs]
+    resampled = np.stack([pair_iap(study, p).bootstrap(draws=draws)[:, -1, -1] for p in study.pairs], -1)
     chosen = np.random.default_rng(0).integers(len(pairs), size=(draws, len(pairs)))
     rows = []
     for measure in MEASURES:
         matrix = np.array(record.result["similarity"][measure])
-        place = {t: record.result["tasks"].index(t) for t in tasks}
-
-        def over_pairs(
-            names: Sequence[str], matrix: np.ndarray = matrix, place: Mapping[str, int] = place
-        ) -> np.ndarray:
-            new = dict(zip(tasks, names, strict=True))
-            return np.array([matrix[place[new[a]], place[new[b]]] for a, b in pairs])
-
-        similar, d = over_pairs(tasks), table["D"].to_numpy()
+        similar = np.array([matrix[pair] for pair in pairs])
         boot = [rank_correlation(similar[c], r[c]) for c, r in zip(chosen, resampled, strict=True) if len(set(c)) > 2]
         low, high = interval(np.array(boot))
-        null = np.array([-rank_correlation(over_pairs(names), d) for names in permutations(tasks)])
-        rho = rank_correlation(similar, d)
-        p = p_value(null, np.array(-rho), exact=True)
-        row = {"similarity": measure, "rank correlation with D": rho, "low": float(low), "high": float(high)}
-        rows.append(row | {"p": float(p), "pairs": len(pairs)})
+        null, exact = exchanged_correlations(matrix, pairs, d, np.random.default_rng(0))
+        row: dict[str, object] = {"similarity": measure, "rank correlation with D": null[0]}
+        row |= {"low": float(low), "high": float(high), "p": float(p_value(-null, -null[0], exact))}
+        rows.append(row | {"pairs": len(pairs)})
     return pd.DataFrame(rows)
 
 

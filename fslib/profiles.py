@@ -82,8 +82,9 @@ _MINI: dict[str, Any] = {
     "selection_examples": 64,
     "selection_randoms": 3,
     "ending_examples": 200,
-    "transfer_min_steps": 24,
-    "transfer_max_steps": 64,
+    "transfer_passes": 1,
+    "transfer_min_steps": 20,
+    "transfer_max_steps": 48,
 }
 PROFILES: dict[str, dict[str, Any]] = {
     # Small enough to run every notebook from scratch inside the tests; its numbers mean nothing.
@@ -116,7 +117,8 @@ PROFILES: dict[str, dict[str, Any]] = {
     "mini": _MINI,
     # The same encoder on tasks of the paper, from FSLIB_DATA or the Hub.
     "glue-mini": _MINI
-    | {"tasks": ("sst-2", "qnli", "ag-pair"), "steps": 400, "ending_seeds": 3, "transfer_target": "ag-pair"},
+    | {"tasks": ("sst-2", "qnli", "ag-pair"), "seeds": 1, "steps": 400, "eval_examples": 150, "ending_examples": 150}
+    | {"ending_seeds": 3, "transfer_target": "ag-pair"},
     # The paper's scale, for GPUs: seven pre-trained encoders and tasks of GLUE's size, from the Hub.
     "paper": {
         "tasks": ("mnli", "qnli", "qqp", "sst-2", "ag-pair"),

@@ -15,7 +15,7 @@ import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -107,7 +107,10 @@ def git_commit() -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """One unit's outcome. config and result are JSON values; arrays are kept in the npz."""
+    """One unit's outcome. config and result are JSON values; arrays are kept in the npz.
+
+    data: fingerprint of every task. sources: where those that were loaded from elsewhere came from (Hub id, commit).
+    """
 
     kind: str
     key: str
@@ -119,6 +122,7 @@ class Record:
     versions: dict[str, str]
     commit: str
     machine: dict[str, Any]
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 class Records:

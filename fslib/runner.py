@@ -1,5 +1,6 @@
 """Run notebooks through papermill, and verify records by computing them again."""
 
+import ctypes
 import os
 import tempfile
 import time
@@ -22,6 +23,20 @@ from fslib.study import Study
 SCORE_TOLERANCE = 0.08  # metric values
 AGREEMENT = 0.85  # share of equal predictions
 RANK_TOLERANCE = 0.80  # rank correlation of other arrays
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep memory that a training step frees, for the next step; True if it will.
+
+    glibc hands blocks of more than 32 MB back to the system at once, and the gradient of the word embeddings is such a
+    block: every step would wait for the same pages to be mapped and cleared again (a tenth of a small model's step).
+    """
+    mmap_max, trim_threshold = -4, -1  # from malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # no glibc
+        return False
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 
 class NotebookError(FslibError):

@@ -5,7 +5,10 @@ that was evaluated, both of size `tasks`; `n` examples; `draws` bootstrap or per
 Scores S and S0 are in [-1, 1] (metrics as fractions), dissociation scores D in points (x 100).
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 from jaxtyping import Float, Int, Num
@@ -183,3 +186,26 @@ def p_value(null: Float[np.ndarray, "draws *sets"], observed: Float[np.ndarray, 
 def rank_correlation(a: Float[np.ndarray, "*shape"], b: Float[np.ndarray, "*shape"]) -> float:
     """Spearman correlation of two importance maps, or other arrays of one shape, in [-1, 1]."""
     return float(metric_score("spearman", np.ravel(a)[None], np.ravel(b))[0])
+
+
+def exchanged_correlations(
+    similarity: Float[np.ndarray, "tasks tasks"],
+    pairs: Sequence[tuple[int, int]],
+    values: Float[np.ndarray, " pairs"],
+    rng: np.random.Generator,
+    most: int = 5040,
+) -> tuple[Float[np.ndarray, " draws"], bool]:
+    """Rank correlation, over pairs of tasks, of a similarity with another value, under exchanges of the tasks' names.
+
+    Mantel's test: pairs that share a task are not independent, so not pairs but tasks are exchanged. The first is the
+    correlation as it is. Returns the correlations, and whether they are of all exchanges (up to `most`) or random ones.
+    """
+    tasks = len(similarity)
+    exact = math.factorial(tasks) <= most
+    orders = permutations(range(tasks)) if exact else (rng.permutation(tasks) for _ in range(most))
+    own = np.arange(tasks)
+    found = [
+        rank_correlation(np.array([similarity[order[a], order[b]] for a, b in pairs]), values)
+        for order in (own, *(o for o in orders if not np.array_equal(o, own)))
+    ]
+    return np.array(found), exact

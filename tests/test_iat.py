@@ -542,3 +542,12 @@ def test_two_endings_of_one_training(bert, zoo, monkeypatch):
     nothing_may_be_trained(monkeypatch)
     with refused("iat or pcgrad", "fslib.branch"):
         fslib.train(bert, zoo.tasks, iat=fslib.IAT(), pcgrad=fslib.PCGrad())
+
+
+def test_random_heads_are_drawn_with_the_runs_seed():
+    maps = {t: np.random.default_rng(i).random((4, 12)) for i, t in enumerate("ab")}
+    ending = fslib.IAT(heads="random")
+    draws = [ending.choose(maps, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert all(np.array_equal(draws[0][t], draws[1][t]) for t in maps)
+    assert not all(np.array_equal(draws[0][t], draws[2][t]) for t in maps)
+    assert not np.array_equal(draws[0]["a"], fslib.IAT().choose(maps, np.random.default_rng(0))["a"])
