@@ -181,7 +181,7 @@ def teaser(
     maps, sets: importance and top heads of two tasks. retained: pruned task by scored task, % of the unpruned score.
     random_left: the same under matched random heads, by task.
     """
-    figure, axes = panels(4, 2.75, width_ratios=[1, 1, 1.15, 1.35])
+    figure, axes = panels(4, 2.75, width_ratios=[1, 1, 1.3, 1.35])
     score, choose, lesion, result = axes
     tasks = list(maps)
     style = looks(found.tasks)
@@ -206,7 +206,7 @@ def teaser(
                     choose.plot(head, base + layer, marker="x", color=colour, markersize=4, mew=1.3)
         for ax in (score, choose):
             ax.text(-0.5, base + layers - 0.35, task, color=style[task]["color"], fontweight="bold", va="bottom")
-    score.set_xlabel(f"{heads} heads in each of {layers} layers", fontsize=7.5)
+    score.set_xlabel(f"{heads} heads, {layers} layers (first below)", fontsize=7.5)
     choose.set_xlabel("output set to 0", fontsize=7.5)
     lesion.set_title("3  who suffers?", loc="left")
     for i, scored in enumerate(tasks):
@@ -218,9 +218,9 @@ def teaser(
         )
         for j, (height, colour, name) in enumerate(bars):
             lesion.bar(4 * i + j, height, color=colour, width=0.85)
-            lesion.text(4 * i + j, height + 1, name, ha="center", fontsize=6.5, rotation=90, va="bottom")
-    lesion.set_xticks([1, 5], tasks)
-    lesion.set(ylabel="score left (%)", ylim=(min(40, retained.to_numpy().min() - 5), 125), yticks=[50, 75, 100])
+            lesion.text(4 * i + j, height + 2, name, ha="center", fontsize=6.5, rotation=90, va="bottom")
+    lesion.set_xticks([1, 5], tasks, fontsize=7)
+    lesion.set(ylabel="score left (%)", ylim=(0, 130), yticks=[0, 25, 50, 75, 100])
     own, others = retained.loc[tasks[0], tasks[0]], retained.loc[tasks[1], tasks[0]]
     lesion.add_patch(FancyArrowPatch((-0.62, others), (-0.62, own), arrowstyle="<->", mutation_scale=6, lw=0.9))
     lesion.text(-0.75, (own + others) / 2, "$D$", ha="right", va="center")
@@ -233,5 +233,5 @@ def teaser(
     result.errorbar(x, value, yerr=[value - low, high - value], color="black", marker="o", capsize=3, label="top heads")
     result.axhline(0, color="black", linewidth=0.6)
     result.set(xlabel="heads pruned (%)", ylabel="dissociation $D$ (points)", xticks=x)
-    result.legend(loc="upper right")
+    result.legend(loc="upper right", bbox_to_anchor=(1.02, 1.02))
     return figure

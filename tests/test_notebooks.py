@@ -4,6 +4,7 @@ That their outputs are those of the committed records is nbval's part, which pyt
 """
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -45,7 +46,7 @@ def faults(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def test_there_are_notebooks():
-    assert [p.stem[:2] for p in NOTEBOOKS] == [f"{i:02d}" for i in range(len(NOTEBOOKS))] and len(NOTEBOOKS) >= 4
+    assert [p.stem[:2] for p in NOTEBOOKS] == [f"{i:02d}" for i in range(len(NOTEBOOKS))] and len(NOTEBOOKS) == 9
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -120,3 +121,34 @@ def test_committed_tables_are_written_again_as_they_are(tmp_path):
     for name in ("01_scores", "03_pruning"):
         again = (study.folder / "tables" / f"{name}.md").read_text()
         assert again == (ROOT / "results" / "mini" / "tables" / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize("profile", ["mini", "glue-mini"])
+def test_committed_results_are_of_committed_code_and_of_no_one_machine(profile):
+    folder = ROOT / "results" / profile
+    records = [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]
+    assert records and all(re.fullmatch("[0-9a-f]{40}", record["commit"]) for record in records)
+    for path in [*folder.rglob("*.json"), *folder.rglob("*.ipynb"), *folder.rglob("*.md")]:
+        assert str(ROOT) not in path.read_text(), f"{path.name} tells where it was made"
+
+
+def test_glue_mini_has_the_notebooks_it_is_for():
+    folder = ROOT / "results" / "glue-mini"
+    for number in ("01", "02", "03", "06"):
+        for part in ("tables", "figures", "notebooks"):
+            assert list((folder / part).glob(f"{number}_*")), f"nothing of notebook {number} in {part}"
+
+
+def test_the_figures_of_the_readme_are_those_of_notebook_08():
+    kept = {
+        "teaser",
+        "importance_maps",
+        "pruning_curves",
+        "dissociation",
+        "dissociation_by_model",
+        "similarity",
+        "endings",
+    }
+    assert {p.name for p in (ROOT / "figures").iterdir()} == {f"{n}{s}" for n in kept for s in (".png", ".svg")}
+    for path in (ROOT / "figures").glob("*.png"):
+        assert path.read_bytes() == (ROOT / "results" / "mini" / "figures" / f"08_{path.name}").read_bytes()
