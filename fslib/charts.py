@@ -3,7 +3,7 @@
 Ours in colour, controls and references in grey; a horizontal bar is always a 95 % interval.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -22,17 +22,11 @@ def _is_control(name: str) -> bool:
     return any(word in name for word in CONTROLS)
 
 
-def _forest(
-    ax: Axes,
-    names: Sequence[str],
-    value: Sequence[float],
-    low: Sequence[float],
-    high: Sequence[float],
-    **options: object,
-) -> None:
+def _forest(ax: Axes, names: Iterable[str], value: Iterable, low: Iterable, high: Iterable, **options: object) -> None:
     """Values with intervals, one row a name, the first on top."""
+    names = list(names)
     rows = np.arange(len(names))
-    middle, least, most = (np.asarray(x, dtype=float) for x in (value, low, high))
+    middle, least, most = (np.array(list(x), dtype=float) for x in (value, low, high))
     for row, name in enumerate(names):
         colour = GREY if _is_control(name) else options.get("color", COLOURS[0])
         ax.errorbar(
@@ -44,7 +38,7 @@ def _forest(
             capsize=2,
             markersize=4,
         )
-    ax.set_yticks(rows, list(names))
+    ax.set_yticks(rows, names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.grid(axis="x", color="#dddddd", linewidth=0.6)
 

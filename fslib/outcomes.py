@@ -159,7 +159,7 @@ def similarity_correlations(study: Study) -> pd.DataFrame:
         low, high = interval(np.array(boot))
         null, exact = exchanged_correlations(matrix, pairs, d, np.random.default_rng(0))
         row: dict[str, object] = {"similarity": measure, "rank correlation with D": null[0]}
-        row |= {"low": float(low), "high": float(high), "p": float(p_value(-null, -null[0], exact))}
+        row |= {"low": float(low), "high": float(high), "p": float(p_value(-null, np.asarray(-null[0]), exact))}
         rows.append(row | {"pairs": len(pairs)})
     return pd.DataFrame(rows)
 
@@ -170,12 +170,11 @@ def similarity_correlations(study: Study) -> pd.DataFrame:
 class Resampled:
     """Scores of many methods on the same tasks, in the same bootstrap samples of seeds and evaluation examples."""
 
-    def __init__(self, study: Study, labels: Mapping[str, np.ndarray], seeds: int) -> None:
-        self.labels, self.draws = labels, study.profile.draws
-        self.seed_weights = bootstrap_counts(seeds, self.draws, np.random.default_rng([0, 1000])) / seeds
+    def __init__(self, labels: Mapping[str, np.ndarray], seeds: int, draws: int) -> None:
+        self.labels = labels
+        self.seed_weights = bootstrap_counts(seeds, draws, np.random.default_rng([0, 1000])) / seeds
         self.counts = {
-            t: bootstrap_counts(len(y), self.draws, np.random.default_rng([0, i]))
-            for i, (t, y) in enumerate(labels.items())
+            t: bootstrap_counts(len(y), draws, np.random.default_rng([0, i])) for i, (t, y) in enumerate(labels.items())
         }
 
     def score(self, task: str, metric: str, predictions: np.ndarray) -> tuple[float, Float[np.ndarray, " draws"]]:
@@ -189,7 +188,7 @@ def endings(study: Study, against: str = "plain") -> pd.DataFrame:
     """Every ending, and single-task training, on every task and their mean: score, difference from plain training."""
     records = [study.store.get(study.endings_unit(s)) for s in study.ending_seeds]
     tasks = {t: cached_task(t).limited(eval=study.profile.ending_examples) for t in study.profile.tasks}
-    resampled = Resampled(study, {t: task.eval.labels for t, task in tasks.items()}, len(records))
+    resampled = Resampled({t: task.eval.labels for t, task in tasks.items()}, len(records), study.profile.draws)
     predictions: dict[str, dict[str, np.ndarray]] = {
         "single-task": {
             t: np.stack(
@@ -288,7 +287,7 @@ def transfer(study: Study) -> pd.DataFrame:
     """One row a source, part and target size: score, and its difference from the multi-task source."""
     records = [study.store.get(study.transfer_unit(s)) for s in study.transfer_seeds]
     target = cached_task(study.profile.transfer_target).limited(eval=study.profile.ending_examples)
-    resampled = Resampled(study, {target.name: target.eval.labels}, len(records))
+    resampled = Resampled({target.name: target.eval.labels}, len(records), study.profile.draws)
     frames = []
     for part in records[0].result["parts"]:
         found = {
