@@ -263,6 +263,7 @@ def pruning_curves(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
         percent(ax, "x")
     for ax in axes[-min(2, len(tasks)) :]:
         ax.set_xlabel("heads pruned (%)")
+        ax.tick_params(labelbottom=True)  # also where the panel below stays empty
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
