@@ -127,7 +127,6 @@ def similarity(study: Study) -> pd.DataFrame:
     rows = []
     for pair in study.pairs:
         i, j = (place[t] for t in pair)
-        # a measure may be asymmetric only by rounding
         row: dict[str, object] = {"pair": " + ".join(pair)}
         row |= {m: record.result["similarity"][m][i][j] for m in MEASURES}
         found = pair_iap(study, pair).dissociation(draws=study.profile.draws)
@@ -273,9 +272,8 @@ def counted_steps(study: Study) -> pd.DataFrame:
     """Steps that the endings took by branching, and would have taken one by one."""
     record = study.store.get(study.endings_unit(study.seed))
     steps, full = record.result["steps"], record.config["steps"]
-    rows = [{"how": how, "steps": steps[key], "trainings": steps[key] / full} for how, key in
-            (("one trunk, all endings", "branching"), ("every ending from the first step", "unbroken"))]  # fmt: skip
-    return pd.DataFrame(rows)
+    named = {"one trunk, all endings": steps["branching"], "every ending from the first step": steps["unbroken"]}
+    return pd.DataFrame([{"how": how, "steps": n, "trainings": n / full} for how, n in named.items()])
 
 
 # --- 07: transfer
