@@ -31,7 +31,7 @@ from fslib.experiments import (
 from fslib.importance import Contributions
 from fslib.profiles import make_profile
 from fslib.pruning import IAP
-from fslib.results import ROOT, Record, results_root, save_figure, save_table
+from fslib.results import ROOT, Record, results_root, save_figure, save_table, write_bytes
 from fslib.sampling import task_order
 from fslib.tasks import Task
 
@@ -261,7 +261,9 @@ class Study:
         command = f"fslib run {name[:2]} --profile {self.name}"
         save_figure(self.folder / "figures", name, figure, caption, command)
         if feature and self.is_plain and self.folder.parent.resolve() == ROOT / "results":
-            save_figure(ROOT / "figures", feature, figure, caption, command)
+            for kind in ("png", "svg"):  # copied: drawn again, a layout may differ in the last digit
+                drawn = (self.folder / "figures" / f"{name}.{kind}").read_bytes()
+                write_bytes(ROOT / "figures" / f"{feature}.{kind}", drawn)
         display(figure, Markdown(f"*{caption}*"))
 
     def table(self, name: str, table: pd.DataFrame, digits: int = 3, *, show: pd.Series | None = None) -> None:
