@@ -29,7 +29,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep memory that a training step frees, for the next step; True if it will.
 
     glibc hands blocks of more than 32 MB back to the system at once, and the gradient of the word embeddings is such a
-    block: every step would wait for the same pages to be mapped and cleared again (a tenth of a small model's step).
+    block: every step would wait for the same pages to be mapped and cleared again.
     """
     mmap_max, trim_threshold = -4, -1  # from malloc.h
     try:
