@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from fslib.errors import FslibError
-from fslib.experiments import Unit
+from fslib.experiments import Unit, distinct
 from fslib.profiles import PROFILES
 from fslib.runner import (
     NotebookError,
@@ -112,7 +112,7 @@ def _run(study: Study, options: argparse.Namespace) -> int:
 
 def _units(study: Study, notebooks: Sequence[Path]) -> list[Unit]:
     """Every unit behind the notebooks, once, dependencies first."""
-    return list({unit.key: unit for source in notebooks for unit in study.plan(source.stem)}.values())
+    return distinct(unit for source in notebooks for unit in study.plan(source.stem))
 
 
 def _list(study: Study, options: argparse.Namespace) -> int:

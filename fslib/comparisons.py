@@ -18,7 +18,7 @@ from fslib.experiments import (
     TrainingSettings,
     cached_task,
     compact,
-    trained,
+    new_model,
     training_options,
 )
 from fslib.importance import head_importance
@@ -37,7 +37,7 @@ from fslib.similarity import (
     task_similarity,
     text_embedding,
 )
-from fslib.training import branch
+from fslib.training import branch, train
 from fslib.transfer import PARTS, transfer
 
 ENDINGS: dict[str, Any] = {"IAT": IAT, "PCGrad": PCGrad, "Stop": Stop}
@@ -121,7 +121,7 @@ def make_ending(spec: dict[str, Any] | None) -> Ending | None:
 def _endings(config: EndingsConfig, store: Store) -> Outcome:
     tasks = config.load()
     pruned_on = {n: t.limited(eval=config.prune_examples) for n, t in tasks.items()}
-    model = MultiTaskModel.from_pretrained(config.encoder, tasks, max_length=config.max_length, seed=config.seed)
+    model = new_model(config, tasks)
     endings = {name: make_ending(spec) for name, spec in config.endings.items()}
     result: dict[str, Any] = {"branched": {}, "parameters": {}, "moved": {}}
     arrays: dict[str, np.ndarray] = {}
@@ -189,7 +189,7 @@ def _transfer(config: TransferConfig, store: Store) -> Outcome:
     if config.target in tasks:
         raise FslibError(f"target {config.target!r} is one of the source's tasks {list(tasks)}: leave it out of them")
     target = target.limited(eval=config.eval_examples)
-    model = MultiTaskModel.from_pretrained(config.encoder, tasks, max_length=config.max_length, seed=config.seed)
+    model = new_model(config, tasks)
     arrays: dict[str, np.ndarray] = {}
     steps: dict[str, int] = {}
 
@@ -229,7 +229,8 @@ def _similarity(config: SimilarityConfig, store: Store) -> Outcome:
     found: dict[str, list] = {measure: [] for measure in MEASURES}
     for name, task in tasks.items():
         settings = {k: getattr(config, k) for k in TrainingSettings.model_fields} | {"tasks": (name,)}
-        model, _, _ = trained(TrainConfig(**settings, seed=config.seed))
+        single = TrainConfig(**settings, seed=config.seed)
+        train(model := new_model(single, {name: task}), task, **training_options(single))
         found["importance"].append(head_importance(model, task, **shared))
         found["TaskEmb"].append(task_embedding(model, task, **shared))
         found["TextEmb"].append(text_embedding(pretrained, task, **shared))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fslib.errors import FslibError, unknown
 from fslib.heads import head_count, random_heads, top_heads
-from fslib.importance import NORMALIZATIONS, REDUCTIONS
+from fslib.importance import REDUCTIONS, check_normalize
 
 CHOICES = ("top", "random", "least")
 OTHERS = ("train", "freeze")
@@ -79,8 +79,7 @@ class IAT(_Ending):
         ):
             if value not in valid:
                 raise unknown(what, value, valid)
-        if self.normalize not in NORMALIZATIONS:
-            raise FslibError(f'unknown normalize {self.normalize!r}: valid: None, "layer"')
+        check_normalize(self.normalize)
         if self.examples is not None and self.examples < 1:
             raise FslibError(f"examples {self.examples}: importance needs at least one example, or None for all")
 

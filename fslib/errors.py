@@ -14,3 +14,8 @@ def unknown(kind: str, name: object, valid: Iterable[str], also: str = "") -> Fs
     near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return FslibError(f"unknown {kind} {name!r}: {hint}valid: {', '.join(valid)}{also}")
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, short enough to stand inside another message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

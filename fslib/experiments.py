@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,6 @@ from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
 from fslib.importance import Contributions, contributions
 from fslib.loading import load_task
-from fslib.loop import History
 from fslib.models import MultiTaskModel
 from fslib.pruning import IAP, prune_important_heads
 from fslib.results import Record, Records, git_commit, machine, versions, writing
@@ -126,6 +125,11 @@ class Unit(NamedTuple):
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
+def distinct(units: Iterable[Unit]) -> list[Unit]:
+    """Each unit once, in the order of first mention."""
+    return list({unit.key: unit for unit in units}.values())
+
+
 class Store:
     """Records and checkpoints under one folder."""
 
@@ -204,19 +208,21 @@ def training_options(config: TrainConfig) -> dict[str, Any]:
     return {k: getattr(config, k) for k in ("steps", "batch_size", "lr", "sampling", "epochs", "seed")}
 
 
-def trained(config: TrainConfig, **options: Any) -> tuple[MultiTaskModel, dict[str, Task], History]:
-    """A model trained as a config says, its tasks, and what happened."""
-    tasks = config.load()
-    model = MultiTaskModel.from_pretrained(config.encoder, tasks, max_length=config.max_length, seed=config.seed)
-    return model, tasks, train(model, tasks, **training_options(config), **options)
+def new_model(config: TrainConfig, tasks: dict[str, Task]) -> MultiTaskModel:
+    """The model that a config's training begins with."""
+    return MultiTaskModel.from_pretrained(config.encoder, tasks, max_length=config.max_length, seed=config.seed)
 
 
 def fit(config: TrainConfig, folder: Path | None) -> Outcome:
     """Train, evaluate, and save the model in `folder` (None: do not)."""
-    model, tasks, history = trained(
-        config,
+    tasks = config.load()
+    model = new_model(config, tasks)
+    history = train(
+        model,
+        tasks,
+        **training_options(config),
         evaluate_every=max(1, config.steps // config.curve_points),
-        evaluate_on={n: t.limited(eval=config.curve_examples) for n, t in config.load().items()},
+        evaluate_on={n: t.limited(eval=config.curve_examples) for n, t in tasks.items()},
     )
     scores = evaluate(model, tasks)
     if folder is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fslib.corpora import SPLIT_SEED, Article, pair_rows
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, first_line, unknown
 from fslib.tasks import Task, make_task
 
 
@@ -186,7 +186,7 @@ def _saved(source: Source, folder: Path) -> tuple[dict[str, Any], str]:
                     found[split] = datasets.load_dataset(kind, data_files={split: str(path)}, **options)[split]
                     break
     except Exception as error:  # each reader has errors of its own
-        raise FslibError(f"data folder {folder} cannot be read ({_first_line(error)}): save it again") from error
+        raise FslibError(f"data folder {folder} cannot be read ({first_line(error)}): save it again") from error
     return found, str(folder)
 
 
@@ -200,7 +200,7 @@ def _fetched(name: str, source: Source, revision: str) -> tuple[dict[str, Any], 
     except Exception as error:  # datasets, huggingface_hub, httpx and pyarrow raise here, each their own
         raise FslibError(
             f"task {name}: the Hub did not supply dataset {source.hub} ({source.config}, revision {revision}): "
-            f"{_first_line(error)}; check the network, or save a copy as {name} in the folder FSLIB_DATA points at"
+            f"{first_line(error)}; check the network, or save a copy as {name} in the folder FSLIB_DATA points at"
         ) from error
     # Offline, datasets takes whatever commit its cache holds, and only logs it.
     if len(revision) == 40 and builder.hash != revision:
@@ -285,7 +285,3 @@ def _paired(sides: list[tuple[list[Any], list[Any]]], seed: int) -> list[tuple[l
         firsts, seconds, labels, _ = pair_rows(articles, np.random.default_rng([seed, side]))
         made.append((list(zip(firsts, seconds or [], strict=True)), labels))
     return made[::-1]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -92,14 +92,14 @@ def normalized(
     importance: Float[np.ndarray, "layers heads"], normalize: str | None
 ) -> Float[np.ndarray, "layers heads"]:
     """Importance as it is (None), or with each layer divided by its L2 norm ("layer", Michel et al.'s advice)."""
-    _check_normalize(normalize)
+    check_normalize(normalize)
     if normalize is None:
         return importance
     lengths = np.linalg.norm(importance, axis=1, keepdims=True)
     return importance / np.where(lengths > 0, lengths, 1)
 
 
-def _check_normalize(normalize: str | None) -> None:
+def check_normalize(normalize: str | None) -> None:
     if normalize not in NORMALIZATIONS:
         raise FslibError(f'unknown normalize {normalize!r}: valid: None, "layer"')
 
@@ -129,7 +129,7 @@ def head_importance(
         (`seed`), None for all.
     Inside `pruned`, heads that are off score 0 (but by "random"). What each costs: `estimators.passes`.
     """
-    _check_normalize(normalize)  # a misspelt word should not cost a pass
+    check_normalize(normalize)  # a misspelt word should not cost a pass
     found = estimate(
         model,
         task,

@@ -100,14 +100,8 @@ class Training:
                 raise unknown("task of this model", task, model.classifiers)
         sizes = [len(t.train) for t in self.tasks.values()]
         self.order = task_order(sizes, steps, sampling, epochs, seed)
-        self.model, self.steps, self.batch_size, self.lr, self.clip, self.seed = (
-            model,
-            steps,
-            batch_size,
-            lr,
-            clip,
-            seed,
-        )
+        self.model, self.steps, self.batch_size = model, steps, batch_size
+        self.lr, self.clip, self.seed = lr, clip, seed
         self.evaluate_every, self.evaluate_on = evaluate_every, evaluate_on or self.tasks
         self.accelerator = _accelerator(mixed_precision)
         model.to(self.accelerator.device)

@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTo
 
 from fslib.batching import Batch, Encoded
 from fslib.corpora import package_folder
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, first_line, unknown
 from fslib.heads import ATTENTION, SUPPORTED, attach, probe_with
 from fslib.tasks import Split, Task, as_tasks
 
@@ -184,7 +184,7 @@ class MultiTaskModel(nn.Module):
             model.eval().classifiers.load_state_dict(safetensors.torch.load_file(folder / "classifiers.safetensors"))
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise FslibError(
-                f"checkpoint {folder} is damaged ({_first_line(error)}): delete it and train again"
+                f"checkpoint {folder} is damaged ({first_line(error)}): delete it and train again"
             ) from error
         return model
 
@@ -269,20 +269,16 @@ def _build(source: str, config: Any, pretrained: bool) -> Any:
 
 def _load_error(name: str, error: Exception) -> FslibError:
     if Path(name).is_dir():
-        return FslibError(f"model folder {name} cannot be loaded: {_first_line(error)}")
+        return FslibError(f"model folder {name} cannot be loaded: {first_line(error)}")
     if name in PRETRAINED:
-        missing = f"the Hub did not supply {PRETRAINED[name][0]} with safetensors weights ({_first_line(error)})"
+        missing = f"the Hub did not supply {PRETRAINED[name][0]} with safetensors weights ({first_line(error)})"
         return FslibError(f"model {name}: {missing}; check the network, or give the path of a local copy")
     return unknown(
         "model",
         name,
         (*ENCODERS, *PRETRAINED),
-        f"; it is no local folder either, and the Hub did not supply it (offline? misspelt?): {_first_line(error)}",
+        f"; it is no local folder either, and the Hub did not supply it (offline? misspelt?): {first_line(error)}",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _natural_pooling(encoder: nn.Module, tokenizer: Any, source: str) -> str:

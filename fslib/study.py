@@ -1,7 +1,7 @@
 """`Study`: what a notebook asks for results.
 
-A study is a profile, a first seed and a results folder; it
-turns them into units (`plan`) and hands out their records in a form that a notebook can use.
+A study is a profile, a first seed and a results folder; it turns them into units (`plan`) and hands out their
+records in a form that a notebook can use.
 """
 
 import re
@@ -25,6 +25,7 @@ from fslib.experiments import (
     TrainingSettings,
     Unit,
     cached_task,
+    distinct,
     read_contributions,
     read_iap,
 )
@@ -211,8 +212,7 @@ class Study:
             return self.plan("02") + [self.unit("prune", s) for s in seeds]
         if number == "04":
             models = [self.small(encoder) for encoder in (*self.profile.encoders, self.profile.small_encoder)]
-            units = [unit for model in models for unit in model.values()]
-            return [*{unit.key: unit for unit in units}.values(), self.selection_unit()]
+            return [*distinct(unit for model in models for unit in model.values()), self.selection_unit()]
         if number == "05":
             return [self.similarity_unit(), *(u for pair in self.pairs for u in self.small(tasks=pair).values())]
         if number == "06":
@@ -221,8 +221,7 @@ class Study:
         if number == "07":
             return [self.transfer_unit(s) for s in self.transfer_seeds]
         if number == "08":
-            units = [unit for i in range(1, 8) for unit in self.plan(f"{i:02d}")]
-            return list({unit.key: unit for unit in units}.values())
+            return distinct(unit for i in range(1, 8) for unit in self.plan(f"{i:02d}"))
         return []
 
     def multitask(self) -> list[Record]:
