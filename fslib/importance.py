@@ -12,7 +12,7 @@ this one, are in `estimators`.
 All are measurements: the model leaves them exactly as it came.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from fslib.batching import Batch
 from fslib.errors import FslibError, unknown
@@ -177,7 +177,7 @@ def estimate(
         "norm": norms,
     }
     batches = _batches(model, part, batch_size)
-    with _measuring(model):
+    with measuring(model):
         for batch in bar(batches, f"{estimator} importance", "batches"):
             values[batch.indices] = measures[estimator](model, batch.to(model.device), task.name).cpu().numpy()
             if estimator == "norm":
@@ -202,7 +202,7 @@ def contributions(
     absolute = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
     signed = np.zeros_like(absolute)
     tokens = np.zeros(len(part), dtype=np.int64)
-    with _measuring(model):
+    with measuring(model):
         for batch in batches:
             per_token = head_products(model, batch.to(model.device), task.name)  # (layers, batch, seq, heads)
             absolute[batch.indices] = per_token.abs().sum(2).transpose(0, 1).cpu().numpy()
@@ -212,17 +212,18 @@ def contributions(
 
 
 @contextmanager
-def _measuring(model: MultiTaskModel) -> Iterator[None]:
-    """Dropout off and no weight gradients inside; modes and requires_grad restored, whatever happens."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
+def measuring(model: nn.Module, weights: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Dropout off and gradients for these weights alone; modes and requires_grad restored, whatever happens."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
+        model.requires_grad_(False)
+        for weight in weights:
+            weight.requires_grad_(True)
         with in_mode(model, training=False):
             yield
     finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
+        for parameter, wanted in before.items():
+            parameter.requires_grad_(wanted)
 
 
 def _batches(model: MultiTaskModel, part: Split, batch_size: int) -> list[Batch]:

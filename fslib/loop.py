@@ -21,7 +21,7 @@ from fslib.evaluation import evaluate, in_mode
 from fslib.importance import Contributions, contributions
 from fslib.models import MultiTaskModel
 from fslib.progress import bar, hidden
-from fslib.rows import RowOptimizer, head_rows
+from fslib.rows import HeadRows, RowOptimizer, head_rows
 from fslib.sampling import task_order
 from fslib.tasks import Task, as_tasks
 
@@ -114,6 +114,7 @@ class Training:
         self.drawn = dict.fromkeys(self.tasks, 0)
         self.step, self.history = 0, History(list(self.tasks))
         self.ending: Ending | None = None
+        self._head_rows: list[HeadRows] | None = None
         self._rows: RowOptimizer | None = None
         self._updated: list[Tensor] = list(model.parameters())  # by the step that is being made
         self._unread: list[Tensor] = []
@@ -130,7 +131,7 @@ class Training:
             raise FslibError(f"{type(ending).__name__} needs at least two tasks, and gets {list(self.tasks)}")
         if isinstance(ending, IAT):
             ending.choose(dict.fromkeys(self.tasks, np.zeros((self.model.n_layers, self.model.n_heads))), _rng(0))
-            head_rows(self.model)  # refuses a model whose heads have no rows of their own
+            self.head_rows()  # refuses a model whose heads have none of their own
         if isinstance(ending, PCGrad) and self.batch_size < len(self.tasks):
             raise FslibError(
                 f"PCGrad shares batch_size {self.batch_size} among {len(self.tasks)} tasks: make it larger"
@@ -171,7 +172,13 @@ class Training:
         maps = {t: c.importance(reduction=iat.reduction, normalize=iat.normalize) for t, c in scored.items()}
         self.history.heads = sets = iat.choose(maps, _rng(self.seed, 5))
         frozen = set(self.model.encoder.parameters()) if iat.others == "freeze" else set()
-        self._rows = RowOptimizer(self.model, self.optimizer.optimizer, sets, frozen, iat.strict)
+        self._rows = RowOptimizer(self.model, self.head_rows(), self.optimizer.optimizer, sets, frozen, iat.strict)
+
+    def head_rows(self) -> list[HeadRows]:
+        """The model's rows by head, looked for once for all endings."""
+        if self._head_rows is None:
+            self._head_rows = head_rows(self.model)
+        return self._head_rows
 
     def _score(self, iat: IAT) -> tuple[dict[str, Contributions], float]:
         """Importance at this step, scored once for all endings that begin here."""

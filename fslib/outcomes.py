@@ -31,6 +31,8 @@ from fslib.scoring import (
 from fslib.study import SELECTIONS, Study
 from fslib.tables import importance
 
+Scored = tuple[float, np.ndarray]  # a value, and the same in every resample (draws,)
+
 # --- 04: encoders, and ways to choose heads
 
 
@@ -65,14 +67,15 @@ def selections(study: Study) -> pd.DataFrame:
     """
     record, fraction = study.store.get(study.selection_unit()), max(study.profile.small_fractions)
     names = [*SELECTIONS, *(n for n in _names(record) if n.startswith("unmatched"))]
-    draws = study.profile.draws
-    usual = read_named_iap(record, names[0])
-    base = usual.bootstrap(draws=draws)[:, -1, -1]
-    rows = []
+    found: dict[str, Scored] = {}
     for name in names:
         iap = read_named_iap(record, name)
-        found, resampled = iap.dissociation(draws=draws), iap.bootstrap(draws=draws)[:, -1, -1]
-        low, high = interval(resampled - base)
+        resampled = iap.bootstrap(draws=study.profile.draws)[:, -1, -1]
+        found[name] = float(iap.dissociation_by_seed()[0, -1, -1]), resampled
+    base, base_draws = found[names[0]]
+    rows = []
+    for name, (value, draws) in found.items():
+        (low, high), (diff_low, diff_high) = interval(draws), interval(draws - base_draws)
         row: dict[str, object] = {"selection": name.replace("unmatched", "random, draw")}
         if name in SELECTIONS:
             maps = [[record.arrays[f"importance/{n}/{t}"] for n in (names[0], name)] for t in study.profile.tasks]
@@ -83,9 +86,8 @@ def selections(study: Study) -> pd.DataFrame:
         else:
             row |= {"rank correlation": np.nan, "overlap of top heads": np.nan}
             forward = backward = 0
-        row |= {"D": found.value[-1, -1], "low": found.low[-1, -1], "high": found.high[-1, -1]}
-        row |= {"minus the first": found.value[-1, -1] - usual.dissociation(draws=50).value[-1, -1]}
-        row |= {"diff low": float(low), "diff high": float(high)}
+        row |= {"D": value, "low": float(low), "high": float(high), "minus the first": value - base}
+        row |= {"diff low": float(diff_low), "diff high": float(diff_high)}
         rows.append(row | {"forward passes": forward, "backward passes": backward})
     return pd.DataFrame(rows)
 
@@ -183,9 +185,13 @@ class Resampled:
         return float(value), (resampled * self.seed_weights.T).sum(0)
 
 
+def _ending_records(study: Study) -> list[Record]:
+    return [study.store.get(study.endings_unit(s)) for s in study.ending_seeds]
+
+
 def endings(study: Study, against: str = "plain") -> pd.DataFrame:
     """Every ending, and single-task training, on every task and their mean: score, difference from plain training."""
-    records = [study.store.get(study.endings_unit(s)) for s in study.ending_seeds]
+    records = _ending_records(study)
     tasks = {t: cached_task(t).limited(eval=study.profile.ending_examples) for t in study.profile.tasks}
     resampled = Resampled({t: task.eval.labels for t, task in tasks.items()}, len(records), study.profile.draws)
     predictions: dict[str, dict[str, np.ndarray]] = {
@@ -202,9 +208,6 @@ def endings(study: Study, against: str = "plain") -> pd.DataFrame:
         name: {t: resampled.score(t, tasks[t].metric, found[t]) for t in tasks} for name, found in predictions.items()
     }
     return compared(scores, "ending", "task", against, len(records))
-
-
-Scored = tuple[float, np.ndarray]  # a value, and the same in every resample (draws,)
 
 
 def compared(
@@ -229,25 +232,20 @@ def compared(
 
 def ending_dissociation(study: Study, against: str = "plain") -> pd.DataFrame:
     """Dissociation (lesion, at IAT's alpha) before and after each ending, and its difference from plain training."""
-    records = [study.store.get(study.endings_unit(s)) for s in study.ending_seeds]
+    records = _ending_records(study)
     names = study.endings_unit(study.seed).config.pruned  # type: ignore[attr-defined]
-    iaps = {n: IAP.over_seeds([read_named_iap(r, n) for r in records]) for n in names}
-    boot = {n: iap.bootstrap(draws=study.profile.draws, over_seeds=True)[:, -1] for n, iap in iaps.items()}
-    values = {n: iap.dissociation(draws=50).value[-1] for n, iap in iaps.items()}
-    rows = []
+    found: dict[str, dict[str, Scored]] = {}
     for name in names:
-        for i, task in enumerate([*study.profile.tasks, "mean"]):
-            low, high = interval(boot[name][:, i])
-            diff_low, diff_high = interval(boot[name][:, i] - boot[against][:, i])
-            row = {"ending": name, "task": task, "seeds": len(records), "D": values[name][i]}
-            row |= {"low": float(low), "high": float(high), f"minus {against}": values[name][i] - values[against][i]}
-            rows.append(row | {"diff low": float(diff_low), "diff high": float(diff_high)})
-    return pd.DataFrame(rows)
+        iap = IAP.over_seeds([read_named_iap(r, name) for r in records])
+        values = iap.dissociation_by_seed().mean(0)[-1]
+        draws = iap.bootstrap(draws=study.profile.draws, over_seeds=True)[:, -1]  # (draws, tasks and their mean)
+        found[name] = {t: (float(values[i]), draws[:, i]) for i, t in enumerate(study.profile.tasks)}
+    return compared(found, "ending", "task", against, len(records)).rename(columns={"score": "D"})
 
 
 def movement(study: Study) -> pd.DataFrame:
     """How far head rows moved in each ending (root mean square), in units of plain training's, mean over seeds."""
-    records = [study.store.get(study.endings_unit(s)) for s in study.ending_seeds]
+    records = _ending_records(study)
     rows = []
     for name in (n for n in records[0].config["endings"] if n in records[0].result["moved"]):
         found = [r.result["moved"] for r in records]
@@ -259,7 +257,7 @@ def movement(study: Study) -> pd.DataFrame:
 
 def parameters(study: Study) -> pd.DataFrame:
     """Parameters of the model after every ending of every seed."""
-    records = [study.store.get(study.endings_unit(s)) for s in study.ending_seeds]
+    records = _ending_records(study)
     rows = [
         {"seed": s, "ending": name, "parameters": n}
         for s, record in zip(study.ending_seeds, records, strict=True)

@@ -93,6 +93,11 @@ class IAP:
             highs.append(high)
         return np.stack(mean, -1), np.stack(lows, -1), np.stack(highs, -1)
 
+    def dissociation_by_seed(self, convention: str = "lesion") -> Float[np.ndarray, "seeds rows columns"]:
+        """The scores alone, model by model, with neither interval nor null; as `Dissociation.by_seed`."""
+        top = self.scores()[:, :, :, 0]
+        return with_means(dissociation(top, self.baseline()[:, None], convention, self.chance()))
+
     def dissociation(
         self, convention: str = "lesion", *, level: float = 0.95, draws: int = DRAWS, seed: int = 0
     ) -> "Dissociation":
@@ -107,7 +112,7 @@ class IAP:
         The last row is the mean over fractions: one number that no choice of a fraction can flatter.
         """
         scores, base, chance = self.scores(), self.baseline(), self.chance()
-        by_seed = with_means(dissociation(scores[:, :, :, 0], base[:, None], convention, chance))
+        by_seed = self.dissociation_by_seed(convention)
         low, high = interval(np.moveaxis(self.bootstrap(convention, draws=draws, seed=seed), 0, -1), level)
         band, p = self._null(scores, base, chance, convention, seed)
         null_low, null_high = interval(np.moveaxis(band, 0, -1), level) if len(band) else (low * np.nan, high * np.nan)

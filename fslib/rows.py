@@ -1,6 +1,6 @@
 """The query, key and value rows of every head: where they are, and how to update some of them and no others."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -125,19 +125,20 @@ class RowOptimizer:
     gradient in a batch of a task whose set the head is in, and none otherwise, and stay as they are without any
     copying. Work per batch grows with the rows of one task's heads, not with the number of tasks.
 
-    sets: each task's heads, bool (layers, heads), True = trained. frozen: parameters that nothing updates.
+    rows: the model's `head_rows`. sets: each task's heads, bool (layers, heads), True = trained.
+    frozen: parameters that nothing updates.
     strict: False gives other rows a gradient of zero instead of none, and AdamW moves them.
     """
 
     def __init__(
         self,
         model: nn.Module,
+        rows: Sequence[HeadRows],
         optimizer: torch.optim.Optimizer,
         sets: Mapping[str, Bool[np.ndarray, "layers heads"]],
         frozen: set[nn.Parameter],
         strict: bool = True,
     ) -> None:
-        rows = head_rows(model)
         views = {row: row.of(row.parameter.data) for row in rows}
         owned: dict[nn.Parameter, list[HeadRows]] = {}
         for row in rows:

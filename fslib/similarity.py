@@ -11,18 +11,17 @@ measurements: the model leaves them exactly as it came.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from jaxtyping import Float
-from torch import nn
 
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import EVAL_BATCH, gather_rows, in_mode, length_batches, sample
 from fslib.heads import overlap, top_heads
+from fslib.importance import measuring
 from fslib.models import POOLINGS, MultiTaskModel, pool
 from fslib.scoring import rank_correlation
 from fslib.tasks import Split, Task
@@ -82,7 +81,7 @@ def task_embedding(
     weights = list(chosen.values())
     sums = [torch.zeros_like(weight) for weight in weights]
     part = sample(task, split, examples, seed)
-    with _differentiating(model, weights):
+    with measuring(model, weights), torch.enable_grad():
         # One example at a time: the square of a batch's gradient is not the sum of its examples' squares.
         for batch in length_batches(model, part, 1):
             loss = model.losses(batch.to(model.device), task.name).sum()
@@ -101,8 +100,8 @@ def task_similarity(a: TaskEmbedding, b: TaskEmbedding) -> float:
     """Mean over components of the cosine of two TaskEmbs of one architecture, in [0, 1].
 
     Component by component, since a cosine over all weights at once would be that of the layers whose Fisher
-    information is largest. Raises FslibError for embeddings of different
-    encoders, and for a component without any gradient.
+    information is largest. Raises FslibError for embeddings of different encoders, and for a component without any
+    gradient.
     """
     if a.keys() != b.keys() or not a:
         raise FslibError(f"task embeddings of different encoders cannot be compared: {list(a)} and {list(b)}")
@@ -191,21 +190,6 @@ def _component(name: str) -> str:
     """The layer of a parameter of the encoder: its name up to the first number, in all architectures alike."""
     found = re.match(r".*?\.\d+(?=\.)", name)
     return found[0] if found else OUTSIDE
-
-
-@contextmanager
-def _differentiating(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
-    """Dropout off and gradients for these weights alone; modes and requires_grad restored, whatever happens."""
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        model.requires_grad_(False)
-        for weight in weights:
-            weight.requires_grad_(True)
-        with in_mode(model, training=False), torch.enable_grad():
-            yield
-    finally:
-        for parameter, wanted in before.items():
-            parameter.requires_grad_(wanted)
 
 
 def _unlabelled(texts: Sequence[str]) -> Split:

@@ -28,7 +28,7 @@ import fslib
 from fslib.batching import Batch, padding_share
 from fslib.evaluation import length_batches, predict
 from fslib.heads import tapped
-from fslib.importance import _measuring, contributions, head_products
+from fslib.importance import contributions, head_products, measuring
 from fslib.loop import Training
 from fslib.progress import hidden
 from fslib.study import Study
@@ -73,7 +73,7 @@ def importance() -> bool:
         model.zero_grad()
 
     def ours() -> None:
-        with _measuring(model):
+        with measuring(model):
             for batch in batches:
                 head_products(model, batch, task.name)
 
