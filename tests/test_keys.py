@@ -1,0 +1,42 @@
+"""The committed records keep their keys: whatever moves in the code, nothing that is recorded is computed again."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from fslib.experiments import UNITS
+from fslib.study import Study
+
+ROOT = Path(__file__).resolve().parent.parent
+PROFILES = {"mini": [f"{i:02d}" for i in range(9)], "glue-mini": ["01", "02", "03", "06"]}
+RECORDS = {p: sorted((ROOT / "results" / p / "runs").glob("*.json")) for p in PROFILES}
+EVERY = pytest.mark.parametrize("path", [p for paths in RECORDS.values() for p in paths], ids=lambda p: p.stem)
+
+
+def test_every_record_is_here():
+    assert {profile: len(paths) for profile, paths in RECORDS.items()} == {"mini": 81, "glue-mini": 19}
+
+
+@EVERY
+def test_a_record_is_named_by_its_kind_config_and_data(path):
+    record = json.loads(path.read_text())
+    whole = json.dumps([record["kind"], record["config"], record["data"]], sort_keys=True)
+    assert path.stem == f"{record['kind']}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
+
+
+@EVERY
+def test_the_config_of_a_record_is_read_back_as_it_was_written(path):
+    record = json.loads(path.read_text())
+    assert UNITS[record["kind"]][0](**record["config"]).model_dump(mode="json") == record["config"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_notebooks_ask_for_the_records_that_are_there(profile):
+    if profile == "glue-mini" and not os.environ.get("FSLIB_DATA"):
+        pytest.skip("the keys of glue-mini need SST-2, QNLI and AG-Pair: set FSLIB_DATA")
+    study = Study(profile)
+    wanted = {f"{unit.kind}-{unit.key}" for notebook in PROFILES[profile] for unit in study.plan(notebook)}
+    assert wanted == {path.stem for path in RECORDS[profile]}
