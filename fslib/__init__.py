@@ -4,19 +4,19 @@ A companion to Li, Wang, Zhang, Zhang and Zong, *Interpreting and Exploiting Fun
 Multi-Head Attention under Multi-task Learning*, EMNLP 2023, doi 10.18653/v1/2023.emnlp-main.1026.
 """
 
+from fslib.data.loading import glue_task, load_tasks, task_names
+from fslib.data.tasks import Split, Task, make_task
 from fslib.endings import IAT, PCGrad, Stop
 from fslib.errors import FslibError
 from fslib.evaluation import evaluate
 from fslib.heads import overlap, pruned, random_heads, top_heads
 from fslib.importance import contributions, head_importance, mean_context
-from fslib.loading import glue_task, load_tasks, task_names
 from fslib.loop import History
 from fslib.models import MultiTaskModel
 from fslib.profiles import PROFILES, Profile
 from fslib.pruning import IAP, Dissociation, prune_important_heads
 from fslib.scoring import Score, dissociation, rank_correlation
 from fslib.study import Study
-from fslib.tasks import Split, Task, make_task
 from fslib.training import branch, train
 
 __version__ = "0.1.0"

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fslib.batching import Batch
+from fslib.data.batches import Batch
 from fslib.errors import FslibError, unknown
 from fslib.heads import tapped
 from fslib.models import MultiTaskModel

@@ -9,11 +9,11 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
-from fslib.batching import Batch
+from fslib.data.batches import Batch
+from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError
 from fslib.models import MultiTaskModel
 from fslib.scoring import Score
-from fslib.tasks import Split, Task, as_tasks
 
 EVAL_BATCH = 32
 

@@ -22,14 +22,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from fslib.data.loading import load_task
+from fslib.data.tasks import Split, Task
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
 from fslib.importance import Contributions, contributions
-from fslib.loading import load_task
 from fslib.models import MultiTaskModel
 from fslib.pruning import IAP, prune_important_heads
 from fslib.results import Record, Records, git_commit, machine, versions, writing
-from fslib.tasks import Split, Task
 from fslib.training import train
 
 Outcome = tuple[dict[str, Any], dict[str, np.ndarray]]  # a unit's JSON result and arrays

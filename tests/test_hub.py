@@ -19,9 +19,9 @@ from tinymodels import HEAD_DIM, HEADS, LAYERS, save
 
 import fslib
 from fslib import models
-from fslib.hub import REGISTRY, Source, hub_task
-from fslib.loading import load_tasks, task_names
-from fslib.tasks import METRIC_OF, METRICS
+from fslib.data.hub import REGISTRY, Source, hub_task
+from fslib.data.loading import load_tasks, task_names
+from fslib.data.tasks import METRIC_OF, METRICS
 
 ONE_TEXT = ["cola", "ag", "imdb", "yelp_p", "yelp_f", "dbpedia", "yahoo", "sst-2", "sogou"]
 TWO_TEXTS = ["mrpc", "mnli", "qqp", "qnli", "cmnli", "sts-b", "wnli", "rte", "scitail", "snli"]

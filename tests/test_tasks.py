@@ -11,10 +11,10 @@ import pytest
 from refusal import refused
 
 import fslib
-from fslib import corpora
-from fslib.batching import Encoded, padding_share
-from fslib.loading import glue_task, load_tasks, read_tsv, task_names
-from fslib.tasks import make_task
+from fslib.data import bbc
+from fslib.data.batches import Encoded, padding_share
+from fslib.data.loading import glue_task, load_tasks, read_tsv, task_names
+from fslib.data.tasks import make_task
 
 EMBEDDED = ("bbc", "bbc-pair", "bbc-headline", "bbc-shift")
 SIDES = ("train", "eval")
@@ -51,7 +51,7 @@ def every_text(task: fslib.Task, side: str) -> list[str]:
 
 
 def test_corpus_has_2225_articles_of_which_exact_repeats_and_repeated_titles_are_dropped(files):
-    assert len(files) == len(corpora.raw_articles()) == 2225
+    assert len(files) == len(bbc.raw_articles()) == 2225
     titles, bodies, kept = set(), set(), []
     for name in sorted(files, key=lambda name: (name.split("/")[0], name)):
         title, body = map(str.casefold, files[name])  # capitals alone do not make another article
@@ -62,13 +62,13 @@ def test_corpus_has_2225_articles_of_which_exact_repeats_and_repeated_titles_are
     repeated_articles = len(files) - len(set(files.values()))
     repeated_titles = len(files) - len({title for title, _ in files.values()})
     assert (repeated_articles, repeated_titles) == (100, 129)
-    used = {a.id for a in corpora.articles()}
+    used = {a.id for a in bbc.articles()}
     assert used <= set(kept)
     assert len(set(kept) - used) < 0.05 * len(kept)  # only articles without a sentence of usable length are lost
 
 
 def test_no_two_kept_articles_share_a_title_body_or_sentence(files):
-    articles = corpora.articles()
+    articles = bbc.articles()
     for part in (0, 1):
         assert len({files[a.id][part].casefold() for a in articles}) == len(articles)
     sentences = Counter(s.casefold() for a in articles for s in set(a.sentences))
@@ -76,7 +76,7 @@ def test_no_two_kept_articles_share_a_title_body_or_sentence(files):
 
 
 def test_articles_come_from_the_files_they_name(files):
-    for article in corpora.articles()[::50]:
+    for article in bbc.articles()[::50]:
         title, body = files[article.id]
         assert article.topic == article.id.split("/")[0]
         assert article.title == title
@@ -86,14 +86,14 @@ def test_articles_come_from_the_files_they_name(files):
 def test_one_split_by_article_serves_all_tasks(embedded):
     train, evaluation = ({d for t in embedded.values() for d in getattr(t, side).sources()} for side in SIDES)
     assert not train & evaluation
-    assert train <= {a.id for a in corpora.split_articles()[0]}
-    assert len(evaluation) == pytest.approx(0.25 * len(corpora.articles()), abs=1)
+    assert train <= {a.id for a in bbc.split_articles()[0]}
+    assert len(evaluation) == pytest.approx(0.25 * len(bbc.articles()), abs=1)
 
 
 def test_no_text_or_title_is_on_both_sides_over_all_tasks_together(embedded):
     train, evaluation = ({x.casefold() for t in embedded.values() for x in every_text(t, side)} for side in SIDES)
     assert not train & evaluation
-    titles = [{a.title.casefold() for a in side} for side in corpora.split_articles()]
+    titles = [{a.title.casefold() for a in side} for side in bbc.split_articles()]
     assert not titles[0] & (titles[1] | evaluation)
     assert not titles[1] & train
     assert all(not task.shared_texts() for task in embedded.values())
@@ -126,7 +126,7 @@ def test_every_text_is_in_two_pairs_once_per_class(embedded, side):
     assert set(uses.values()) == {1}
     texts = {text for text, _ in uses}
     assert len(uses) == 2 * len(texts)
-    topic_of = {a.id: a.topic for a in corpora.articles()}
+    topic_of = {a.id: a.topic for a in bbc.articles()}
     for (one, other), y in zip(split.documents, split.labels, strict=True):
         assert one != other
         assert (topic_of[one] == topic_of[other]) == bool(y)
@@ -135,8 +135,8 @@ def test_every_text_is_in_two_pairs_once_per_class(embedded, side):
 @pytest.mark.parametrize("side", SIDES)
 def test_headline_negatives_have_the_same_topic_and_another_article(embedded, side):
     split = getattr(embedded["bbc-headline"], side)
-    of_title = {a.title: a for a in corpora.articles()}
-    of_sentence = {a.sentences[0]: a for a in corpora.articles()}
+    of_title = {a.title: a for a in bbc.articles()}
+    of_sentence = {a.sentences[0]: a for a in bbc.articles()}
     for title, sentence, y in zip(split.texts, split.pairs, split.labels, strict=True):
         headline, body = of_title[title], of_sentence[sentence]
         assert (headline.id == body.id) == bool(y)
@@ -147,7 +147,7 @@ def test_headline_negatives_have_the_same_topic_and_another_article(embedded, si
 @pytest.mark.parametrize("side", SIDES)
 def test_shifted_sentences_have_one_swap_of_neighbours_and_intact_ones_none(embedded, side):
     split = getattr(embedded["bbc-shift"], side)
-    sentences = {a.id: a.sentences for a in corpora.articles()}
+    sentences = {a.id: a.sentences for a in bbc.articles()}
     for text, y, (article,) in zip(split.texts, split.labels, split.documents, strict=True):
         if not y:
             assert text in sentences[article]
@@ -164,18 +164,18 @@ def test_shifted_sentences_have_one_swap_of_neighbours_and_intact_ones_none(embe
 
 
 def test_words_that_are_all_alike_cannot_be_shifted():
-    assert corpora.shift_words("no No NO", np.random.default_rng(0)) is None
-    assert corpora.shift_words("one two", np.random.default_rng(0)) == "two one"
+    assert bbc.shift_words("no No NO", np.random.default_rng(0)) is None
+    assert bbc.shift_words("one two", np.random.default_rng(0)) == "two one"
 
 
 def test_pairs_need_topics_that_can_be_mixed():
     with refused("two topics"):
-        corpora.pair_indices(["a"] * 4 + ["b"] * 2, np.random.default_rng(0))
+        bbc.pair_indices(["a"] * 4 + ["b"] * 2, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("topics", [["a", "b"] * 5, list("aabbccccc"), ["a"] * 6 + ["b"] * 6])
 def test_pair_rule_on_small_groups_with_odd_sizes(topics):
-    pairs = corpora.pair_indices(topics, np.random.default_rng(1))
+    pairs = bbc.pair_indices(topics, np.random.default_rng(1))
     uses = Counter((i, y) for *both, y in pairs for i in both)
     even = sum(n // 2 * 2 for n in Counter(topics).values())
     assert len(uses) == 2 * even
@@ -185,7 +185,7 @@ def test_pair_rule_on_small_groups_with_odd_sizes(topics):
 
 def test_building_twice_gives_the_same_data_and_fingerprint(embedded):
     before = {name: task.fingerprint for name, task in embedded.items()}
-    for function in (corpora.build, corpora.split_articles, corpora.articles, corpora.raw_articles):
+    for function in (bbc.build, bbc.split_articles, bbc.articles, bbc.raw_articles):
         function.cache_clear()
     assert {name: task.fingerprint for name, task in load_tasks(EMBEDDED).items()} == before
     assert len(set(before.values())) == 4

@@ -11,8 +11,9 @@ from scipy.stats import chisquare
 from tinymodels import one_thread
 
 import fslib
-from fslib import loop, sampling
-from fslib.sampling import sampling_weights, task_order
+from fslib import loop
+from fslib.data import batches as drawing
+from fslib.data.batches import sampling_weights, task_order
 
 # Names whose parameters are vectors: biases and the weights of layer norms
 VECTORS = ("bias", "LayerNorm.weight")
@@ -120,7 +121,7 @@ class TestSampling:
             seen.append(epoch)
             return np.array([0.5, 0.5])
 
-        monkeypatch.setattr(sampling, "sampling_weights", spy)
+        monkeypatch.setattr(drawing, "sampling_weights", spy)
         assert len(task_order([1, 2], steps, "annealed", epochs, seed=0)) == steps
         assert seen == expected
 

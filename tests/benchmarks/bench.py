@@ -25,7 +25,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fslib
-from fslib.batching import Batch, padding_share
+from fslib.data.batches import Batch, padding_share
 from fslib.evaluation import length_batches, predict
 from fslib.heads import tapped
 from fslib.importance import contributions, head_products, measuring

@@ -1,4 +1,7 @@
-"""Batches of like length: padding is computed on like any token, so a batch should need little of it."""
+"""From texts to batches, and whose turn it is: token ids, batches of like length, the task of every training step.
+
+Padding is computed on like any token, so the examples of a batch are of like length and need little of it.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Num
 from torch import Tensor
 
-from fslib.errors import FslibError
-from fslib.tasks import Split
+from fslib.data.tasks import Split
+from fslib.errors import FslibError, unknown
 
 PADDING = {"input_ids": 0, "token_type_ids": 0}  # what an encoder may take beside the mask, and its filler
 TOKENIZED_AT_ONCE = 1000  # a tokenizer's own output takes much more memory than the ids
 SORT_WINDOW = 32  # training: examples are sorted by length within this many shuffled batches
+SAMPLINGS = ("proportional", "sqrt", "uniform", "annealed")
 
 
 @dataclass(frozen=True)
@@ -107,3 +112,33 @@ def padding_share(batches: Sequence[np.ndarray], lengths: np.ndarray) -> float:
     """Share of computed tokens that are padding, in [0, 1)."""
     computed = sum(int(lengths[b].max()) * len(b) for b in batches)
     return 1 - sum(int(lengths[b].sum()) for b in batches) / computed
+
+
+def sampling_weights(
+    sizes: Num[np.ndarray, " tasks"], sampling: str, epoch: int = 1, epochs: int = 1
+) -> Float[np.ndarray, " tasks"]:
+    """Probability of each task in one step of `epoch` (1..epochs); sums to 1.
+
+    proportional: n; sqrt: n**0.5; uniform: 1; annealed: n**a with a = 1 - 0.8 (epoch-1)/(epochs-1), from
+    proportional towards even (Stickland and Murray, 2019); a = 1 when there is one epoch.
+    """
+    if sampling not in SAMPLINGS:
+        raise unknown("sampling", sampling, SAMPLINGS)
+    if not 1 <= epoch <= epochs:
+        raise FslibError(f"epoch {epoch} is outside 1..{epochs}")
+    annealed = 1.0 if epochs == 1 else 1 - 0.8 * (epoch - 1) / (epochs - 1)
+    power = {"proportional": 1.0, "sqrt": 0.5, "uniform": 0.0, "annealed": annealed}[sampling]
+    weights = np.asarray(sizes, dtype=float) ** power
+    return weights / weights.sum()
+
+
+def task_order(sizes: list[int], steps: int, sampling: str, epochs: int, seed: int) -> list[int]:
+    """Index of the task of every step, drawn with `sampling_weights`; `steps` are cut into `epochs` equal parts."""
+    if steps < 1 or epochs < 1 or seed < 0:
+        raise FslibError(f"steps {steps} and epochs {epochs} must be at least 1, seed {seed} at least 0")
+    rng = np.random.default_rng([seed, 0])
+    order = []
+    for step in range(steps):
+        epoch = 1 + step * epochs // steps if epochs <= steps else 1 + step
+        order.append(int(rng.choice(len(sizes), p=sampling_weights(np.array(sizes), sampling, epoch, epochs))))
+    return order

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from fslib.corpora import SPLIT_SEED, Article, pair_rows
+from fslib.data.bbc import SPLIT_SEED, Article, pair_rows
+from fslib.data.tasks import Task, make_task
 from fslib.errors import FslibError, first_line, unknown
-from fslib.tasks import Task, make_task
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Source:
     splits, rows, unlabelled: (train, eval); eval is a validation split where the test split has no labels.
         rows are those published; unlabelled of them carry -1 and are dropped.
     pairs: the task asks whether two texts have the same label (`_paired`).
-    The metric is the task's usual one (`fslib.tasks.METRIC_OF`), else accuracy.
+    The metric is the task's usual one (`fslib.data.tasks.METRIC_OF`), else accuracy.
     """
 
     hub: str

@@ -1,4 +1,4 @@
-"""What is learned: tasks, your own or (`fslib.loading`) the embedded ones and folders in GLUE's layout.
+"""What is learned: tasks, your own or (`fslib.data.loading`) the embedded ones and folders in GLUE's layout.
 
 A `Task` is a name, a train and an eval `Split`, label names and a metric. Everything downstream
 (heads of the model, metrics, tables) derives from it.

@@ -1,7 +1,7 @@
 """Tasks by name: the embedded ones, folders in GLUE's layout (train.tsv and dev.tsv, with a header), the Hub's.
 
 One name is looked up in this order, so that data of one's own come before a download: embedded, a folder of
-FSLIB_DATA in GLUE's layout, the registry (`fslib.hub`) with a saved copy in FSLIB_DATA, the registry with the Hub.
+FSLIB_DATA in GLUE's layout, the registry (`fslib.data.hub`) with a saved copy in FSLIB_DATA, the registry with the Hub.
 """
 
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fslib import corpora, hub
+from fslib.data import bbc, hub
+from fslib.data.tasks import Split, Task, as_tasks, make_task
 from fslib.errors import FslibError, unknown
-from fslib.tasks import Split, Task, as_tasks, make_task
 
 DESCRIPTIONS = {
     "bbc": "topic of a news article, from its first sentence",
@@ -21,7 +21,7 @@ DESCRIPTIONS = {
     "bbc-shift": "were two adjacent words of the sentence swapped?",
 }
 LABELS = {
-    "bbc": corpora.TOPICS,
+    "bbc": bbc.TOPICS,
     "bbc-pair": ("different", "same"),
     "bbc-headline": ("other", "own"),
     "bbc-shift": ("intact", "swapped"),
@@ -31,7 +31,7 @@ LABELS = {
 def _embedded(name: str) -> Task:
     sides = [
         Split(tuple(t), None if p is None else tuple(p), np.array(y, dtype=np.int64), tuple(d))
-        for t, p, y, d in corpora.build(name)
+        for t, p, y, d in bbc.build(name)
     ]
     return Task(name, sides[0], sides[1], LABELS[name], description=DESCRIPTIONS[name])
 
@@ -115,7 +115,7 @@ def task_names(data: str | Path | None = None, *, hub_too: bool = False) -> list
 
     hub_too: those of the registry as well, which may have to be downloaded.
     """
-    return list(dict.fromkeys([*corpora.BUILDERS, *sorted(_folders(data)), *(hub.REGISTRY if hub_too else ())]))
+    return list(dict.fromkeys([*bbc.BUILDERS, *sorted(_folders(data)), *(hub.REGISTRY if hub_too else ())]))
 
 
 def _root(data: str | Path | None) -> Path | None:
@@ -134,7 +134,7 @@ def _folders(data: str | Path | None) -> dict[str, Path]:
 
 def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = True) -> Task:
     """One task by name or by the path of a folder in GLUE's layout."""
-    if name in corpora.BUILDERS:
+    if name in bbc.BUILDERS:
         return _embedded(name)
     folders = _folders(data)
     key = name.lower()
@@ -154,7 +154,7 @@ def load_tasks(
     """Tasks by name, in the order given: {name: Task}.
 
     names: embedded tasks (bbc, bbc-pair, bbc-headline, bbc-shift), folders of `data` (default: the
-        environment's FSLIB_DATA) by their name, tasks of the registry (`fslib.hub`: mrpc, mnli, ag ...), paths
+        environment's FSLIB_DATA) by their name, tasks of the registry (`fslib.data.hub`: mrpc, mnli, ag ...), paths
         of folders in GLUE's layout, or `Task` objects of your own.
     check_rows: False takes data of the registry's tasks whose row counts are not the published ones.
     Raises FslibError for an unknown name (with the nearest valid one) and for two tasks of one name.

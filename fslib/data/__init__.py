@@ -1,0 +1,1 @@
+"""What is learned: tasks and their examples, as texts and as batches."""
