@@ -9,10 +9,11 @@ from fslib.data.tasks import Split, Task, make_task
 from fslib.endings import IAT, PCGrad, Stop
 from fslib.errors import FslibError
 from fslib.evaluation import evaluate
-from fslib.heads import overlap, pruned, random_heads, top_heads
+from fslib.heads import overlap, random_heads, top_heads
 from fslib.importance import contributions, head_importance, mean_context
 from fslib.loop import History
-from fslib.models import MultiTaskModel
+from fslib.model.attention import pruned
+from fslib.model.multitask import MultiTaskModel
 from fslib.profiles import PROFILES, Profile
 from fslib.pruning import IAP, Dissociation, prune_important_heads
 from fslib.scoring import Score, dissociation, rank_correlation

@@ -22,7 +22,7 @@ from fslib.experiments import (
     training_options,
 )
 from fslib.importance import head_importance
-from fslib.models import MultiTaskModel
+from fslib.model.multitask import MultiTaskModel
 from fslib.progress import hidden
 from fslib.pruning import IAP, prune_important_heads
 from fslib.results import Record

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fslib.data.batches import Batch
 from fslib.errors import FslibError, unknown
-from fslib.heads import tapped
-from fslib.models import MultiTaskModel
+from fslib.model.attention import tapped
+from fslib.model.multitask import MultiTaskModel
 
 ESTIMATORS = ("gradient", "ablation", "integrated", "norm", "random")
 STEPS = 8  # of "integrated": in MiniLM the values then sum to the loss they change within 1 %, and rank as with 64

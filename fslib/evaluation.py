@@ -12,7 +12,7 @@ from torch import nn
 from fslib.data.batches import Batch
 from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError
-from fslib.models import MultiTaskModel
+from fslib.model.multitask import MultiTaskModel
 from fslib.scoring import Score
 
 EVAL_BATCH = 32

@@ -27,7 +27,7 @@ from fslib.data.tasks import Split, Task
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
 from fslib.importance import Contributions, contributions
-from fslib.models import MultiTaskModel
+from fslib.model.multitask import MultiTaskModel
 from fslib.pruning import IAP, prune_important_heads
 from fslib.results import Record, Records, git_commit, machine, versions, writing
 from fslib.training import train

@@ -28,8 +28,8 @@ from fslib.data.tasks import Split, Task
 from fslib.errors import FslibError, unknown
 from fslib.estimators import STEPS, ablation, head_products, integrated, norms, passes, random_scores
 from fslib.evaluation import EVAL_BATCH, gather_rows, in_mode, length_batches, sample
-from fslib.heads import tapped
-from fslib.models import MultiTaskModel
+from fslib.model.attention import tapped
+from fslib.model.multitask import MultiTaskModel
 from fslib.progress import bar
 
 REDUCTIONS = ("token", "example")

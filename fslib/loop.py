@@ -20,7 +20,7 @@ from fslib.endings import IAT, Ending, PCGrad, projected
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate, in_mode
 from fslib.importance import Contributions, contributions
-from fslib.models import MultiTaskModel
+from fslib.model.multitask import MultiTaskModel
 from fslib.progress import bar, hidden
 from fslib.rows import HeadRows, RowOptimizer, head_rows
 

@@ -9,7 +9,7 @@ from fslib.data.loading import task_names
 from fslib.endings import IAT
 from fslib.errors import FslibError, unknown
 from fslib.experiments import TaskNames, TrainingSettings, checked
-from fslib.models import PRETRAINED
+from fslib.model.encoders import PRETRAINED
 
 
 class Profile(TrainingSettings):

@@ -16,9 +16,10 @@ from jaxtyping import Bool, Float, Num
 from fslib.data.tasks import Task, as_tasks
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import EVAL_BATCH, length_batches, predict
-from fslib.heads import ABLATIONS, head_count, pruned, random_heads, top_heads
+from fslib.heads import head_count, random_heads, top_heads
 from fslib.importance import head_importance, mean_context
-from fslib.models import MultiTaskModel
+from fslib.model.attention import ABLATIONS, pruned
+from fslib.model.multitask import MultiTaskModel
 from fslib.progress import bar
 from fslib.scoring import (
     bootstrap_counts,

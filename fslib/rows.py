@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fslib.errors import FslibError
 from fslib.evaluation import in_mode
-from fslib.heads import control_of
+from fslib.model.attention import control_of
 
 
 @dataclass(frozen=True, eq=False)

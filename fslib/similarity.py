@@ -23,7 +23,7 @@ from fslib.errors import FslibError, unknown
 from fslib.evaluation import EVAL_BATCH, gather_rows, in_mode, length_batches, sample
 from fslib.heads import overlap, top_heads
 from fslib.importance import measuring
-from fslib.models import POOLINGS, MultiTaskModel, pool
+from fslib.model.multitask import POOLINGS, MultiTaskModel, pool
 from fslib.scoring import rank_correlation
 
 TaskEmbedding = dict[str, Float[np.ndarray, "_"]]  # {component: Fisher information of each of its parameters}

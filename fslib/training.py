@@ -10,7 +10,7 @@ from fslib.data.tasks import Task
 from fslib.endings import IAT, Ending, PCGrad, Stop
 from fslib.errors import FslibError
 from fslib.loop import History, Training
-from fslib.models import MultiTaskModel
+from fslib.model.multitask import MultiTaskModel
 
 
 def train(

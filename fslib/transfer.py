@@ -18,7 +18,7 @@ from fslib.data.tasks import Task
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
 from fslib.loop import History
-from fslib.models import MultiTaskModel
+from fslib.model.multitask import MultiTaskModel
 from fslib.scoring import Score
 from fslib.similarity import representations
 from fslib.training import train

@@ -10,8 +10,8 @@ from tinymodels import HEAD_DIM, HEADS, LAYERS, at_projections, projections
 
 from fslib import contributions, head_importance, mean_context, pruned
 from fslib.estimators import ESTIMATORS, passes
-from fslib.heads import gated
 from fslib.importance import estimate
+from fslib.model.attention import gated
 
 MEASURED = ("ablation", "integrated", "norm")
 CASES = pytest.mark.parametrize(

@@ -35,7 +35,8 @@ from tinymodels import (
 from tinymodels import untouched as load_untouched
 
 from fslib import FslibError, MultiTaskModel, overlap, pruned, random_heads, top_heads
-from fslib.heads import control_of, head_count, tapped
+from fslib.heads import head_count
+from fslib.model.attention import control_of, tapped
 
 EVERY = pytest.mark.parametrize("name", ARCHITECTURES)
 EVERY_HEAD = list(itertools.product(range(LAYERS), range(HEADS)))

@@ -18,10 +18,11 @@ from refusal import refused
 from tinymodels import HEAD_DIM, HEADS, LAYERS, save
 
 import fslib
-from fslib import models
 from fslib.data.hub import REGISTRY, Source, hub_task
 from fslib.data.loading import load_tasks, task_names
 from fslib.data.tasks import METRIC_OF, METRICS
+from fslib.model import encoders as models
+from fslib.model.multitask import CARD
 
 ONE_TEXT = ["cola", "ag", "imdb", "yelp_p", "yelp_f", "dbpedia", "yahoo", "sst-2", "sogou"]
 TWO_TEXTS = ["mrpc", "mnli", "qqp", "qnli", "cmnli", "sts-b", "wnli", "rte", "scitail", "snli"]
@@ -453,7 +454,7 @@ def test_a_saved_model_whose_encoder_was_swapped_is_refused(zoo, tmp_path, famil
 
 def test_a_model_saved_before_its_shape_was_written_still_loads(zoo, tmp_path):
     zoo.model("bert").save(tmp_path / "model")
-    card = json.loads((tmp_path / "model" / models.CARD).read_text())
+    card = json.loads((tmp_path / "model" / CARD).read_text())
     assert card.pop("shape") == ["bert", LAYERS, HEADS, HEADS * HEAD_DIM]
-    (tmp_path / "model" / models.CARD).write_text(json.dumps(card))
+    (tmp_path / "model" / CARD).write_text(json.dumps(card))
     assert fslib.MultiTaskModel.load(tmp_path / "model").n_layers == LAYERS

@@ -25,8 +25,8 @@ from tinymodels import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fslib
-from fslib.heads import tapped
 from fslib.loop import READ_EVERY, Training
+from fslib.model.attention import tapped
 from fslib.rows import HeadRows, head_rows
 
 EVERY = pytest.mark.parametrize("name", ARCHITECTURES)

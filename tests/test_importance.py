@@ -19,7 +19,7 @@ from tinymodels import HEAD_DIM, HEADS, LAYERS, at_projections, projections, toy
 
 from fslib import FslibError, MultiTaskModel, contributions, evaluate, head_importance, mean_context, pruned, train
 from fslib.estimators import ESTIMATORS
-from fslib.heads import gated
+from fslib.model.attention import gated
 
 KINDS = pytest.mark.parametrize("kind", ["single", "pair", "regression"])
 REDUCTIONS = pytest.mark.parametrize("reduction", ["token", "example"])

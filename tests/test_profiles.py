@@ -4,7 +4,7 @@ import pytest
 from refusal import refused
 
 import fslib
-from fslib.models import ENCODERS, PRETRAINED
+from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.profiles import PROFILES, make_profile
 from fslib.study import SELECTIONS, Study
 

@@ -29,7 +29,7 @@ from small_units import SMALL, TASKS, NumbersConfig, training, write_tasks
 
 from fslib import Study, experiments, results
 from fslib.experiments import DataConfig, ImportanceConfig, PruneConfig, Store, TrainConfig, Unit, checked
-from fslib.models import MultiTaskModel
+from fslib.model.multitask import MultiTaskModel
 from fslib.results import Record, Records, save_figure, save_table, write_bytes
 from fslib.runner import differences, tidy, verify_unit
 

@@ -11,7 +11,7 @@ from refusal import refused
 from tinymodels import LAYERS, toy_task, untouched
 
 import fslib
-from fslib.models import pool
+from fslib.model.multitask import pool
 from fslib.similarity import (
     cosine,
     head_overlap,

