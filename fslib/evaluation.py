@@ -6,75 +6,16 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import nn
 
 from fslib.data.batches import Batch
 from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError
+from fslib.model.devices import gather_rows
 from fslib.model.multitask import MultiTaskModel
 from fslib.scoring import Score
 
 EVAL_BATCH = 32
-
-
-@contextmanager
-def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Dropout on (training) or off inside the block; every module's own mode is restored, whatever happens."""
-    modes = {module: module.training for module in model.modules()}
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def pick_split(task: Task, split: str) -> Split:
-    if split not in ("train", "eval"):
-        raise FslibError(f"unknown split {split!r}: valid: train, eval")
-    return task.train if split == "train" else task.eval
-
-
-def sample(task: Task, split: str, examples: int | None, seed: int) -> Split:
-    """A random part of a split, or all of it where `examples` is None."""
-    if examples is None:
-        return pick_split(task, split)
-    if examples < 1:
-        raise FslibError(f"examples {examples}: give at least one, or None for all")
-    pick_split(task, split)  # refuses an unknown split by name
-    return pick_split(task.limited(**{split: examples}, seed=seed), split)
-
-
-def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list[Batch]:
-    """All examples once, in batches of like length; with several processes, this process's share.
-
-    The longest come first: what they needed is then used again, and memory does not grow batch by batch.
-    """
-    encoded = model.encode(split)
-    state = PartialState()
-    mine = encoded.in_length_order(batch_size)[state.process_index :: state.num_processes]
-    return [encoded.batch(indices) for indices in reversed(mine)]
-
-
-def gather_rows(rows: np.ndarray, batches: list[Batch]) -> np.ndarray:
-    """(n, ...) with every process's rows in place, from an array that holds this process's at its batches' indices."""
-    if PartialState().num_processes > 1:
-        mine = np.concatenate([batch.indices for batch in batches]) if batches else np.empty(0, dtype=np.int64)
-        for places, values in gather_object([(mine, rows[mine])]):
-            rows[places] = values
-    return rows
-
-
-def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> np.ndarray:
-    """(n,) predicted classes (int64), or values (float32) for regression, in the split's order."""
-    found = np.zeros(n, dtype=np.float32 if task.is_regression else np.int64)
-    with in_mode(model, training=False), torch.inference_mode():
-        for batch in batches:
-            logits = model(batch.to(model.device).inputs, task.name)
-            values = logits[:, 0].float() if task.is_regression else logits.argmax(-1)
-            found[batch.indices] = values.cpu().numpy()
-    return gather_rows(found, batches)
 
 
 def evaluate(
@@ -84,7 +25,7 @@ def evaluate(
     split: str = "eval",
     batch_size: int = EVAL_BATCH,
 ) -> dict[str, Score]:
-    """Score the model on every task: {name: Score}, dropout off; heads pruned around the call stay pruned.
+    """Score the model on every task and return {name: Score}; dropout is off, heads pruned around the call stay so.
 
     split: "eval" or "train". Raises FslibError for a task the model has no classifier for.
     """
@@ -94,3 +35,54 @@ def evaluate(
         predictions = predict(model, task, length_batches(model, part, batch_size), len(part))
         scores[name] = Score(task.metric, predictions, part.labels)
     return scores
+
+
+def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> np.ndarray:
+    """Return (n,) predicted classes (int64), or values (float32) for regression, in the split's order."""
+    predictions = np.zeros(n, dtype=np.float32 if task.is_regression else np.int64)
+    with in_mode(model, training=False), torch.inference_mode():
+        for batch in batches:
+            logits = model(batch.to(model.device).inputs, task.name)
+            values = logits[:, 0].float() if task.is_regression else logits.argmax(-1)
+            predictions[batch.indices] = values.cpu().numpy()
+    return gather_rows(predictions, batches)
+
+
+def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list[Batch]:
+    """Return all examples once, in batches of like length; with several processes, this process's share.
+
+    The longest come first: what they needed is then used again, and memory does not grow batch by batch.
+    """
+    encoded = model.encode(split)
+    state = PartialState()
+    mine = encoded.in_length_order(batch_size)[state.process_index :: state.num_processes]
+    return [encoded.batch(indices) for indices in reversed(mine)]
+
+
+def pick_split(task: Task, split: str) -> Split:
+    """Return the split of that name. Raises FslibError for one that is neither "train" nor "eval"."""
+    if split not in ("train", "eval"):
+        raise FslibError(f"unknown split {split!r}: valid: train, eval")
+    return task.train if split == "train" else task.eval
+
+
+def sample(task: Task, split: str, examples: int | None, seed: int) -> Split:
+    """Draw a random part of a split, or return all of it where `examples` is None."""
+    if examples is None:
+        return pick_split(task, split)
+    if examples < 1:
+        raise FslibError(f"examples {examples}: give at least one, or None for all")
+    pick_split(task, split)  # refuses an unknown split by name
+    return pick_split(task.limited(**{split: examples}, seed=seed), split)
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Switch dropout on (training) or off inside the block; every module's own mode is restored, whatever happens."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -6,10 +6,19 @@ The estimate of Michel et al. (2019), as Li et al. (2023) use it, for task t:
 
 ctx[l,h,i] is head h's output at token i of layer l, before the output projection, loss(x) the example's
 own loss, N the number of non-padding tokens. The inner product is the first-order change of the loss if
-that output were scaled away; summed over an example's tokens it is d loss / d gate. Other estimators, to test
-this one, are in `estimators`.
+that output were scaled away; summed over an example's tokens it is d loss / d gate.
 
-All are measurements: the model leaves them exactly as it came.
+Why other estimators: the gradient is a guess, made at gate 1, of what happens when a head is gone. These test it:
+
+    gradient     < ctx, d loss / d ctx > at every token (the paper's)
+    ablation     loss with the head zeroed minus loss: exact, but one pass per head
+    integrated   the mean of d loss / d gate while all gates go from 0 to 1 together (integrated gradients,
+                 Sundararajan et al., 2017): the heads' values sum to the change of the loss
+    norm         the length of the head's output, which knows the task's texts but not its labels
+    random       measures nothing: what any other must beat
+
+All are measurements: the model leaves them exactly as it came. Heads are read and scaled before the gates of a
+surrounding `pruned` apply, so what is off stays as it is.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,14 +35,16 @@ from torch import Tensor, nn
 from fslib.data.batches import Batch
 from fslib.data.tasks import Split, Task
 from fslib.errors import FslibError, unknown
-from fslib.estimators import STEPS, ablation, head_products, integrated, norms, passes, random_scores
-from fslib.evaluation import EVAL_BATCH, gather_rows, in_mode, length_batches, sample
+from fslib.evaluation import EVAL_BATCH, in_mode, length_batches, sample
 from fslib.model.attention import tapped
+from fslib.model.devices import gather_rows
 from fslib.model.multitask import MultiTaskModel
 from fslib.progress import bar
 
+ESTIMATORS = ("gradient", "ablation", "integrated", "norm", "random")
 REDUCTIONS = ("token", "example")
 NORMALIZATIONS = (None, "layer")
+STEPS = 8  # of "integrated": in MiniLM the values then sum to the loss they change within 1 %, and rank as with 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +62,7 @@ class Estimate:
     def importance(
         self, *, normalize: str | None = None, subset: np.ndarray | None = None
     ) -> Float[np.ndarray, "layers heads"]:
-        """(layers, heads) importance over all examples or a subset of them (positions; may repeat)."""
+        """Return importance, (layers, heads), over all examples or a subset of them (positions; may repeat)."""
         subset = np.arange(len(self.weights)) if subset is None else np.asarray(subset)
         if not len(subset):
             raise FslibError("importance needs at least one example")
@@ -76,11 +87,11 @@ class Contributions:
     def importance(
         self, *, reduction: str = "token", normalize: str | None = None, subset: np.ndarray | None = None
     ) -> Float[np.ndarray, "layers heads"]:
-        """(layers, heads) importance over all examples or a subset of them (positions; may repeat)."""
+        """Return importance, (layers, heads), over all examples or a subset of them (positions; may repeat)."""
         return self.estimate(reduction).importance(normalize=normalize, subset=subset)
 
     def estimate(self, reduction: str = "token") -> Estimate:
-        """The same under one reduction."""
+        """Return the same numbers under one reduction. Raises FslibError for an unknown one."""
         if reduction not in REDUCTIONS:
             raise unknown("reduction", reduction, REDUCTIONS)
         if reduction == "token":
@@ -91,7 +102,7 @@ class Contributions:
 def normalized(
     importance: Float[np.ndarray, "layers heads"], normalize: str | None
 ) -> Float[np.ndarray, "layers heads"]:
-    """Importance as it is (None), or with each layer divided by its L2 norm ("layer", Michel et al.'s advice)."""
+    """Return importance as it is (None) or with each layer divided by its L2 norm ("layer", Michel et al.'s advice)."""
     check_normalize(normalize)
     if normalize is None:
         return importance
@@ -100,6 +111,7 @@ def normalized(
 
 
 def check_normalize(normalize: str | None) -> None:
+    """Raise FslibError for an unknown way to normalize."""
     if normalize not in NORMALIZATIONS:
         raise FslibError(f'unknown normalize {normalize!r}: valid: None, "layer"')
 
@@ -117,7 +129,7 @@ def head_importance(
     seed: int = 0,
     steps: int = STEPS,
 ) -> Float[np.ndarray, "layers heads"]:
-    """Importance of every head for a task, (layers, heads), higher = more important.
+    """Return the importance of every head for a task, (layers, heads), higher = more important.
 
     estimator: "gradient", the paper's, >= 0, in units of loss per token; "ablation", loss with the head zeroed minus
         loss, mean over examples (< 0: better off without it); "integrated", mean over examples of |A|, A the mean of
@@ -127,10 +139,10 @@ def head_importance(
         summing an example's tokens. normalize: None, or "layer" to divide each layer by its L2 norm.
     split: "train" by default, so that evaluation data chooses nothing. examples: a random part of the split
         (`seed`), None for all.
-    Inside `pruned`, heads that are off score 0 (but by "random"). What each costs: `estimators.passes`.
+    Inside `pruned`, heads that are off score 0 (but by "random"). What each estimator costs: `passes`.
     """
     check_normalize(normalize)  # a misspelt word should not cost a pass
-    found = estimate(
+    per_example = estimate(
         model,
         task,
         estimator=estimator,
@@ -141,7 +153,7 @@ def head_importance(
         seed=seed,
         steps=steps,
     )
-    return found.importance(normalize=normalize)
+    return per_example.importance(normalize=normalize)
 
 
 def estimate(
@@ -156,13 +168,13 @@ def estimate(
     seed: int = 0,
     steps: int = STEPS,
 ) -> Estimate:
-    """The passes behind `head_importance`, example by example; the same options."""
+    """Make the passes behind `head_importance` and return their result example by example; the same options."""
     passes(estimator, model.n_layers, model.n_heads, steps)  # refuses an unknown estimator and no steps
     if reduction not in REDUCTIONS:
         raise unknown("reduction", reduction, REDUCTIONS)
     if estimator == "gradient":
-        found = contributions(model, task, split=split, examples=examples, batch_size=batch_size, seed=seed)
-        return found.estimate(reduction)
+        parts = contributions(model, task, split=split, examples=examples, batch_size=batch_size, seed=seed)
+        return parts.estimate(reduction)
     if reduction != "token":
         raise FslibError(f'reduction {reduction!r} is for estimator "gradient" alone: leave it out with {estimator!r}')
     part = sample(task, split, examples, seed)
@@ -171,15 +183,15 @@ def estimate(
     if estimator == "random":
         values[:] = random_scores(model.n_layers, model.n_heads, task.name, seed)
         return Estimate(values, weights)
-    measures: dict[str, Callable[[MultiTaskModel, Batch, str], Tensor]] = {
+    score: dict[str, Callable[[MultiTaskModel, Batch, str], Tensor]] = {
         "ablation": ablation,
         "integrated": partial(integrated, steps=steps),
         "norm": norms,
     }
     batches = _batches(model, part, batch_size)
-    with measuring(model):
+    with gradients_for(model):
         for batch in bar(batches, f"{estimator} importance", "batches"):
-            values[batch.indices] = measures[estimator](model, batch.to(model.device), task.name).cpu().numpy()
+            values[batch.indices] = score[estimator](model, batch.to(model.device), task.name).cpu().numpy()
             if estimator == "norm":
                 weights[batch.indices] = batch.mask.sum(1).numpy()
     values, weights = gather_rows(values, batches), gather_rows(weights, batches)
@@ -195,14 +207,17 @@ def contributions(
     batch_size: int = EVAL_BATCH,
     seed: int = 0,
 ) -> Contributions:
-    """The gradient estimator, example by example: one forward and one backward pass, no weight gradients."""
+    """Return the gradient estimator's parts, example by example: one forward and one backward pass.
+
+    No gradient of a weight is computed. The options are those of `head_importance`.
+    """
     part = sample(task, split, examples, seed)
     batches = _batches(model, part, batch_size)
     # Filled in place: small results kept between large batches would leave holes in memory that none can use.
     absolute = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
     signed = np.zeros_like(absolute)
     tokens = np.zeros(len(part), dtype=np.int64)
-    with measuring(model):
+    with gradients_for(model):
         for batch in batches:
             per_token = head_products(model, batch.to(model.device), task.name)  # (layers, batch, seq, heads)
             absolute[batch.indices] = per_token.abs().sum(2).transpose(0, 1).cpu().numpy()
@@ -211,9 +226,124 @@ def contributions(
     return Contributions(*(gather_rows(rows, batches) for rows in (absolute, signed, tokens)))
 
 
+def head_products(
+    model: MultiTaskModel, batch: Batch, task: str, scale: float = 1.0
+) -> Float[Tensor, "layers batch seq heads"]:
+    """Return < ctx, d loss / d ctx > for every layer, example, token and head; zero at padding.
+
+    scale: what every head's output is multiplied by on its way on; ctx is the output before that.
+    """
+    contexts: list[Tensor] = []
+
+    def listen(layer: int, ctx: Tensor) -> Tensor:
+        # The graph starts at the first layer's context: nothing below it is needed.
+        ctx = ctx.detach().requires_grad_() if layer == 0 else ctx
+        contexts.append(ctx)
+        return ctx if scale == 1 else ctx * scale
+
+    with torch.enable_grad(), tapped(model, listen):
+        # Examples do not meet inside the model, so the gradient of the sum holds each example's own.
+        loss = model.losses(batch, task).sum()
+        gradients = torch.autograd.grad(loss, contexts)
+    pairs = zip(contexts, gradients, strict=True)
+    products = torch.stack([(ctx.detach() * grad).sum(-1) for ctx, grad in pairs])  # (layers, batch, seq, heads)
+    return products * batch.mask[None, :, :, None]
+
+
+def ablation(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "batch layers heads"]:
+    """Return every example's loss with one head zeroed minus its loss, for each head; < 0: better off without it."""
+    with torch.inference_mode():
+        loss = model.losses(batch, task)
+        changes = loss.new_empty(len(loss), model.n_layers, model.n_heads)
+        for layer, head in np.ndindex(model.n_layers, model.n_heads):
+
+            def zero(at: int, ctx: Tensor, layer: int = layer, head: int = head) -> Tensor:
+                if at != layer:
+                    return ctx
+                ctx = ctx.clone()
+                ctx[:, :, head] = 0
+                return ctx
+
+            with tapped(model, zero):
+                changes[:, layer, head] = model.losses(batch, task) - loss
+    return changes
+
+
+def integrated(model: MultiTaskModel, batch: Batch, task: str, *, steps: int) -> Float[Tensor, "batch layers heads"]:
+    """Return the mean of d loss / d gate at the midpoints of `steps` equal parts of [0, 1], all gates moving together.
+
+    Summed over heads it tends to loss(all gates 1) - loss(all gates 0) as `steps` grows.
+    """
+    total = torch.zeros((), device=model.device)
+    for k in range(steps):
+        gate = (k + 0.5) / steps
+        # d loss / d ctx = gate * d loss / d (gate * ctx), and d loss / d gate wants the latter
+        total = total + head_products(model, batch, task, scale=gate).sum(2) / gate  # (layers, batch, heads)
+    return total.transpose(0, 1) / steps
+
+
+def norms(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "batch layers heads"]:
+    """Return the L2 norm of each head's output, summed over an example's tokens; 0 for a head that is switched off."""
+    lengths: list[Tensor] = []
+
+    def listen(layer: int, ctx: Tensor) -> Tensor:
+        lengths.append(ctx.norm(dim=-1))
+        return ctx
+
+    with torch.inference_mode(), tapped(model, listen):
+        model(batch.inputs, task)
+        sums = (torch.stack(lengths) * batch.mask[None, :, :, None]).sum(2)  # (layers, batch, heads)
+        gate = model.control.gate
+        # The tap comes before the gate, and what does not pass the gate is not the head's output.
+        return (sums if gate is None else sums * gate.abs()[:, None]).transpose(0, 1)
+
+
+def random_scores(layers: int, heads: int, task: str, seed: int) -> Float[np.ndarray, "layers heads"]:
+    """Draw uniform scores in [0, 1) by seed and task name: two tasks of one seed must not agree by chance."""
+    if seed < 0:
+        raise FslibError(f"seed {seed}: give 0 or more")
+    return np.random.default_rng([seed, *task.encode()]).random((layers, heads), dtype=np.float32)
+
+
+def passes(estimator: str, layers: int, heads: int, steps: int = STEPS) -> tuple[int, int]:
+    """Count the (forward, backward) passes over the sample that an estimator takes on a model of `layers` x `heads`."""
+    if estimator not in ESTIMATORS:
+        raise unknown("estimator", estimator, ESTIMATORS)
+    if steps < 1:
+        raise FslibError(f"steps {steps}: give at least one point between gate 0 and gate 1")
+    return {
+        "gradient": (1, 1),
+        "ablation": (layers * heads + 1, 0),
+        "integrated": (steps, steps),
+        "norm": (1, 0),
+        "random": (0, 0),
+    }[estimator]
+
+
+def mean_context(
+    model: MultiTaskModel, task: Task, *, split: str = "train", examples: int | None = None, seed: int = 0
+) -> Float[Tensor, "layers heads head_dim"]:
+    """Return each head's average output over a task's non-padding tokens, for `pruned(..., ablation="mean")`."""
+    total = torch.zeros(model.n_layers, *model.control.head_shapes[0], dtype=torch.float64)
+    count = 0
+    with in_mode(model, training=False), torch.inference_mode():
+        for batch in length_batches(model, sample(task, split, examples, seed), EVAL_BATCH):
+            weights = batch.mask[:, :, None, None].to(model.device)
+
+            def listen(layer: int, ctx: Tensor, weights: Tensor = weights) -> Tensor:
+                total[layer] += (ctx * weights).sum((0, 1)).cpu()
+                return ctx
+
+            with tapped(model, listen):
+                model(batch.to(model.device).inputs, task.name)
+            count += int(weights.sum())
+    parts = gather_object([(total, count)])
+    return (sum(t for t, _ in parts) / sum(c for _, c in parts)).float()
+
+
 @contextmanager
-def measuring(model: nn.Module, weights: Iterable[nn.Parameter] = ()) -> Iterator[None]:
-    """Dropout off and gradients for these weights alone; modes and requires_grad restored, whatever happens."""
+def gradients_for(model: nn.Module, weights: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Switch dropout off and let these weights alone have gradients; modes and requires_grad are restored."""
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.requires_grad_(False)
@@ -231,24 +361,3 @@ def _batches(model: MultiTaskModel, part: Split, batch_size: int) -> list[Batch]
     if not batches:
         raise FslibError("fewer batches than processes: use a smaller batch_size for importance")
     return batches
-
-
-def mean_context(
-    model: MultiTaskModel, task: Task, *, split: str = "train", examples: int | None = None, seed: int = 0
-) -> Float[Tensor, "layers heads head_dim"]:
-    """Each head's average output over a task's non-padding tokens, for `pruned(..., ablation="mean")`."""
-    total = torch.zeros(model.n_layers, *model.control.head_shapes[0], dtype=torch.float64)
-    count = 0
-    with in_mode(model, training=False), torch.inference_mode():
-        for batch in length_batches(model, sample(task, split, examples, seed), EVAL_BATCH):
-            weights = batch.mask[:, :, None, None].to(model.device)
-
-            def listen(layer: int, ctx: Tensor, weights: Tensor = weights) -> Tensor:
-                total[layer] += (ctx * weights).sum((0, 1)).cpu()
-                return ctx
-
-            with tapped(model, listen):
-                model(batch.to(model.device).inputs, task.name)
-            count += int(weights.sum())
-    parts = gather_object([(total, count)])
-    return (sum(t for t, _ in parts) / sum(c for _, c in parts)).float()

@@ -13,9 +13,9 @@ import pandas as pd
 from jaxtyping import Float
 
 from fslib.comparisons import MEASURES, read_named_iap
-from fslib.estimators import passes
 from fslib.experiments import cached_task, read_iap
 from fslib.heads import overlap, top_heads
+from fslib.importance import passes
 from fslib.model.encoders import ENCODERS
 from fslib.pruning import IAP, Dissociation
 from fslib.results import Record

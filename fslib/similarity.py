@@ -20,9 +20,10 @@ from jaxtyping import Float
 
 from fslib.data.tasks import Split, Task
 from fslib.errors import FslibError, unknown
-from fslib.evaluation import EVAL_BATCH, gather_rows, in_mode, length_batches, sample
+from fslib.evaluation import EVAL_BATCH, in_mode, length_batches, sample
 from fslib.heads import overlap, top_heads
-from fslib.importance import measuring
+from fslib.importance import gradients_for
+from fslib.model.devices import gather_rows
 from fslib.model.multitask import POOLINGS, MultiTaskModel, pool
 from fslib.scoring import rank_correlation
 
@@ -81,7 +82,7 @@ def task_embedding(
     weights = list(chosen.values())
     sums = [torch.zeros_like(weight) for weight in weights]
     part = sample(task, split, examples, seed)
-    with measuring(model, weights), torch.enable_grad():
+    with gradients_for(model, weights), torch.enable_grad():
         # One example at a time: the square of a batch's gradient is not the sum of its examples' squares.
         for batch in length_batches(model, part, 1):
             loss = model.losses(batch.to(model.device), task.name).sum()

@@ -9,8 +9,7 @@ from refusal import refused
 from tinymodels import HEAD_DIM, HEADS, LAYERS, at_projections, projections
 
 from fslib import contributions, head_importance, mean_context, pruned
-from fslib.estimators import ESTIMATORS, passes
-from fslib.importance import estimate
+from fslib.importance import ESTIMATORS, estimate, passes
 from fslib.model.attention import gated
 
 MEASURED = ("ablation", "integrated", "norm")

@@ -18,7 +18,7 @@ from accelerate.launchers import debug_launcher
 from tinymodels import HEAD_DIM, HEADS, LAYERS, at_projections, projections, toy_task
 
 from fslib import FslibError, MultiTaskModel, contributions, evaluate, head_importance, mean_context, pruned, train
-from fslib.estimators import ESTIMATORS
+from fslib.importance import ESTIMATORS
 from fslib.model.attention import gated
 
 KINDS = pytest.mark.parametrize("kind", ["single", "pair", "regression"])

@@ -53,7 +53,7 @@ def test_every_task_gets_as_many_steps_whatever_it_is_trained_with():
 def test_the_default_selection_is_the_papers():
     assert next(iter(SELECTIONS.items())) == ("gradient", {})
     estimators = {options.get("estimator", "gradient") for options in SELECTIONS.values()}
-    assert estimators | {"random"} == set(fslib.estimators.ESTIMATORS)
+    assert estimators | {"random"} == set(fslib.importance.ESTIMATORS)
 
 
 def test_a_profile_is_refused_by_the_first_thing_wrong():

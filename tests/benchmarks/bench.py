@@ -27,7 +27,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import fslib
 from fslib.data.batches import Batch, padding_share
 from fslib.evaluation import length_batches, predict
-from fslib.importance import contributions, head_products, measuring
+from fslib.importance import contributions, gradients_for, head_products
 from fslib.loop import Training
 from fslib.model.attention import tapped
 from fslib.progress import hidden
@@ -73,7 +73,7 @@ def importance() -> bool:
         model.zero_grad()
 
     def ours() -> None:
-        with measuring(model):
+        with gradients_for(model):
             for batch in batches:
                 head_products(model, batch, task.name)
 
