@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
+from fslib.dissociation import Dissociation
 from fslib.figures import COLOURS, GREY, MARKERS, looks, panels, percent, styled
-from fslib.pruning import Dissociation
 
 CONTROLS = ("random", "least", "mixed", "trunk")
 

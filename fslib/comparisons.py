@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from fslib.dissociation import IAP
 from fslib.endings import IAT, Ending, PCGrad, Stop
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
@@ -24,7 +25,7 @@ from fslib.experiments import (
 from fslib.importance import head_importance
 from fslib.model.multitask import MultiTaskModel
 from fslib.progress import hidden
-from fslib.pruning import IAP, prune_important_heads
+from fslib.pruning import prune_important_heads
 from fslib.results import Record
 from fslib.rows import HeadRows, head_rows
 from fslib.similarity import (

@@ -24,11 +24,12 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from fslib.data.loading import load_task
 from fslib.data.tasks import Split, Task
+from fslib.dissociation import IAP
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
 from fslib.importance import Contributions, contributions
 from fslib.model.multitask import MultiTaskModel
-from fslib.pruning import IAP, prune_important_heads
+from fslib.pruning import prune_important_heads
 from fslib.results import Record, Records, git_commit, machine, versions, writing
 from fslib.training import train
 

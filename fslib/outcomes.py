@@ -13,11 +13,11 @@ import pandas as pd
 from jaxtyping import Float
 
 from fslib.comparisons import MEASURES, read_named_iap
+from fslib.dissociation import IAP, Dissociation
 from fslib.experiments import cached_task, read_iap
 from fslib.heads import overlap, top_heads
 from fslib.importance import passes
 from fslib.model.encoders import ENCODERS
-from fslib.pruning import IAP, Dissociation
 from fslib.results import Record
 from fslib.scoring import (
     bootstrap_counts,
@@ -70,8 +70,7 @@ def selections(study: Study) -> pd.DataFrame:
     found: dict[str, Scored] = {}
     for name in names:
         iap = read_named_iap(record, name)
-        resampled = iap.bootstrap(draws=study.profile.draws)[:, -1, -1]
-        found[name] = float(iap.dissociation_by_seed()[0, -1, -1]), resampled
+        found[name] = iap.bootstrap(draws=study.profile.draws)["mean"]
     base, base_draws = found[names[0]]
     rows = []
     for name, (value, draws) in found.items():
@@ -150,7 +149,7 @@ def similarity_correlations(study: Study) -> pd.DataFrame:
     record, d = study.store.get(study.similarity_unit()), similarity(study)["D"].to_numpy()
     draws, place = study.profile.draws, {t: i for i, t in enumerate(record.result["tasks"])}
     pairs = [(place[a], place[b]) for a, b in study.pairs]
-    resampled = np.stack([pair_iap(study, p).bootstrap(draws=draws)[:, -1, -1] for p in study.pairs], -1)
+    resampled = np.stack([pair_iap(study, p).bootstrap(draws=draws)["mean"].draws for p in study.pairs], -1)
     chosen = np.random.default_rng(0).integers(len(pairs), size=(draws, len(pairs)))
     rows = []
     for measure in MEASURES:
@@ -237,9 +236,8 @@ def ending_dissociation(study: Study, against: str = "plain") -> pd.DataFrame:
     found: dict[str, dict[str, Scored]] = {}
     for name in names:
         iap = IAP.over_seeds([read_named_iap(r, name) for r in records])
-        values = iap.dissociation_by_seed().mean(0)[-1]
-        draws = iap.bootstrap(draws=study.profile.draws, over_seeds=True)[:, -1]  # (draws, tasks and their mean)
-        found[name] = {t: (float(values[i]), draws[:, i]) for i, t in enumerate(study.profile.tasks)}
+        drawn = iap.bootstrap(draws=study.profile.draws, over_seeds=True)
+        found[name] = {t: drawn[t] for t in study.profile.tasks}
     return compared(found, "ending", "task", against, len(records)).rename(columns={"score": "D"})
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fslib import outcomes
-from fslib.pruning import Dissociation
+from fslib.dissociation import Dissociation
 from fslib.study import Study
 
 SIGNIFICANCE = 0.05

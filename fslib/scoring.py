@@ -1,14 +1,13 @@
-"""Metrics, dissociation scores, intervals and nulls: plain arrays in, plain arrays out.
+"""Metrics, correlations and bootstrap: plain arrays in, plain arrays out.
 
-Axes, in this order wherever they occur: `pruned` is the task whose heads were pruned, `scored` the task
-that was evaluated, both of size `tasks`; `n` examples; `draws` bootstrap or permutation draws.
-Scores S and S0 are in [-1, 1] (metrics as fractions), dissociation scores D in points (x 100).
+Axes: `n` examples; `draws` bootstrap or permutation draws. Metrics are fractions, in [-1, 1].
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Num
@@ -16,11 +15,9 @@ from scipy.stats import rankdata
 
 from fslib.errors import FslibError, unknown
 
-CONVENTIONS = ("lesion", "released", "retention")
-
 
 def bootstrap_counts(n: int, draws: int, rng: np.random.Generator) -> Int[np.ndarray, "draws n"]:
-    """How often each of n examples is drawn in each bootstrap sample (rows sum to n).
+    """Draw bootstrap samples: how often each of n examples is in each sample (rows sum to n).
 
     Counts, not indices: using the same counts for every head set is what makes comparisons paired.
     """
@@ -33,7 +30,7 @@ def metric_score(
     labels: Num[np.ndarray, " n"],
     counts: Int[np.ndarray, "draws n"] | None = None,
 ) -> np.ndarray:
-    """A metric for many sets of predictions at once.
+    """Return a metric for many sets of predictions at once.
 
     metric: accuracy; f1 (class 1 positive); matthews (any number of classes); spearman. A metric that is
         undefined (no positives, constant predictions) is 0.
@@ -45,17 +42,17 @@ def metric_score(
         raise FslibError(f"{predictions.shape[-1]} predictions for {len(labels)} labels")
     weights = np.ones((1, len(labels))) if counts is None else np.asarray(counts, dtype=float)
     if metric == "spearman":
-        found = _spearman(predictions, labels, weights.astype(int))
+        scores = _spearman(predictions, labels, weights.astype(int))
     elif metric == "accuracy":
-        found = (predictions == labels) @ weights.T / weights.sum(1)
+        scores = (predictions == labels) @ weights.T / weights.sum(1)
     elif metric == "f1":
         true, claimed = labels == 1, predictions == 1
-        found = _ratio(2 * ((claimed & true) @ weights.T), claimed @ weights.T + weights @ true)
+        scores = _ratio(2 * ((claimed & true) @ weights.T), claimed @ weights.T + weights @ true)
     elif metric == "matthews":
-        found = _matthews(predictions, labels, weights)
+        scores = _matthews(predictions, labels, weights)
     else:
         raise unknown("metric", metric, ("accuracy", "f1", "matthews", "spearman"))
-    return found[..., 0] if counts is None else found
+    return scores[..., 0] if counts is None else scores
 
 
 def _ratio(a: np.ndarray | np.floating, b: np.ndarray | np.floating) -> np.ndarray:
@@ -63,7 +60,7 @@ def _ratio(a: np.ndarray | np.floating, b: np.ndarray | np.floating) -> np.ndarr
 
 
 def _matthews(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Gorodkin's R_K, which is Matthews' correlation for two classes."""
+    """Return Gorodkin's R_K, which is Matthews' correlation for two classes."""
     classes = np.union1d(predictions, labels)
     total = weights.sum(1)
     said = np.stack([(predictions == k) @ weights.T for k in classes])  # (classes, *sets, draws)
@@ -75,17 +72,17 @@ def _matthews(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) 
 
 
 def _spearman(predictions: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    found = np.empty((*predictions.shape[:-1], len(counts)))
+    correlations = np.empty((*predictions.shape[:-1], len(counts)))
     for draw, count in enumerate(counts):
         index = np.repeat(np.arange(len(labels)), count)
         a, b = rankdata(predictions[..., index], axis=-1), rankdata(labels[index])
         a, b = a - a.mean(-1, keepdims=True), b - b.mean()
-        found[..., draw] = _ratio(a @ b, np.sqrt((a**2).sum(-1) * (b**2).sum()))
-    return found
+        correlations[..., draw] = _ratio(a @ b, np.sqrt((a**2).sum(-1) * (b**2).sum()))
+    return correlations
 
 
 def chance_level(metric: str, labels: Num[np.ndarray, " n"]) -> float:
-    """What the best constant answer scores: the majority share (accuracy), 2p/(1+p) (f1), else 0."""
+    """Return what the best constant answer scores: the majority share (accuracy), 2p/(1+p) (f1), else 0."""
     if metric == "accuracy":
         return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
     if metric == "f1":
@@ -95,11 +92,18 @@ def chance_level(metric: str, labels: Num[np.ndarray, " n"]) -> float:
 
 
 def interval(draws: Float[np.ndarray, "*sets draws"], level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval (low, high), each (*sets,), from bootstrap draws on the last axis."""
+    """Return the percentile interval (low, high), each (*sets,), from bootstrap draws on the last axis."""
     if not 0 < level < 1:
         raise FslibError(f"level {level} is outside (0, 1): 0.95 is the usual one")
     ends = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=-1)
     return ends[0, ...], ends[1, ...]  # arrays even for one set
+
+
+class Bootstrap(NamedTuple):
+    """A number, and the same number in every bootstrap sample, (draws,)."""
+
+    value: float
+    draws: Float[np.ndarray, " draws"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +120,7 @@ class Score:
         return float(metric_score(self.metric, self.predictions, self.labels))
 
     def interval(self, level: float = 0.95, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """Bootstrap interval over examples."""
+        """Return the bootstrap interval (low, high) over examples."""
         counts = bootstrap_counts(len(self.labels), draws, np.random.default_rng(seed))
         low, high = interval(metric_score(self.metric, self.predictions, self.labels, counts), level)
         return float(low), float(high)
@@ -129,51 +133,8 @@ class Score:
         return f"Score({self.metric} {self.value:.3f}, 95 % [{low:.3f}, {high:.3f}], n={len(self.labels)})"
 
 
-def dissociation(
-    scores: Float[np.ndarray, "*sets pruned scored"],
-    unpruned: Float[np.ndarray, "*sets2 scored"],
-    convention: str = "lesion",
-    chance: Float[np.ndarray, " scored"] | None = None,
-) -> Float[np.ndarray, "*sets scored"]:
-    """Dissociation score D_t of every task, in points; its mean over tasks is the model's.
-
-    scores[..., t, u]: score of task u with task t's top heads pruned. unpruned[..., u]: nothing pruned.
-    convention:
-        "lesion"     D_t = 100 (mean_{s != t} S[s,t] - S[t,t]) / S0[t]: same task, its own lesion against others'.
-        "released"   D_t = 100 (mean_{u != t} S[t,u] - S[t,t]) / S0[t]: the paper's released code; it
-                     subtracts scores of different tasks, so an easy task reads as negative.
-        "retention"  D_t = 100 (mean_{u != t} R[t,u] - R[t,t]), R = (S - chance) / (S0 - chance).
-    A task whose S0 (for retention: S0 - chance) is not positive has no defined D: NaN.
-    Raises FslibError for fewer than two tasks, an unknown convention, or retention without chance.
-    """
-    scores, unpruned = np.asarray(scores, dtype=float), np.asarray(unpruned, dtype=float)
-    tasks = scores.shape[-1]
-    if tasks < 2 or scores.shape[-2] != tasks:
-        raise FslibError(f"dissociation compares at least two tasks; got scores of shape {scores.shape}")
-    if convention not in CONVENTIONS:
-        raise unknown("dissociation convention", convention, CONVENTIONS)
-    own = np.eye(tasks, dtype=bool)
-    if convention == "retention":
-        if chance is None:
-            raise FslibError("the retention convention needs the chance level of every task")
-        room = np.where(unpruned > chance, unpruned - chance, np.nan)
-        scores = (scores - chance) / room[..., None, :]
-        scale = np.ones_like(unpruned)
-    else:
-        scale = np.where(unpruned > 0, unpruned, np.nan)
-    others = np.where(own, 0, scores).sum(-2 if convention == "lesion" else -1) / (tasks - 1)
-    return 100 * (others - np.diagonal(scores, axis1=-2, axis2=-1)) / scale
-
-
-def random_choices(sets: int, tasks: int, draws: int, rng: np.random.Generator) -> Int[np.ndarray, "draws tasks"]:
-    """Which of `sets` head sets each task gets, in each of `draws` null draws: all combinations if they are few."""
-    if sets**tasks <= draws:
-        return np.stack(np.meshgrid(*[np.arange(sets)] * tasks, indexing="ij"), -1).reshape(-1, tasks)
-    return rng.integers(sets, size=(draws, tasks))
-
-
 def p_value(null: Float[np.ndarray, "draws *sets"], observed: Float[np.ndarray, "*sets"], exact: bool) -> np.ndarray:
-    """One-sided p, the share of null draws at least as large as what was observed.
+    """Return the one-sided p: the share of null draws at least as large as what was observed.
 
     exact: the draws are all combinations, the observed one among them; otherwise the observed one is added.
     NaN where the observed score is: what is not defined is not significant.
@@ -184,7 +145,7 @@ def p_value(null: Float[np.ndarray, "draws *sets"], observed: Float[np.ndarray, 
 
 
 def rank_correlation(a: Float[np.ndarray, "*shape"], b: Float[np.ndarray, "*shape"]) -> float:
-    """Spearman correlation of two importance maps, or other arrays of one shape, in [-1, 1]."""
+    """Return the Spearman correlation of two importance maps, or other arrays of one shape, in [-1, 1]."""
     return float(metric_score("spearman", np.ravel(a)[None], np.ravel(b))[0])
 
 

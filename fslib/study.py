@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from fslib.comparisons import EndingsConfig, SelectionConfig, SimilarityConfig, TransferConfig
 from fslib.data.batches import task_order
 from fslib.data.tasks import Task
+from fslib.dissociation import IAP
 from fslib.errors import FslibError, unknown
 from fslib.experiments import (
     DataConfig,
@@ -33,7 +34,6 @@ from fslib.experiments import (
 )
 from fslib.importance import Contributions
 from fslib.profiles import make_profile
-from fslib.pruning import IAP
 from fslib.results import ROOT, Record, results_root, save_figure, save_table, write_bytes
 
 # Ways to choose heads: the first is the default. Michel et al. divide by layer norms; the paper's code does not.

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from fslib.data.bbc import articles, raw_articles, split_articles
+from fslib.dissociation import Dissociation
 from fslib.heads import overlap, top_heads
 from fslib.importance import normalized
 from fslib.model.encoders import ENCODERS
 from fslib.model.multitask import MultiTaskModel
-from fslib.pruning import Dissociation
 from fslib.results import Record
 from fslib.scoring import bootstrap_counts, chance_level, interval, metric_score, rank_correlation
 from fslib.study import Study

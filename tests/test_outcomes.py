@@ -10,7 +10,7 @@ from refusal import refused
 
 import fslib
 from fslib import charts, outcomes, reading
-from fslib.pruning import IAP
+from fslib.dissociation import IAP
 from fslib.scoring import exchanged_correlations, p_value, rank_correlation
 
 
@@ -93,8 +93,8 @@ def test_resampling_seeds_widens_the_interval_when_models_differ():
     for i, t in enumerate("ab"):
         lesioned[t][0, 0, i, 0] = 1 - labels[t]  # its own lesion leaves nothing in the first model
     iap = IAP(("a", "b"), ("accuracy",) * 2, (0.25,), heads, labels, unpruned, lesioned)
-    assert iap.dissociation(draws=50).value[-1, -1] == 50
-    fixed, both = (iap.bootstrap(draws=500, over_seeds=over)[:, -1, -1] for over in (False, True))
+    assert iap.dissociation(draws=50).mean.value == 50
+    fixed, both = (iap.bootstrap(draws=500, over_seeds=over)["mean"].draws for over in (False, True))
     assert np.unique(fixed) == [50] and set(np.unique(both)) == {0, 50, 100}
 
 

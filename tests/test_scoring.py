@@ -9,15 +9,8 @@ from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from fslib import FslibError, Score, dissociation, rank_correlation
-from fslib.scoring import (
-    CONVENTIONS,
-    bootstrap_counts,
-    chance_level,
-    interval,
-    metric_score,
-    p_value,
-    random_choices,
-)
+from fslib.dissociation import CONVENTIONS, random_choices
+from fslib.scoring import bootstrap_counts, chance_level, interval, metric_score, p_value
 
 REFERENCE = {
     "accuracy": accuracy_score,
