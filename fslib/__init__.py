@@ -7,19 +7,19 @@ Multi-Head Attention under Multi-task Learning*, EMNLP 2023, doi 10.18653/v1/202
 from fslib.data.loading import glue_task, load_tasks, task_names
 from fslib.data.tasks import Split, Task, make_task
 from fslib.dissociation import IAP, Dissociation, dissociation
-from fslib.endings import IAT, PCGrad, Stop
+from fslib.endings import PCGrad, Stop
 from fslib.errors import FslibError
 from fslib.evaluation import evaluate
 from fslib.heads import overlap, random_heads, top_heads
+from fslib.iat import IAT
 from fslib.importance import contributions, head_importance, mean_context
-from fslib.loop import History
 from fslib.model.attention import pruned
 from fslib.model.multitask import MultiTaskModel
 from fslib.profiles import PROFILES, Profile
 from fslib.pruning import prune_important_heads
 from fslib.scoring import Score, rank_correlation
 from fslib.study import Study
-from fslib.training import branch, train
+from fslib.training import History, branch, train
 
 __version__ = "0.1.0"
 

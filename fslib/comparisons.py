@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from fslib.dissociation import IAP
-from fslib.endings import IAT, Ending, PCGrad, Stop
+from fslib.endings import Ending, PCGrad, Stop
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
 from fslib.experiments import (
@@ -22,12 +22,12 @@ from fslib.experiments import (
     new_model,
     training_options,
 )
+from fslib.iat import IAT, HeadRows, head_rows
 from fslib.importance import head_importance
 from fslib.model.multitask import MultiTaskModel
 from fslib.progress import hidden
 from fslib.pruning import prune_important_heads
 from fslib.results import Record
-from fslib.rows import HeadRows, head_rows
 from fslib.similarity import (
     cosine,
     head_overlap,

@@ -1,29 +1,81 @@
 """Endings: what the last part of multi-task training may be, instead of more of the same.
 
-`IAT`, important attention-head training (Li et al., 2023): a batch of a task updates only the query, key and
-value rows of that task's own heads. `PCGrad` (Yu et al., 2020): conflicting gradients of tasks are projected.
-`Stop`: nothing, which leaves the trunk as it is.
+An ending is a rule about gradients; the training loop (`fslib.training`) owns the batches. At every step the loop asks
+
+    for task in rule.tasks(step):       whose batches the step takes
+        ... backward ...
+        rule.collect(task)              that task's gradient lies in the parameters: keep or change it
+    updated = rule.gradients()          what the step updates, its gradients where the optimizer finds them
+
+`Rule` itself is plain training. `IAT` (Li et al., 2023) stands in `fslib.iat`. Here stand `Stop`, which leaves the
+trunk as it is, and `PCGrad` (Yu et al., 2020), which projects conflicting gradients of tasks.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from fslib.errors import FslibError, unknown
-from fslib.heads import head_count, random_heads, top_heads
-from fslib.importance import REDUCTIONS, check_normalize
+from fslib.data.tasks import Task
+from fslib.errors import FslibError
+from fslib.model.multitask import MultiTaskModel
 
-CHOICES = ("top", "random", "least")
-OTHERS = ("train", "freeze")
+
+@dataclass(frozen=True, eq=False)
+class Trunk:
+    """A training as an ending finds it when it begins.
+
+    order: the task of every step, the first step's first. step: steps made. cache: what the run's endings share.
+    """
+
+    model: MultiTaskModel
+    tasks: dict[str, Task]
+    order: list[str]
+    optimizer: torch.optim.Optimizer
+    batch_size: int
+    seed: int
+    step: int
+    cache: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what an earlier ending of this run has made under the key, or make it now."""
+        if key not in self.cache:
+            self.cache[key] = make()
+        return self.cache[key]
+
+
+class Rule:
+    """Plain training: a step takes the batch of its own task and updates every parameter.
+
+    heads: each task's head set, bool (layers, heads), True = trained on its batches; none but with IAT.
+    scoring_seconds: time that choosing them took.
+    """
+
+    def __init__(self, trunk: Trunk) -> None:
+        self.order = trunk.order
+        self.parameters: list[Tensor] = list(trunk.model.parameters())
+        self.heads: dict[str, Bool[np.ndarray, "layers heads"]] = {}
+        self.scoring_seconds = 0.0
+
+    def tasks(self, step: int) -> list[str]:
+        """Name the tasks whose batches a step takes (steps are counted from 1)."""
+        return [self.order[step - 1]]
+
+    def collect(self, task: str) -> None:
+        """Take the gradient of a task's loss, just computed, from the parameters' `grad`."""
+
+    def gradients(self) -> list[Tensor]:
+        """Put the step's gradients where the optimizer finds them; return all that the step updates."""
+        return self.parameters
 
 
 @dataclass(frozen=True)
-class _Ending:
-    """delta: the share of the steps, the last ones, that the ending takes, in (0, 1)."""
+class Ending:
+    """What all endings have. delta: the share of the steps, the last ones, that the ending takes, in (0, 1)."""
 
     delta: float = 0.1
 
@@ -32,78 +84,40 @@ class _Ending:
             raise FslibError(f"delta {self.delta} is outside (0, 1): 0.1 means the last tenth of the steps")
 
     def start(self, steps: int) -> int:
-        """Steps made before the ending. Raises FslibError if delta leaves nothing before it or after it."""
+        """Return the steps made before the ending. Raises FslibError if delta leaves none before it or after it."""
         start = steps - round(self.delta * steps)
         if not 0 < start < steps:
             raise FslibError(f"delta {self.delta} of {steps} steps: choose it so that steps lie before and after")
         return start
 
+    def stop(self, steps: int) -> int:
+        """Return the step after which training ends."""
+        return steps
+
+    def check(self, trunk: Trunk) -> None:
+        """Raise FslibError for a training that cannot have this ending, before its first step."""
+
+    def begin(self, trunk: Trunk) -> Rule:
+        """Return the rule that the training follows from here on."""
+        return Rule(trunk)
+
+    def needs_two_tasks(self, trunk: Trunk) -> None:
+        """Raise FslibError for a training on one task."""
+        if len(trunk.tasks) < 2:
+            raise FslibError(f"{type(self).__name__} needs at least two tasks, and gets {list(trunk.tasks)}")
+
 
 @dataclass(frozen=True)
-class Stop(_Ending):
+class Stop(Ending):
     """No ending: training stops at (1 - delta) of the steps."""
 
-
-@dataclass(frozen=True)
-class IAT(_Ending):
-    """Important attention-head training (Li et al., 2023): in the last `delta` of the steps a batch of task t updates,
-    of all query, key and value rows, only those of t's own heads. No other parameter is touched or added.
-
-    alpha: share of all heads in a task's set, in (0, 1].
-    heads: "top" (most important to the task), or a control: "random" (as many in each layer), "least" (important).
-    others: "train": everything that is not a query, key or value row trains on; "freeze": only classifiers do.
-    shared: keep heads that are in every task's set; False leaves them out of all.
-    strict: a row outside the set stays as it is, bit for bit. False is the released code's: its gradient is zero,
-        but Adam's moments and weight decay move it.
-    examples: training examples of each task that importance is scored on (None: all); `reduction`, `normalize`:
-        as in `fslib.head_importance`.
-    """
-
-    alpha: float = 0.3
-    heads: str = "top"
-    others: str = "train"
-    shared: bool = True
-    strict: bool = True
-    examples: int | None = 64  # twice what a rank correlation of 0.95 with all examples took in the slowest task
-    reduction: str = "token"
-    normalize: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.alpha <= 1:
-            raise FslibError(f"alpha {self.alpha} is outside (0, 1]: there are no more top heads than heads")
-        for what, value, valid in (
-            ("heads for IAT", self.heads, CHOICES),
-            ("others for IAT", self.others, OTHERS),
-            ("reduction", self.reduction, REDUCTIONS),
-        ):
-            if value not in valid:
-                raise unknown(what, value, valid)
-        check_normalize(self.normalize)
-        if self.examples is not None and self.examples < 1:
-            raise FslibError(f"examples {self.examples}: importance needs at least one example, or None for all")
-
-    def choose(
-        self, importance: Mapping[str, Float[np.ndarray, "layers heads"]], rng: np.random.Generator
-    ) -> dict[str, Bool[np.ndarray, "layers heads"]]:
-        """Each task's head set, True = trained on its batches. Raises FslibError for one task, or for an empty set."""
-        if len(importance) < 2:
-            raise FslibError(f"IAT tells the heads of tasks apart: give at least two tasks, not {list(importance)}")
-        total = next(iter(importance.values())).size
-        if head_count(self.alpha, total) == 0:
-            raise FslibError(f"alpha {self.alpha} of {total} heads is no head: choose at least {1 / total:.3f}")
-        sign = -1 if self.heads == "least" else 1
-        sets = {t: top_heads(sign * scores, self.alpha) for t, scores in importance.items()}
-        if self.heads == "random":
-            sets = {t: random_heads(top, 1, rng)[0] for t, top in sets.items()}
-        if not self.shared:
-            everywhere = np.logical_and.reduce(list(sets.values()))
-            sets = {t: chosen & ~everywhere for t, chosen in sets.items()}
-        return sets
+    def stop(self, steps: int) -> int:
+        """Return the step at which the ending would begin."""
+        return self.start(steps)
 
 
 @dataclass(frozen=True)
-class PCGrad(_Ending):
+class PCGrad(Ending):
     """Projecting conflicting gradients (Yu et al., 2020): removes interference between tasks without choosing heads.
 
     Every update takes examples of every task, `batch_size` in all: as many updates and as many examples as other
@@ -114,16 +128,64 @@ class PCGrad(_Ending):
 
     project: bool = True
 
+    def check(self, trunk: Trunk) -> None:
+        """Raise FslibError for one task, and for a batch too small to be shared by all tasks."""
+        self.needs_two_tasks(trunk)
+        if trunk.batch_size < len(trunk.tasks):
+            raise FslibError(
+                f"PCGrad shares batch_size {trunk.batch_size} among {len(trunk.tasks)} tasks: make it larger"
+            )
 
-Ending = IAT | PCGrad | Stop
+    def begin(self, trunk: Trunk) -> Rule:
+        """Return the rule of mixed steps, with or without projection."""
+        return ProjectedRule(trunk) if self.project else MixedRule(trunk)
+
+
+class MixedRule(Rule):
+    """A step takes a part of its batch from every task; the gradient is the mean over tasks."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__(trunk)
+        self.names = list(trunk.tasks)
+
+    def tasks(self, step: int) -> list[str]:
+        """Name all tasks, at every step."""
+        return self.names
+
+
+class ProjectedRule(MixedRule):
+    """The same, but the encoder's gradient is the mean of the tasks' gradients after PCGrad's projections."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__(trunk)
+        self.encoder = [p for p in trunk.model.encoder.parameters() if p.requires_grad]
+        self.rng = np.random.default_rng((trunk.seed, 4))
+        self.collected: list[Tensor] = []
+
+    def collect(self, task: str) -> None:
+        """Set the encoder's gradient for this task aside; the classifiers' stay where they are."""
+        self.collected.append(torch.cat([_flat_gradient(p) for p in self.encoder]))
+        for parameter in self.encoder:
+            parameter.grad = None
+
+    def gradients(self) -> list[Tensor]:
+        """Give the encoder the mean of the projected gradients."""
+        each = torch.stack(self.collected)  # (tasks, parameters of the encoder)
+        self.collected.clear()
+        weights = projected((each @ each.T).cpu(), self.rng).to(each)
+        # the loop has divided every task's loss by the number of tasks already: the sum is the mean
+        update = (weights @ each * len(self.names)).split([p.numel() for p in self.encoder])
+        for parameter, part in zip(self.encoder, update, strict=True):
+            parameter.grad = part.view_as(parameter)
+        return self.parameters
 
 
 def projected(gram: Float[Tensor, "tasks tasks"], rng: np.random.Generator) -> Float[Tensor, " tasks"]:
-    """PCGrad's update as a weighted sum of the tasks' gradients, from nothing but their inner products.
+    """Return PCGrad's update as a weighted sum of the tasks' gradients, from nothing but their inner products.
 
     gram[i, j] = <g_i, g_j>. Projections stay in the span of the gradients, so task i's projected gradient is
     sum_j c[i, j] g_j, and no vector of the encoder's size is needed before the last sum. Returns the weights w
-    of the mean over tasks, sum_j w[j] g_j.
+    of the mean over tasks, sum_j w[j] g_j. Source: Yu et al. (2020), algorithm 1.
     """
     tasks = len(gram)
     own = torch.eye(tasks, dtype=gram.dtype)
@@ -133,3 +195,7 @@ def projected(gram: Float[Tensor, "tasks tasks"], rng: np.random.Generator) -> F
             if i != j and inner < 0 < gram[j, j]:  # the square of a tiny gradient may round to 0
                 own[i, j] -= inner / gram[j, j]
     return own.mean(0)
+
+
+def _flat_gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter).flatten() if parameter.grad is None else parameter.grad.flatten()

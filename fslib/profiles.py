@@ -6,9 +6,9 @@ from pydantic import Field
 
 from fslib.data.batches import SAMPLINGS
 from fslib.data.loading import task_names
-from fslib.endings import IAT
 from fslib.errors import FslibError, unknown
 from fslib.experiments import TaskNames, TrainingSettings, checked
+from fslib.iat import IAT
 from fslib.model.encoders import PRETRAINED
 
 

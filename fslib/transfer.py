@@ -17,11 +17,10 @@ from torch import nn
 from fslib.data.tasks import Task
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
-from fslib.loop import History
 from fslib.model.multitask import MultiTaskModel
 from fslib.scoring import Score
 from fslib.similarity import representations
-from fslib.training import train
+from fslib.training import History, train
 
 PARTS = ("full", "classifier")
 

@@ -14,9 +14,9 @@ from refusal import refused
 from tinymodels import one_thread, save
 
 import fslib
-from fslib import IAT, PCGrad, Stop, loop
+from fslib import IAT, PCGrad, Stop, iat, training
 from fslib.endings import projected
-from fslib.loop import MIXED, Training
+from fslib.training import MIXED, Settings, Training
 
 SETTINGS = {"batch_size": 6, "lr": 1e-2, "weight_decay": 0.1, "sampling": "uniform", "steps": 12, "evaluate_every": 5}
 
@@ -54,8 +54,8 @@ def alone(model, tasks, ending, **changes):
     """The same ending without branching: (history, weights)."""
     options = SETTINGS | changes
     if isinstance(ending, Stop):
-        run = Training(model, tasks, **options)
-        run.advance(ending.start(run.steps))
+        run = Training(model, tasks, Settings(**options))
+        run.advance(ending.start(run.settings.steps))
         return run.history, weights(model)
     kind = {IAT: "iat", PCGrad: "pcgrad"}.get(type(ending))
     return fslib.train(model, tasks, **({kind: ending} if kind else {}), **options), weights(model)
@@ -168,15 +168,15 @@ def test_an_exception_in_the_loops_body_does_no_harm(fresh, zoo):
 
 
 def test_the_scale_of_half_precision_gradients_branches_too(fresh, zoo, monkeypatch):
-    plain, scaler = loop._accelerator, torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+    plain, scaler = training.accelerator, torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
 
     def scaling(mixed_precision):
         accelerator = plain(mixed_precision)
         accelerator.scaler = scaler  # which accelerate makes for fp16, on GPUs only
         return accelerator
 
-    monkeypatch.setattr(loop, "_accelerator", scaling)
-    run = Training(fresh(), zoo.tasks, **SETTINGS)
+    monkeypatch.setattr(training, "accelerator", scaling)
+    run = Training(fresh(), zoo.tasks, Settings(**SETTINGS))
     run.advance(3)
     trunk = run.snapshot()
     run.advance(6)
@@ -234,8 +234,8 @@ def test_the_trunk_is_trained_once_for_different_deltas(fresh, zoo, updates):
 
 def test_importance_is_scored_once_where_endings_begin_together(fresh, zoo, monkeypatch):
     scored = []
-    plain = loop.contributions
-    monkeypatch.setattr(loop, "contributions", lambda m, t, **k: scored.append(t.name) or plain(m, t, **k))
+    plain = iat.contributions
+    monkeypatch.setattr(iat, "contributions", lambda m, t, **k: scored.append(t.name) or plain(m, t, **k))
     endings = {"a": IAT(delta=0.25), "b": IAT(delta=0.25, heads="least"), "c": IAT(delta=0.5)}
     found = dict(fslib.branch(fresh(), zoo.tasks, endings, **SETTINGS))
     assert Counter(scored) == dict.fromkeys(zoo.tasks, 2)
@@ -342,7 +342,7 @@ def one_mixed_step(zoo, rivals, monkeypatch, ending):
             return super().step(closure)
 
     monkeypatch.setattr(torch.optim, "AdamW", Spy)
-    run = Training(model, rivals, steps=10, batch_size=8, lr=1e-3, clip=1e9)
+    run = Training(model, rivals, Settings(steps=10, batch_size=8, lr=1e-3, clip=1e9))
     run.begin(ending)
     before.load_state_dict(weights(model))
     batches = {}

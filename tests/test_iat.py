@@ -25,9 +25,9 @@ from tinymodels import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fslib
-from fslib.loop import READ_EVERY, Training
+from fslib.iat import HeadRows, head_rows
 from fslib.model.attention import tapped
-from fslib.rows import HeadRows, head_rows
+from fslib.training import READ_EVERY, Settings, Training
 
 EVERY = pytest.mark.parametrize("name", ARCHITECTURES)
 KINDS = pytest.mark.parametrize("name", ["bert", "gpt2", "albert", "llama", "modernbert"])
@@ -61,7 +61,7 @@ def moved(rows: HeadRows, model, before) -> bool:
 
 def begun(model, tasks, iat=None, **settings) -> Training:
     """A run whose trunk is done and whose ending has begun: Adam has moments, and IAT its heads."""
-    run = Training(model, tasks, **(SETTINGS | settings))
+    run = Training(model, tasks, Settings(**(SETTINGS | settings)))
     run.advance(TRUNK)
     assert all(torch.count_nonzero(state["exp_avg"]) for state in run.optimizer.state.values())
     run.begin(iat)
@@ -427,7 +427,8 @@ def test_handing_out_gradients_only_looks_at_memory_that_is_there(zoo, name):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     with Operations() as operations:
-        updated = run._rows.hand_out("single")
+        run.rule.collect("single")
+        updated = run.rule.gradients()
     assert set(operations.seen) <= {"aten::slice.Tensor", "aten::narrow", "aten::alias", "aten::detach"}
     assert sum(operations.seen.values()) >= 3
     rows = head_rows(model)
@@ -437,14 +438,14 @@ def test_handing_out_gradients_only_looks_at_memory_that_is_there(zoo, name):
 
 
 def test_losses_on_another_device_are_read_now_and_then(bert, zoo, monkeypatch):
-    run = Training(bert, zoo.tasks, **SETTINGS)
+    run = Training(bert, zoo.tasks, Settings(**SETTINGS))
     read = []
     monkeypatch.setattr(run, "_read_losses", lambda: read.append(len(run._unread)) or run._unread.clear())
     for _ in range(2 * READ_EVERY + 3):
-        run._note(torch.empty((), device="meta"))
+        run._record(torch.empty((), device="meta"))
     assert read == [READ_EVERY, READ_EVERY]
     assert len(run._unread) == 3
-    run._note(torch.zeros(()))
+    run._record(torch.zeros(()))
     assert read[2:] == [4]
 
 
@@ -531,7 +532,7 @@ class TestBeforeTheFirstStep:
                 self.begin(start, zoo.model("bert"), zoo.tasks, fslib.IAT())
         # and without it, the next training in the same process updates at every step
         model = zoo.model("bert")
-        run = Training(model, zoo.tasks, **SETTINGS)
+        run = Training(model, zoo.tasks, Settings(**SETTINGS))
         for step in (1, 2):
             before = weights(model)
             run.advance(step)

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from tinymodels import one_thread
 
 import fslib
-from fslib import loop
+from fslib import training
 from fslib.data import batches as drawing
 from fslib.data.batches import sampling_weights, task_order
 
@@ -253,7 +253,7 @@ class TestOneStep:
     def test_only_the_classifier_of_the_batchs_task_moves(self, tasks, monkeypatch):
         model = fresh(*tasks.values())
         seen = []
-        monkeypatch.setattr(loop, "evaluate", lambda model, tasks: seen.append(weights(model)) or {})
+        monkeypatch.setattr(training, "evaluate", lambda model, tasks: seen.append(weights(model)) or {})
         pair = [tasks["bbc"], tasks["bbc-shift"]]
         history = fslib.train(model, pair, steps=8, batch_size=4, sampling="uniform", warmup=0.0, evaluate_every=1)
         assert set(history.order) == {0, 1}

@@ -28,10 +28,10 @@ import fslib
 from fslib.data.batches import Batch, padding_share
 from fslib.evaluation import length_batches, predict
 from fslib.importance import contributions, gradients_for, head_products
-from fslib.loop import Training
 from fslib.model.attention import tapped
 from fslib.progress import hidden
 from fslib.study import Study
+from fslib.training import Settings, Training
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = bool(os.environ.get("FSLIB_BENCH_QUICK"))
@@ -167,7 +167,7 @@ def iat() -> bool:
     runs = []
     for ending in (None, fslib.IAT()):
         study, model = mini()
-        runs.append(run := Training(model, study.tasks, steps=steps))
+        runs.append(run := Training(model, study.tasks, Settings(steps=steps)))
         run.advance(trunk)
         run.begin(ending)
     times: list[list[float]] = [[], []]
