@@ -4,6 +4,9 @@ A companion to Li, Wang, Zhang, Zhang and Zong, *Interpreting and Exploiting Fun
 Multi-Head Attention under Multi-task Learning*, EMNLP 2023, doi 10.18653/v1/2023.emnlp-main.1026.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from fslib import similarity
 from fslib.data.loading import glue_task, load_tasks, task_names
 from fslib.data.tasks import Split, Task, make_task
 from fslib.dissociation import IAP, Dissociation, dissociation
@@ -15,11 +18,14 @@ from fslib.iat import IAT
 from fslib.importance import contributions, head_importance, mean_context
 from fslib.model.attention import pruned
 from fslib.model.multitask import MultiTaskModel
-from fslib.profiles import PROFILES, Profile
 from fslib.pruning import prune_important_heads
 from fslib.scoring import Score, rank_correlation
-from fslib.study import Study
 from fslib.training import History, branch, train
+from fslib.transfer import transfer
+
+if TYPE_CHECKING:
+    from fslib.study.profiles import PROFILES, Profile
+    from fslib.study.study import Study
 
 __version__ = "0.1.0"
 
@@ -52,7 +58,19 @@ __all__ = [
     "dissociation",
     "Dissociation",
     "rank_correlation",
+    "similarity",
+    "transfer",
     "Study",
     "Profile",
     "PROFILES",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Open the studies and their questions when they are first asked for: the method alone needs no plots."""
+    if name not in ("Study", "Profile", "PROFILES"):
+        raise AttributeError(f"module 'fslib' has no attribute {name!r}")
+    from fslib import questions  # noqa: F401 - registers what each notebook needs
+    from fslib.study import profiles, study
+
+    return getattr(study if name == "Study" else profiles, name)

@@ -3,10 +3,7 @@
 Axes: `n` examples; `draws` bootstrap or permutation draws. Metrics are fractions, in [-1, 1].
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -147,26 +144,3 @@ def p_value(null: Float[np.ndarray, "draws *sets"], observed: Float[np.ndarray, 
 def rank_correlation(a: Float[np.ndarray, "*shape"], b: Float[np.ndarray, "*shape"]) -> float:
     """Return the Spearman correlation of two importance maps, or other arrays of one shape, in [-1, 1]."""
     return float(metric_score("spearman", np.ravel(a)[None], np.ravel(b))[0])
-
-
-def exchanged_correlations(
-    similarity: Float[np.ndarray, "tasks tasks"],
-    pairs: Sequence[tuple[int, int]],
-    values: Float[np.ndarray, " pairs"],
-    rng: np.random.Generator,
-    most: int = 5040,
-) -> tuple[Float[np.ndarray, " draws"], bool]:
-    """Rank correlation, over pairs of tasks, of a similarity with another value, under exchanges of the tasks' names.
-
-    Mantel's test: pairs that share a task are not independent, so not pairs but tasks are exchanged. The first is the
-    correlation as it is. Returns the correlations, and whether they are of all exchanges (up to `most`) or random ones.
-    """
-    tasks = len(similarity)
-    exact = math.factorial(tasks) <= most
-    orders = permutations(range(tasks)) if exact else (rng.permutation(tasks) for _ in range(most))
-    own = np.arange(tasks)
-    found = [
-        rank_correlation(np.array([similarity[order[a], order[b]] for a, b in pairs]), values)
-        for order in (own, *(o for o in orders if not np.array_equal(o, own)))
-    ]
-    return np.array(found), exact

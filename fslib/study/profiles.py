@@ -7,12 +7,13 @@ from pydantic import Field
 from fslib.data.batches import SAMPLINGS
 from fslib.data.loading import task_names
 from fslib.errors import FslibError, unknown
-from fslib.experiments import TaskNames, TrainingSettings, checked
 from fslib.iat import IAT
 from fslib.model.encoders import PRETRAINED
+from fslib.study.records import checked
+from fslib.study.units import FineTuning, TaskNames
 
 
-class Profile(TrainingSettings):
+class Profile(FineTuning):
     """Everything that a run can vary; `fslib run --set key=value` changes a field.
 
     Notebooks 01 to 03 study `encoder` for `steps` steps. Notebooks 04 to 07 train many models and use
@@ -149,7 +150,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 
 def make_profile(name: str, changes: dict[str, Any]) -> Profile:
-    """A profile with some fields changed. Raises FslibError for an unknown name, field or task, or a bad value."""
+    """Return a profile with some fields changed. Raises FslibError for unknown names, fields, tasks, and bad values."""
     if name not in PROFILES:
         raise unknown("profile", name, PROFILES)
     profile: Profile = checked(Profile, PROFILES[name] | changes, "setting")

@@ -15,22 +15,22 @@ import numpy as np
 import yaml
 
 from fslib.errors import FslibError
-from fslib.experiments import Unit, distinct
-from fslib.profiles import PROFILES
-from fslib.runner import (
+from fslib.model.devices import keep_freed_memory
+from fslib.study.profiles import PROFILES
+from fslib.study.records import Unit, distinct
+from fslib.study.runner import (
     NotebookError,
     check_in_place,
     find_notebooks,
-    keep_freed_memory,
     notebooks_folder,
     run_notebook,
     verify_unit,
 )
-from fslib.study import Study
+from fslib.study.study import Study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
         keep_freed_memory()
@@ -111,7 +111,7 @@ def _run(study: Study, options: argparse.Namespace) -> int:
 
 
 def _units(study: Study, notebooks: Sequence[Path]) -> list[Unit]:
-    """Every unit behind the notebooks, once, dependencies first."""
+    """Return every unit behind the notebooks, once, dependencies first."""
     return distinct(unit for source in notebooks for unit in study.plan(source.stem))
 
 
@@ -124,17 +124,9 @@ def _list(study: Study, options: argparse.Namespace) -> int:
             record = study.store.find(unit)
             state = f"recorded {record.seconds:8.1f} s" if record else "missing            "
             again = "  (as above)" if unit.key in shown else ""
-            say(f"    {unit.kind:11} {unit.key}  {state}  {_describe(unit)}{again}")
+            say(f"    {unit.kind:11} {unit.key}  {state}  {unit.describe()}{again}")
             shown.add(unit.key)
     return 0
-
-
-def _describe(unit: Unit) -> str:
-    config: Any = unit.config
-    while hasattr(config, "importance") or hasattr(config, "model"):
-        config = getattr(config, "importance", None) or config.model
-    seed = f", seed {config.seed}" if hasattr(config, "seed") else ""
-    return f"{'+'.join(config.tasks)}{seed}"
 
 
 def _verify(study: Study, options: argparse.Namespace) -> int:
@@ -148,16 +140,12 @@ def _verify(study: Study, options: argparse.Namespace) -> int:
     chosen = [recorded[i] for i in order[: options.sample or None]]
     wrong = 0
     for unit in chosen:
-        verdict = verify_unit(study, unit)
-        how = "bit-equal" if verdict.exact else "within tolerance (another machine or other versions)"
-        state = "DIFFERS" if verdict.problems else how
-        wrong += bool(verdict.problems)
-        say(f"{unit.kind}-{unit.key} ({_describe(unit)}, {verdict.seconds:.0f} s): {state}")
-        for problem in verdict.problems:
+        comparison = verify_unit(study, unit)
+        how = "bit-equal" if comparison.exact else "within tolerance (another machine or other versions)"
+        state = "DIFFERS" if comparison.problems else how
+        wrong += bool(comparison.problems)
+        say(f"{unit.kind}-{unit.key} ({unit.describe()}, {comparison.seconds:.0f} s): {state}")
+        for problem in comparison.problems:
             say(f"    {problem}")
     say(f"{len(chosen)} of {len(recorded)} records verified, {wrong} differ")
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,5 @@
 """Run notebooks through papermill, and verify records by computing them again."""
 
-import ctypes
 import os
 import tempfile
 import time
@@ -14,10 +13,9 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 
 from fslib.errors import FslibError, unknown
-from fslib.experiments import Store, Unit
-from fslib.results import ROOT, Record, machine, write_bytes, writing
 from fslib.scoring import rank_correlation
-from fslib.study import Study
+from fslib.study.records import ROOT, Record, Store, Unit, machine, write_bytes, writing
+from fslib.study.study import Study
 
 # What may differ between machines of different types, where floating-point sums come out in another order.
 SCORE_TOLERANCE = 0.08  # metric values
@@ -25,25 +23,12 @@ AGREEMENT = 0.85  # share of equal predictions
 RANK_TOLERANCE = 0.80  # rank correlation of other arrays
 
 
-def keep_freed_memory() -> bool:
-    """Let the C library keep memory that a training step frees, for the next step; True if it will.
-
-    glibc hands blocks of more than 32 MB back to the system at once, and the gradient of the word embeddings is such a
-    block: every step would wait for the same pages to be mapped and cleared again.
-    """
-    mmap_max, trim_threshold = -4, -1  # from malloc.h
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # no glibc
-        return False
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
-
-
 class NotebookError(FslibError):
     """A notebook did not run through."""
 
 
 def notebooks_folder() -> Path:
+    """Return the folder of notebooks. Raises FslibError outside a clone."""
     folder = ROOT / "notebooks"
     if not folder.is_dir():
         raise FslibError(
@@ -53,7 +38,7 @@ def notebooks_folder() -> Path:
 
 
 def find_notebooks(names: list[str] | None = None) -> list[Path]:
-    """Notebooks by number (03), name or file name; all, in order, if none is named."""
+    """Return notebooks by number (03), name or file name; all, in order, if none is named."""
     all_notebooks = sorted(notebooks_folder().glob("[0-9][0-9]_*.ipynb"))
     if not names:
         return all_notebooks
@@ -68,12 +53,13 @@ def find_notebooks(names: list[str] | None = None) -> list[Path]:
 
 
 def check_in_place(study: Study) -> None:
+    """Raise FslibError for a study whose outputs must not stand in the committed notebooks."""
     if not study.is_plain:
         raise FslibError("--in-place is for the default profile without other settings: the notebooks show its results")
 
 
 def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
-    """Compute what is missing, then execute the notebook on records; returns where it is, as executed.
+    """Compute what is missing, execute the notebook on records, and return where it is, as executed.
 
     in_place: write the outputs into the source as well (only for a profile's plain results).
     Raises FslibError, naming the cell, if the notebook fails; what it had done is kept as <name>.failed.ipynb.
@@ -121,7 +107,7 @@ def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
 
 
 def tidy(path: Path) -> bytes:
-    """A notebook without the time stamps and paths of its execution: the same run gives the same bytes."""
+    """Return a notebook without the time stamps and paths of its execution: the same run gives the same bytes."""
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("papermill", None)
     notebook.metadata.get("language_info", {}).pop("version", None)
@@ -135,7 +121,7 @@ def tidy(path: Path) -> bytes:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Comparison:
     """A recomputed record against the stored one: what differs beyond what is allowed, one line each."""
 
     unit: Unit
@@ -144,8 +130,8 @@ class Verdict:
     seconds: float
 
 
-def verify_unit(study: Study, unit: Unit) -> Verdict:
-    """Compute a recorded unit from scratch, in an empty folder, and compare."""
+def verify_unit(study: Study, unit: Unit) -> Comparison:
+    """Compute a recorded unit from scratch, in an empty folder, and return how it compares with its record."""
     stored = study.store.find(unit)
     if stored is None:
         raise FslibError(f"no record of {unit.kind}-{unit.key} to verify: run fslib run first")
@@ -153,11 +139,11 @@ def verify_unit(study: Study, unit: Unit) -> Verdict:
     with tempfile.TemporaryDirectory() as scratch:
         again = Store(Path(scratch)).get(unit)
     exact = stored.machine == machine() and stored.versions == again.versions
-    return Verdict(unit, exact, differences(stored, again, exact), time.perf_counter() - started)
+    return Comparison(unit, exact, differences(stored, again, exact), time.perf_counter() - started)
 
 
 def differences(stored: Record, again: Record, exact: bool) -> list[str]:
-    """Where two records of one unit differ: bit by bit (exact), or beyond the tolerances above."""
+    """Say where two records of one unit differ: bit by bit (exact), or beyond the tolerances above."""
     problems = _result_differences(stored.result, again.result, exact, "result")
     if stored.arrays.keys() != again.arrays.keys():
         return [*problems, f"arrays {sorted(stored.arrays)} became {sorted(again.arrays)}"]

@@ -1,0 +1,140 @@
+"""Notebook 00: what the models learn from, and which models they are."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fslib.data.bbc import articles, raw_articles, split_articles
+from fslib.model.encoders import ENCODERS
+from fslib.model.multitask import MultiTaskModel
+from fslib.study.plots import looks, panels, percent, styled
+from fslib.study.records import Unit
+from fslib.study.study import Study, plans
+
+
+@plans("00")
+def plan(study: Study) -> list[Unit]:
+    """Return no unit: nothing is computed but lengths."""
+    return []
+
+
+def task_table(study: Study) -> pd.DataFrame:
+    """Return one row per task: sizes, labels, metric, chance level, tokens per training example."""
+    rows, chance = [], study.chance()
+    for name, tokens in lengths(study).items():
+        task = study.tasks[name]
+        rows.append(
+            {
+                "task": name,
+                "question": task.description,
+                "texts": 1 if task.train.pairs is None else 2,
+                "labels": ", ".join(task.label_names) or "a number",
+                "train": len(task.train),
+                "eval": len(task.eval),
+                "metric": task.metric,
+                "chance": chance[name],
+                "tokens": float(tokens.mean()),
+                "longest": int(tokens.max()),
+                "in both splits": len(task.shared_texts()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def lengths(study: Study) -> dict[str, np.ndarray]:
+    """Return the tokens of every training example, task by task."""
+    model = MultiTaskModel.from_pretrained(study.profile.encoder, study.tasks, max_length=study.profile.max_length)
+    return {name: model.encode(task.train).lengths for name, task in study.tasks.items()}
+
+
+def balance(study: Study) -> dict[str, dict[str, int]]:
+    """Count how often each label occurs in training, task by task."""
+    return {
+        name: {label: int((task.train.labels == i).sum()) for i, label in enumerate(task.label_names)}
+        for name, task in study.tasks.items()
+        if not task.is_regression
+    }
+
+
+def examples(study: Study) -> pd.DataFrame:
+    """Return the first training example of each of the first two labels of every task."""
+    rows = []
+    for name, task in study.tasks.items():
+        for label in range(min(2, task.n_outputs)):
+            i = int(np.flatnonzero(task.train.labels == label)[0])
+            pair = task.train.pairs[i] if task.train.pairs else ""
+            rows.append(
+                {"task": name, "text": task.train.texts[i], "second text": pair, "label": task.label_names[label]}
+            )
+    return pd.DataFrame(rows)
+
+
+def corpus() -> pd.DataFrame:
+    """Count articles, from the raw ones of the embedded corpus to the two sides of the split."""
+    raw = raw_articles()
+    sides = split_articles()
+    counts = {
+        "articles in the package": len(raw),
+        "distinct texts (title and body)": len({(title, body) for _, _, title, body in raw}),
+        "distinct titles": len({title for _, _, title, _ in raw}),
+        "kept: no repeat, a sentence of usable length": len(articles()),
+        "  for training": len(sides[0]),
+        "  for evaluation": len(sides[1]),
+        "  on both sides": len({a.id for a in sides[0]} & {a.id for a in sides[1]}),
+    }
+    return pd.DataFrame([{"what": what, "articles": count} for what, count in counts.items()])
+
+
+def embedded_encoders(study: Study) -> pd.DataFrame:
+    """Return one row per encoder that needs no download."""
+    rows = []
+    for name, (_, pretrained) in ENCODERS.items():
+        model = MultiTaskModel.from_pretrained(name, study.tasks)
+        rows.append(
+            {
+                "encoder": name,
+                "layers": model.n_layers,
+                "heads a layer": model.n_heads,
+                "hidden size": model.encoder.config.hidden_size,
+                "million parameters": sum(p.numel() for p in model.encoder.parameters()) / 1e6,
+                "pre-trained": pretrained,
+                "pooling": model.pooling,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@styled
+def plot_lengths_and_labels(lengths: Mapping[str, np.ndarray], balance: Mapping[str, Mapping[str, int]]) -> Figure:
+    """Draw, left: tokens per example, task by task. Right: how often each label occurs (shares of the train split)."""
+    style = looks(list(lengths))
+    figure, (left, right) = panels(2, 2.6)
+    top = max(int(v.max()) for v in lengths.values())
+    for task, values in lengths.items():
+        left.hist(
+            values,
+            bins=np.arange(0, top + 3, 3).tolist(),
+            density=True,
+            histtype="step",
+            linewidth=1.4,
+            color=style[task]["color"],
+            label=task,
+        )
+    left.set(xlabel="tokens per training example", ylabel="density")
+    left.legend()
+    for row, (task, counts) in enumerate(balance.items()):
+        start, total = 0.0, sum(counts.values())
+        for i, (label, count) in enumerate(counts.items()):
+            share = count / total
+            fade = 0.85 - 0.6 * i / max(1, len(counts) - 1)
+            right.barh(row, share, left=start, color=style[task]["color"], alpha=fade, edgecolor="white")
+            text = label if share > 0.025 * len(label) else label[:4] + "."
+            right.text(start + share / 2, row, text, ha="center", va="center", fontsize=7)
+            start += share
+    right.set_yticks(range(len(balance)), list(balance))
+    right.invert_yaxis()
+    right.set_xlabel("share of training examples (%)")
+    percent(right, "x")
+    return figure

@@ -1,0 +1,175 @@
+"""Notebook 01: does one encoder learn all tasks at once, and does it pay or cost to learn them together?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy.sparse import hstack
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from fslib.data.tasks import Split
+from fslib.scoring import Bootstrap, bootstrap_counts, metric_score
+from fslib.study.evidence import differences
+from fslib.study.plots import GREY, looks, panels, percent, styled
+from fslib.study.records import Result, Store, Unit
+from fslib.study.study import Study, plans
+from fslib.study.units import Data, in_bytes
+
+
+class WordsUnit(Data, Unit):
+    """The baseline that knows words and nothing else: a linear model on TF-IDF, per task."""
+
+    kind: ClassVar[str] = "words"
+
+    def compute(self, store: Store) -> Result:
+        """Fit logistic or ridge regression to each task's bag of words, and predict."""
+        values: dict[str, Any] = {}
+        arrays: dict[str, np.ndarray] = {}
+        for name, task in self.load().items():
+            vectorizer = TfidfVectorizer(sublinear_tf=True).fit([*task.train.texts, *(task.train.pairs or ())])
+            x, y = bag_of_words(vectorizer, task.train), task.train.labels
+            learner = Ridge() if task.is_regression else LogisticRegression(max_iter=2000)
+            arrays[f"predictions/{name}"] = in_bytes(learner.fit(x, y).predict(bag_of_words(vectorizer, task.eval)))
+            values[name] = {"features": int(x.shape[1])}
+        return Result(values, arrays)
+
+
+def bag_of_words(vectorizer: TfidfVectorizer, split: Split) -> Any:
+    """Return sparse features, (n, features): of the text; for pairs of both texts and their elementwise product."""
+    first = vectorizer.transform(split.texts)
+    if split.pairs is None:
+        return first
+    second = vectorizer.transform(split.pairs)
+    return hstack([first, second, first.multiply(second)]).tocsr()
+
+
+def words_unit(study: Study) -> WordsUnit:
+    """Return the bag-of-words baseline of the study's tasks."""
+    return WordsUnit(**study.data.model_dump())
+
+
+@plans("01")
+def plan(study: Study) -> list[Unit]:
+    """Return the baseline, the multi-task models, and every task alone."""
+    single = [study.training(s, task) for s in study.seeds for task in study.profile.tasks]
+    return [words_unit(study), *(study.training(s) for s in study.seeds), *single]
+
+
+def losses(study: Study, window: int = 15) -> dict[str, pd.DataFrame]:
+    """Return each task's training loss: a running mean over `window` of its steps, averaged over seeds."""
+    grid = np.linspace(0, study.profile.steps, 41)[1:]
+    losses = {}
+    for i, name in enumerate(study.profile.tasks):
+        curves = []
+        for record in study.multitask():
+            steps = np.flatnonzero(record.arrays["order"] == i)
+            if len(steps):
+                smooth = pd.Series(record.arrays["losses"][steps]).rolling(window, min_periods=1).mean()
+                curves.append(np.interp(grid, steps + 1, smooth))
+        losses[name] = pd.DataFrame({"step": grid, "loss": np.mean(curves, 0) if curves else np.nan})
+    return losses
+
+
+def curves(study: Study) -> pd.DataFrame:
+    """Return evaluation scores along training: seed, step, and one column per task."""
+    rows = [
+        {"seed": seed, **point}
+        for seed, record in zip(study.seeds, study.multitask(), strict=True)
+        for point in record.result["curve"]
+    ]
+    return pd.DataFrame(rows).astype({"step": int})
+
+
+def scores(study: Study) -> pd.DataFrame:
+    """Return one row per task and method: score, interval, and its paired difference from multi-task training."""
+    frames = []
+    for name, task in study.tasks.items():
+        predictions = _predictions(study, name)
+        counts = bootstrap_counts(len(task.eval), study.profile.draws, np.random.default_rng(0))
+        per_seed = {m: metric_score(task.metric, p, task.eval.labels) for m, p in predictions.items()}
+        values = {
+            m: {name: Bootstrap(per_seed[m].mean(), metric_score(task.metric, p, task.eval.labels, counts).mean(0))}
+            for m, p in predictions.items()
+        }
+        frame = differences(values, "multi-task", ("method", "task"), with_mean=False)
+        frame["seeds"] = [len(per_seed[m]) for m in frame["method"]]
+        frame["seed min"] = [per_seed[m].min() for m in frame["method"]]
+        frame["seed max"] = [per_seed[m].max() for m in frame["method"]]
+        frames.append(frame)
+    columns = ["task", "method", "seeds", "score", "low", "high", "seed min", "seed max"]
+    return pd.concat(frames, ignore_index=True)[[*columns, "minus multi-task", "diff low", "diff high"]]
+
+
+def _predictions(study: Study, task: str) -> dict[str, np.ndarray]:
+    """Return {method: (seeds, n)} predictions of one task's evaluation examples."""
+    train, evaluation = study.tasks[task].train, study.tasks[task].eval
+    constant = 0 if study.tasks[task].is_regression else np.bincount(train.labels).argmax()
+    records = {
+        "multi-task": study.multitask(),
+        "single-task": [study.store.get(study.training(s, task)) for s in study.seeds],
+        "bag of words": [study.store.get(words_unit(study))],
+    }
+    predictions = {m: np.stack([r.arrays[f"predictions/{task}"] for r in rs]) for m, rs in records.items()}
+    return predictions | {"majority class": np.full((1, len(evaluation)), constant)}
+
+
+def sentence(row: pd.Series) -> str:
+    """Say whether a method is better or worse than multi-task training, beyond the interval; from a row of `scores`."""
+    low, high = row["diff low"], row["diff high"]
+    word = "above" if low > 0 else "below" if high < 0 else "not told apart from"
+    return (
+        f"{row['task']}: {row['method']} is {word} multi-task "
+        f"(difference {100 * row['minus multi-task']:+.1f} points, [{100 * low:+.1f}, {100 * high:+.1f}])"
+    )
+
+
+@styled
+def plot_learning_curves(
+    losses: Mapping[str, pd.DataFrame], curves: pd.DataFrame, chance: Mapping[str, float]
+) -> Figure:
+    """Draw, left: training loss (running mean) per task. Right: evaluation score along training, one line per seed.
+
+    losses[task]: columns step, loss, averaged over seeds. curves: columns seed, step, then one per task.
+    """
+    style = looks(list(losses))
+    figure, (left, right) = panels(2, 2.7)
+    for task, frame in losses.items():
+        left.plot(frame["step"], frame["loss"], color=style[task]["color"], label=task)
+        for _, run in curves.groupby("seed"):
+            right.plot(run["step"], run[task], **style[task], linewidth=1)  # type: ignore[arg-type]
+        right.axhline(chance[task], color=style[task]["color"], linestyle=":", linewidth=0.9)
+    left.set(xlabel="step (one batch of one task)", ylabel="training loss, running mean")
+    left.legend()
+    right.set(xlabel="step", ylabel="evaluation score (%)")
+    percent(right)
+    return figure
+
+
+@styled
+def plot_scores(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
+    """Draw scores with intervals, one panel per task, one row per method. table: task, method, score, low, high."""
+    figure, axes = panels(len(tasks), 1.9, sharey=True)
+    methods = list(dict.fromkeys(table["method"]))
+    style = looks(tasks)
+    for ax, task in zip(axes, tasks, strict=True):
+        part = table[table["task"] == task].set_index("method").loc[methods]
+        for row, (method, values) in enumerate(part.iterrows()):
+            ours = str(method).startswith(("multi", "single"))
+            low, high = values["score"] - values["low"], values["high"] - values["score"]
+            ax.errorbar(
+                values["score"],
+                row,
+                xerr=[[low], [high]],
+                fmt=style[task]["marker"],
+                color=style[task]["color"] if ours else GREY,
+                capsize=2,
+            )
+        ax.set(title=task, xlabel="score (%)")
+        ax.set_yticks(range(len(methods)), methods)
+        ax.set_ylim(len(methods) - 0.5, -0.5)
+        ax.grid(axis="x", color="#dddddd", linewidth=0.6)
+        percent(ax, "x")
+    return figure

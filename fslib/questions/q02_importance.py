@@ -1,0 +1,189 @@
+"""Notebook 02: which attention heads does each task need, and can the ranking be trusted?"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from fslib.heads import overlap, top_heads
+from fslib.importance import normalized
+from fslib.scoring import interval, rank_correlation
+from fslib.study.plots import GREY, WIDTH, looks, panels, styled
+from fslib.study.records import Unit
+from fslib.study.study import Study, plans
+
+
+@plans("02")
+def plan(study: Study) -> list[Unit]:
+    """Return the main models, and the importance of their heads."""
+    units = [study.units(s) for s in study.seeds]
+    return [*(u.train for u in units), *(u.importance for u in units)]
+
+
+def importance_maps(study: Study, *, reduction: str = "token", normalize: str | None = None) -> dict[str, np.ndarray]:
+    """Return {task: (layers, heads)} importance, the mean over seeds."""
+    runs = study.contributions()
+
+    def mean(task: str) -> np.ndarray:
+        return np.mean([run[task].importance(reduction=reduction, normalize=normalize) for run in runs], 0)
+
+    return {task: mean(task) for task in study.profile.tasks}
+
+
+def ranking(maps: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Return one row per task and head: importance and rank, layers and heads counted from 1."""
+    frames = []
+    for task, values in maps.items():
+        layer, head = np.indices(values.shape) + 1
+        frame = pd.DataFrame({"task": task, "layer": layer.ravel(), "head": head.ravel(), "importance": values.ravel()})
+        frame["rank"] = frame["importance"].rank(ascending=False, method="first").astype(int)
+        frames.append(frame.sort_values("rank"))
+    return pd.concat(frames, ignore_index=True)
+
+
+def task_correlations(study: Study) -> pd.DataFrame:
+    """Return the rank correlation of tasks' maps, mean over seeds; diagonal: a task's own two half samples (the ceiling)."""
+    names, runs = study.profile.tasks, study.contributions()
+    table = pd.DataFrame(np.zeros((len(names), len(names))), names, names)
+    for run in runs:
+        halves = {t: [run[t].importance(subset=half) for half in _halves(len(run[t].tokens))] for t in names}
+        for a in names:
+            for b in names:
+                # always one half against another, so that sampling noise weighs the same on and off the diagonal
+                r = np.mean(
+                    [rank_correlation(halves[a][0], halves[b][1]), rank_correlation(halves[a][1], halves[b][0])]
+                )
+                table.loc[a, b] += r / len(runs)
+    return table
+
+
+def _halves(n: int) -> list[np.ndarray]:
+    order = np.random.default_rng(0).permutation(n)
+    return [order[: n // 2], order[n // 2 :]]
+
+
+def seed_correlations(study: Study) -> pd.DataFrame:
+    """Return how a task's maps agree between seeds: between models trained with another order and dropout."""
+    runs = study.contributions()
+    rows = []
+    for task in study.profile.tasks:
+        maps = [run[task].importance() for run in runs]
+        pairs = [(i, j) for i in range(len(maps)) for j in range(i)]
+        for i, j in pairs:
+            sets = [top_heads(maps[k], 0.3) for k in (i, j)]
+            rows.append(
+                {
+                    "task": task,
+                    "seeds": f"{study.seeds[j]} and {study.seeds[i]}",
+                    "rank correlation": rank_correlation(maps[i], maps[j]),
+                    "overlap of the top 30 % (Jaccard)": overlap(*sets),
+                }
+            )
+    return pd.DataFrame(rows, columns=["task", "seeds", "rank correlation", "overlap of the top 30 % (Jaccard)"])
+
+
+def stability(study: Study, repeats: int = 20) -> pd.DataFrame:
+    """Return the rank correlation of maps from two disjoint random samples of one size: mean and 95 % range."""
+    rows = []
+    runs = study.contributions()
+    for task in study.profile.tasks:
+        n = len(runs[0][task].tokens)
+        for size in [2**k for k in range(2, 20) if 2**k <= n // 2]:
+            correlations = []
+            for number, run in enumerate(runs):
+                rng = np.random.default_rng([number, size])
+                for _ in range(repeats):
+                    order = rng.permutation(n)
+                    pair = [run[task].importance(subset=s) for s in (order[:size], order[size : 2 * size])]
+                    correlations.append(rank_correlation(*pair))
+            low, high = interval(np.array(correlations))
+            rows.append({"task": task, "examples": size, "mean": np.mean(correlations), "low": low, "high": high})
+    return pd.DataFrame(rows).astype({"low": float, "high": float})
+
+
+def choices(study: Study, fraction: float = 0.3) -> pd.DataFrame:
+    """Return what layer normalization and the reduction change: against no normalization with token reduction."""
+    rows = []
+    for normalize, reduction in ((None, "token"), ("layer", "token"), (None, "example"), ("layer", "example")):
+        for task in study.profile.tasks:
+            correlations, overlaps, shares = [], [], []
+            for run in study.contributions():
+                usual = run[task].importance()
+                other = run[task].importance(reduction=reduction, normalize=normalize)
+                sets = top_heads(usual, fraction), top_heads(other, fraction)
+                correlations.append(rank_correlation(usual, other))
+                overlaps.append(overlap(*sets))
+                shares.append(sets[1][-1].sum() / max(1, sets[1].sum()))
+            rows.append(
+                {
+                    "normalize": str(normalize),
+                    "reduction": reduction,
+                    "task": task,
+                    "rank correlation": np.mean(correlations),
+                    "overlap of the top 30 % (Jaccard)": np.mean(overlaps),
+                    "share of them in the last layer": np.mean(shares),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def layer_normalized(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the maps with each layer divided by its L2 norm."""
+    return {t: normalized(m, "layer") for t, m in maps.items()}
+
+
+def sentences(correlations: pd.DataFrame, stability: pd.DataFrame) -> str:
+    """Say what the maps show: agreement within tasks and between them, and the sample that a ranking needs."""
+    values = correlations.to_numpy()
+    own = np.eye(len(values), dtype=bool)
+    pairs = correlations.where(np.triu(~own)).stack()
+    mean = stability.groupby("examples")["mean"].min()
+    enough = mean[mean >= 0.95]
+    needs = f"from {enough.index[0]} examples on" if len(enough) else f"not within {mean.index.max()} examples"
+    return (
+        f"Within a task, half samples agree at {values[own].min():.2f} to {values[own].max():.2f}; "
+        f"between tasks maps agree at {values[~own].min():.2f} to {values[~own].max():.2f}.\n"
+        f"Most alike: {' and '.join(pairs.idxmax())} ({pairs.max():.2f}); "
+        f"least alike: {' and '.join(pairs.idxmin())} ({pairs.min():.2f}).\n"
+        f"Two disjoint samples rank heads alike (at least 0.95 for every task): {needs}."
+    )
+
+
+@styled
+def plot_importance(maps: Mapping[str, Float[np.ndarray, "layers heads"]], columns: int = 2) -> Figure:
+    """Draw layer-by-head importance, one panel per task, layer 1 at the bottom, as a share of the task's largest value."""
+    layers, heads = next(iter(maps.values())).shape
+    figure, axes = panels(len(maps), 0.6 + 0.19 * layers, columns, sharex=True, sharey=True)
+    for i, (ax, (task, values)) in enumerate(zip(axes, maps.items(), strict=True)):
+        image = ax.imshow(values / values.max(), origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        ax.set_title(task)
+        ax.set_xticks(range(heads), [str(h + 1) for h in range(heads)])
+        ax.set_yticks(range(layers), [str(layer + 1) for layer in range(layers)])
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
+        if i % columns == 0:
+            ax.set_ylabel("layer")
+        if i >= len(maps) - columns:
+            ax.set_xlabel("head")
+    figure.colorbar(image, ax=axes, label="share of the task's largest", pad=0.02)
+    return figure
+
+
+@styled
+def plot_stability(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
+    """Draw the rank correlation of two disjoint samples against their size. table: task, examples, mean, low, high."""
+    style = looks(tasks)
+    figure, (ax,) = panels(1, 2.6)
+    figure.set_size_inches(WIDTH * 0.6, 2.6)
+    for task in tasks:
+        part = table[table["task"] == task]
+        ax.plot(part["examples"], part["mean"], **style[task], label=task)  # type: ignore[arg-type]
+        ax.fill_between(part["examples"], part["low"], part["high"], color=style[task]["color"], alpha=0.15, lw=0)
+    ax.axhline(0.95, color=GREY, linestyle=":", linewidth=1)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.set(xlabel="examples scored", ylabel="rank correlation with a disjoint sample")
+    ax.legend()
+    return figure

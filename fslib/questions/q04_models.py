@@ -1,0 +1,210 @@
+"""Notebook 04: does dissociation appear in other encoders, and does it depend on how heads are chosen?"""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import Field
+
+from fslib.dissociation import IAP
+from fslib.heads import overlap, top_heads
+from fslib.importance import head_importance, passes
+from fslib.model.encoders import ENCODERS
+from fslib.pruning import prune_important_heads
+from fslib.scoring import rank_correlation
+from fslib.study.evidence import SIGNIFICANCE, SUPPORTED, differences, verdict
+from fslib.study.plots import GREY, forest, panels, percent, styled
+from fslib.study.records import Record, Result, Store, Unit, distinct
+from fslib.study.study import Study, plans
+from fslib.study.units import TrainUnit, iap_arrays, iap_values, recorded_iap
+
+# Ways to choose heads: the first is the default. Michel et al. divide by layer norms; the paper's code does not.
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "gradient": {},
+    "gradient, layer-normalized": {"normalize": "layer"},
+    "gradient, by example": {"reduction": "example"},
+    "ablation": {"estimator": "ablation"},
+    "integrated": {"estimator": "integrated"},
+    "norm": {"estimator": "norm"},
+}
+UNMATCHED = "unmatched"  # in the names of random draws over all layers
+
+
+class SelectionUnit(Unit):
+    """One trained model, its heads chosen in several ways: {name: options of `head_importance`}."""
+
+    kind: ClassVar[str] = "selection"
+    model: TrainUnit
+    selections: dict[str, dict[str, Any]] = Field(min_length=1)
+    examples: int = Field(ge=1)
+    fraction: float = Field(gt=0, le=1)
+    randoms: int = Field(ge=1)
+
+    def task_names(self) -> list[str]:
+        """Name the model's tasks."""
+        return self.model.task_names()
+
+    def describe(self) -> str:
+        """Say which tasks and seed the model is of."""
+        return self.model.describe()
+
+    def compute(self, store: Store) -> Result:
+        """Prune by every selection, and by random sets: `randoms` per task matched by layer, and as many unmatched."""
+        model, tasks, seed = self.model.trained(store), self.model.load(), self.model.seed
+        arrays: dict[str, np.ndarray] = {}
+
+        def prune(name: str, maps: dict[str, np.ndarray], controls: int = 0) -> IAP:
+            iap = prune_important_heads(model, tasks, [self.fraction], controls, importance=maps, seed=seed)
+            arrays.update(iap_arrays(iap, name))
+            return iap
+
+        shared: dict[str, Any] = {"examples": self.examples, "seed": seed}
+        for number, (name, options) in enumerate(self.selections.items()):
+            maps = {t: head_importance(model, task, **shared | options) for t, task in tasks.items()}
+            arrays |= {f"importance/{name}/{t}": scores.astype(np.float32) for t, scores in maps.items()}
+            iap = prune(name, maps, 0 if number else self.randoms)
+        for draw in range(self.randoms):
+            maps = {t: head_importance(model, task, estimator="random", seed=1000 + draw) for t, task in tasks.items()}
+            prune(f"{UNMATCHED} {draw}", maps)
+        return Result({"shape": [model.n_layers, model.n_heads], **iap_values(iap)}, arrays)
+
+
+def selection_unit(study: Study) -> SelectionUnit:
+    """Return one small model's heads, chosen in several ways."""
+    p = study.profile
+    return SelectionUnit(
+        model=study.training(study.seed, small=True),
+        selections=SELECTIONS,
+        examples=p.selection_examples,
+        fraction=max(p.small_fractions),
+        randoms=p.selection_randoms,
+    )
+
+
+@plans("04")
+def plan(study: Study) -> list[Unit]:
+    """Return every encoder's training, importance and pruning, and one model's selections."""
+    models = [study.small_units(encoder) for encoder in (*study.profile.encoders, study.profile.small_encoder)]
+    return [*distinct(unit for model in models for unit in model), selection_unit(study)]
+
+
+def dissociation_by_encoder(study: Study) -> pd.DataFrame:
+    """Return one row per encoder: its size, what it learned, and its dissociation (lesion, mean over all)."""
+    rows = []
+    for name in study.profile.encoders:
+        units = study.small_units(name)
+        trained, iap = study.store.get(units.train).result, units.prune.iap(study.store)
+        result = iap.dissociation(draws=study.profile.draws)
+        d = result.mean
+        row = {"encoder": name, "layers": trained["shape"][0], "heads": int(np.prod(trained["shape"]))}
+        row |= {"pre-trained": ENCODERS.get(name, ({}, True))[1], "million parameters": trained["parameters"] / 1e6}
+        row |= {"score": iap.baseline().mean(), "above chance by": (iap.baseline()[0] - iap.chance()).mean()}
+        row |= {"D": d.value, "low": d.low, "high": d.high, "random heads": d.null_mean, "p": d.p}
+        rows.append(row | {f"D, {t}": result.of(t).value for t in result.tasks})
+    return pd.DataFrame(rows)
+
+
+def selections(study: Study) -> pd.DataFrame:
+    """Return one row per way to choose heads: how it ranks them, what dissociation it yields, what it costs.
+
+    "minus gradient": D minus that of the first; its interval is over evaluation examples, on one model.
+    """
+    record = study.store.get(selection_unit(study))
+    names = [*SELECTIONS, *_unmatched(record)]
+    values = {n: {"mean": recorded_iap(record, n).bootstrap(draws=study.profile.draws)["mean"]} for n in names}
+    table = differences(values, names[0], ("selection", "task"), value="D", with_mean=False).drop(columns="task")
+    ranks = pd.DataFrame([_ranking(study, record, name) for name in names])
+    table = pd.concat([table, ranks], axis=1)
+    table["selection"] = [name.replace(UNMATCHED, "random, draw") for name in names]
+    agreement = ["rank correlation", "overlap of top heads"]
+    difference = [f"minus {names[0]}", "diff low", "diff high"]
+    return table[["selection", *agreement, "D", "low", "high", *difference, "forward passes", "backward passes"]]
+
+
+def _ranking(study: Study, record: Record, name: str) -> dict[str, float]:
+    """Return how one selection's maps agree with the first's, and the passes over the sample that they cost."""
+    if name not in SELECTIONS:
+        agreement = {"rank correlation": np.nan, "overlap of top heads": np.nan}
+        return agreement | {"forward passes": 0, "backward passes": 0}
+    first, fraction = next(iter(SELECTIONS)), max(study.profile.small_fractions)
+    maps = [[record.arrays[f"importance/{n}/{t}"] for n in (first, name)] for t in study.profile.tasks]
+    sets = [[top_heads(m, fraction) for m in pair] for pair in maps]
+    forward, backward = passes(SELECTIONS[name].get("estimator", "gradient"), *record.result["shape"])
+    return {
+        "rank correlation": float(np.mean([rank_correlation(*pair) for pair in maps])),
+        "overlap of top heads": float(np.mean([overlap(*pair) for pair in sets])),
+        "forward passes": forward,
+        "backward passes": backward,
+    }
+
+
+def _unmatched(record: Record) -> list[str]:
+    return [k.removesuffix("/heads") for k in record.arrays if k.startswith(UNMATCHED) and k.endswith("/heads")]
+
+
+def random_controls(study: Study) -> pd.DataFrame:
+    """Return what random head sets leave of the score (in % of the unpruned), matched by layer with top heads or not."""
+    record = study.store.get(selection_unit(study))
+    first = recorded_iap(record, next(iter(SELECTIONS)))
+    unmatched = [recorded_iap(record, name).top.scores[0, 0] for name in _unmatched(record)]  # each (pruned, scored)
+    sets = {
+        "matched by layer": first.random.scores[0, 0],  # (pruned, controls, scored)
+        "not matched": np.stack(unmatched, 1),
+        "(top heads)": first.top.scores[0, 0],
+    }
+    rows = []
+    for name, scores in sets.items():
+        left = 100 * (scores / first.baseline()[0]).mean(-1)
+        rows.append({"random sets": name, "sets": left.size, "score left (%)": left.mean(), "spread": left.std(ddof=1)})
+    return pd.DataFrame(rows)
+
+
+def holds(table: pd.DataFrame) -> pd.Series:
+    """Tell, per row of `dissociation_by_encoder`, whether it supports C1 by itself."""
+    return table.apply(lambda row: verdict(row["low"], row["high"], row["p"]) == SUPPORTED, axis=1)
+
+
+def sentences(table: pd.DataFrame) -> str:
+    """Say for how many encoders C1 holds, and what becomes of it without pre-training."""
+    supporting = table["encoder"][holds(table)]
+    lines = [
+        f"D is above 0 and above matched random heads (p < {SIGNIFICANCE}) for {len(supporting)} of {len(table)} "
+        "encoders" + (f": {', '.join(supporting)}." if len(supporting) else ".")
+    ]
+    for _, row in table[~table["pre-trained"]].iterrows():
+        lines.append(
+            f"Without pre-training ({row['encoder']}) the tasks end {100 * row['above chance by']:.1f} points above "
+            f"chance, with D = {row['D']:.1f} [{row['low']:.1f}, {row['high']:.1f}]."
+        )
+    return "\n".join(lines)
+
+
+@styled
+def plot_encoders(table: pd.DataFrame) -> Figure:
+    """Draw, left: each encoder's mean dissociation (interval) beside random heads'. Right: what it learned."""
+    figure, (left, right) = panels(2, 0.9 + 0.27 * len(table), sharey=True, width_ratios=[1.5, 1])
+    names = table["encoder"]
+    forest(left, names, table["D"], table["low"], table["high"])
+    left.plot(
+        table["random heads"], range(len(table)), "|", color=GREY, markersize=11, mew=2, label="random heads, matched"
+    )
+    left.axvline(0, color="black", linewidth=0.6)
+    left.set(xlabel="dissociation D, mean over tasks and fractions (points)")
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    right.barh(range(len(table)), table["above chance by"], color="#bbbbbb", height=0.55)
+    right.set(xlabel="score above chance (points)")
+    percent(right, "x")
+    return figure
+
+
+@styled
+def plot_selections(table: pd.DataFrame) -> Figure:
+    """Draw, left: dissociation that each way to choose heads yields. Right: its rank correlation with the default."""
+    figure, (left, right) = panels(2, 0.9 + 0.24 * len(table), sharey=True, width_ratios=[1.5, 1])
+    forest(left, table["selection"], table["D"], table["low"], table["high"])
+    left.axvline(0, color="black", linewidth=0.6)
+    left.set(xlabel="dissociation D, mean over tasks (points)")
+    right.barh(range(len(table)), table["rank correlation"].fillna(0), color="#bbbbbb", height=0.55)
+    right.set(xlabel="rank correlation with the first", xlim=(min(0, table["rank correlation"].min()), 1))
+    return figure

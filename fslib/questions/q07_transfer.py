@@ -1,0 +1,167 @@
+"""Notebook 07: claim C5, is an encoder that went through IAT a better start for a new task?"""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import Field
+
+from fslib.data.tasks import Task
+from fslib.endings import Ending
+from fslib.errors import FslibError
+from fslib.evaluation import evaluate
+from fslib.iat import IAT
+from fslib.progress import hidden
+from fslib.scoring import chance_level
+from fslib.study.evidence import SharedSamples, differences, verdict
+from fslib.study.plots import COLOURS, GREY, MARKERS, panels, percent, styled
+from fslib.study.records import Result, Store, Unit, cached_task
+from fslib.study.study import Study, plans
+from fslib.study.units import SeededFineTuning, in_bytes
+from fslib.training import branch
+from fslib.transfer import PARTS, transfer
+
+SOURCES = ("pre-trained", "multi-task", "IAT")
+
+
+class TransferUnit(SeededFineTuning, Unit):
+    """From a source trained on `tasks`, plainly and with IAT, and from the encoder as it was, to a `target`."""
+
+    kind: ClassVar[str] = "transfer"
+    target: str
+    sizes: tuple[int | None, ...] = Field(min_length=1)
+    iat: dict[str, Any]
+    passes: int = Field(ge=1)
+    min_steps: int = Field(ge=1)
+    max_steps: int = Field(ge=1)
+
+    def task_names(self) -> list[str]:
+        """Name the source's tasks and the target."""
+        return [*self.tasks, self.target]
+
+    def target_steps(self, size: int) -> int:
+        """Return the steps for a training set of a size: `passes` over it, within the bounds."""
+        return min(self.max_steps, max(self.min_steps, self.passes * size // self.batch_size))
+
+    def compute(self, store: Store) -> Result:
+        """Learn the target at every size, from every source, in both ways."""
+        tasks, target = self.load(), cached_task(self.target)
+        if self.target in tasks:
+            raise FslibError(f"target {self.target!r} is one of the source's tasks {list(tasks)}: leave it out of them")
+        target = target.limited(eval=self.eval_examples)
+        model = self.new_model(tasks)
+        arrays: dict[str, np.ndarray] = {}
+        steps: dict[str, int] = {}
+
+        def learn(source: str) -> None:
+            for size in self.sizes:
+                n = len(target.train) if size is None else size
+                steps[str(n)] = self.target_steps(n)
+                options: dict[str, Any] = {"size": size, "seed": self.seed, "batch_size": self.batch_size}
+                for part in PARTS:
+                    with hidden():
+                        learned = transfer(model, target, part=part, steps=steps[str(n)], lr=self.lr, **options)
+                    arrays[f"predictions/{source}/{part}/{n}"] = in_bytes(learned.score.predictions)
+
+        learn("pre-trained")
+        endings: dict[str, Ending | None] = {"IAT": IAT(**self.iat), "multi-task": None}
+        for name, _ in branch(model, tasks, endings, **self.options()):
+            scores = evaluate(model, tasks)
+            arrays |= {f"source/{name}/{t}": in_bytes(s.predictions) for t, s in scores.items()}
+            learn(name)
+        return Result({"steps": steps, "metric": target.metric, "parts": list(PARTS)}, arrays)
+
+
+def seeds(study: Study) -> list[int]:
+    """Return the seeds of the sources."""
+    return study.seeds_of(study.profile.transfer_seeds)
+
+
+def transfer_unit(study: Study, seed: int) -> TransferUnit:
+    """Return the learning curves of the target from all sources, for one seed."""
+    p = study.profile
+    sources = tuple(t for t in p.tasks if t != p.transfer_target)
+    if len(sources) < 2:
+        raise FslibError(f"transfer_target {p.transfer_target!r} leaves fewer than two tasks to train a source on")
+    options = {k: getattr(p, f"transfer_{k}") for k in ("target", "sizes", "passes", "min_steps", "max_steps")}
+    settings = study.training(seed, small=True, tasks=sources, eval_examples=p.ending_examples).model_dump()
+    return TransferUnit(**settings, **options, iat={"delta": p.delta, "alpha": p.alpha})
+
+
+@plans("07")
+def plan(study: Study) -> list[Unit]:
+    """Return one unit per seed."""
+    return [transfer_unit(study, s) for s in seeds(study)]
+
+
+def target(study: Study) -> Task:
+    """Return the task that no source has seen."""
+    return cached_task(study.profile.transfer_target).limited(eval=study.profile.ending_examples)
+
+
+def chance(study: Study) -> float:
+    """Return the score of the best constant answer on the target."""
+    return chance_level(target(study).metric, target(study).eval.labels)
+
+
+def learning_curves(study: Study) -> pd.DataFrame:
+    """Return one row per source, part and target size: score, and its difference from the multi-task source."""
+    records = [study.store.get(transfer_unit(study, s)) for s in seeds(study)]
+    name, metric, labels = target(study).name, target(study).metric, target(study).eval.labels
+    samples = SharedSamples({name: labels}, len(records), study.profile.draws)
+
+    def score(source: str, part: str, size: str) -> Any:
+        stacked = np.stack([r.arrays[f"predictions/{source}/{part}/{size}"] for r in records])
+        return samples.score(name, metric, stacked)
+
+    frames = []
+    for part in records[0].result["parts"]:
+        values = {s: {size: score(s, part, size) for size in records[0].result["steps"]} for s in SOURCES}
+        frames.append(differences(values, "multi-task", ("source", "size")).assign(part=part))
+    table = pd.concat(frames, ignore_index=True)
+    table.insert(2, "seeds", len(records))
+    return table
+
+
+def iat_minus_multitask(table: pd.DataFrame) -> tuple[float, float, float]:
+    """Return (value, low, high) of the IAT source minus the multi-task one: full model, mean over sizes, in points."""
+    row = table.set_index(["part", "source", "size"]).loc[("full", "IAT", "mean")]
+    value, low, high = (100 * float(row[k]) for k in ("minus multi-task", "diff low", "diff high"))
+    return value, low, high
+
+
+def sentence(table: pd.DataFrame) -> str:
+    """Say what becomes of C5, from `learning_curves`."""
+    value, low, high = iat_minus_multitask(table)
+    return f"C5 {verdict(low, high)}: {value:+.2f} points [{low:+.2f}, {high:+.2f}]"
+
+
+@styled
+def plot_learning_curves(table: pd.DataFrame, chance: float) -> Figure:
+    """Draw the score on the target against its training examples, one panel per part trained, one line per source."""
+    parts = list(dict.fromkeys(table["part"]))
+    figure, axes = panels(len(parts), 2.7, sharey=True)
+    sources = list(dict.fromkeys(table["source"]))
+    for ax, part in zip(axes, parts, strict=True):
+        for i, source in enumerate(sources):
+            rows = table[(table["part"] == part) & (table["source"] == source) & (table["size"] != "mean")]
+            x = np.array([float(s) for s in rows["size"]]) * (1 + 0.05 * (i - 1))  # side by side, not on top
+            ax.errorbar(
+                x,
+                rows["score"],
+                yerr=[rows["score"] - rows["low"], rows["high"] - rows["score"]],
+                color=GREY if source == "pre-trained" else COLOURS[i - 1],
+                marker=MARKERS[i],
+                capsize=2,
+                label=source,
+            )
+        ax.axhline(chance, color=GREY, linestyle=":", linewidth=1)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.set(title=f"trained on the target: {part}" + (" model" if part == "full" else " only"))
+        ax.set(xlabel="training examples of the target")
+        percent(ax)
+    axes[0].set_ylabel("score on the target (%)")
+    axes[0].legend()
+    return figure

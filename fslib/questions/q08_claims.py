@@ -1,0 +1,348 @@
+"""Notebook 08: the claims one by one, how the released code differs from this package, and the teaser."""
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+
+from fslib.dissociation import CONVENTIONS, Dissociation
+from fslib.questions import q02_importance, q04_models, q05_similarity, q06_iat, q07_transfer
+from fslib.scoring import rank_correlation
+from fslib.study.evidence import NOT_SUPPORTED, SUPPORTED, verdict
+from fslib.study.plots import GREY, looks, panels, styled
+from fslib.study.records import Unit, distinct
+from fslib.study.study import Study, plans
+
+
+@plans("08")
+def plan(study: Study) -> list[Unit]:
+    """Return the units of all other questions."""
+    return distinct(unit for number in range(1, 8) for unit in study.plan(f"{number:02d}"))
+
+
+class Claim(NamedTuple):
+    """One claim of the paper: what was measured, in numbers, how it is decided, and where it is shown."""
+
+    claim: str
+    says: str
+    measured: str
+    value: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+    verdict: str
+    notebook: str
+
+
+def claims(study: Study) -> pd.DataFrame:
+    """Return one row per claim: what the paper says, what was measured, interval, seeds, verdict, and where."""
+    table = pd.DataFrame([claim(study) for claim in (_c1, _c2, _c3, _c4, _c5, _c6)])
+    return table.rename(columns={"says": "the paper says", "measured": "measured here"})
+
+
+def _c1(study: Study) -> Claim:
+    d = study.iap().dissociation(draws=study.profile.draws).mean
+    encoders = q04_models.dissociation_by_encoder(study)
+    holds = int(q04_models.holds(encoders).sum())
+    return Claim(
+        "C1",
+        "heads specialize under multi-task training, on seven pre-trained models",
+        f"mean D of {study.profile.encoder}, in points; of notebook 04's {len(encoders)} encoders it holds for {holds}",
+        float(d.value),
+        float(d.low),
+        float(d.high),
+        float(d.p),
+        len(study.seeds),
+        verdict(d.low, d.high, d.p),
+        "03, 04",
+    )
+
+
+def _c2(study: Study) -> Claim:
+    table = q05_similarity.correlations(study)
+    row = q05_similarity.primary(table)
+    rho, low, high, p = (float(row[k]) for k in ("rank correlation with D", "low", "high", "p"))
+    return Claim(
+        "C2",
+        "the more similar the tasks, the weaker the specialization",
+        f"rank correlation of similarity ({q05_similarity.PRIMARY}) with D over {row['pairs']:.0f} pairs of tasks",
+        rho,
+        low,
+        high,
+        p,
+        1,
+        q05_similarity.claim(table),
+        "05",
+    )
+
+
+def _c3(study: Study) -> Claim:
+    value, low, high = q06_iat.iat_minus_plain(q06_iat.dissociation(study))
+    return Claim(
+        "C3",
+        "IAT raises specialization",
+        "mean D after IAT minus after plain training, in points",
+        value,
+        low,
+        high,
+        np.nan,
+        len(q06_iat.seeds(study)),
+        verdict(low, high),
+        "06",
+    )
+
+
+def _c4(study: Study) -> Claim:
+    value, low, high = q06_iat.iat_minus_plain(q06_iat.scores(study), 100)
+    return Claim(
+        "C4",
+        "IAT beats plain multi-task training",
+        "mean score of IAT minus plain training, in points",
+        value,
+        low,
+        high,
+        np.nan,
+        len(q06_iat.seeds(study)),
+        verdict(low, high),
+        "06",
+    )
+
+
+def _c5(study: Study) -> Claim:
+    value, low, high = q07_transfer.iat_minus_multitask(q07_transfer.learning_curves(study))
+    return Claim(
+        "C5",
+        "IAT transfers better to new tasks",
+        f"score on {study.profile.transfer_target}, mean over sizes, from IAT minus from plain training, in points",
+        value,
+        low,
+        high,
+        np.nan,
+        len(q07_transfer.seeds(study)),
+        verdict(low, high),
+        "07",
+    )
+
+
+def _c6(study: Study) -> Claim:
+    """C6 is a count and no estimate: supported if the number of parameters is the same after every ending."""
+    counts = q06_iat.parameters(study)["parameters"]
+    added = float(counts.max() - counts.min())
+    return Claim(
+        "C6",
+        "no parameter is added",
+        "parameters after IAT minus after plain training, every ending and seed",
+        added,
+        added,
+        added,
+        np.nan,
+        len(q06_iat.seeds(study)),
+        SUPPORTED if added == 0 else NOT_SUPPORTED,
+        "06",
+    )
+
+
+def release_differences(study: Study) -> pd.DataFrame:
+    """Return one row per difference of the paper's released code, seen from outside, and its measured effect here."""
+    rows = [
+        (
+            "scale of layers in importance",
+            "none in pruning, another for the last layer in training",
+            "none, the same everywhere; normalize='layer' on request",
+            _effect_of_selection(study, "gradient, layer-normalized"),
+        ),
+        (
+            "absolute value in importance",
+            "per token",
+            "per token; reduction='example' on request",
+            _effect_of_selection(study, "gradient, by example"),
+        ),
+        (
+            "dissociation score",
+            "own lesion's effect on different tasks (released)",
+            "different lesions on the same task (lesion); both are shown",
+            _effect_of_convention(study),
+        ),
+        (
+            "rows outside the set in IAT",
+            "zero gradient: Adam's momentum and weight decay still move them (leaky)",
+            "no update at all (strict)",
+            _effect_of_leak(study),
+        ),
+        (
+            "random control heads",
+            "drawn over all layers, but one head kept in each; top heads need not keep one",
+            "as many in every layer as the top heads",
+            _effect_of_matching(study),
+        ),
+        (
+            "batches",
+            "every step shuffles anew and takes the first batch",
+            "every example once per epoch",
+            f"an epoch of such steps misses {100 * _missed(study):.0f} % of the examples (simulated)",
+        ),
+        (
+            "gradients of the importance pass",
+            "leak into the next update",
+            "the model is left as it was",
+            "not measured; tested",
+        ),
+        ("mode after the importance pass", "stays in evaluation mode: no dropout", "restored", "not measured; tested"),
+        ("annealed sampling, one epoch", "divides by zero", "proportional sampling", "not measured; tested"),
+    ]
+    return pd.DataFrame(rows, columns=["what", "released code", "this package", "measured effect"])
+
+
+def _effect_of_selection(study: Study, name: str) -> str:
+    row = q04_models.selections(study).set_index("selection").loc[name]
+    return (
+        f"rank correlation {row['rank correlation']:.2f}, overlap of top heads {row['overlap of top heads']:.2f}; "
+        f"D {row['minus gradient']:+.1f} points [{row['diff low']:+.1f}, {row['diff high']:+.1f}]"
+    )
+
+
+def _effect_of_convention(study: Study) -> str:
+    iap, parts = study.iap(), []
+    for convention in CONVENTIONS:
+        result = iap.dissociation(convention, draws=study.profile.draws)
+        order = [iap.tasks[i] for i in np.argsort([-result.of(task).value for task in iap.tasks])]
+        d = result.mean
+        parts.append(
+            f"{convention}: mean D {d.value:.1f} [{d.low:.1f}, {d.high:.1f}], "
+            f"most specialized {order[0]}, least {order[-1]}"
+        )
+    return "; ".join(parts)
+
+
+def _effect_of_leak(study: Study) -> str:
+    moved = q06_iat.movement(study).set_index("ending")["rows of heads in no set"]
+    score = q06_iat.scores(study, reference="IAT").set_index(["ending", "task"]).loc[("IAT, leaky", "mean")]
+    return (
+        f"leaky rows move {100 * moved['IAT, leaky']:.0f} % as far as in plain "
+        f"training, strict ones {100 * moved['IAT']:.0f} %; mean score, leaky minus "
+        f"strict: {100 * score['minus IAT']:+.2f} points "
+        f"[{100 * score['diff low']:+.2f}, {100 * score['diff high']:+.2f}]"
+    )
+
+
+def _effect_of_matching(study: Study) -> str:
+    left = q04_models.random_controls(study).set_index("random sets")["score left (%)"]
+    return (
+        f"score left: {left['matched by layer']:.1f} % matched, {left['not matched']:.1f} % not matched, "
+        f"{left['(top heads)']:.1f} % top heads"
+    )
+
+
+def _missed(study: Study) -> float:
+    """Return the share of a task's training examples missed if every step takes the first batch of a new shuffle."""
+    n, batch, rng = len(study.tasks[study.profile.tasks[0]].train), study.profile.batch_size, np.random.default_rng(0)
+    seen = np.concatenate([rng.permutation(n)[:batch] for _ in range(n // batch)])
+    return 1 - len(np.unique(seen)) / n
+
+
+class Story(NamedTuple):
+    """What the teaser shows: the method on two tasks, and the main result.
+
+    maps, heads: importance and top heads of the two tasks. left: pruned task by scored task, % of the unpruned score.
+    random_left: the same under matched random heads, per task.
+    """
+
+    maps: Mapping[str, Float[np.ndarray, "layers heads"]]
+    heads: Mapping[str, Bool[np.ndarray, "layers heads"]]
+    left: pd.DataFrame
+    random_left: Mapping[str, float]
+    result: Dissociation
+
+
+def story(study: Study, result: Dissociation, fraction: float = 0.3) -> Story:
+    """Return the method on the two tasks whose maps differ most, with the fraction pruned nearest to the one given."""
+    maps, iap = q02_importance.importance_maps(study), study.iap()
+    pair = min(combinations(iap.tasks, 2), key=lambda p: rank_correlation(maps[p[0]], maps[p[1]]))
+    f = int(np.argmin(np.abs(np.array(iap.fractions) - fraction)))
+    base = iap.baseline()
+    left = 100 * (iap.top.scores[:, f] / base[:, None]).mean(0)  # (pruned, scored)
+    random_left = 100 * (iap.random.scores[:, f] / base[:, None, None]).mean(0)  # (pruned, controls, scored)
+    at = {t: iap.tasks.index(t) for t in pair}
+    return Story(
+        {t: maps[t] for t in pair},
+        {t: iap.top.heads[0, f, i] for t, i in at.items()},
+        pd.DataFrame(left, iap.tasks, iap.tasks).loc[list(pair), list(pair)],
+        {t: float(random_left[i, :, i].mean()) for t, i in at.items()},
+        result,
+    )
+
+
+@styled
+def plot_teaser(story: Story) -> Figure:
+    """Draw the method on two tasks in three pictures, and the main result."""
+    figure, (score, choose, lesion, result) = panels(4, 2.75, width_ratios=[1, 1, 1.3, 1.35])
+    _draw_heads(score, choose, story)
+    _draw_lesions(lesion, story)
+    _draw_result(result, story.result)
+    return figure
+
+
+def _draw_heads(score: Axes, choose: Axes, story: Story) -> None:
+    """Draw every head of two tasks, one above the other: how important it is, and whether it is pruned."""
+    style = looks(story.result.tasks)
+    layers, heads = next(iter(story.maps.values())).shape
+    for ax, title in ((score, "1  score every head"), (choose, "2  prune a task's top heads")):
+        ax.set_title(title, loc="left")
+        ax.set(xlim=(-0.6, heads - 0.4), ylim=(-0.6, 2 * layers + 1.9), aspect="equal", xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    for i, (task, values) in enumerate(story.maps.items()):
+        base, colour = (1 - i) * (layers + 1.3), style[task]["color"]
+        share, chosen = values / values.max(), story.heads[task]
+        for layer, head in np.ndindex(layers, heads):
+            corner = (head - 0.42, base + layer - 0.42)
+            dark, grey = 0.06 + 0.94 * share[layer, head], "white" if chosen[layer, head] else "#cccccc"
+            score.add_patch(Rectangle(corner, 0.84, 0.84, facecolor=colour, alpha=dark, lw=0))
+            choose.add_patch(Rectangle(corner, 0.84, 0.84, facecolor=grey, lw=0))
+            if chosen[layer, head]:
+                choose.plot(head, base + layer, marker="x", color=colour, markersize=4, mew=1.3)
+        for ax in (score, choose):
+            ax.text(-0.5, base + layers - 0.35, task, color=colour, fontweight="bold", va="bottom")
+    score.set_xlabel(f"{heads} heads, {layers} layers (first below)", fontsize=7.5)
+    choose.set_xlabel("output set to 0", fontsize=7.5)
+
+
+def _draw_lesions(ax: Axes, story: Story) -> None:
+    """Draw what is left of two tasks' scores under their own lesion, the other's and random heads', and D between."""
+    style, tasks, left = looks(story.result.tasks), list(story.maps), story.left
+    ax.set_title("3  who suffers?", loc="left")
+    for i, scored in enumerate(tasks):
+        other = tasks[1 - i]
+        bars = (
+            (left.loc[scored, scored], style[scored]["color"], "own"),
+            (left.loc[other, scored], style[other]["color"], "other's"),
+            (story.random_left[scored], "#bbbbbb", "random"),
+        )
+        for j, (height, colour, name) in enumerate(bars):
+            ax.bar(4 * i + j, height, color=colour, width=0.85)
+            ax.text(4 * i + j, height + 2, name, ha="center", fontsize=6.5, rotation=90, va="bottom")
+    ax.set_xticks([1, 5], tasks, fontsize=7)
+    ax.set(ylabel="score left (%)", ylim=(0, 130), yticks=[0, 25, 50, 75, 100])
+    own, others = left.loc[tasks[0], tasks[0]], left.loc[tasks[1], tasks[0]]
+    ax.add_patch(FancyArrowPatch((-0.62, others), (-0.62, own), arrowstyle="<->", mutation_scale=6, lw=0.9))
+    ax.text(-0.75, (own + others) / 2, "$D$", ha="right", va="center")
+    ax.set_xlim(-1.6, 6.8)
+
+
+def _draw_result(ax: Axes, result: Dissociation) -> None:
+    """Draw the mean dissociation at every fraction with its interval, and the band of matched random heads."""
+    ax.set_title("Result: all tasks", loc="left")
+    x, mean = 100 * np.array(result.fractions), result.along()
+    ax.fill_between(x, mean.null_low, mean.null_high, color=GREY, alpha=0.25, lw=0)
+    ax.plot(x, mean.null_mean, color=GREY, linestyle="--", linewidth=1, label="random heads")
+    error = [mean.value - mean.low, mean.high - mean.value]
+    ax.errorbar(x, mean.value, yerr=error, color="black", marker="o", capsize=3, label="top heads")
+    ax.axhline(0, color="black", linewidth=0.6)
+    ax.set(xlabel="heads pruned (%)", ylabel="dissociation $D$ (points)", xticks=x)
+    ax.legend(loc="upper right", bbox_to_anchor=(1.02, 1.02))

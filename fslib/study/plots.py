@@ -1,0 +1,147 @@
+"""What all plots share: style, panels, two kinds of plots that several questions draw, and how a figure is saved.
+
+One colour and one marker per task throughout (Okabe and Ito's palette, told apart by colour-blind readers);
+controls and chance are grey. Text is 8 to 9 points at the printed width of 7 inches.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fslib.study.records import write_bytes
+
+WIDTH = 7.0  # inches: two columns of a page
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+GREY = "#777777"
+CONTROLS = ("random", "least", "mixed", "trunk")  # in the name of what is drawn in grey
+STYLE: dict[str, Any] = {
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8.5,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 110,
+    "lines.markersize": 4.5,
+}
+
+
+def looks(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return colour and marker of each task, by its place in the study's list of tasks."""
+    return {t: {"color": COLOURS[i % 7], "marker": MARKERS[i % 7]} for i, t in enumerate(tasks)}
+
+
+def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw with this module's style, and leave the caller's as it is."""
+
+    @wraps(plot)
+    def drawn(*args: Any, **kwargs: Any) -> Figure:
+        with plt.rc_context(STYLE):  # type: ignore[arg-type]
+            figure = plot(*args, **kwargs)
+            figure.draw_without_rendering()  # tick labels take their size when they are first drawn
+        return figure
+
+    return drawn
+
+
+def panels(n: int, height: float, columns: int = 0, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Return a figure of the standard width and its n axes, `height` inches per row."""
+    columns = columns or n
+    rows = -(-n // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(WIDTH, height * rows), squeeze=False, layout="constrained", **options
+    )
+    for spare in axes.flat[n:]:
+        spare.set_visible(False)
+    plt.close(figure)  # shown once, where a notebook names it, not a second time at the end of the cell
+    return figure, list(axes.flat[:n])
+
+
+def percent(axes: Axes, which: str = "y") -> None:
+    """Label an axis of fractions in percent."""
+    getattr(axes, f"{which}axis").set_major_formatter(lambda value, _: f"{100 * value:g}")
+
+
+def _is_control(name: str) -> bool:
+    return any(word in name for word in CONTROLS)
+
+
+def forest(ax: Axes, names: Iterable[str], value: Iterable, low: Iterable, high: Iterable, **options: object) -> None:
+    """Draw values with intervals, one row per name, the first on top; controls and references are grey."""
+    names = list(names)
+    rows = np.arange(len(names))
+    middle, least, most = (np.array(list(x), dtype=float) for x in (value, low, high))
+    for row, name in enumerate(names):
+        colour = GREY if _is_control(name) else options.get("color", COLOURS[0])
+        ax.errorbar(
+            middle[row],
+            row,
+            xerr=[[middle[row] - least[row]], [most[row] - middle[row]]],
+            fmt="D" if _is_control(name) else "o",
+            color=colour,
+            capsize=2,
+            markersize=4,
+        )
+    ax.set_yticks(rows, names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.grid(axis="x", color="#dddddd", linewidth=0.6)
+
+
+@styled
+def matrices(frames: Mapping[str, pd.DataFrame], label: str, *, fmt: str = ".2f", diverging: bool = False) -> Figure:
+    """Draw annotated matrices side by side on one colour scale (diverging: centred at 0)."""
+    figure, axes = panels(len(frames), 2.5, min(3, len(frames)))
+    values = np.concatenate([f.to_numpy(dtype=float).ravel() for f in frames.values()])
+    limit = float(np.nanmax(np.abs(values)))
+    low, high = (-limit, limit) if diverging else (float(np.nanmin(values)), float(np.nanmax(values)))
+    for i, (ax, (title, frame)) in enumerate(zip(axes, frames.items(), strict=True)):
+        sns.heatmap(
+            frame.astype(float),
+            ax=ax,
+            annot=True,
+            fmt=fmt,
+            cmap="PuOr" if diverging else "viridis",
+            vmin=low,
+            vmax=high,
+            cbar=False,
+            square=True,
+            annot_kws={"fontsize": 7},
+            linewidths=0.5,
+        )
+        for row in range(len(frame) if frame.index.equals(frame.columns) else 0):
+            ax.add_patch(plt.Rectangle((row, row), 1, 1, fill=False, edgecolor="black", linewidth=1.6))
+        ax.set_title(title)
+        ax.set(xlabel=frame.columns.name or "", ylabel=(frame.index.name or "") if i % 3 == 0 else "")
+        ax.tick_params(axis="x", rotation=40, length=0)
+        ax.tick_params(axis="y", rotation=0, length=0)
+        if i % 3:
+            ax.set_yticklabels([])
+    figure.colorbar(axes[0].collections[0], ax=axes, label=label, shrink=0.7, pad=0.02)
+    return figure
+
+
+def save_figure(folder: Path, name: str, figure: Figure, caption: str, command: str) -> Figure:
+    """Write <name>.png (200 dpi) and .svg, the same bytes every time, with caption and command inside."""
+    notes: Mapping[str, str | None] = {"Title": caption, "Description": f"made by: {command}"}
+    savers: dict[str, Callable[[], dict[str, Any]]] = {
+        "png": lambda: {"dpi": 200, "metadata": {**notes, "Software": None}},
+        "svg": lambda: {"metadata": {**notes, "Date": None, "Creator": "fslib"}},
+    }
+    for kind, options in savers.items():
+        buffer = BytesIO()
+        with rc_context({"svg.hashsalt": "fslib"}):
+            figure.savefig(buffer, format=kind, bbox_inches="tight", **options())
+        write_bytes(folder / f"{name}.{kind}", buffer.getvalue())
+    return figure

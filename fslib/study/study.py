@@ -1,0 +1,166 @@
+"""`Study`: what a notebook asks for results.
+
+A study is a profile, a first seed and a results folder. It makes the units of the profile's models, hands out their
+records in a form that a notebook can use, and saves tables and figures. Which units a notebook needs is the
+business of its question (`fslib.questions`), which registers a plan.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fslib.data.batches import task_order
+from fslib.data.tasks import Task
+from fslib.dissociation import IAP
+from fslib.errors import FslibError
+from fslib.importance import Contributions
+from fslib.scoring import chance_level
+from fslib.study.plots import save_figure
+from fslib.study.profiles import make_profile
+from fslib.study.records import ROOT, Record, Store, Unit, cached_task, results_root, save_table, write_bytes
+from fslib.study.units import Chain, Data, FineTuning, TrainUnit, chain
+
+Plan = Callable[["Study"], list[Unit]]
+PLANS: dict[str, Plan] = {}
+
+
+def plans(notebook: str) -> Callable[[Plan], Plan]:
+    """Register a function as the plan of a notebook, by its number: the units that it needs, dependencies first."""
+
+    def register(plan: Plan) -> Plan:
+        PLANS[notebook] = plan
+        return plan
+
+    return register
+
+
+class Study:
+    """One profile's results.
+
+    profile: smoke, mini, glue-mini or paper. seed: the first of the profile's seeds. overrides: {field: value} of the
+    profile; an overridden profile keeps its results in a folder of its own. results: default `results_root()`.
+    Raises FslibError for an unknown profile, field, task, sampling or a value out of range.
+    """
+
+    def __init__(
+        self,
+        profile: str = "mini",
+        *,
+        seed: int = 0,
+        overrides: Mapping[str, Any] | None = None,
+        results: str | Path | None = None,
+    ) -> None:
+        if seed < 0:
+            raise FslibError(f"seed {seed}: give 0 or more")
+        changes = dict(overrides or {})
+        self.profile = make_profile(profile, changes)
+        self.name, self.seed, self.overrides = profile, seed, changes
+        suffix = "".join(f"+{k}={v}" for k, v in sorted(changes.items())) + (f"+seed={seed}" if seed else "")
+        self.folder = Path(results or results_root()) / (profile + re.sub(r"[^\w.+=-]+", "_", suffix))
+        self.store = Store(self.folder)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is the default profile without other settings, which the committed notebooks show."""
+        return self.name == "mini" and self.seed == 0 and not self.overrides
+
+    @property
+    def data(self) -> Data:
+        """The tasks by name, and how many examples of them are evaluated."""
+        return Data(tasks=self.profile.tasks, eval_examples=self.profile.eval_examples)
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """The study's tasks, with as many evaluation examples as the profile takes."""
+        return self.data.load()
+
+    def chance(self) -> dict[str, float]:
+        """Return, per task, the score of the best constant answer on the evaluation examples."""
+        return {name: chance_level(task.metric, task.eval.labels) for name, task in self.tasks.items()}
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the profile's main models."""
+        return self.seeds_of(self.profile.seeds)
+
+    def seeds_of(self, count: int) -> list[int]:
+        """Return so many seeds, from the study's first on."""
+        return list(range(self.seed, self.seed + count))
+
+    def training(self, seed: int, task: str | None = None, *, small: bool = False, **changes: Any) -> TrainUnit:
+        """Return a multi-task training; with `task`, one on it alone, for as many steps as it gets there.
+
+        small: the encoder, steps, learning rate and evaluation of notebooks 04 to 07, for fewer `tasks` with fewer
+            steps in proportion, so that every task gets as many. changes: other fields of the unit.
+        """
+        p = self.profile
+        shared = {k: getattr(p, k) for k in FineTuning.model_fields} | {"seed": seed}
+        if small:
+            steps = p.small_steps * len(changes.get("tasks", p.tasks)) // len(p.tasks)
+            shared |= {"encoder": p.small_encoder, "steps": steps, "lr": p.small_lr, "curve_points": 1}
+            shared |= {"sampling": p.small_sampling, "eval_examples": p.small_eval_examples}
+        shared |= changes
+        if task is not None:
+            names = shared["tasks"]
+            sizes = [len(cached_task(t).train) for t in names]
+            order = task_order(sizes, shared["steps"], shared["sampling"], p.epochs, seed)
+            shared |= {"tasks": (task,), "steps": max(1, order.count(names.index(task)))}
+        return TrainUnit(**shared)
+
+    def units(self, seed: int) -> Chain:
+        """Return the main model of a seed: its training, importance and pruning."""
+        p = self.profile
+        return chain(self.training(seed), p.importance_examples, p.fractions, p.controls)
+
+    def small_units(self, encoder: str | None = None, tasks: tuple[str, ...] | None = None) -> Chain:
+        """Return training, importance and pruning of one encoder on some tasks, at the scale of notebooks 04 to 07."""
+        p = self.profile
+        model = self.training(self.seed, small=True, encoder=encoder or p.small_encoder, tasks=tasks or p.tasks)
+        return chain(model, p.small_examples, p.small_fractions, p.controls)
+
+    def plan(self, notebook: str) -> list[Unit]:
+        """Return all units behind a notebook (by its number or name), those they depend on first."""
+        if not PLANS:
+            raise FslibError("no question is registered: import fslib.questions, or take the study from fslib.Study")
+        plan = PLANS.get(notebook[:2])
+        return plan(self) if plan else []
+
+    def multitask(self) -> list[Record]:
+        """Return the training records of the main models, one per seed."""
+        return [self.store.get(self.units(s).train) for s in self.seeds]
+
+    def contributions(self) -> list[dict[str, Contributions]]:
+        """Return per-example importance, one {task: contributions} per seed."""
+        return [self.units(s).importance.contributions(self.store) for s in self.seeds]
+
+    def iap(self) -> IAP:
+        """Return the pruning results over all seeds."""
+        return IAP.over_seeds([self.units(s).prune.iap(self.store) for s in self.seeds])
+
+    def figure(self, name: str, figure: Figure, caption: str, *, feature: str | None = None) -> None:
+        """Save a figure as PNG and SVG under the study's folder, and show it with its caption.
+
+        feature: of the reference results, also keep it in the repository's figures/ under this name.
+        """
+        from IPython.display import Markdown, display  # only notebooks show figures
+
+        command = f"fslib run {name[:2]} --profile {self.name}"
+        save_figure(self.folder / "figures", name, figure, caption, command)
+        if feature and self.is_plain and self.folder.parent.resolve() == ROOT / "results":
+            for kind in ("png", "svg"):  # copied: drawn again, a layout may differ in the last digit
+                drawn = (self.folder / "figures" / f"{name}.{kind}").read_bytes()
+                write_bytes(ROOT / "figures" / f"{feature}.{kind}", drawn)
+        display(figure, Markdown(f"*{caption}*"))
+
+    def table(self, name: str, table: pd.DataFrame, digits: int = 3, *, show: pd.Series | None = None) -> None:
+        """Save a table as CSV and Markdown under the study's folder, and show it rounded (`show`: only these rows)."""
+        from IPython.display import HTML, display
+
+        rounded = save_table(self.folder, name, table, digits)
+        with pd.option_context("display.max_colwidth", None):
+            display(HTML((rounded if show is None else rounded[show]).to_html(index=False, border=0)))

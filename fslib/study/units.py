@@ -1,0 +1,254 @@
+"""The units that several questions share: train a model, score its heads, prune them."""
+
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import numpy as np
+from pydantic import AfterValidator, Field
+
+from fslib.data.tasks import Task
+from fslib.dissociation import IAP
+from fslib.errors import FslibError
+from fslib.evaluation import evaluate
+from fslib.importance import Contributions, contributions
+from fslib.model.multitask import MultiTaskModel
+from fslib.pruning import prune_important_heads
+from fslib.study.records import Config, Record, Result, Store, Unit, cached_task, writing
+from fslib.training import train
+
+
+def _plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if os.sep in name:
+            raise ValueError(f"{name} is a path; point FSLIB_DATA at the folder that holds it, and give its name")
+    return tuple(name.lower() for name in names)
+
+
+# As the tasks call themselves, so that one piece of work has one key wherever the data lie.
+TaskNames = Annotated[tuple[str, ...], AfterValidator(_plain_names), Field(min_length=1)]
+
+
+class Data(Config):
+    """Tasks by name, and how many examples are evaluated (None: all)."""
+
+    tasks: TaskNames
+    eval_examples: int | None = Field(None, ge=2)
+
+    def load(self) -> dict[str, Task]:
+        """Return {name: task}, with so many evaluation examples."""
+        return {name: cached_task(name).limited(eval=self.eval_examples) for name in self.tasks}
+
+    def task_names(self) -> list[str]:
+        """Name the tasks whose data are used."""
+        return list(self.tasks)
+
+    def describe(self) -> str:
+        """Say which tasks this is about."""
+        return "+".join(self.tasks)
+
+
+class FineTuning(Data):
+    """How an encoder is fine-tuned; see `fslib.train`."""
+
+    encoder: str
+    max_length: int = Field(128, ge=4)
+    steps: int = Field(ge=1)
+    batch_size: int = Field(16, ge=1)
+    lr: float = Field(gt=0)
+    sampling: str = "annealed"
+    epochs: int = Field(5, ge=1)
+    curve_points: int = Field(8, ge=1)
+    curve_examples: int = Field(128, ge=2)
+
+
+class SeededFineTuning(FineTuning):
+    """One fine-tuning, with the seed of all that is drawn in it."""
+
+    seed: int = Field(0, ge=0)
+
+    def describe(self) -> str:
+        """Say which tasks and seed this is about."""
+        return f"{super().describe()}, seed {self.seed}"
+
+    def options(self) -> dict[str, Any]:
+        """Return the settings of `fslib.train`."""
+        return {k: getattr(self, k) for k in ("steps", "batch_size", "lr", "sampling", "epochs", "seed")}
+
+    def new_model(self, tasks: dict[str, Task]) -> MultiTaskModel:
+        """Return the model that training begins with."""
+        return MultiTaskModel.from_pretrained(self.encoder, tasks, max_length=self.max_length, seed=self.seed)
+
+
+class TrainUnit(SeededFineTuning, Unit):
+    """One training run, on one or more tasks; the model of several tasks is kept as a checkpoint."""
+
+    kind: ClassVar[str] = "train"
+
+    def compute(self, store: Store) -> Result:
+        """Train and evaluate."""
+        # Only multi-task models are used again, by the units that follow.
+        return self._fit(store.checkpoint(self) if len(self.tasks) > 1 else None)
+
+    def _fit(self, folder: Path | None) -> Result:
+        """Train, evaluate, and save the model in `folder` (None: do not)."""
+        tasks = self.load()
+        model = self.new_model(tasks)
+        history = train(
+            model,
+            tasks,
+            **self.options(),
+            evaluate_every=max(1, self.steps // self.curve_points),
+            evaluate_on={n: t.limited(eval=self.curve_examples) for n, t in tasks.items()},
+        )
+        scores = evaluate(model, tasks)
+        if folder is not None:
+            for stale in folder.parent.glob(f"{folder.name}.partial-*"):  # of a process that was killed
+                shutil.rmtree(stale, ignore_errors=True)
+            with writing(folder):
+                model.save(folder)
+        values = {
+            "scores": {name: score.value for name, score in scores.items()},
+            "steps": {name: history.steps_of(name) for name in tasks},
+            "curve": history.evaluations,
+            "parameters": model.n_parameters(),
+            "shape": [model.n_layers, model.n_heads],
+        }
+        arrays = {f"predictions/{n}": in_bytes(s.predictions) for n, s in scores.items()}
+        arrays |= {"losses": np.array(history.losses, np.float32), "order": np.array(history.order, np.int8)}
+        return Result(values, arrays)
+
+    def trained(self, store: Store) -> MultiTaskModel:
+        """Return the trained model, from its checkpoint or trained now."""
+        folder = store.checkpoint(self)
+        if folder.is_dir():
+            try:
+                return MultiTaskModel.load(folder)
+            except FslibError as error:
+                aside = folder.with_name(folder.name + ".corrupt")
+                shutil.rmtree(aside, ignore_errors=True)
+                with writing(aside), suppress(FileNotFoundError):  # another process may have been first
+                    folder.rename(aside)
+                warnings.warn(f"{error}; set aside as {aside.name}, training again", stacklevel=2)
+        if store.find(self) is None:
+            store.get(self)
+            return MultiTaskModel.load(folder) if folder.is_dir() else self.trained(store)
+        with store.lock(self):  # the lock of whoever else writes this checkpoint
+            if not folder.is_dir():
+                self._fit(folder)
+            return MultiTaskModel.load(folder)
+
+
+class ImportanceUnit(Unit):
+    """Gradient importance of every head, for every task, on training examples."""
+
+    kind: ClassVar[str] = "importance"
+    model: TrainUnit
+    examples: int = Field(ge=1)
+
+    def task_names(self) -> list[str]:
+        """Name the model's tasks."""
+        return self.model.task_names()
+
+    def describe(self) -> str:
+        """Say which tasks and seed the model is of."""
+        return self.model.describe()
+
+    def compute(self, store: Store) -> Result:
+        """Score every head, and keep every example's part."""
+        model = self.model.trained(store)
+        arrays: dict[str, np.ndarray] = {}
+        for name, task in self.model.load().items():
+            parts = contributions(model, task, examples=self.examples, seed=self.model.seed)
+            arrays |= {f"{part}/{name}": getattr(parts, part) for part in ("absolute", "signed", "tokens")}
+        return Result({"examples": {n: len(arrays[f"tokens/{n}"]) for n in self.model.tasks}}, arrays)
+
+    def contributions(self, store: Store) -> dict[str, Contributions]:
+        """Return every task's per-example contributions, from the record."""
+        arrays = store.get(self).arrays
+        parts = ("absolute", "signed", "tokens")
+        return {t: Contributions(*(arrays[f"{part}/{t}"] for part in parts)) for t in self.model.tasks}
+
+
+class PruneUnit(Unit):
+    """Pruning of every task's top heads and of matched random heads."""
+
+    kind: ClassVar[str] = "prune"
+    importance: ImportanceUnit
+    fractions: tuple[float, ...] = Field(min_length=1)
+    controls: int = Field(ge=0)
+    reduction: str = "token"
+    normalize: str | None = None
+    ablation: str = "zero"
+
+    def task_names(self) -> list[str]:
+        """Name the model's tasks."""
+        return self.importance.task_names()
+
+    def describe(self) -> str:
+        """Say which tasks and seed the model is of."""
+        return self.importance.describe()
+
+    def compute(self, store: Store) -> Result:
+        """Prune, and keep every prediction."""
+        model = self.importance.model
+        options: dict[str, Any] = {"reduction": self.reduction, "normalize": self.normalize}
+        maps = {t: parts.importance(**options) for t, parts in self.importance.contributions(store).items()}
+        iap = prune_important_heads(
+            model.trained(store),
+            model.load(),
+            self.fractions,
+            self.controls,
+            importance=maps,
+            ablation=self.ablation,
+            examples=self.importance.examples,
+            seed=model.seed,
+        )
+        return Result(iap_values(iap), iap_arrays(iap))
+
+    def iap(self, store: Store) -> IAP:
+        """Return the pruning results, from the record."""
+        return recorded_iap(store.get(self))
+
+
+class Chain(NamedTuple):
+    """One trained model and what is computed on it, each unit built on the one before."""
+
+    train: TrainUnit
+    importance: ImportanceUnit
+    prune: PruneUnit
+
+
+def chain(model: TrainUnit, examples: int, fractions: Sequence[float], controls: int) -> Chain:
+    """Return the units of one model: its training, the importance of its heads, their pruning."""
+    scored = ImportanceUnit(model=model, examples=examples)
+    return Chain(model, scored, PruneUnit(importance=scored, fractions=tuple(fractions), controls=controls))
+
+
+def iap_values(iap: IAP) -> dict[str, Any]:
+    """Return what a record says of an `IAP` in JSON."""
+    return {"tasks": list(iap.tasks), "metrics": list(iap.metrics), "fractions": list(iap.fractions)}
+
+
+def iap_arrays(iap: IAP, name: str = "") -> dict[str, np.ndarray]:
+    """Return the arrays of an `IAP` as a record keeps them, under a name where it holds several."""
+    prefix = f"{name}/" if name else ""
+    return {prefix + k: in_bytes(v) if k != "heads" else v for k, v in iap.arrays().items()}
+
+
+def recorded_iap(record: Record, name: str = "") -> IAP:
+    """Return the `IAP` that a record keeps under a name. Raises FslibError where it keeps none."""
+    prefix = f"{name}/" if name else ""
+    arrays = {k.removeprefix(prefix): v for k, v in record.arrays.items() if k.startswith(prefix)}
+    if "heads" not in arrays:
+        raise FslibError(f"record {record.kind}-{record.key} holds no pruning of {name!r}")
+    return IAP.from_arrays(**{k: record.result[k] for k in ("tasks", "metrics", "fractions")}, arrays=arrays)
+
+
+def in_bytes(predictions: np.ndarray) -> np.ndarray:
+    """Return class predictions in one byte each (up to 127 classes); values as they are."""
+    return predictions.astype(np.int8) if predictions.dtype.kind == "i" and predictions.max() < 128 else predictions
