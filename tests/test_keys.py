@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fslib import questions  # noqa: F401 - all units, and the plan of every notebook
 from fslib.study.records import Unit
 from fslib.study.study import Study
 

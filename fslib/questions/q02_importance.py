@@ -44,7 +44,7 @@ def ranking(maps: dict[str, np.ndarray]) -> pd.DataFrame:
 
 
 def task_correlations(study: Study) -> pd.DataFrame:
-    """Return the rank correlation of tasks' maps, mean over seeds; diagonal: a task's own two half samples (the ceiling)."""
+    """Return the rank correlation of tasks' maps, mean over seeds; diagonal: a task with itself, two half samples."""
     names, runs = study.profile.tasks, study.contributions()
     table = pd.DataFrame(np.zeros((len(names), len(names))), names, names)
     for run in runs:
@@ -153,7 +153,7 @@ def sentences(correlations: pd.DataFrame, stability: pd.DataFrame) -> str:
 
 @styled
 def plot_importance(maps: Mapping[str, Float[np.ndarray, "layers heads"]], columns: int = 2) -> Figure:
-    """Draw layer-by-head importance, one panel per task, layer 1 at the bottom, as a share of the task's largest value."""
+    """Draw layer-by-head importance, one panel per task, layer 1 below, as a share of the task's largest value."""
     layers, heads = next(iter(maps.values())).shape
     figure, axes = panels(len(maps), 0.6 + 0.19 * layers, columns, sharex=True, sharey=True)
     for i, (ax, (task, values)) in enumerate(zip(axes, maps.items(), strict=True)):

@@ -43,7 +43,7 @@ def pruning(study: Study) -> pd.DataFrame:
 
 
 def retained(study: Study) -> dict[float, pd.DataFrame]:
-    """Return a table per fraction, tasks by tasks: score with the row's top heads pruned, in % of the unpruned score."""
+    """Return a table per fraction, tasks by tasks: score with the row's top heads pruned, in % of the unpruned."""
     iap = study.iap()
     share = 100 * (iap.top.scores / iap.baseline()[:, None, None]).mean(0)  # (fractions, pruned, scored)
     index, columns = pd.Index(iap.tasks, name="top heads pruned of"), pd.Index(iap.tasks, name="scored")

@@ -144,7 +144,7 @@ def _unmatched(record: Record) -> list[str]:
 
 
 def random_controls(study: Study) -> pd.DataFrame:
-    """Return what random head sets leave of the score (in % of the unpruned), matched by layer with top heads or not."""
+    """Return what random head sets, matched by layer with top heads or not, leave of the score in % of the unpruned."""
     record = study.store.get(selection_unit(study))
     first = recorded_iap(record, next(iter(SELECTIONS)))
     unmatched = [recorded_iap(record, name).top.scores[0, 0] for name in _unmatched(record)]  # each (pruned, scored)
