@@ -327,7 +327,8 @@ class Dissociation:
         return names.index(task)
 
     def _cells(self, rows: int | slice, column: int) -> Point:
-        return Point(*(getattr(self, field)[..., rows, column] for field in Point._fields))
+        # [()] makes a number of what would be an array without axes
+        return Point(*(getattr(self, field)[..., rows, column][()] for field in Point._fields))
 
     def frame(self) -> pd.DataFrame:
         """Return one row per fraction and task; "mean" stands for the mean over either."""

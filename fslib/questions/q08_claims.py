@@ -151,18 +151,19 @@ def _c6(study: Study) -> Claim:
 
 def release_differences(study: Study) -> pd.DataFrame:
     """Return one row per difference of the paper's released code, seen from outside, and its measured effect here."""
+    selections = q04_models.selections(study)
     rows = [
         (
             "scale of layers in importance",
             "none in pruning, another for the last layer in training",
             "none, the same everywhere; normalize='layer' on request",
-            _effect_of_selection(study, "gradient, layer-normalized"),
+            _effect_of_selection(selections, "gradient, layer-normalized"),
         ),
         (
             "absolute value in importance",
             "per token",
             "per token; reduction='example' on request",
-            _effect_of_selection(study, "gradient, by example"),
+            _effect_of_selection(selections, "gradient, by example"),
         ),
         (
             "dissociation score",
@@ -200,8 +201,8 @@ def release_differences(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "released code", "this package", "measured effect"])
 
 
-def _effect_of_selection(study: Study, name: str) -> str:
-    row = q04_models.selections(study).set_index("selection").loc[name]
+def _effect_of_selection(table: pd.DataFrame, name: str) -> str:
+    row = table.set_index("selection").loc[name]
     return (
         f"rank correlation {row['rank correlation']:.2f}, overlap of top heads {row['overlap of top heads']:.2f}; "
         f"D {row['minus gradient']:+.1f} points [{row['diff low']:+.1f}, {row['diff high']:+.1f}]"
