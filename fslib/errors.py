@@ -9,7 +9,7 @@ class FslibError(ValueError):
 
 
 def unknown(kind: str, name: object, valid: Iterable[str], also: str = "") -> FslibError:
-    """The error for a name that is not among `valid`, with the nearest valid one."""
+    """Return the error for a name that is not among `valid`, with the nearest valid one."""
     valid = list(valid)
     near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -17,5 +17,5 @@ def unknown(kind: str, name: object, valid: Iterable[str], also: str = "") -> Fs
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, short enough to stand inside another message."""
+    """Say what went wrong, short enough to stand inside another message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -13,7 +13,7 @@ from fslib.errors import FslibError
 
 
 def head_count(fraction: float, total: int) -> int:
-    """k = floor(fraction * total), the number of heads in a fraction. Raises FslibError outside (0, 1]."""
+    """Return k = floor(fraction * total), the number of heads in a fraction. Raises FslibError outside (0, 1]."""
     if not 0 < fraction <= 1:
         raise FslibError(f"fraction {fraction} is outside (0, 1]: 0.3 means the top 30 % of all heads")
     return math.floor(fraction * total + 1e-9)  # 0.29 * 100 is 28.999999999999996 in floating point
@@ -22,7 +22,7 @@ def head_count(fraction: float, total: int) -> int:
 def top_heads(
     importance: Float[np.ndarray, "layers heads"], fraction: float, *, min_per_layer: int = 0
 ) -> Bool[np.ndarray, "layers heads"]:
-    """The k = floor(fraction * layers * heads) most important heads (Li et al., 2023).
+    """Return the k = floor(fraction * layers * heads) most important heads (Li et al., 2023).
 
     importance: (layers, heads), finite, higher = more important. Ties go to the lower (layer, head).
     fraction: in (0, 1]. min_per_layer: heads that every layer keeps *out of* the set, so that pruning
@@ -52,7 +52,7 @@ def top_heads(
 def random_heads(
     like: Bool[np.ndarray, "*nested layers heads"], n: int, rng: np.random.Generator
 ) -> Bool[np.ndarray, "n *nested layers heads"]:
-    """`n` different random head sets with as many heads *in each layer* as `like`: the matched control.
+    """Draw `n` different random head sets with as many heads *in each layer* as `like`: the matched control.
 
     Matching by layer matters: early and late layers differ in what any head is worth, so an unmatched
     random set would answer which layers matter, not which heads. If `like` holds sets that grow, each inside the
@@ -84,7 +84,7 @@ def random_heads(
 
 
 def overlap(a: Bool[np.ndarray, "layers heads"], b: Bool[np.ndarray, "layers heads"]) -> float:
-    """Jaccard index |a and b| / |a or b| of two head sets, in [0, 1]; two empty sets overlap fully (1)."""
+    """Return the Jaccard index |a and b| / |a or b| of two head sets, in [0, 1]; two empty sets overlap fully (1)."""
     a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     if a.shape != b.shape:
         raise FslibError(f"head sets of different shapes cannot overlap: {a.shape} and {b.shape}")

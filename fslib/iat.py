@@ -254,8 +254,8 @@ def _rows_behind(
                 f"{type(module).__name__} mixes its heads' queries, keys or values: they have no rows of "
                 "their own that IAT could train; use an architecture that keeps its heads apart"
             )
-        for parameter, found in zip(parameters, runs, strict=True):
-            for run in found:
+        for parameter, own_runs in zip(parameters, runs, strict=True):
+            for run in own_runs:
                 yield parameter, run, slice(head * each, (head + 1) * each)
 
 

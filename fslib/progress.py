@@ -33,7 +33,7 @@ def bar(items: Iterable[T], what: str, unit: str, total: int | None = None) -> I
 
 @contextmanager
 def hidden() -> Iterator[None]:
-    """No bars inside the block."""
+    """Show no bars inside the block."""
     global _shown
     before, _shown = _shown, False
     try:

@@ -32,7 +32,7 @@ OUTSIDE = "outside"  # the component of what belongs to no layer
 
 
 def importance_similarity(a: Float[np.ndarray, "_ _"], b: Float[np.ndarray, "_ _"]) -> float:
-    """Spearman correlation over heads of two importance maps (layers, heads), in [-1, 1]; 0 if one is constant.
+    """Return the Spearman correlation over heads of two importance maps (layers, heads), in [-1, 1], 0 if one is flat.
 
     Raises FslibError for maps of different shapes or with values that are not finite.
     """
@@ -40,7 +40,7 @@ def importance_similarity(a: Float[np.ndarray, "_ _"], b: Float[np.ndarray, "_ _
 
 
 def head_overlap(a: Float[np.ndarray, "_ _"], b: Float[np.ndarray, "_ _"], fraction: float = 0.3) -> float:
-    """Jaccard index of two importance maps' top heads, in [0, 1]; about fraction / (2 - fraction) by chance.
+    """Return the Jaccard index of two maps' top heads, in [0, 1]; about fraction / (2 - fraction) by chance.
 
     Raises FslibError for maps of different shapes, and for a fraction outside (0, 1] or too small for one head.
     """
@@ -52,7 +52,7 @@ def head_overlap(a: Float[np.ndarray, "_ _"], b: Float[np.ndarray, "_ _"], fract
 
 
 def cosine(a: Float[np.ndarray, "..."], b: Float[np.ndarray, "..."]) -> float:
-    """Cosine of two vectors (arrays of one shape), in [-1, 1]; in [0, 1] for Fisher information, which is >= 0.
+    """Return the cosine of two vectors (arrays of one shape), in [-1, 1]; of Fisher information, in [0, 1].
 
     Raises FslibError for different shapes, values that are not finite, and zero vectors, which have no direction.
     """
@@ -66,7 +66,7 @@ def cosine(a: Float[np.ndarray, "..."], b: Float[np.ndarray, "..."]) -> float:
 def task_embedding(
     model: MultiTaskModel, task: Task, *, split: str = "train", examples: int | None = None, seed: int = 0
 ) -> TaskEmbedding:
-    """TaskEmb (Vu et al., 2020): which of the encoder's weights the task's loss depends on.
+    """Return TaskEmb (Vu et al., 2020): which of the encoder's weights the task's loss depends on.
 
     The diagonal of the empirical Fisher information, F = (1/n) * sum over examples x of (d loss(x) / d weight)^2:
     each example's own gradient, squared, with its true label (hence empirical: an example that is fitted badly
@@ -93,12 +93,12 @@ def task_embedding(
     components: dict[str, list[np.ndarray]] = {}
     for name, total in zip(chosen, sums, strict=True):
         components.setdefault(_component(name), []).append(total.flatten().cpu().numpy())
-    shares = gather_object([{component: np.concatenate(found) for component, found in components.items()}])
+    shares = gather_object([{component: np.concatenate(parts) for component, parts in components.items()}])
     return {component: sum(share[component] for share in shares) / np.float32(len(part)) for component in components}
 
 
 def task_similarity(a: TaskEmbedding, b: TaskEmbedding) -> float:
-    """Mean over components of the cosine of two TaskEmbs of one architecture, in [0, 1].
+    """Return the mean over components of the cosine of two TaskEmbs of one architecture, in [0, 1].
 
     Component by component, since a cosine over all weights at once would be that of the layers whose Fisher
     information is largest. Raises FslibError for embeddings of different encoders, and for a component without any
@@ -112,7 +112,7 @@ def task_similarity(a: TaskEmbedding, b: TaskEmbedding) -> float:
 def text_embedding(
     model: MultiTaskModel, task: Task, *, split: str = "train", examples: int | None = None, seed: int = 0
 ) -> Float[np.ndarray, " hidden"]:
-    """TextEmb (Vu et al., 2020): where a task's texts lie, (hidden,): the mean over texts of the mean over tokens.
+    """Return TextEmb (Vu et al., 2020), (hidden,): where a task's texts lie, a mean over texts of means over tokens.
 
     model: the pre-trained encoder as it was loaded, the same for all tasks. Compare with `cosine`: encoders put
     all texts in a narrow cone, so cosines are high, and their order says more than their values.
@@ -124,7 +124,7 @@ def text_embedding(
 def representations(
     model: MultiTaskModel, texts: Split | Sequence[str], *, pooling: str | None = None, batch_size: int = EVAL_BATCH
 ) -> Float[np.ndarray, "n hidden"]:
-    """What the classifiers see of each text, (n, hidden) float32 in the order of `texts`, dropout off.
+    """Return what the classifiers see of each text, (n, hidden) float32 in the order of `texts`, dropout off.
 
     pooling: first, mean or last; None for the model's own. Heads pruned around the call stay pruned.
     Raises FslibError for no text or an unknown pooling.
@@ -146,7 +146,9 @@ def representations(
 
 
 def linear_cka(x: Float[np.ndarray, "_ _"], y: Float[np.ndarray, "_ _"]) -> float:
-    """Linear centred kernel alignment of two representations of the same texts, in [0, 1] (Kornblith et al., 2019).
+    """Return linear centred kernel alignment of two representations of the same texts, in [0, 1].
+
+    Source: Kornblith et al. (2019).
 
     x: (n, p), y: (n, q), centred here: |y'x|^2 / (|x'x| |y'y|), Frobenius norms. Blind to rotation, reflection,
     shift and uniform scale of either. Unrelated representations have about sqrt(p q / ((n + p) (n + q))), not 0,
@@ -166,7 +168,7 @@ def linear_cka(x: Float[np.ndarray, "_ _"], y: Float[np.ndarray, "_ _"]) -> floa
 
 
 def _centred(features: np.ndarray) -> Float[np.ndarray, "_ _"]:
-    """float64, mean 0 over texts, Frobenius norm 1, so that no scale under- or overflows."""
+    """Return features as float64, mean 0 over texts, Frobenius norm 1, so that no scale under- or overflows."""
     rounding = np.finfo(np.result_type(features, np.float32)).eps
     features = features.astype(np.float64)
     if not np.isfinite(features).all():
@@ -188,9 +190,9 @@ def _matched(a: np.ndarray, b: np.ndarray, what: str) -> tuple[np.ndarray, np.nd
 
 
 def _component(name: str) -> str:
-    """The layer of a parameter of the encoder: its name up to the first number, in all architectures alike."""
-    found = re.match(r".*?\.\d+(?=\.)", name)
-    return found[0] if found else OUTSIDE
+    """Return the layer of a parameter of the encoder: its name up to the first number, in all architectures alike."""
+    numbered = re.match(r".*?\.\d+(?=\.)", name)
+    return numbered[0] if numbered else OUTSIDE
 
 
 def _unlabelled(texts: Sequence[str]) -> Split:

@@ -242,7 +242,7 @@ class Training:
             self._read_losses()
 
     def begin(self, ending: Ending | None) -> None:
-        """From here on, train as the ending says (None: as before)."""
+        """Train as the ending says from here on (None: as before)."""
         self.history.branched = self.step
         if ending is not None:
             self.rule = ending.begin(self._trunk())

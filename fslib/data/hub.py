@@ -69,7 +69,7 @@ XNLI_LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "t
 def _from(
     hub: str, revision: str, splits: tuple[str, str]
 ) -> Callable[[str, str, tuple[int, int], tuple[str, ...], str], Source]:
-    """Entries of one dataset: (config, columns of texts, rows, labels, description) -> Source."""
+    """Return a maker of entries of one dataset: (config, columns of texts, rows, labels, description) -> Source."""
 
     def entry(config: str, columns: str, rows: tuple[int, int], labels: tuple[str, ...], description: str) -> Source:
         texts = tuple(tuple(text.split("+")) for text in columns.split())
@@ -141,7 +141,7 @@ def hub_task(
     check_rows: bool = True,
     seed: int = SPLIT_SEED,
 ) -> Task:
-    """A task of the registry; `task.source` says which data it is made of, with the commit that was loaded.
+    """Return a task of the registry; `task.source` says which data it is made of, with the commit that was loaded.
 
     folder: a saved copy to take the data from: what `DatasetDict.save_to_disk` wrote, or one parquet, csv, json or
         jsonl file per split (train.csv, test.csv).
@@ -166,7 +166,7 @@ def hub_task(
 
 
 def saved_copy(name: str, root: Path | None) -> Path | None:
-    """The folder under `root` that bears a task's name, in any case (for ag-pair also AG News's), if there is one."""
+    """Return the folder under `root` that bears a task's name, in any case (for ag-pair also AG News's), or None."""
     folders = {p.name.lower(): p for p in root.iterdir() if p.is_dir()} if root else {}
     return folders.get(name) or (folders.get("ag") if name == "ag-pair" else None)
 
@@ -177,17 +177,17 @@ def _saved(source: Source, folder: Path) -> tuple[dict[str, Any], str]:
     try:
         if (folder / "dataset_dict.json").is_file():
             return dict(datasets.load_from_disk(str(folder))), str(folder)
-        found = {}
+        splits = {}
         for split in source.splits:
             for suffix, kind in (("parquet", "parquet"), ("csv", "csv"), ("json", "json"), ("jsonl", "json")):
                 if (path := folder / f"{split}.{suffix}").is_file():
                     # otherwise a text such as "None" or "nan" would be read as missing
                     options = {"keep_default_na": False} if kind == "csv" else {}
-                    found[split] = datasets.load_dataset(kind, data_files={split: str(path)}, **options)[split]
+                    splits[split] = datasets.load_dataset(kind, data_files={split: str(path)}, **options)[split]
                     break
     except Exception as error:  # each reader has errors of its own
         raise FslibError(f"data folder {folder} cannot be read ({first_line(error)}): save it again") from error
-    return found, str(folder)
+    return splits, str(folder)
 
 
 def _fetched(name: str, source: Source, revision: str) -> tuple[dict[str, Any], str]:
@@ -212,7 +212,7 @@ def _fetched(name: str, source: Source, revision: str) -> tuple[dict[str, Any], 
 
 
 def _side(name: str, source: Source, data: dict[str, Any], side: int, check_rows: bool) -> tuple[list[Any], list[Any]]:
-    """(texts, labels) of the labelled rows of the train (0) or the eval (1) split."""
+    """Return (texts, labels) of the labelled rows of the train (0) or the eval (1) split."""
     split = source.splits[side]
     where = f"task {name}, split {split}"
     rows = data[split]
@@ -224,13 +224,13 @@ def _side(name: str, source: Source, data: dict[str, Any], side: int, check_rows
     if not len(kept):
         raise FslibError(f"{where}: every label is -1, so nothing can be learned or scored; use data with labels")
     published = source.rows[side]
-    for what, found, expected in (
+    for what, count, expected in (
         ("rows", len(rows), published),
         ("labelled rows", len(kept), published - source.unlabelled[side]),
     ):
-        if check_rows and found != expected:
+        if check_rows and count != expected:
             raise FslibError(
-                f"{where}: {found} {what} found, {expected} expected; get the published data, or pass check_rows=False"
+                f"{where}: {count} {what} found, {expected} expected; get the published data, or pass check_rows=False"
             )
     parts = [_text(rows, columns) for columns in source.texts]
     texts = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
@@ -245,7 +245,7 @@ def _text(rows: Any, columns: tuple[str, ...]) -> list[Any]:
 
 
 def _labels(where: str, source: Source, rows: Any) -> np.ndarray:
-    """Per row its class index in the registry's order (its number, for regression), -1 where it has none."""
+    """Return per row its class index in the registry's order (its number, for regression), -1 where it has none."""
     column = rows[source.label][:]
     if not source.labels:
         try:
@@ -262,15 +262,15 @@ def _labels(where: str, source: Source, rows: Any) -> np.ndarray:
         raise FslibError(f"{where}: no label {missing[0]!r} in column {source.label!r}; it has {', '.join(names)}")
     own = {name: i for i, name in enumerate(source.labels)}
     order = np.array([*(own.get(n, -2) for n in names), -1])  # the last for -1
-    found = order[[-1 if y is None else y for y in column]]
-    if (found == -2).any():
+    indices = order[[-1 if y is None else y for y in column]]
+    if (indices == -2).any():
         extra = [n for n in names if n not in own]
         raise FslibError(f"{where}: label {extra[0]!r} in column {source.label!r} is none of {', '.join(own)}")
-    return found
+    return indices
 
 
 def _paired(sides: list[tuple[list[Any], list[Any]]], seed: int) -> list[tuple[list[Any], list[Any]]]:
-    """AG-Pair from AG News: each text once with one of its own topic and once with one of another (`pair_rows`).
+    """Make AG-Pair from AG News: each text once with one of its own topic and once with one of another (`pair_rows`).
 
     A text that repeats is kept once, in eval rather than in train, so that it is used twice and on one side only.
     """

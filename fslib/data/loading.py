@@ -37,7 +37,7 @@ def _embedded(name: str) -> Task:
 
 
 def read_tsv(path: Path) -> dict[str, list[str]]:
-    """Columns of a tab-separated file with one header line, UTF-8, no quoting.
+    """Return the columns of a tab-separated file with one header line, UTF-8, no quoting.
 
     Raises FslibError, with path and line, for a missing or empty file, a wrong encoding or a ragged row.
     """
@@ -60,7 +60,7 @@ def read_tsv(path: Path) -> dict[str, list[str]]:
 
 
 def _text_columns(path: Path, columns: Iterable[str]) -> list[list[str]]:
-    """Which columns make up the first (and second) text: one, two, or groups such as news1-*, news2-*."""
+    """Say which columns make up the first (and second) text: one, two, or groups such as news1-*, news2-*."""
     texts = [c for c in columns if c not in ("label", "score", "index", "id", "idx")]
     groups: dict[str, list[str]] = {}
     for column in texts:
@@ -71,7 +71,7 @@ def _text_columns(path: Path, columns: Iterable[str]) -> list[list[str]]:
 
 
 def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None = None) -> Task:
-    """A task from a folder in GLUE's layout: train.tsv and dev.tsv, with a header.
+    """Return a task from a folder in GLUE's layout: train.tsv and dev.tsv, with a header.
 
     The column `label` names classes (`score` holds numbers: regression); `index`, `id` and `idx` are left
     out; what remains is the text, or two texts. Columns that share a prefix (news1-sentence1,
@@ -111,7 +111,7 @@ def _is_number(value: str) -> bool:
 
 
 def task_names(data: str | Path | None = None, *, hub_too: bool = False) -> list[str]:
-    """Names that `load_tasks` knows: the embedded tasks, then the folders of `data` (default: FSLIB_DATA).
+    """Return the names that `load_tasks` knows: the embedded tasks, then the folders of `data` (default: FSLIB_DATA).
 
     hub_too: those of the registry as well, which may have to be downloaded.
     """
@@ -133,7 +133,7 @@ def _folders(data: str | Path | None) -> dict[str, Path]:
 
 
 def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = True) -> Task:
-    """One task by name or by the path of a folder in GLUE's layout."""
+    """Return one task by name or by the path of a folder in GLUE's layout."""
     if name in bbc.BUILDERS:
         return _embedded(name)
     folders = _folders(data)
@@ -151,7 +151,7 @@ def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = T
 def load_tasks(
     names: str | Path | Iterable[str | Path | Task], data: str | Path | None = None, *, check_rows: bool = True
 ) -> dict[str, Task]:
-    """Tasks by name, in the order given: {name: Task}.
+    """Return tasks by name, in the order given: {name: Task}.
 
     names: embedded tasks (bbc, bbc-pair, bbc-headline, bbc-shift), folders of `data` (default: the
         environment's FSLIB_DATA) by their name, tasks of the registry (`fslib.data.hub`: mrpc, mnli, ag ...), paths

@@ -39,7 +39,7 @@ class Split:
         return len(self.texts)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Split":
-        """The examples at these positions, in this order."""
+        """Return the examples at these positions, in this order."""
         pick = [int(i) for i in indices]
         return Split(
             tuple(self.texts[i] for i in pick),
@@ -49,7 +49,7 @@ class Split:
         )
 
     def sources(self) -> set[str]:
-        """All document ids of this side."""
+        """Return all document ids of this side."""
         return {d for documents in self.documents for d in documents}
 
 
@@ -121,7 +121,7 @@ class Task:
         return digest.hexdigest()[:16]
 
     def limited(self, *, train: int | None = None, eval: int | None = None, seed: int = 0) -> "Task":
-        """The same task on a random part of its examples (all where a limit is None or larger)."""
+        """Return the same task on a random part of its examples (all where a limit is None or larger)."""
         rng = np.random.default_rng(seed)
         order = {"train": rng.permutation(len(self.train)), "eval": rng.permutation(len(self.eval))}
         parts = {
@@ -132,7 +132,7 @@ class Task:
         return replace(self, **parts)
 
     def shared_texts(self) -> set[str]:
-        """Texts that stand, as they are, in both train and eval (nil for the embedded tasks)."""
+        """Return the texts that stand, as they are, in both train and eval (nil for the embedded tasks)."""
         sides = [set(s.texts) | set(s.pairs or ()) for s in (self.train, self.eval)]
         return sides[0] & sides[1]
 
@@ -149,7 +149,7 @@ def make_task(
     description: str = "",
     source: str = "",
 ) -> Task:
-    """A task of your own.
+    """Return a task of your own.
 
     train, eval: `(texts, labels)`, two lists, where a text is a string or a (first, second) pair and a label
         is a class index, a label name, or a number for regression; or a `datasets.Dataset` whose label
@@ -196,11 +196,11 @@ def _as_labels(name: str, labels: list[Any], names: tuple[str, ...]) -> np.ndarr
         except (TypeError, ValueError):
             raise FslibError(f"task {name}: labels are not numbers; name the classes with label_names") from None
     index = {n: i for i, n in enumerate(names)}
-    found = [index.get(y) if isinstance(y, str) else y for y in labels]
-    for i, y in enumerate(found):
+    indices = [index.get(y) if isinstance(y, str) else y for y in labels]
+    for i, y in enumerate(indices):
         if isinstance(y, bool) or y not in range(len(names)):
             raise unknown(f"label of task {name}, example {i},", labels[i], names)
-    return np.array(found, dtype=np.int64)
+    return np.array(indices, dtype=np.int64)
 
 
 def _label_column(data: Any) -> str | None:
@@ -208,7 +208,7 @@ def _label_column(data: Any) -> str | None:
 
 
 def _class_names(data: Any) -> tuple[str, ...]:
-    """The names of a dataset's ClassLabel; none for other data."""
+    """Return the names of a dataset's ClassLabel; none for other data."""
     label = _label_column(data) if hasattr(data, "column_names") else None
     return tuple(getattr(data.features[label], "names", ())) if label else ()
 
@@ -255,14 +255,14 @@ def _hold_out(name: str, split: Split, share: float, seed: int) -> tuple[Split, 
 
 
 def as_tasks(tasks: Task | Iterable[Task] | Mapping[str, Task]) -> dict[str, Task]:
-    """{name: Task} from whatever holds tasks; refuses none and two of one name."""
+    """Return {name: Task} from whatever holds tasks. Raises FslibError for none, and for two of one name."""
     if isinstance(tasks, Task):
         tasks = [tasks]
-    found = list(tasks.values() if isinstance(tasks, Mapping) else tasks)
-    named = {task.name: task for task in found}
+    given = list(tasks.values() if isinstance(tasks, Mapping) else tasks)
+    named = {task.name: task for task in given}
     if not named:
         raise FslibError("no task given")
-    if len(named) < len(found):
-        twice = next(t.name for t in found if sum(u.name == t.name for u in found) > 1)
+    if len(named) < len(given):
+        twice = next(t.name for t in given if sum(u.name == t.name for u in given) > 1)
         raise FslibError(f"two tasks are called {twice!r}: rename one")
     return named

@@ -119,7 +119,7 @@ def attach(encoder: Any) -> HeadControl:
 
 
 def probe_with(encoder: Any, ids: list[int]) -> Float[Tensor, "seq hidden"]:
-    """Last hidden states for one made-up sentence, in evaluation mode; the encoder's mode is restored."""
+    """Return last hidden states for one made-up sentence, in evaluation mode; the encoder's mode is restored."""
     was_training, device = encoder.training, next(encoder.parameters()).device
     tokens = torch.tensor([ids], device=device) % encoder.config.vocab_size
     encoder.eval()
@@ -130,7 +130,7 @@ def probe_with(encoder: Any, ids: list[int]) -> Float[Tensor, "seq hidden"]:
 
 
 def control_of(model: nn.Module) -> HeadControl:
-    """The `HeadControl` of a MultiTaskModel or of an encoder it holds."""
+    """Return the `HeadControl` of a MultiTaskModel or of an encoder it holds. Raises FslibError if it has none."""
     control = getattr(getattr(model, "encoder", model), "fslib_control", None)
     if control is None:
         raise FslibError(f"{type(model).__name__} has no head control: load it with MultiTaskModel.from_pretrained")

@@ -47,7 +47,10 @@ PRETRAINED: dict[str, tuple[str, tuple[str, int, int, int]]] = {
 
 
 def load_encoder(name: str) -> tuple[Any, Any, str]:
-    """(encoder in evaluation mode, tokenizer, where it came from). An encoder-decoder gives its encoder."""
+    """Load (encoder in evaluation mode, tokenizer, where it came from); of an encoder-decoder, its encoder.
+
+    Raises FslibError for what cannot be loaded whole, is no safetensors, or hides its attention.
+    """
     changes, pretrained = ENCODERS.get(name, ({}, True))
     hub, expected = PRETRAINED.get(name, (name, None))
     source = str(package_folder(EMBEDDED) / "model") if name in ENCODERS else hub
@@ -70,13 +73,14 @@ def load_encoder(name: str) -> tuple[Any, Any, str]:
 
 
 def shape_of(config: Any) -> list[Any]:
-    """What tells architectures apart."""
+    """Return what tells architectures apart."""
     return [getattr(config, k, None) for k in ("model_type", "num_hidden_layers", "num_attention_heads", "hidden_size")]
 
 
 def check_shape(where: str, config: Any, expected: list[Any]) -> None:
-    if (found := shape_of(config)) != expected:
-        is_, not_ = ("{} of {} layers x {} heads, {} wide".format(*each) for each in (found, expected))
+    """Raise FslibError for a config of another architecture than expected."""
+    if (shape := shape_of(config)) != expected:
+        is_, not_ = ("{} of {} layers x {} heads, {} wide".format(*each) for each in (shape, expected))
         raise FslibError(f"{where} is a checkpoint of another architecture: {is_}, not {not_}")
 
 
@@ -133,6 +137,7 @@ def _load_error(name: str, error: Exception) -> FslibError:
 
 
 def natural_pooling(encoder: nn.Module, tokenizer: Any, source: str) -> str:
+    """Return how an encoder sums up a text: as its folder declares, else by what its tokens see."""
     declared = Path(source) / "1_Pooling" / "config.json"
     if declared.is_file():
         return "mean" if json.loads(declared.read_text()).get("pooling_mode_mean_tokens") else "first"
@@ -145,7 +150,7 @@ def natural_pooling(encoder: nn.Module, tokenizer: Any, source: str) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars or weight reports from transformers while it loads or saves."""
+    """Show no progress bars or weight reports from transformers while it loads or saves."""
     level = transformers.logging.get_verbosity()
     shows_bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity(logging.ERROR)

@@ -87,11 +87,11 @@ class MultiTaskModel(nn.Module):
         return next(self.parameters()).device
 
     def encode(self, split: Split) -> Encoded:
-        """Token ids of a split, truncated to `max_length` tokens."""
+        """Return the token ids of a split, truncated to `max_length` tokens."""
         return Encoded(split, self.tokenizer, self.max_length)
 
     def forward(self, inputs: dict[str, Tensor], task: str) -> Float[Tensor, "batch outputs"]:
-        """Logits (or the one regression value) of one task for a batch of token ids and their mask."""
+        """Return logits (or the one regression value) of one task for a batch of token ids and their mask."""
         if task not in self.classifiers:
             raise unknown("task of this model", task, self.classifiers)
         taken = {k: v for k, v in inputs.items() if k in self.accepts}
@@ -99,10 +99,11 @@ class MultiTaskModel(nn.Module):
         return self.classifiers[task](self.dropout(pool(hidden, inputs["attention_mask"], self.pooling)))
 
     def losses(self, batch: Batch, task: str) -> Float[Tensor, "batch"]:
-        """Every example's own loss: cross-entropy, or squared error for regression."""
+        """Return every example's own loss: cross-entropy, or squared error for regression."""
         return example_losses(self(batch.inputs, task), batch.labels)
 
     def n_parameters(self) -> int:
+        """Count the parameters of encoder and classifiers."""
         return sum(p.numel() for p in self.parameters())
 
     def save(self, folder: str | Path) -> None:
@@ -150,7 +151,7 @@ class MultiTaskModel(nn.Module):
 
 
 def pool(hidden: Float[Tensor, "batch seq hidden"], mask: Tensor, how: str) -> Float[Tensor, "batch hidden"]:
-    """One vector per text from the last hidden states: the first token's, the last real token's, or their mean."""
+    """Return one vector per text from the last hidden states: the first token's, the last real one's, or the mean."""
     if how == "first":
         return hidden[:, 0]
     if how == "last":
@@ -160,6 +161,7 @@ def pool(hidden: Float[Tensor, "batch seq hidden"], mask: Tensor, how: str) -> F
 
 
 def example_losses(logits: Float[Tensor, "batch outputs"], labels: Tensor) -> Float[Tensor, "batch"]:
+    """Return every example's cross-entropy, or its squared error where labels are numbers."""
     if labels.is_floating_point():
         return (logits[:, 0] - labels) ** 2
     return nn.functional.cross_entropy(logits, labels, reduction="none")

@@ -45,15 +45,15 @@ class SimilarityUnit(SeededFineTuning, Unit):
         shared: dict[str, Any] = {"examples": self.examples, "seed": self.seed}
         parts = [task.limited(train=self.examples, seed=self.seed).train for task in tasks.values()]
         pretrained = MultiTaskModel.from_pretrained(self.encoder, tasks, max_length=self.max_length)
-        measured: dict[str, list] = {measure: [] for measure in MEASURES}
+        evidence: dict[str, list] = {measure: [] for measure in MEASURES}
         for name, task in tasks.items():
             train(model := self.new_model({name: task}), task, **self.options())
-            measured["importance"].append(head_importance(model, task, **shared))
-            measured["TaskEmb"].append(task_embedding(model, task, **shared))
-            measured["TextEmb"].append(text_embedding(pretrained, task, **shared))
+            evidence["importance"].append(head_importance(model, task, **shared))
+            evidence["TaskEmb"].append(task_embedding(model, task, **shared))
+            evidence["TextEmb"].append(text_embedding(pretrained, task, **shared))
             # of one task's pairs and another's single texts alike: all models see the texts of all tasks
-            measured["CKA"].append(np.concatenate([representations(model, part) for part in parts]))
-        measured["top heads"] = measured["importance"]
+            evidence["CKA"].append(np.concatenate([representations(model, part) for part in parts]))
+        evidence["top heads"] = evidence["importance"]
         similarity: dict[str, Any] = {
             "importance": importance_similarity,
             "top heads": lambda a, b: head_overlap(a, b, self.fraction),
@@ -61,8 +61,8 @@ class SimilarityUnit(SeededFineTuning, Unit):
             "TextEmb": cosine,
             "CKA": linear_cka,
         }
-        matrices = {m: [[float(similarity[m](a, b)) for b in measured[m]] for a in measured[m]] for m in MEASURES}
-        arrays = {f"importance/{t}": m.astype(np.float32) for t, m in zip(tasks, measured["importance"], strict=True)}
+        matrices = {m: [[float(similarity[m](a, b)) for b in evidence[m]] for a in evidence[m]] for m in MEASURES}
+        arrays = {f"importance/{t}": m.astype(np.float32) for t, m in zip(tasks, evidence["importance"], strict=True)}
         return Result({"tasks": list(tasks), "similarity": matrices}, arrays)
 
 

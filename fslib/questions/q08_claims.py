@@ -132,7 +132,7 @@ def _c5(study: Study) -> Claim:
 
 
 def _c6(study: Study) -> Claim:
-    """C6 is a count and no estimate: supported if the number of parameters is the same after every ending."""
+    """Decide C6, a count and no estimate: supported if there are as many parameters after every ending."""
     counts = q06_iat.parameters(study)["parameters"]
     added = float(counts.max() - counts.min())
     return Claim(

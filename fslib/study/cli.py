@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def say(line: str) -> None:
+    """Print a line at once, also into a pipe."""
     print(line, flush=True)
 
 

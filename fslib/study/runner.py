@@ -42,14 +42,14 @@ def find_notebooks(names: list[str] | None = None) -> list[Path]:
     all_notebooks = sorted(notebooks_folder().glob("[0-9][0-9]_*.ipynb"))
     if not names:
         return all_notebooks
-    found = []
+    chosen = []
     for name in names:
         wanted = Path(name).name.removesuffix(".ipynb")
         match = [p for p in all_notebooks if wanted in (p.stem, p.stem[:2], p.stem[3:])]
         if not match:
             raise unknown("notebook", name, [p.stem for p in all_notebooks])
-        found += match
-    return found
+        chosen += match
+    return chosen
 
 
 def check_in_place(study: Study) -> None:
