@@ -1,6 +1,7 @@
 """The house: which module may import which, held by reading every import, those inside functions too."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,3 +109,22 @@ def test_the_method_loads_no_plots_and_the_study_is_there_when_it_is_asked_for()
         "assert not hasattr(fslib, 'nothing')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_readme_counts_the_lines_of_the_method():
+    table = re.findall(r"^\| (\[\w+\.py\]\(.*?\)) \| (\d+) \|", (ROOT / "README.md").read_text(), re.M)
+    assert len(table) == 9
+    for links, said in table:
+        lines = sum(len((ROOT / path).read_text().splitlines()) for path in re.findall(r"\((.*?)\)", links))
+        assert abs(lines - int(said)) <= 0.05 * lines, f"{links}: README says {said} lines, it has {lines}"
+
+
+def test_the_readme_draws_the_house_as_it_is():
+    drawn = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    rows = [line.split() for line in drawn.splitlines()]
+    house = {row[0].removesuffix("/"): row[1:] for row in rows if row[0].endswith("/")} | {"ground": rows[-1]}
+    assert list(house) == ["questions", "study", "fslib", "model", "data", "ground"]
+    house["method"] = house.pop("fslib")
+    for name, drawn_here in house.items():
+        inside = {m.split(".")[-1] for m in OURS if layer(m) == name and m not in {f"fslib.{name}" for name in LAYERS}}
+        assert set(drawn_here) == inside
