@@ -9,12 +9,13 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from fslib import experiments
-from fslib.experiments import DataConfig, ImportanceConfig, Store, TrainConfig, Unit
+from fslib.study.records import Result, Store, Unit
+from fslib.study.units import Data, ImportanceUnit, TrainUnit
 
 TASKS = ("left", "right")
 # Fields of a profile that make its studies small.
@@ -32,19 +33,19 @@ SMALL = {
 }
 
 
-class NumbersConfig(DataConfig):
+class NumbersUnit(Data, Unit):
     """A unit that takes no time to speak of and leaves a few hundred kilobytes."""
 
+    kind: ClassVar[str] = "numbers"
     n: int = Field(ge=0)
 
-
-def numbers(config: NumbersConfig, store: Store) -> experiments.Outcome:
-    """Random numbers; says in the file `computed` beside the records that it was computed."""
-    with (store.folder / "computed").open("a") as file:
-        file.write(f"{config.n}\n")
-    values = np.random.default_rng(config.n).random(20_000)
-    time.sleep(0.005)
-    return {"mean": float(values.mean()), "n": config.n}, {"values": values, "order": np.argsort(values)}
+    def compute(self, store: Store) -> Result:
+        """Draw random numbers, and say in the file `computed` beside the records that it was computed."""
+        with (store.folder / "computed").open("a") as file:
+            file.write(f"{self.n}\n")
+        values = np.random.default_rng(self.n).random(20_000)
+        time.sleep(0.005)
+        return Result({"mean": float(values.mean()), "n": self.n}, {"values": values, "order": np.argsort(values)})
 
 
 def write_tasks(place: Path) -> Path:
@@ -60,8 +61,8 @@ def write_tasks(place: Path) -> Path:
     return place
 
 
-def training(seed: int = 0) -> TrainConfig:
-    return TrainConfig(
+def training(seed: int = 0) -> TrainUnit:
+    return TrainUnit(
         tasks=TASKS, encoder="tiny-random", max_length=16, steps=2, lr=1e-3, seed=seed, curve_points=1, curve_examples=4
     )
 
@@ -69,8 +70,8 @@ def training(seed: int = 0) -> TrainConfig:
 def units(what: str) -> list[Unit]:
     """`numbers`: 40 quick ones; `models`: three trainings and what is measured on them."""
     if what == "numbers":
-        return [Unit("numbers", NumbersConfig(tasks=TASKS, n=n)) for n in range(40)]
-    return [Unit("importance", ImportanceConfig(model=training(seed), examples=4)) for seed in range(3)]
+        return [NumbersUnit(tasks=TASKS, n=n) for n in range(40)]
+    return [ImportanceUnit(model=training(seed), examples=4) for seed in range(3)]
 
 
 def compute(folder: Path, what: str) -> None:
@@ -81,7 +82,6 @@ def compute(folder: Path, what: str) -> None:
 
 
 def main() -> None:
-    experiments.UNITS["numbers"] = (NumbersConfig, numbers)
     flush = os.fsync
 
     def slow_flush(descriptor: int) -> None:

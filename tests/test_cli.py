@@ -11,8 +11,10 @@ import pytest
 import torch
 from small_units import SMALL, write_tasks
 
-from fslib import Study, experiments, runner
-from fslib.cli import main
+from fslib import Study
+from fslib.questions import main
+from fslib.study import runner
+from fslib.study.records import Store, cached_task
 
 SETTINGS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={json.dumps(value)}")]
 SMOKE = ["--profile", "smoke", *SETTINGS]
@@ -47,13 +49,13 @@ def clone(data, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(runner, "ROOT", tmp_path)
     monkeypatch.setenv("FSLIB_DATA", str(data))
     monkeypatch.delenv("FSLIB_RESULTS", raising=False)
-    monkeypatch.setattr(experiments, "git_commit", lambda: "unknown")
-    experiments.cached_task.cache_clear()
+    monkeypatch.setattr("fslib.study.records.git_commit", lambda: "unknown")
+    cached_task.cache_clear()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path
     torch.set_num_threads(threads)
-    experiments.cached_task.cache_clear()
+    cached_task.cache_clear()
 
 
 @pytest.fixture
@@ -139,7 +141,7 @@ def test_an_interrupt_exits_with_130(monkeypatch, results, capsys):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiments.Store, "get", interrupt)
+    monkeypatch.setattr(Store, "get", interrupt)
     assert main(["run", "02", *SMOKE, *results]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -311,7 +313,7 @@ def test_verify_exits_with_0_then_1_after_tampering_and_2_without_records(result
 
 
 def test_the_command_passes_its_exit_code_to_the_shell(results):
-    words = [sys.executable, "-m", "fslib.cli", "list", "--profile", "nano", *results]
+    words = [Path(sys.executable).with_name("fslib"), "list", "--profile", "nano", *results]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -1,4 +1,4 @@
-"""Units that compare within one record: what they keep, that they repeat, and what they refuse."""
+"""Units of one question, which compare within one record: what they keep, that they repeat, and what they refuse."""
 
 import shutil
 
@@ -8,18 +8,13 @@ from refusal import refused
 from small_units import write_tasks
 
 import fslib
-from fslib import comparisons, experiments
-from fslib.comparisons import (
-    MEASURES,
-    EndingsConfig,
-    SelectionConfig,
-    SimilarityConfig,
-    TransferConfig,
-    make_ending,
-    read_named_iap,
-)
-from fslib.experiments import Store, TrainConfig, Unit
-from fslib.study import Study
+from fslib import Study
+from fslib.questions.q04_models import SelectionUnit
+from fslib.questions.q05_similarity import MEASURES, SimilarityUnit
+from fslib.questions.q06_iat import EndingsUnit, make_ending
+from fslib.questions.q07_transfer import TransferUnit
+from fslib.study.records import Store, Unit, cached_task
+from fslib.study.units import TrainUnit, recorded_iap
 
 SETTINGS = {"encoder": "tiny-random", "max_length": 16, "steps": 10, "batch_size": 3, "lr": 1e-3, "curve_points": 1}
 IAT = {"kind": "IAT", "delta": 0.3}
@@ -42,9 +37,9 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small(data, monkeypatch):
     monkeypatch.setenv("FSLIB_DATA", str(data))
-    experiments.cached_task.cache_clear()
+    cached_task.cache_clear()
     yield
-    experiments.cached_task.cache_clear()
+    cached_task.cache_clear()
 
 
 @pytest.fixture
@@ -56,14 +51,14 @@ def unit(kind: str, **changes) -> Unit:
     shared = SETTINGS | {"tasks": ("left", "right")}
     if kind == "selection":
         options = {"selections": {"gradient": {}, "norm": {"estimator": "norm"}}, "examples": 4, "fraction": 0.25}
-        return Unit(kind, SelectionConfig(model=TrainConfig(**shared), **options | {"randoms": 2} | changes))
+        return SelectionUnit(model=TrainUnit(**shared), **options | {"randoms": 2} | changes)
     if kind == "endings":
         options = {"endings": ENDINGS, "pruned": ("trunk", "IAT"), "fractions": (0.3,), "examples": 4}
-        return Unit(kind, EndingsConfig(**shared | options | changes))
+        return EndingsUnit(**shared | options | changes)
     if kind == "transfer":
         options = {"target": "new", "sizes": (4, None), "iat": {"delta": 0.3}, "passes": 1}
-        return Unit(kind, TransferConfig(**shared | options | {"min_steps": 2, "max_steps": 3} | changes))
-    return Unit("similarity", SimilarityConfig(**shared | {"examples": 6} | changes))
+        return TransferUnit(**shared | options | {"min_steps": 2, "max_steps": 3} | changes)
+    return SimilarityUnit(**shared | {"examples": 6} | changes)
 
 
 @pytest.mark.parametrize("kind", ["selection", "endings", "transfer", "similarity"])
@@ -76,17 +71,17 @@ def test_a_unit_repeats_bit_by_bit(kind, store, tmp_path):
 
 def test_selection_prunes_by_every_estimator_and_at_random(store):
     record = store.get(unit("selection"))
-    usual = read_named_iap(record, "gradient")
+    usual = recorded_iap(record, "gradient")
     assert usual.controls == 2 and usual.heads[0, 0, :, 0].sum((1, 2)).tolist() == [6, 6]
     for name in ("norm", "unmatched 0", "unmatched 1"):
-        assert read_named_iap(record, name).heads.shape == (1, 1, 2, 1, 2, 12)
-    draws = [read_named_iap(record, f"unmatched {i}").heads for i in range(2)]
+        assert recorded_iap(record, name).heads.shape == (1, 1, 2, 1, 2, 12)
+    draws = [recorded_iap(record, f"unmatched {i}").heads for i in range(2)]
     assert not np.array_equal(*draws), "each draw has heads of its own"
-    model, tasks = store.model(unit("selection").config.model), fslib.load_tasks(["left", "right"])
+    model, tasks = unit("selection").model.trained(store), fslib.load_tasks(["left", "right"])
     expected = fslib.head_importance(model, tasks["left"], estimator="norm", examples=4)
     np.testing.assert_allclose(record.arrays["importance/norm/left"], expected, rtol=1e-6)
     with refused("no pruning of 'ablation'"):
-        read_named_iap(record, "ablation")
+        recorded_iap(record, "ablation")
 
 
 def test_endings_are_those_of_train(store):
@@ -109,7 +104,7 @@ def test_endings_say_how_far_rows_moved(store):
     moved = store.get(unit("endings")).result["moved"]
     assert moved["IAT"]["in no set"] == 0 < moved["IAT"]["in a set"]
     assert 0 < moved["leaky"]["in no set"] <= moved["plain"]["in no set"] * 2
-    assert read_named_iap(store.get(unit("endings")), "trunk").tasks == ("left", "right")
+    assert recorded_iap(store.get(unit("endings")), "trunk").tasks == ("left", "right")
 
 
 def test_transfer_learns_from_every_source_at_every_size(store):
@@ -155,5 +150,8 @@ def test_a_target_that_is_in_the_source_is_refused(store):
 
 
 def test_comparisons_are_units_like_others():
-    assert {"selection", "endings", "transfer", "similarity"} <= set(experiments.UNITS)
-    assert comparisons.UNITS is experiments.UNITS
+    comparisons = {"selection", "endings", "transfer", "similarity"}
+    assert {unit(kind).kind for kind in comparisons} == comparisons
+    assert all(isinstance(unit(kind), Unit) for kind in comparisons)
+    planned = {planned.kind for planned in Study("smoke").plan("08")}
+    assert planned == comparisons | {"train", "importance", "prune", "words"}

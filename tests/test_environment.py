@@ -1,9 +1,12 @@
-"""The lock, pyproject.toml and environment.yml describe one environment; the code passes its own checks."""
+"""The lock, pyproject.toml and environment.yml describe one environment; the code is installed whole, and checked."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -37,8 +40,6 @@ def test_the_lock_leaves_the_gpu_packages_to_torch():
 
 
 def test_what_is_installed_is_what_is_locked():
-    from importlib.metadata import version
-
     differing = {name: (pin, version(name)) for name, pin in locked().items() if version(name).split("+")[0] != pin}
     assert not differing
 
@@ -60,5 +61,48 @@ def test_linters_and_types(command):
 
 
 def test_no_module_is_long():
-    longest = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "fslib").glob("*.py")}
-    assert max(longest.values()) <= 400, longest
+    lines = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in (ROOT / "fslib").rglob("*.py")}
+    assert {"fslib/heads.py", "fslib/study/records.py", "fslib/questions/q08_claims.py"} <= lines.keys()
+    assert {path: n for path, n in lines.items() if n > 400} == {}
+
+
+def isolation() -> list[str]:
+    """The option that lets pip build with the setuptools that is here, if it is the one pyproject.toml asks for."""
+    (needed,) = map(Requirement, tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"])
+    try:
+        return ["--no-build-isolation"] if needed.specifier.contains(version(needed.name)) else []
+    except PackageNotFoundError:
+        return []
+
+
+def modules(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in (folder / "fslib").rglob("*.py")}
+
+
+def test_what_pip_installs_is_the_whole_package(tmp_path):
+    """Installed from a copy, for a build leaves files beside its sources; used away from both."""
+    source, target, elsewhere = (tmp_path / name for name in ("source", "target", "elsewhere"))
+    elsewhere.mkdir()
+    shutil.copytree(ROOT / "fslib", source / "fslib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *isolation(), "--target", str(target), "."]
+    done = subprocess.run(pip, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    assert modules(target) == modules(ROOT)
+    folders = {path.parent.relative_to(target) for path in (target / "fslib").rglob("*.py")}
+    assert {str(folder) for folder in folders} == {
+        "fslib",
+        *(f"fslib/{n}" for n in ("data", "model", "study", "questions")),
+    }
+    code = (
+        "import fslib.questions; print(fslib.__file__, fslib.questions.__file__, len(fslib.Study('smoke').plan('03')))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(target)}
+    used = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert used.returncode == 0, used.stderr
+    package = target / "fslib"
+    assert used.stdout.split() == [str(package / "__init__.py"), str(package / "questions" / "__init__.py"), "6"]
+    command = subprocess.run([target / "bin" / "fslib", "--help"], cwd=elsewhere, env=environment, capture_output=True)
+    assert command.returncode == 0 and b"usage: fslib" in command.stdout

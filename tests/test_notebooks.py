@@ -10,8 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from fslib.cli import main
-from fslib.study import Study
+from fslib import Study
+from fslib.questions import main, q01_multitask, q03_pruning
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -112,12 +112,10 @@ def test_committed_records_are_those_that_the_notebooks_ask_for():
 
 def test_committed_tables_are_written_again_as_they_are(tmp_path):
     """Every table follows from the committed records."""
-    from fslib import tables
-
     study = Study("mini", results=tmp_path)
     study.store = Study("mini", results=ROOT / "results").store
-    study.table("01_scores", tables.scores(study))
-    study.table("03_pruning", tables.pruning(study))
+    study.table("01_scores", q01_multitask.scores(study))
+    study.table("03_pruning", q03_pruning.pruning(study))
     for name in ("01_scores", "03_pruning"):
         again = (study.folder / "tables" / f"{name}.md").read_text()
         assert again == (ROOT / "results" / "mini" / "tables" / f"{name}.md").read_text()

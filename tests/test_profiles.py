@@ -4,9 +4,13 @@ import pytest
 from refusal import refused
 
 import fslib
+from fslib import Study
 from fslib.model.encoders import ENCODERS, PRETRAINED
-from fslib.profiles import PROFILES, make_profile
-from fslib.study import SELECTIONS, Study
+from fslib.questions import q06_iat
+from fslib.questions.q04_models import SELECTIONS
+from fslib.questions.q05_similarity import similarity_unit, task_pairs
+from fslib.questions.q07_transfer import transfer_unit
+from fslib.study.profiles import PROFILES, make_profile
 
 NOTEBOOKS = [f"{i:02d}" for i in range(9)]
 
@@ -44,10 +48,10 @@ def test_every_task_gets_as_many_steps_whatever_it_is_trained_with():
     p = study.profile
     each = p.small_steps / len(p.tasks)
     assert study.training(0, small=True).steps == p.small_steps
-    assert all(study.small(tasks=pair)["train"].config.steps == 2 * each for pair in study.pairs)
-    assert study.similarity_unit().config.steps == each
-    assert study.transfer_unit(0).config.steps == each * (len(p.tasks) - 1)
-    assert sum(study.single_unit(0, t).config.steps for t in p.tasks) == p.small_steps
+    assert all(study.small_units(tasks=pair).train.steps == 2 * each for pair in task_pairs(study))
+    assert similarity_unit(study).steps == each
+    assert transfer_unit(study, 0).steps == each * (len(p.tasks) - 1)
+    assert sum(q06_iat.single_unit(study, 0, t).steps for t in p.tasks) == p.small_steps
 
 
 def test_the_default_selection_is_the_papers():

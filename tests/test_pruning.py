@@ -13,6 +13,7 @@ from tinymodels import one_thread
 
 import fslib
 from fslib import IAP, evaluate, head_importance, mean_context, prune_important_heads, pruned, top_heads
+from fslib.scoring import interval
 
 N = 100  # evaluation examples of a hand-made IAP: scores are whole per cents
 SHAPE = (2, 12)  # of the model; layers != heads
@@ -293,6 +294,104 @@ class TestDissociation:
         found = made(OWN, BASE).dissociation(draws=50)
         assert "44.444" in repr(found)
         assert "<table" in found._repr_html_()
+
+
+def uneven() -> tuple[IAP, np.ndarray, np.ndarray]:
+    """An IAP of 2 seeds, 3 fractions, 2 tasks and 1 + 2 sets, no two alike; with its right answers, as in `made`."""
+    rng = np.random.default_rng(0)
+    right = rng.permutation(N - 1)[: 2 * 3 * 2 * 3 * 2].reshape(2, 3, 2, 3, 2)
+    base = np.array([[90, 80], [85, 95]])
+    iap = made(right, base)
+    iap.heads[...] = rng.random(iap.heads.shape) < 0.5
+    return iap, right, base
+
+
+class TestTopAndRandom:
+    def test_top_is_the_first_set_and_random_the_others(self):
+        iap, right, _ = uneven()
+        np.testing.assert_allclose(iap.top.scores, right[:, :, :, 0] / N)
+        np.testing.assert_allclose(iap.random.scores, right[:, :, :, 1:] / N)
+        assert np.array_equal(iap.top.heads, iap.heads[:, :, :, 0])
+        assert np.array_equal(iap.random.heads, iap.heads[:, :, :, 1:])
+        assert list(iap.top.predictions) == list(iap.random.predictions) == ["a", "b"]
+        for u in iap.tasks:
+            assert np.array_equal(iap.top.predictions[u], iap.lesioned[u][:, :, :, 0])
+            assert np.array_equal(iap.random.predictions[u], iap.lesioned[u][:, :, :, 1:])
+
+    def test_their_shapes_without_the_sets_axis_and_with_the_controls(self):
+        iap, _, _ = uneven()
+        assert (iap.top.heads.shape, iap.random.heads.shape) == ((2, 3, 2, *SHAPE), (2, 3, 2, 2, *SHAPE))
+        assert (iap.top.scores.shape, iap.random.scores.shape) == ((2, 3, 2, 2), (2, 3, 2, 2, 2))
+        assert (iap.top.predictions["a"].shape, iap.random.predictions["a"].shape) == ((2, 3, 2, N), (2, 3, 2, 2, N))
+
+    def test_together_they_are_all_scores(self):
+        iap, _, _ = uneven()
+        assert np.array_equal(np.concatenate([iap.top.scores[:, :, :, None], iap.random.scores], 3), iap.scores())
+
+    def test_of_a_model_that_was_pruned(self, iap, importance):
+        for t, task in enumerate(iap.tasks):
+            assert np.array_equal(iap.top.heads[0, 1, t], top_heads(importance[task], 0.5))
+        assert (iap.random.heads.sum(-1) == iap.top.heads.sum(-1)[:, :, :, None]).all()
+        right = {u: (iap.lesioned[u] == iap.labels[u]).mean(-1) for u in iap.tasks}
+        for i, u in enumerate(iap.tasks):
+            np.testing.assert_allclose(iap.top.scores[..., i], right[u][:, :, :, 0])
+            np.testing.assert_allclose(iap.random.scores[..., i], right[u][:, :, :, 1:])
+
+    def test_without_controls_random_is_empty(self):
+        iap = made(OWN, BASE)
+        assert iap.random.heads.shape == (1, 1, 2, 0, *SHAPE) and iap.random.scores.shape == (1, 1, 2, 0, 2)
+        np.testing.assert_allclose(iap.top.scores[0, 0], [[0.3, 0.8], [0.7, 0.4]])
+
+
+FIELDS = ("value", "low", "high", "by_seed", "null_mean", "null_low", "null_high", "p")
+
+
+class TestCells:
+    """`Dissociation.mean`, `.of` and `.along` name places in its arrays: fractions by tasks, and their means."""
+
+    @pytest.fixture(scope="class")
+    def found(self):
+        return uneven()[0].dissociation(draws=100)
+
+    @pytest.mark.parametrize("field", FIELDS)
+    def test_each_is_its_place_in_the_arrays(self, found, field):
+        array = getattr(found, field)
+        assert array.shape[-2:] == (4, 3)
+        assert np.array_equal(getattr(found.mean, field), array[..., 3, 2])
+        for i, task in enumerate(("a", "b")):
+            assert np.array_equal(getattr(found.of(task), field), array[..., 3, i])
+            assert np.array_equal(getattr(found.along(task), field), array[..., :3, i])
+        assert np.array_equal(getattr(found.along(), field), array[..., :3, 2])
+        assert np.array_equal(getattr(found.along("mean"), field), array[..., :3, 2])
+
+    def test_a_point_has_all_fields_by_name(self, found):
+        assert found.mean._fields == FIELDS
+        assert found.mean.by_seed.shape == (2,) and found.along().by_seed.shape == (2, 3)
+        assert np.ndim(found.mean.value) == np.ndim(found.of("a").p) == 0
+
+    def test_by_hand_from_right_answers(self, found):
+        _, right, base = uneven()
+        top = right[:, :, :, 0]  # (seeds, fractions, pruned, scored)
+        a = 100 * (top[:, :, 1, 0] - top[:, :, 0, 0]) / base[:, None, 0]
+        b = 100 * (top[:, :, 0, 1] - top[:, :, 1, 1]) / base[:, None, 1]
+        np.testing.assert_allclose(found.along("a").value, a.mean(0))
+        np.testing.assert_allclose(found.along("b").by_seed, b)
+        np.testing.assert_allclose(found.along().value, (a + b).mean(0) / 2)
+        assert found.of("a").value == pytest.approx(a.mean())
+        assert found.mean.value == pytest.approx((a.mean() + b.mean()) / 2)
+        np.testing.assert_allclose(found.mean.by_seed, (a + b).mean(1) / 2)
+
+    def test_the_bootstrap_is_of_the_same_numbers(self, found):
+        drawn = uneven()[0].bootstrap(draws=100)
+        assert list(drawn) == ["a", "b", "mean"]
+        for name, point in {"a": found.of("a"), "b": found.of("b"), "mean": found.mean}.items():
+            assert drawn[name].value == point.value and drawn[name].draws.shape == (100,)
+            assert interval(drawn[name].draws) == pytest.approx((point.low, point.high))
+
+    def test_another_task_is_refused(self, found):
+        for ask in (found.of, found.along):
+            with refused("'aa'", "did you mean 'a'"):
+                ask("aa")
 
 
 class TestInterval:

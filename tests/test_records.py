@@ -14,6 +14,7 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import matplotlib
 import nbformat
@@ -25,17 +26,19 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from refusal import refused
-from small_units import SMALL, TASKS, NumbersConfig, training, write_tasks
+from small_units import SMALL, TASKS, NumbersUnit, training, write_tasks
 
-from fslib import Study, experiments, results
-from fslib.experiments import DataConfig, ImportanceConfig, PruneConfig, Store, TrainConfig, Unit, checked
+from fslib import Study
 from fslib.model.multitask import MultiTaskModel
-from fslib.results import Record, Records, save_figure, save_table, write_bytes
-from fslib.runner import differences, tidy, verify_unit
+from fslib.study import records
+from fslib.study.plots import save_figure
+from fslib.study.records import Record, Result, Store, Unit, checked, save_table, write_bytes
+from fslib.study.runner import differences, tidy, verify_unit
+from fslib.study.units import ImportanceUnit, PruneUnit, TrainUnit
 
 NUMBERS = small_units.units("numbers")
 UNIT = NUMBERS[0]
-MODEL = Unit("train", training())
+MODEL = training()
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +48,15 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(data, monkeypatch):
-    """Small tasks, and a kind of unit that takes no time."""
+    """Small tasks, on one thread, by code of no known commit."""
     monkeypatch.setenv("FSLIB_DATA", str(data))
-    monkeypatch.setitem(experiments.UNITS, "numbers", (NumbersConfig, small_units.numbers))
-    monkeypatch.setattr(experiments, "git_commit", lambda: "unknown")
-    experiments.cached_task.cache_clear()
+    monkeypatch.setattr(records, "git_commit", lambda: "unknown")
+    records.cached_task.cache_clear()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    experiments.cached_task.cache_clear()
+    records.cached_task.cache_clear()
 
 
 @pytest.fixture
@@ -72,7 +74,7 @@ def whole_records(folder: Path) -> dict[str, Record]:
     """All records of a folder by file name; fails if one of them is damaged."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = {p.stem: Records(folder).load(*p.stem.rsplit("-", 1)) for p in (folder / "runs").glob("*.json")}
+        found = {p.stem: Store(folder).load(*p.stem.rsplit("-", 1)) for p in (folder / "runs").glob("*.json")}
     assert None not in found.values()
     return found
 
@@ -115,8 +117,8 @@ def test_a_record_comes_back_bit_by_bit(tmp_path):
         "predictions/bbc-pair": np.array([1, 2], np.int64),
     }
     record = record_of(arrays, mean=0.1 + 0.2, none=None, list=[1, 2.5, {"é": "…"}], yes=True)
-    Records(tmp_path).save(record)
-    found = Records(tmp_path).load(record.kind, record.key)
+    Store(tmp_path).save(record)
+    found = Store(tmp_path).load(record.kind, record.key)
     assert same(found, record)
     assert (found.seconds, found.versions, found.commit) == (0.5, {"python": "3"}, "unknown")
     assert found.machine == {"threads": 1}
@@ -124,9 +126,9 @@ def test_a_record_comes_back_bit_by_bit(tmp_path):
 
 
 def test_a_record_without_arrays_is_one_file(tmp_path):
-    Records(tmp_path).save(record_of(mean=1.5))
+    Store(tmp_path).save(record_of(mean=1.5))
     assert [p.suffix for p in (tmp_path / "runs").iterdir()] == [".json"]
-    assert same(Records(tmp_path).load("numbers", "0" * 16), record_of(mean=1.5))
+    assert same(Store(tmp_path).load("numbers", "0" * 16), record_of(mean=1.5))
 
 
 def test_a_unit_is_computed_once_and_then_read(store):
@@ -154,23 +156,50 @@ def test_a_forgotten_unit_is_computed_again_and_the_others_stay(store):
 
 
 def test_a_unit_that_fails_leaves_no_record_and_no_lock(store, monkeypatch):
-    def broken(config, store):
+    def broken(unit, store):
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setitem(experiments.UNITS, "numbers", (NumbersConfig, broken))
+        patch.setattr(NumbersUnit, "compute", broken)
         with pytest.raises(ZeroDivisionError):
             store.get(UNIT)
     assert whole_records(store.folder) == {}
     assert store.get(UNIT).result["n"] == 0
 
 
-def test_an_unknown_kind_of_unit_is_refused(store):
-    with refused("kind of unit", "'trian'", "did you mean 'train'"):
-        store.get(Unit("trian", DataConfig(tasks=TASKS)))
+@pytest.mark.parametrize("unit", [NumbersUnit, TrainUnit, ImportanceUnit, PruneUnit, Unit])
+def test_a_unit_that_computes_something_of_its_own_needs_a_kind_of_its_own(unit):
+    with pytest.raises(TypeError, match=r"Borrowed computes .*`kind` of its own"):
+
+        class Borrowed(unit):
+            def compute(self, store: Store) -> Result:
+                return Result({})
+
+    class Owned(unit):
+        kind: ClassVar[str] = "owned"
+
+        def compute(self, store: Store) -> Result:
+            return Result({})
+
+    assert Owned.kind == "owned"
+
+
+def test_a_unit_that_computes_what_another_does_has_its_kind(store):
+    class Same(NumbersUnit):
+        """The same work under another name."""
+
+    unit = Same(tasks=TASKS, n=0)
+    assert (unit.kind, unit.key) == (UNIT.kind, UNIT.key)
+    assert store.get(unit) is store.get(UNIT)
 
 
 # What a key depends on
+
+
+class OtherKind(TrainUnit):
+    """A training's config under another kind."""
+
+    kind: ClassVar[str] = "other"
 
 
 def test_the_key_knows_kind_and_every_part_of_the_config():
@@ -180,31 +209,31 @@ def test_the_key_knows_kind_and_every_part_of_the_config():
         {"batch_size": 4}, {"max_length": 8}, {"eval_examples": 4}, {"curve_points": 2}, {"curve_examples": 2},
         {"tasks": ["left"]}, {"tasks": ["right", "left"]},
     ]  # fmt: skip
-    assert {field for change in changes for field in change} == set(TrainConfig.model_fields)
-    units = [Unit("train", TrainConfig(**base | change)) for change in [{}, *changes]]
-    units.append(Unit("words", TrainConfig(**base)))
-    scored = ImportanceConfig(model=training(), examples=4)
-    units += [Unit("importance", scored), Unit("importance", ImportanceConfig(model=training(1), examples=4))]
+    assert {field for change in changes for field in change} == set(TrainUnit.model_fields)
+    units = [TrainUnit(**base | change) for change in [{}, *changes]]
+    units.append(OtherKind(**base))
+    scored = ImportanceUnit(model=training(), examples=4)
+    units += [scored, ImportanceUnit(model=training(1), examples=4)]
     for change in ({}, {"controls": 2}, {"fractions": (0.5,)}, {"ablation": "mean"}, {"normalize": "layer"}):
-        units.append(Unit("prune", PruneConfig(**{"importance": scored, "fractions": (0.25,), "controls": 1} | change)))
+        units.append(PruneUnit(**{"importance": scored, "fractions": (0.25,), "controls": 1} | change))
     assert len({unit.key for unit in units}) == len(units)
 
 
 def test_the_key_depends_neither_on_spelling_nor_on_where_the_data_lie(tmp_path, monkeypatch):
     key = UNIT.key
-    assert Unit("numbers", NumbersConfig(n=0, eval_examples=None, tasks=["LEFT", "Right"])).key == key
+    assert NumbersUnit(n=0, eval_examples=None, tasks=["LEFT", "Right"]).key == key
     monkeypatch.setenv("FSLIB_DATA", str(write_tasks(tmp_path)))
-    experiments.cached_task.cache_clear()
+    records.cached_task.cache_clear()
     assert UNIT.key == key
 
 
 def test_the_key_knows_the_data_of_its_own_tasks(tmp_path, monkeypatch):
-    units = [Unit("numbers", NumbersConfig(tasks=tasks, n=0)) for tasks in (("left",), TASKS)]
+    units = [NumbersUnit(tasks=tasks, n=0) for tasks in (("left",), TASKS)]
     before = [unit.key for unit in units]
     file = write_tasks(tmp_path) / "right" / "dev.tsv"
     file.write_text(file.read_text().replace("dev number 3\t1", "dev number 3\t0"))
     monkeypatch.setenv("FSLIB_DATA", str(tmp_path))
-    experiments.cached_task.cache_clear()
+    records.cached_task.cache_clear()
     after = [unit.key for unit in units]
     assert before[0] == after[0]
     assert before[1] != after[1]
@@ -230,7 +259,7 @@ def test_the_key_knows_the_data_of_its_own_tasks(tmp_path, monkeypatch):
 )
 def test_a_config_refuses_what_it_does_not_know(change, parts):
     with refused("setting", *parts):
-        checked(TrainConfig, training().model_dump() | change, "setting")
+        checked(TrainUnit, training().model_dump() | change, "setting")
 
 
 def test_a_config_cannot_be_changed_after_its_check():
@@ -365,7 +394,7 @@ def test_processes_at_once_train_whole_models(workers, tmp_path):
         workers.start(tmp_path, "models")
     assert workers.wait() == [0, 0]
     assert len(whole_records(tmp_path)) == 6
-    trained = {f"train-{Unit('train', training(seed)).key}" for seed in range(3)}
+    trained = {f"train-{training(seed).key}" for seed in range(3)}
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == trained
 
 
@@ -414,7 +443,7 @@ DAMAGES = {
 def test_a_damaged_record_is_said_set_aside_and_computed_again(store, damage):
     good = store.get(UNIT)
     suffix, hurt = DAMAGES[damage]
-    path = store.records.path(UNIT.kind, UNIT.key)
+    path = store.path(UNIT.kind, UNIT.key)
     hurt(path.with_suffix(suffix))
     left = path.read_bytes()
     with pytest.warns(UserWarning, match=f"{path.name}.*damaged.*set aside as {path.name}.corrupt"):
@@ -427,7 +456,7 @@ def test_a_damaged_record_is_said_set_aside_and_computed_again(store, damage):
 
 def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypatch):
     store.get(UNIT)
-    path = store.records.path(UNIT.kind, UNIT.key)
+    path = store.path(UNIT.kind, UNIT.key)
     read = Path.read_text
 
     def remove_after(self, *args, **kwargs):
@@ -438,7 +467,7 @@ def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypa
     monkeypatch.setattr(Path, "read_text", remove_after)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert Records(store.folder).load(UNIT.kind, UNIT.key) is None
+        assert Store(store.folder).load(UNIT.kind, UNIT.key) is None
     assert not leftovers(store.folder)
     assert not path.exists()
 
@@ -448,22 +477,22 @@ def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypa
 )
 @pytest.mark.parametrize("hurt", [cut, Path.unlink])
 def test_a_damaged_checkpoint_is_set_aside_and_trained_again(store, file, hurt):
-    good = weights(store.model(training()))
+    good = weights(MODEL.trained(store))
     folder = store.checkpoint(MODEL)
     hurt(folder / file)
     with pytest.warns(UserWarning, match=f"{folder.name}.*set aside as {folder.name}.corrupt"):
-        again = weights(Store(store.folder).model(training()))
+        again = weights(MODEL.trained(Store(store.folder)))
     assert equal(good, again)
     assert folder.with_name(f"{folder.name}.corrupt").is_dir()
     assert equal(good, weights(MultiTaskModel.load(folder)))
 
 
 def test_a_missing_checkpoint_is_trained_again_and_the_record_stays(store):
-    good = weights(store.model(training()))
-    path = store.records.path("train", MODEL.key)
+    good = weights(MODEL.trained(store))
+    path = store.path("train", MODEL.key)
     before = path.stat().st_mtime_ns
     shutil.rmtree(store.checkpoint(MODEL))
-    assert equal(good, weights(store.model(training())))
+    assert equal(good, weights(MODEL.trained(store)))
     assert path.stat().st_mtime_ns == before
 
 
@@ -478,7 +507,7 @@ def full_disk(monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(results.os, "fsync", fail)
+        patch.setattr(records.os, "fsync", fail)
         yield patch
 
 
@@ -630,7 +659,7 @@ def test_a_tampered_record_is_found_out(study, tmp_path, tamper, named):
     record = copy.deepcopy(study.store.get(unit))
     tamper(record.result, record.arrays)
     other = Study("smoke", overrides=SMALL, results=tmp_path)
-    other.store.records.save(record)
+    other.store.save(record)
     problems = verify_unit(other, unit).problems
     assert len(problems) == 1
     assert named in problems[0]
@@ -670,8 +699,8 @@ BITS = np.arange(20) % 2
     ],
 )
 def test_tolerance_on_this_machine_and_on_another(old, new, exact, alike):
-    records = [record_of(**v) if isinstance(v, dict) else record_of({"values": v}) for v in (old, new)]
-    problems = differences(*records, exact)
+    both = [record_of(**v) if isinstance(v, dict) else record_of({"values": v}) for v in (old, new)]
+    problems = differences(*both, exact)
     assert len(problems) == (0 if alike else 1)
     assert all(problem.startswith(("result", "values")) for problem in problems)
 
@@ -683,7 +712,7 @@ def test_another_machine_or_version_is_held_to_the_tolerance_only(study, tmp_pat
     elsewhere = {"machine": honest.machine | {"processor": "other"}}
     for change in (elsewhere, {"versions": honest.versions | {"torch": "0"}}):
         other = Study("smoke", overrides=SMALL, results=tmp_path)
-        other.store.records.save(replace(honest, arrays=arrays, **change))
+        other.store.save(replace(honest, arrays=arrays, **change))
         verdict = verify_unit(other, unit)
         assert not verdict.exact
         assert verdict.problems == []

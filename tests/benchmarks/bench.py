@@ -25,15 +25,16 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fslib
+from fslib import Study
 from fslib.data.batches import Batch, padding_share
 from fslib.evaluation import length_batches, predict
 from fslib.importance import contributions, gradients_for, head_products
 from fslib.model.attention import tapped
 from fslib.progress import hidden
-from fslib.study import Study
 from fslib.training import Settings, Training
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMAND = str(Path(sys.executable).with_name("fslib"))
 QUICK = bool(os.environ.get("FSLIB_BENCH_QUICK"))
 
 
@@ -188,7 +189,7 @@ def ranking() -> bool:
     """Examples from which on a sample's ranking of heads correlates to 0.95 with that of the whole training set."""
     draws, limit, steps = (2, 64, 4) if QUICK else (20, None, 300)
     study, model = mini()
-    trained = study.store.checkpoint(study.unit("train", 0))
+    trained = study.store.checkpoint(study.units(0).train)
     if trained.is_dir() and not QUICK:
         model = fslib.MultiTaskModel.load(trained)
     else:
@@ -249,7 +250,7 @@ def branching() -> bool:
 
 def timed(what: str, words: list[str], limit: float) -> bool:
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     took = time.perf_counter() - started
     if done.returncode:
         print(done.stdout[-2000:], done.stderr[-2000:])
@@ -258,22 +259,22 @@ def timed(what: str, words: list[str], limit: float) -> bool:
 
 def smoke() -> bool:
     with tempfile.TemporaryDirectory() as folder:
-        words = ["fslib.cli", "run", "--fresh", "--profile", "smoke", "--results", folder]
+        words = [COMMAND, "run", "--fresh", "--profile", "smoke", "--results", folder]
         return timed("smoke, all notebooks from scratch", words, 180)
 
 
 def mini_run() -> bool:
     with tempfile.TemporaryDirectory() as folder:
-        words = ["fslib.cli", "run", "--fresh", "--results", folder]
+        words = [COMMAND, "run", "--fresh", "--results", folder]
         return timed("mini, all notebooks from scratch", words, 60 * 60)
 
 
 def reopen() -> bool:
-    return timed("mini, all notebooks from records", ["fslib.cli", "run"], 180)
+    return timed("mini, all notebooks from records", [COMMAND, "run"], 180)
 
 
 def tests() -> bool:
-    return timed("pytest, all of it", ["pytest", "-q"], 900)
+    return timed("pytest, all of it", [sys.executable, "-m", "pytest", "-q"], 900)
 
 
 BENCHMARKS: dict[str, Callable[[], bool]] = {
