@@ -221,7 +221,7 @@ def counted_steps(study: Study) -> pd.DataFrame:
     return pd.DataFrame([{"how": how, "steps": n, "trainings": n / full} for how, n in named.items()])
 
 
-def iat_minus_plain(table: pd.DataFrame, scale: float = 1) -> tuple[float, float, float]:
+def iat_minus_plain(table: pd.DataFrame, scale: int = 1) -> tuple[float, float, float]:
     """Return (value, low, high) of IAT minus plain, the mean over tasks, in points, from a table of this question.
 
     scale: 100 for a table of scores, which are fractions.
