@@ -359,6 +359,11 @@ def _append_means(scores: Float[np.ndarray, "*sets fractions tasks"]) -> Float[n
     return np.concatenate([scores, scores.mean(-2, keepdims=True)], -2)
 
 
+def score_left(scores: Float[np.ndarray, "*axes scored"], unpruned: np.ndarray) -> Float[np.ndarray, "*axes scored"]:
+    """Return what a lesion leaves of a score, in % of the unpruned one (broadcast); NaN where that is not > 0."""
+    return 100 * (scores / np.where(unpruned > 0, unpruned, np.nan))
+
+
 def random_choices(sets: int, tasks: int, draws: int, rng: np.random.Generator) -> Int[np.ndarray, "draws tasks"]:
     """Draw which of `sets` head sets each task gets in each of `draws` null draws; all combinations if they are few."""
     if sets**tasks <= draws:

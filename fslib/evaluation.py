@@ -73,7 +73,7 @@ def sample(task: Task, split: str, examples: int | None, seed: int) -> Split:
     if examples < 1:
         raise FslibError(f"examples {examples}: give at least one, or None for all")
     pick_split(task, split)  # refuses an unknown split by name
-    return pick_split(task.limited(**{split: examples}, seed=seed), split)
+    return task.part(split, examples, seed)
 
 
 @contextmanager

@@ -122,14 +122,17 @@ class Task:
 
     def limited(self, *, train: int | None = None, eval: int | None = None, seed: int = 0) -> "Task":
         """Return the same task on a random part of its examples (all where a limit is None or larger)."""
+        return replace(self, train=self.part("train", train, seed), eval=self.part("eval", eval, seed))
+
+    def part(self, side: str, limit: int | None, seed: int = 0) -> Split:
+        """Return a random part of one side, "train" or "eval": all of it where the limit is None or larger.
+
+        Unlike a task, a part may be of one class, as that of a rare one easily is.
+        """
         rng = np.random.default_rng(seed)
-        order = {"train": rng.permutation(len(self.train)), "eval": rng.permutation(len(self.eval))}
-        parts = {
-            side: getattr(self, side).take(np.sort(order[side][:limit]))
-            for side, limit in (("train", train), ("eval", eval))
-            if limit is not None and limit < len(getattr(self, side))
-        }
-        return replace(self, **parts)
+        order = {"train": rng.permutation(len(self.train)), "eval": rng.permutation(len(self.eval))}[side]
+        whole: Split = self.train if side == "train" else self.eval
+        return whole if limit is None or limit >= len(whole) else whole.take(np.sort(order[:limit]))
 
     def shared_texts(self) -> set[str]:
         """Return the texts that stand, as they are, in both train and eval (nil for the embedded tasks)."""

@@ -13,6 +13,8 @@ from fslib.study.plots import looks, panels, percent, styled
 from fslib.study.records import Unit
 from fslib.study.study import Study, plans
 
+UNBALANCED = 0.8  # a constant answer that scores more than this
+
 
 @plans("00")
 def plan(study: Study) -> list[Unit]:
@@ -59,16 +61,30 @@ def balance(study: Study) -> dict[str, dict[str, int]]:
 
 
 def examples(study: Study) -> pd.DataFrame:
-    """Return the first training example of each of the first two labels of every task."""
+    """Return the first training example of each task's first two labels, in the order of the labels."""
     rows = []
     for name, task in study.tasks.items():
-        for label in range(min(2, task.n_outputs)):
+        for label in np.unique(task.train.labels)[:2]:
             i = int(np.flatnonzero(task.train.labels == label)[0])
             pair = task.train.pairs[i] if task.train.pairs else ""
-            rows.append(
-                {"task": name, "text": task.train.texts[i], "second text": pair, "label": task.label_names[label]}
-            )
+            said = f"{label:g}" if task.is_regression else task.label_names[int(label)]
+            rows.append({"task": name, "text": task.train.texts[i], "second text": pair, "label": said})
     return pd.DataFrame(rows)
+
+
+def sentences(study: Study) -> str:
+    """Say what a reader of scores should know: shared or blank texts, an answer that is nearly always right."""
+    lines = []
+    for name, task in study.tasks.items():
+        if shared := task.shared_texts():
+            lines.append(f"{name}: {len(shared)} texts are in both splits, so its score may be too high.")
+        if blank := sum(not text.strip() for side in (task.train, task.eval) for text in side.texts):
+            lines.append(f"{name}: {blank} texts are blank.")
+        if len(np.unique(task.eval.labels)) < 2:
+            lines.append(f"{name}: all evaluation examples have one label, so its score says nothing.")
+        elif (share := study.chance()[name]) > UNBALANCED:
+            lines.append(f"{name}: always the same answer scores {share:.2f}; compare scores with that.")
+    return "\n".join(lines) or "No text is in both splits or blank, and no answer is nearly always right."
 
 
 def corpus() -> pd.DataFrame:
@@ -131,7 +147,7 @@ def plot_lengths_and_labels(lengths: Mapping[str, np.ndarray], balance: Mapping[
             fade = 0.85 - 0.6 * i / max(1, len(counts) - 1)
             right.barh(row, share, left=start, color=style[task]["color"], alpha=fade, edgecolor="white")
             text = label if share > 0.025 * len(label) else label[:4] + "."
-            right.text(start + share / 2, row, text, ha="center", va="center", fontsize=7)
+            right.text(start + share / 2, row, text, ha="center", va="center", fontsize=7, parse_math=False)
             start += share
     right.set_yticks(range(len(balance)), list(balance))
     right.invert_yaxis()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fslib.dissociation import Dissociation
+from fslib.dissociation import Dissociation, score_left
 from fslib.study.evidence import verdict
 from fslib.study.plots import GREY, looks, panels, percent, styled
 from fslib.study.records import Unit
@@ -45,7 +45,7 @@ def pruning(study: Study) -> pd.DataFrame:
 def retained(study: Study) -> dict[float, pd.DataFrame]:
     """Return a table per fraction, tasks by tasks: score with the row's top heads pruned, in % of the unpruned."""
     iap = study.iap()
-    share = 100 * (iap.top.scores / iap.baseline()[:, None, None]).mean(0)  # (fractions, pruned, scored)
+    share = score_left(iap.top.scores, iap.baseline()[:, None, None]).mean(0)  # (fractions, pruned, scored)
     index, columns = pd.Index(iap.tasks, name="top heads pruned of"), pd.Index(iap.tasks, name="scored")
     return {f: pd.DataFrame(share[i], index, columns) for i, f in enumerate(iap.fractions)}
 

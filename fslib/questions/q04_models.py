@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from fslib.dissociation import IAP
+from fslib.dissociation import IAP, score_left
 from fslib.heads import overlap, top_heads
 from fslib.importance import head_importance, passes
 from fslib.model.encoders import ENCODERS
@@ -155,7 +155,7 @@ def random_controls(study: Study) -> pd.DataFrame:
     }
     rows = []
     for name, scores in sets.items():
-        left = 100 * (scores / first.baseline()[0]).mean(-1)
+        left = score_left(scores, first.baseline()[0]).mean(-1)
         rows.append({"random sets": name, "sets": left.size, "score left (%)": left.mean(), "spread": left.std(ddof=1)})
     return pd.DataFrame(rows)
 

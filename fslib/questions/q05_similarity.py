@@ -21,7 +21,7 @@ from fslib.similarity import (
     task_similarity,
     text_embedding,
 )
-from fslib.study.evidence import exchanged_correlations, verdict
+from fslib.study.evidence import NOT_TESTABLE, exchanged_correlations, verdict
 from fslib.study.plots import COLOURS, MARKERS, panels, styled
 from fslib.study.records import Result, Store, Unit
 from fslib.study.study import Study, plans
@@ -29,6 +29,7 @@ from fslib.study.units import SeededFineTuning
 from fslib.training import train
 
 MEASURES = ("importance", "top heads", "TaskEmb", "TextEmb", "CKA")
+LEAST_PAIRS = 3  # fewer have no rank correlation
 PRIMARY = "importance"  # the similarity that decides on C2, chosen beforehand; the others show how much hangs on it
 
 
@@ -43,7 +44,7 @@ class SimilarityUnit(SeededFineTuning, Unit):
         """Measure on models that never saw the pair, so that no measure shares noise with the pair's dissociation."""
         tasks = self.load()
         shared: dict[str, Any] = {"examples": self.examples, "seed": self.seed}
-        parts = [task.limited(train=self.examples, seed=self.seed).train for task in tasks.values()]
+        parts = [task.part("train", self.examples, self.seed) for task in tasks.values()]
         pretrained = MultiTaskModel.from_pretrained(self.encoder, tasks, max_length=self.max_length)
         evidence: dict[str, list] = {measure: [] for measure in MEASURES}
         for name, task in tasks.items():
@@ -106,6 +107,7 @@ def correlations(study: Study) -> pd.DataFrame:
 
     Interval: bootstrap over pairs and, within D, over evaluation examples. p: one-sided, exact, by exchanging the
     names of the tasks in the similarities (Mantel's test), since pairs that share a task are not independent.
+    NaN where a D is not defined, and for fewer than three pairs.
     """
     draws, names = study.profile.draws, study.profile.tasks
     iaps = [study.small_units(tasks=pair).prune.iap(study.store) for pair in task_pairs(study)]
@@ -117,12 +119,16 @@ def correlations(study: Study) -> pd.DataFrame:
     for measure, frame in _matrices(study).items():
         matrix = frame.loc[list(names), list(names)].to_numpy()
         similar = np.array([matrix[index] for index in indices])
-        boot = [rank_correlation(similar[c], r[c]) for c, r in zip(chosen, resampled, strict=True) if len(set(c)) > 2]
-        low, high = interval(np.array(boot))
-        null, exact = exchanged_correlations(matrix, indices, d, np.random.default_rng(0))
-        row: dict[str, object] = {"similarity": measure, "rank correlation with D": null[0]}
-        row |= {"low": float(low), "high": float(high), "p": float(p_value(-null, np.asarray(-null[0]), exact))}
-        rows.append(row | {"pairs": len(indices)})
+        row: dict[str, object] = {"similarity": measure, "rank correlation with D": np.nan}
+        row |= {"low": np.nan, "high": np.nan, "p": np.nan, "pairs": len(indices)}
+        if len(indices) >= LEAST_PAIRS and np.isfinite(d).all() and np.isfinite(resampled).all():
+            drawn = zip(chosen, resampled, strict=True)
+            boot = [rank_correlation(similar[c], r[c]) for c, r in drawn if len(set(c)) >= LEAST_PAIRS]
+            low, high = interval(np.array(boot))
+            null, exact = exchanged_correlations(matrix, indices, d, np.random.default_rng(0))
+            row |= {"rank correlation with D": null[0], "low": float(low), "high": float(high)}
+            row |= {"p": float(p_value(-null, np.asarray(-null[0]), exact))}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -134,6 +140,8 @@ def primary(table: pd.DataFrame) -> pd.Series:
 def claim(table: pd.DataFrame) -> str:
     """Return C2's verdict, from `correlations`: the claim is that the correlation is below 0."""
     row = primary(table)
+    if np.isnan(row["rank correlation with D"]):
+        return NOT_TESTABLE
     return verdict(-row["high"], -row["low"], row["p"])
 
 
@@ -155,7 +163,7 @@ def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
                 pair[row["similarity"]],
                 pair["D"],
                 yerr=[[pair["D"] - pair["low"]], [pair["high"] - pair["D"]]],
-                fmt=MARKERS[i % 7],
+                fmt=MARKERS[(i + i // 7) % 7],
                 color=COLOURS[i % 7],
                 capsize=2,
                 label=pair["pair"],

@@ -14,7 +14,7 @@ from fslib.evaluation import evaluate
 from fslib.iat import IAT
 from fslib.progress import hidden
 from fslib.scoring import chance_level
-from fslib.study.evidence import SharedSamples, differences, verdict
+from fslib.study.evidence import NOT_TESTABLE, SharedSamples, differences, verdict
 from fslib.study.plots import COLOURS, GREY, MARKERS, panels, percent, styled
 from fslib.study.records import Result, Store, Unit, cached_task
 from fslib.study.study import Study, plans
@@ -23,6 +23,8 @@ from fslib.training import branch
 from fslib.transfer import PARTS, transfer
 
 SOURCES = ("pre-trained", "multi-task", "IAT")
+DIFFERENCE = ("minus multi-task", "diff low", "diff high")
+COLUMNS = ("source", "size", "seeds", "score", "low", "high", *DIFFERENCE, "part")
 
 
 class TransferUnit(SeededFineTuning, Unit):
@@ -78,21 +80,32 @@ def seeds(study: Study) -> list[int]:
     return study.seeds_of(study.profile.transfer_seeds)
 
 
+def source_tasks(study: Study) -> tuple[str, ...]:
+    """Return the tasks that sources are trained on: all but the target."""
+    return tuple(t for t in study.profile.tasks if t != study.profile.transfer_target.lower())
+
+
+def not_testable(study: Study) -> str:
+    """Say why the study's tasks leave nothing to transfer from, or nothing ("") if they do."""
+    if len(source_tasks(study)) >= 2:
+        return ""
+    return f"without {study.profile.transfer_target} there are fewer than two tasks to train a source on"
+
+
 def transfer_unit(study: Study, seed: int) -> TransferUnit:
     """Return the learning curves of the target from all sources, for one seed."""
     p = study.profile
-    sources = tuple(t for t in p.tasks if t != p.transfer_target)
-    if len(sources) < 2:
-        raise FslibError(f"transfer_target {p.transfer_target!r} leaves fewer than two tasks to train a source on")
+    if reason := not_testable(study):
+        raise FslibError(f"transfer_target {p.transfer_target!r}: {reason}")
     options = {k: getattr(p, f"transfer_{k}") for k in ("target", "sizes", "passes", "min_steps", "max_steps")}
-    settings = study.training(seed, small=True, tasks=sources, eval_examples=p.ending_examples).model_dump()
+    settings = study.training(seed, small=True, tasks=source_tasks(study), eval_examples=p.ending_examples).model_dump()
     return TransferUnit(**settings, **options, iat={"delta": p.delta, "alpha": p.alpha})
 
 
 @plans("07")
 def plan(study: Study) -> list[Unit]:
-    """Return one unit per seed."""
-    return [transfer_unit(study, s) for s in seeds(study)]
+    """Return one unit per seed, or none if there is nothing to transfer from."""
+    return [] if not_testable(study) else [transfer_unit(study, s) for s in seeds(study)]
 
 
 def target(study: Study) -> Task:
@@ -106,7 +119,12 @@ def chance(study: Study) -> float:
 
 
 def learning_curves(study: Study) -> pd.DataFrame:
-    """Return one row per source, part and target size: score, and its difference from the multi-task source."""
+    """Return one row per source, part and target size: score, and its difference from the multi-task source.
+
+    Without a row if the claim is not testable.
+    """
+    if not_testable(study):
+        return pd.DataFrame(columns=COLUMNS)
     records = [study.store.get(transfer_unit(study, s)) for s in seeds(study)]
     name, metric, labels = target(study).name, target(study).metric, target(study).eval.labels
     samples = SharedSamples({name: labels}, len(records), study.profile.draws)
@@ -126,21 +144,33 @@ def learning_curves(study: Study) -> pd.DataFrame:
 
 def iat_minus_multitask(table: pd.DataFrame) -> tuple[float, float, float]:
     """Return (value, low, high) of the IAT source minus the multi-task one: full model, mean over sizes, in points."""
+    if table.empty:
+        return np.nan, np.nan, np.nan
     row = table.set_index(["part", "source", "size"]).loc[("full", "IAT", "mean")]
-    value, low, high = (100 * float(row[k]) for k in ("minus multi-task", "diff low", "diff high"))
+    value, low, high = (100 * float(row[k]) for k in DIFFERENCE)
     return value, low, high
+
+
+def claim(table: pd.DataFrame) -> str:
+    """Return C5's verdict, from `learning_curves`."""
+    return NOT_TESTABLE if table.empty else verdict(*iat_minus_multitask(table)[1:])
 
 
 def sentence(table: pd.DataFrame) -> str:
     """Say what becomes of C5, from `learning_curves`."""
     value, low, high = iat_minus_multitask(table)
-    return f"C5 {verdict(low, high)}: {value:+.2f} points [{low:+.2f}, {high:+.2f}]"
+    return f"C5 {claim(table)}: {value:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
 @styled
 def plot_learning_curves(table: pd.DataFrame, chance: float) -> Figure:
     """Draw the score on the target against its training examples, one panel per part trained, one line per source."""
     parts = list(dict.fromkeys(table["part"]))
+    if not parts:
+        figure, (ax,) = panels(1, 1.0)
+        ax.set_axis_off()
+        ax.text(0.5, 0.5, NOT_TESTABLE, ha="center", va="center")
+        return figure
     figure, axes = panels(len(parts), 2.7, sharey=True)
     sources = list(dict.fromkeys(table["source"]))
     for ax, part in zip(axes, parts, strict=True):

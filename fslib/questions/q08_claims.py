@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from fslib.dissociation import CONVENTIONS, Dissociation
+from fslib.dissociation import CONVENTIONS, Dissociation, score_left
 from fslib.questions import q02_importance, q04_models, q05_similarity, q06_iat, q07_transfer
 from fslib.scoring import rank_correlation
 from fslib.study.evidence import NOT_SUPPORTED, SUPPORTED, verdict
-from fslib.study.plots import GREY, looks, panels, styled
+from fslib.study.plots import GREY, looks, panels, short, styled
 from fslib.study.records import Unit, distinct
 from fslib.study.study import Study, plans
 
@@ -116,7 +116,8 @@ def _c4(study: Study) -> Claim:
 
 
 def _c5(study: Study) -> Claim:
-    value, low, high = q07_transfer.iat_minus_multitask(q07_transfer.learning_curves(study))
+    table = q07_transfer.learning_curves(study)
+    value, low, high = q07_transfer.iat_minus_multitask(table)
     return Claim(
         "C5",
         "IAT transfers better to new tasks",
@@ -126,7 +127,7 @@ def _c5(study: Study) -> Claim:
         high,
         np.nan,
         len(q07_transfer.seeds(study)),
-        verdict(low, high),
+        q07_transfer.claim(table),
         "07",
     )
 
@@ -268,8 +269,8 @@ def story(study: Study, result: Dissociation, fraction: float = 0.3) -> Story:
     pair = min(combinations(iap.tasks, 2), key=lambda p: rank_correlation(maps[p[0]], maps[p[1]]))
     f = int(np.argmin(np.abs(np.array(iap.fractions) - fraction)))
     base = iap.baseline()
-    left = 100 * (iap.top.scores[:, f] / base[:, None]).mean(0)  # (pruned, scored)
-    random_left = 100 * (iap.random.scores[:, f] / base[:, None, None]).mean(0)  # (pruned, controls, scored)
+    left = score_left(iap.top.scores[:, f], base[:, None]).mean(0)  # (pruned, scored)
+    random_left = score_left(iap.random.scores[:, f], base[:, None, None]).mean(0)  # (pruned, controls, scored)
     at = {t: iap.tasks.index(t) for t in pair}
     return Story(
         {t: maps[t] for t in pair},
@@ -309,7 +310,7 @@ def _draw_heads(score: Axes, choose: Axes, story: Story) -> None:
             if chosen[layer, head]:
                 choose.plot(head, base + layer, marker="x", color=colour, markersize=4, mew=1.3)
         for ax in (score, choose):
-            ax.text(-0.5, base + layers - 0.35, task, color=colour, fontweight="bold", va="bottom")
+            ax.text(-0.5, base + layers - 0.35, short(task), color=colour, fontweight="bold", va="bottom")
     score.set_xlabel(f"{heads} heads, {layers} layers (first below)", fontsize=7.5)
     choose.set_xlabel("output set to 0", fontsize=7.5)
 
@@ -328,11 +329,12 @@ def _draw_lesions(ax: Axes, story: Story) -> None:
         for j, (height, colour, name) in enumerate(bars):
             ax.bar(4 * i + j, height, color=colour, width=0.85)
             ax.text(4 * i + j, height + 2, name, ha="center", fontsize=6.5, rotation=90, va="bottom")
-    ax.set_xticks([1, 5], tasks, fontsize=7)
+    ax.set_xticks([1, 5], [short(task) for task in tasks], fontsize=7)
     ax.set(ylabel="score left (%)", ylim=(0, 130), yticks=[0, 25, 50, 75, 100])
     own, others = left.loc[tasks[0], tasks[0]], left.loc[tasks[1], tasks[0]]
-    ax.add_patch(FancyArrowPatch((-0.62, others), (-0.62, own), arrowstyle="<->", mutation_scale=6, lw=0.9))
-    ax.text(-0.75, (own + others) / 2, "$D$", ha="right", va="center")
+    if np.isfinite(own - others):
+        ax.add_patch(FancyArrowPatch((-0.62, others), (-0.62, own), arrowstyle="<->", mutation_scale=6, lw=0.9))
+        ax.text(-0.75, (own + others) / 2, "$D$", ha="right", va="center")
     ax.set_xlim(-1.6, 6.8)
 
 

@@ -12,6 +12,8 @@ from fslib.scoring import Bootstrap, bootstrap_counts, interval, metric_score, r
 
 SIGNIFICANCE = 0.05
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided at this scale"
+NOT_TESTABLE = "not testable"  # the tasks at hand leave nothing to measure
+VERDICTS = (SUPPORTED, NOT_SUPPORTED, UNDECIDED, NOT_TESTABLE)
 
 
 def verdict(low: float, high: float, p: float = 0.0) -> str:

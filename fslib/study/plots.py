@@ -39,8 +39,8 @@ STYLE: dict[str, Any] = {
 
 
 def looks(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return colour and marker of each task, by its place in the study's list of tasks."""
-    return {t: {"color": COLOURS[i % 7], "marker": MARKERS[i % 7]} for i, t in enumerate(tasks)}
+    """Return colour and marker of each task, by its place in the study's list; the eighth has another marker."""
+    return {t: {"color": COLOURS[i % 7], "marker": MARKERS[(i + i // 7) % 7]} for i, t in enumerate(tasks)}
 
 
 def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -67,6 +67,11 @@ def panels(n: int, height: float, columns: int = 0, **options: Any) -> tuple[Fig
         spare.set_visible(False)
     plt.close(figure)  # shown once, where a notebook names it, not a second time at the end of the cell
     return figure, list(axes.flat[:n])
+
+
+def short(name: str, most: int = 16) -> str:
+    """Return a name cut to so many characters, for where a long one would leave no room for the plot."""
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def percent(axes: Axes, which: str = "y") -> None:

@@ -184,11 +184,12 @@ def inputs(lines: list[list[str]]) -> Tally:
     """Nonsense on the command line."""
     tally = Tally("bad input")
     with tempfile.TemporaryDirectory(prefix="fslib-campaign-") as place:
-        for words in lines:
-            code, _, err = run([*words, "--results", str(Path(place) / "results")])
+        for number, words in enumerate(lines):
+            results = Path(place) / str(number)
+            code, _, err = run([*words, "--results", str(results)])
             tally.trials += 1
             one_line(tally, " ".join(words), code, err, {2})
-            if list(Path(place).rglob("*.json")):
+            if list(results.rglob("runs/*.json")):
                 tally.silent.append(f"{' '.join(words)}: something was computed before it was refused")
     return tally
 

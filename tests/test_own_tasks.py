@@ -1,0 +1,148 @@
+"""Own tasks get through all notebooks: numbers, rare labels, labels that look like formulas, two tasks alone."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import IPython.display
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+import fslib
+from fslib.study import records
+from fslib.study.profiles import PROFILES
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+WORDS = ("red", "green", "blue", "old", "new", "cold", "warm", "small", "large", "early", "late", "odd", "even")
+TINY = {
+    "seeds": 1,
+    "steps": 6,
+    "max_length": 16,
+    "curve_points": 1,
+    "curve_examples": 8,
+    "eval_examples": None,
+    "importance_examples": 8,
+    "fractions": [0.1, 0.3],
+    "small_fractions": [0.1, 0.3],
+    "controls": 1,
+    "draws": 50,
+    "small_steps": 10,
+    "small_examples": 4,
+    "selection_examples": 4,
+    "selection_randoms": 2,
+    "ending_seeds": 2,
+    "other_alphas": [],
+    "other_deltas": [0.3],
+    "transfer_sizes": [6, None],
+    "transfer_min_steps": 1,
+    "transfer_max_steps": 2,
+    "batch_size": 8,
+}
+
+
+def text(rng: np.random.Generator) -> str:
+    return " ".join(rng.choice(WORDS, size=int(rng.integers(3, 8))))
+
+
+def write(place: Path, name: str, label: Callable[[int, str], object], column: str = "label", n: int = 24) -> str:
+    """A task in GLUE's layout; `label(i, side)` is the label of row i."""
+    rng = np.random.default_rng(len(name))
+    (place / name).mkdir(parents=True)
+    for side in ("train", "dev"):
+        rows = [f"sentence\t{column}", *(f"{text(rng)}\t{label(i, side)}" for i in range(n))]
+        (place / name / f"{side}.tsv").write_text("\n".join(rows) + "\n")
+    return name
+
+
+def plain(i: int, side: str) -> str:
+    return "yes" if i % 2 else "no"
+
+
+def ratings(place: Path) -> dict[str, object]:
+    """A regression task, whose score is a rank correlation that may be negative, or undefined and then 0."""
+    return {"tasks": [write(place, "sts-b", lambda i, side: i % 6, "score"), write(place, "plain", plain), "bbc-shift"]}
+
+
+def grammar(place: Path) -> dict[str, object]:
+    """Matthews' correlation: 0 for a constant answer, so that retention and D can be undefined; rare labels."""
+    rare = write(place, "rare", lambda i, side: "rare" if i % 12 == 0 else "common")
+    return {"tasks": [write(place, "cola", plain), rare, write(place, "plain", plain)], "transfer_target": "cola"}
+
+
+def formulas(place: Path) -> dict[str, object]:
+    """Label names with signs that a plot may take for a formula, long ones, and a long name."""
+    names = [
+        "$\\nothing_b^$",
+        "100 %",
+        "a\\frac{1}{2}",
+        "<script>alert(1)</script>",
+        "a label of a great many words, " * 3,
+    ]
+    long = "a-task-whose-name-is-as-long-as-a-name-can-be"
+    tasks = [write(place, "prices", lambda i, side: names[i % 5]), write(place, long, plain)]
+    return {"tasks": tasks, "transfer_target": "bbc"}
+
+
+def one_sided(place: Path) -> dict[str, object]:
+    """An evaluation side of one class, blank texts, and one text on both sides."""
+    constant = write(place, "constant", lambda i, side: "yes" if side == "dev" or i % 2 else "no")
+    same = write(place, "same", plain)
+    for side in ("train", "dev"):
+        path = place / same / f"{side}.tsv"
+        path.write_text(path.read_text() + "the same text on both sides\tyes\n \tno\n")
+    return {"tasks": [constant, same, write(place, "plain", plain)], "transfer_target": "plain"}
+
+
+def two(place: Path) -> dict[str, object]:
+    """Two tasks: one pair, and none to leave out."""
+    return {"tasks": [write(place, "plain", plain), write(place, "other", plain)], "transfer_target": "plain"}
+
+
+def execute(path: Path, parameters: dict[str, object]) -> str:
+    """Run a notebook's code here, with other parameters; returns what it printed and showed."""
+    shown: list[str] = []
+    names: dict[str, object] = {"print": lambda *words: shown.append(" ".join(map(str, words)))}
+    for cell in json.loads(path.read_text())["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        if "parameters" in cell["metadata"].get("tags", []):
+            names |= parameters
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            warnings.filterwarnings("error", "constrained_layout not applied")
+            exec(compile("".join(cell["source"]), path.name, "exec"), names)
+    return "\n".join(shown)
+
+
+@pytest.fixture
+def calm(monkeypatch):
+    monkeypatch.setattr(IPython.display, "display", lambda *things: [str(getattr(t, "data", "")) for t in things])
+    backend = matplotlib.get_backend()
+    plt.switch_backend("agg")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    plt.switch_backend(backend)
+    records.cached_task.cache_clear()
+
+
+@pytest.mark.parametrize("kind", [ratings, grammar, formulas, one_sided, two], ids=lambda kind: kind.__name__)
+def test_every_notebook_goes_through(kind, calm, tmp_path, monkeypatch):
+    monkeypatch.setenv("FSLIB_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("FSLIB_RESULTS", str(tmp_path / "results"))
+    records.cached_task.cache_clear()
+    monkeypatch.setitem(PROFILES, "smoke", PROFILES["smoke"] | TINY)
+    overrides = kind(tmp_path / "data")
+    said = {p.stem[:2]: execute(p, {"profile": "smoke", "seed": 0, "overrides": overrides}) for p in NOTEBOOKS}
+    study = fslib.Study("smoke", overrides=overrides)
+    claims = (study.folder / "tables" / "08_claims.md").read_text()
+    assert all(claim in claims for claim in ("C1", "C2", "C3", "C4", "C5", "C6"))
+    if kind is two:
+        assert "not testable" in said["07"] and "not testable" in claims
