@@ -57,17 +57,14 @@ def random_heads(
     Matching by layer matters: early and late layers differ in what any head is worth, so an unmatched
     random set would answer which layers matter, not which heads. If `like` holds sets that grow, each inside the
     next (the top heads at rising fractions), a control grows in the same way, and controls differ at every step.
-    Raises FslibError if fewer than n such sets exist, or none but `like` itself: that is no control.
+    Raises FslibError if fewer than n such sets exist.
     """
     check_count("controls", n, 0)
     like = _head_sets(like)
     counts, heads = like.sum(-1), like.shape[-1]  # (*nested, layers)
     distinct = min(math.prod(math.comb(heads, int(c)) for c in row) for row in counts.reshape(-1, counts.shape[-1]))
-    if n > distinct or (n and distinct == 1):
-        itself = ", the set itself: use a smaller fraction" if distinct == 1 else ""
-        raise FslibError(
-            f"{n} controls asked, but only {distinct} distinct head set(s) have these heads per layer{itself}"
-        )
+    if n > distinct:
+        raise FslibError(f"{n} controls asked, but only {distinct} distinct head set(s) have these heads per layer")
     drawn: list[np.ndarray] = []
     seen: set[tuple[int, bytes]] = set()
     for attempt in range(1, 1000 * (n + 10)):
