@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, Num
 
-from fslib.errors import FslibError, check_count, unknown
+from fslib.errors import FslibError, check_count, number_array, unknown
 from fslib.scoring import Bootstrap, bootstrap_counts, chance_level, interval, metric_score, p_value
 
 CONVENTIONS = ("lesion", "released", "retention")
@@ -40,7 +40,7 @@ def dissociation(
     Raises FslibError for fewer than two tasks, shapes that do not belong together, an unknown convention, or
     retention without chance.
     """
-    scores, unpruned = np.asarray(scores, dtype=float), np.asarray(unpruned, dtype=float)
+    scores, unpruned = number_array("scores", scores), number_array("unpruned", unpruned)
     if scores.ndim < 2 or scores.shape[-1] < 2 or scores.shape[-2] != scores.shape[-1]:
         raise FslibError(f"dissociation compares at least two tasks; got scores of shape {scores.shape}")
     tasks = scores.shape[-1]
@@ -48,7 +48,7 @@ def dissociation(
         raise unknown("dissociation convention", convention, CONVENTIONS)
     _check_shape("unpruned", unpruned, scores)
     if chance is not None:
-        chance = np.asarray(chance, dtype=float)
+        chance = number_array("chance", chance)
         _check_shape("chance", chance, scores)
     own = np.eye(tasks, dtype=bool)
     if convention == "retention":

@@ -52,12 +52,17 @@ def check_number(name: str, value: object, interval: str, hint: str = "") -> Non
     raise FslibError(f"{name} {value!r} is outside {interval}: {hint or 'give a number in it'}")
 
 
-def finite_array(name: str, value: object) -> Float[np.ndarray, "..."]:
-    """Return an array of numbers as float64. Raises FslibError for other things, NaN and infinity."""
+def number_array(name: str, value: object) -> Float[np.ndarray, "..."]:
+    """Return an array of numbers as float64; NaN and infinity are left in it. Raises FslibError for other things."""
     try:
-        array = np.asarray(value, dtype=np.float64)
+        return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
         raise FslibError(f"{name} must be an array of numbers, not {type(value).__name__}") from None
+
+
+def finite_array(name: str, value: object) -> Float[np.ndarray, "..."]:
+    """Return an array of numbers as float64. Raises FslibError for other things, NaN and infinity."""
+    array = number_array(name, value)
     if not np.isfinite(array).all():
         raise FslibError(f"{name} of shape {array.shape} must be finite: it holds NaN or infinity")
     return array

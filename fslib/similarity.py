@@ -81,9 +81,9 @@ def task_embedding(
     words = set(model.encoder.get_input_embeddings().parameters())
     chosen = {name: p for name, p in model.encoder.named_parameters() if p not in words}
     weights = list(chosen.values())
-    sums = [torch.zeros_like(weight) for weight in weights]
     part = sample(task, split, examples, seed)
     with gradients_for(model, weights), torch.enable_grad():
+        sums = [torch.zeros_like(weight) for weight in weights]
         # One example at a time: the square of a batch's gradient is not the sum of its examples' squares.
         for batch in length_batches(model, part, 1):
             loss = check_finite(model.losses(batch.to(model.device), task.name).sum(), task.name)
@@ -134,10 +134,10 @@ def representations(
         raise unknown("pooling", pooling, POOLINGS)
     check_model(model)
     check_count("batch_size", batch_size)
-    if not len(texts):
-        raise FslibError("no text given: representations need at least one")
     if not isinstance(texts, Split):
         check_texts("representations", texts)
+    if not len(texts):
+        raise FslibError("no text given: representations need at least one")
     split = texts if isinstance(texts, Split) else _unlabelled(texts)
     rows = np.zeros((len(split), model.encoder.config.hidden_size), dtype=np.float32)
     batches = length_batches(model, split, batch_size)

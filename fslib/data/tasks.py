@@ -162,8 +162,8 @@ class Task:
 
 def check_texts(where: str, texts: Sequence[str]) -> None:
     """Raise FslibError for what is no sequence of strings, or cannot be written as UTF-8, which tokenizers need."""
-    if isinstance(texts, str):
-        raise FslibError(f"{where}: texts must be a list of strings, not one string, whose letters would be the texts")
+    if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
+        raise FslibError(f"{where}: texts must be a list of strings, not {type(texts).__name__}")
     try:
         "".join(texts).encode()  # all at once: one of them is looked for only where there is one
     except TypeError:
@@ -207,7 +207,7 @@ def make_task(
         train_split, eval_split = _hold_out(name, train_split, eval_share, seed)
     else:
         eval_split = _as_split(name, eval, names)
-    metric = metric or METRIC_OF.get(name) or ("accuracy" if names else "spearman")
+    metric = metric or METRIC_OF.get(str(name)) or ("accuracy" if names else "spearman")
     return Task(name, train_split, eval_split, names, metric, description, source)
 
 

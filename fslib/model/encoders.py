@@ -84,6 +84,8 @@ def _check_tokenizer(source: str, tokenizer: Any) -> None:
             f"the tokenizer of {source} knows its special tokens alone, so every word would be unknown: use the "
             "model's own"
         )
+    if not isinstance(tokenizer.model_max_length, int | float | None):
+        raise FslibError(f"the tokenizer of {source}: model_max_length {tokenizer.model_max_length!r} is no number")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:

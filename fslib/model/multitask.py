@@ -155,7 +155,7 @@ class MultiTaskModel(nn.Module):
         check_count("max_length", max_length)
         check_count("seed", seed, 0)
         named = as_tasks(tasks)
-        if Path(name).is_dir() and str(name) not in (*ENCODERS, *PRETRAINED):
+        if Path(str(name)).is_dir() and str(name) not in (*ENCODERS, *PRETRAINED):
             name = Path(name).absolute()  # a relative path is another folder from another working folder
         # weights made in inference mode could never have a gradient
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
@@ -231,6 +231,8 @@ class MultiTaskModel(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> "MultiTaskModel":
         """Read what `save` wrote. Raises FslibError if the folder is missing, incomplete or damaged."""
+        if not isinstance(folder, str | Path):
+            raise FslibError(f"{folder!r} is no path of a folder that MultiTaskModel.save has written")
         folder = Path(folder)
         if not (folder / CARD).is_file():
             raise FslibError(f"{folder} is not a saved MultiTaskModel: it has no {CARD}")
