@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, Num
 
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, check_count, number_array, unknown
 from fslib.scoring import Bootstrap, bootstrap_counts, chance_level, interval, metric_score, p_value
 
 CONVENTIONS = ("lesion", "released", "retention")
@@ -37,14 +37,19 @@ def dissociation(
                      subtracts scores of different tasks, so an easy task reads as negative.
         "retention"  D_t = 100 (mean_{u != t} R[t,u] - R[t,t]), R = (S - chance) / (S0 - chance).
     A task whose S0 (for retention: S0 - chance) is not positive has no defined D: NaN.
-    Raises FslibError for fewer than two tasks, an unknown convention, or retention without chance.
+    Raises FslibError for fewer than two tasks, shapes that do not belong together, an unknown convention, or
+    retention without chance.
     """
-    scores, unpruned = np.asarray(scores, dtype=float), np.asarray(unpruned, dtype=float)
-    tasks = scores.shape[-1]
-    if tasks < 2 or scores.shape[-2] != tasks:
+    scores, unpruned = number_array("scores", scores), number_array("unpruned", unpruned)
+    if scores.ndim < 2 or scores.shape[-1] < 2 or scores.shape[-2] != scores.shape[-1]:
         raise FslibError(f"dissociation compares at least two tasks; got scores of shape {scores.shape}")
+    tasks = scores.shape[-1]
     if convention not in CONVENTIONS:
         raise unknown("dissociation convention", convention, CONVENTIONS)
+    _check_shape("unpruned", unpruned, scores)
+    if chance is not None:
+        chance = number_array("chance", chance)
+        _check_shape("chance", chance, scores)
     own = np.eye(tasks, dtype=bool)
     if convention == "retention":
         if chance is None:
@@ -56,6 +61,17 @@ def dissociation(
         scale = np.where(unpruned > 0, unpruned, np.nan)
     others = np.where(own, 0, scores).sum(-2 if convention == "lesion" else -1) / (tasks - 1)
     return 100 * (others - np.diagonal(scores, axis1=-2, axis2=-1)) / scale
+
+
+def _check_shape(name: str, values: np.ndarray, scores: np.ndarray) -> None:
+    """Raise FslibError where there is not one value per scored task, or they are of other sets than the scores."""
+    sets = zip(reversed(values.shape[:-1]), reversed(scores.shape[:-2]), strict=False)  # as numpy pairs axes
+    fits = values.ndim and values.ndim < scores.ndim and values.shape[-1] == scores.shape[-1]
+    if not fits or any(own not in (1, theirs) for own, theirs in sets):
+        raise FslibError(
+            f"{name} of shape {values.shape} does not belong to scores of shape {scores.shape}: give one per scored "
+            "task on the last axis, and the same sets before it"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +150,7 @@ class IAP:
 
         First row: nothing pruned. Axes after it: pruned task, scored task. Bootstrap over examples.
         """
+        check_count("seed", seed, 0)
         mean, lows, highs = [], [], []
         for u in self.tasks:
             shape = (len(self.heads), 1, len(self.tasks), len(self.labels[u]))
@@ -195,6 +212,7 @@ class IAP:
     def _resampled(
         self, convention: str, draws: int, seed: int, over_seeds: bool = False
     ) -> Float[np.ndarray, "draws rows columns"]:
+        check_count("seed", seed, 0)
         lesioned, unpruned = [], []
         for i, u in enumerate(self.tasks):
             counts = bootstrap_counts(len(self.labels[u]), draws, np.random.default_rng([seed, i]))

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fslib.data.tasks import Task
-from fslib.errors import FslibError
+from fslib.errors import FslibError, check_number
 from fslib.model.multitask import MultiTaskModel
 
 
@@ -80,8 +80,7 @@ class Ending:
     delta: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.delta < 1:
-            raise FslibError(f"delta {self.delta} is outside (0, 1): 0.1 means the last tenth of the steps")
+        check_number("delta", self.delta, "(0, 1)", "0.1 means the last tenth of the steps")
 
     def start(self, steps: int) -> int:
         """Return the steps made before the ending. Raises FslibError if delta leaves none before it or after it."""
@@ -129,8 +128,10 @@ class PCGrad(Ending):
     project: bool = True
 
     def check(self, trunk: Trunk) -> None:
-        """Raise FslibError for one task, and for a batch too small to be shared by all tasks."""
+        """Raise FslibError for one task, a batch too small to be shared by all tasks, and nothing to project."""
         self.needs_two_tasks(trunk)
+        if self.project and not any(p.requires_grad for p in trunk.model.encoder.parameters()):
+            raise FslibError("PCGrad projects gradients of the encoder, and all of it is frozen: unfreeze some of it")
         if trunk.batch_size < len(trunk.tasks):
             raise FslibError(
                 f"PCGrad shares batch_size {trunk.batch_size} among {len(trunk.tasks)} tasks: make it larger"
@@ -161,9 +162,11 @@ class ProjectedRule(MixedRule):
         self.encoder = [p for p in trunk.model.encoder.parameters() if p.requires_grad]
         self.rng = np.random.default_rng((trunk.seed, 4))
         self.collected: list[Tensor] = []
+        self.reached: set[nn.Parameter] = set()
 
     def collect(self, task: str) -> None:
         """Set the encoder's gradient for this task aside; the classifiers' stay where they are."""
+        self.reached.update(p for p in self.encoder if p.grad is not None)
         self.collected.append(torch.cat([_flat_gradient(p) for p in self.encoder]))
         for parameter in self.encoder:
             parameter.grad = None
@@ -176,7 +179,9 @@ class ProjectedRule(MixedRule):
         # the loop has divided every task's loss by the number of tasks already: the sum is the mean
         update = (weights @ each * len(self.names)).split([p.numel() for p in self.encoder])
         for parameter, part in zip(self.encoder, update, strict=True):
-            parameter.grad = part.view_as(parameter)
+            if parameter in self.reached:  # a gradient of zeros would let weight decay move what nothing reaches
+                parameter.grad = part.view_as(parameter)
+        self.reached.clear()
         return self.parameters
 
 

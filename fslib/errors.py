@@ -1,7 +1,13 @@
-"""One error for whatever a user can mend, and the help to spell a name."""
+"""One error for whatever a user can mend, the help to spell a name, and the checks of numbers that all layers share."""
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral, Real
+
+import numpy as np
+from jaxtyping import Float
+
+LARGEST_COUNT = 2**63 - 1  # what numpy and torch hold in an integer, a seed for instance
 
 
 class FslibError(ValueError):
@@ -19,3 +25,44 @@ def unknown(kind: str, name: object, valid: Iterable[str], also: str = "") -> Fs
 def first_line(error: Exception) -> str:
     """Say what went wrong, short enough to stand inside another message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def check_count(name: str, value: object, least: int = 1, *, none: bool = False) -> None:
+    """Raise FslibError for what is no whole number of at least `least`; `none` allows None as well.
+
+    Why not leave it to Python: a slice takes -1, and True or 2.5 go far before they stop anything, so the answer would
+    be a number that was asked for by nobody.
+    """
+    if none and value is None:
+        return
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not least <= int(value) <= LARGEST_COUNT:  # type: ignore[call-overload]
+        allowed = ", or None for all" if none else ""
+        raise FslibError(f"{name} {value!r}: give a whole number of at least {least}{allowed}")
+
+
+def check_number(name: str, value: object, interval: str, hint: str = "") -> None:
+    """Raise FslibError for what is no number in an interval, such as "(0, 1]"; NaN and True are in none."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        above = low <= number if interval[0] == "[" else low < number
+        if above and (number <= high if interval[-1] == "]" else number < high):
+            return
+    raise FslibError(f"{name} {value!r} is outside {interval}: {hint or 'give a number in it'}")
+
+
+def number_array(name: str, value: object) -> Float[np.ndarray, "..."]:
+    """Return an array of numbers as float64; NaN and infinity are left in it. Raises FslibError for other things."""
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise FslibError(f"{name} must be an array of numbers, not {type(value).__name__}") from None
+
+
+def finite_array(name: str, value: object) -> Float[np.ndarray, "..."]:
+    """Return an array of numbers as float64. Raises FslibError for other things, NaN and infinity."""
+    array = number_array(name, value)
+    if not np.isfinite(array).all():
+        raise FslibError(f"{name} of shape {array.shape} must be finite: it holds NaN or infinity")
+    return array

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from accelerate import PartialState
-from torch import nn
+from torch import Tensor, nn
 
 from fslib.data.batches import Batch
 from fslib.data.tasks import Split, Task, as_tasks
-from fslib.errors import FslibError
+from fslib.errors import FslibError, check_count
 from fslib.model.devices import gather_rows
-from fslib.model.multitask import MultiTaskModel
+from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.scoring import Score
 
 EVAL_BATCH = 32
@@ -27,13 +27,17 @@ def evaluate(
 ) -> dict[str, Score]:
     """Score the model on every task and return {name: Score}; dropout is off, heads pruned around the call stay so.
 
-    split: "eval" or "train". Raises FslibError for a task the model has no classifier for.
+    split: "eval" or "train". Raises FslibError for a task the model has no classifier for, or one for other labels or
+    another metric under the same name, and for a model that gives NaN.
     """
+    named = as_tasks(tasks)
+    check_model(model, *named.values())
+    check_count("batch_size", batch_size)
     scores = {}
-    for name, task in as_tasks(tasks).items():
+    for name, task in named.items():
         part = pick_split(task, split)
         predictions = predict(model, task, length_batches(model, part, batch_size), len(part))
-        scores[name] = Score(task.metric, predictions, part.labels)
+        scores[name] = Score(task.metric, predictions, part.labels, task.doubts if split == "eval" else "")
     return scores
 
 
@@ -42,10 +46,19 @@ def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> 
     predictions = np.zeros(n, dtype=np.float32 if task.is_regression else np.int64)
     with in_mode(model, training=False), torch.inference_mode():
         for batch in batches:
-            logits = model(batch.to(model.device).inputs, task.name)
+            logits = check_finite(model(batch.to(model.device).inputs, task.name), task.name)
             values = logits[:, 0].float() if task.is_regression else logits.argmax(-1)
             predictions[batch.indices] = values.cpu().numpy()
     return gather_rows(predictions, batches)
+
+
+def check_finite(values: Tensor, task: str) -> Tensor:
+    """Return what a model gives for a task as it is. Raises FslibError where it is NaN: an argmax of NaN is class 0."""
+    if not bool(torch.isfinite(values).all()):
+        raise FslibError(
+            f"the model gives NaN or infinity for task {task}: its weights are broken; train it again with a lower lr"
+        )
+    return values
 
 
 def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list[Batch]:
@@ -70,8 +83,8 @@ def sample(task: Task, split: str, examples: int | None, seed: int) -> Split:
     """Draw a random part of a split, or return all of it where `examples` is None."""
     if examples is None:
         return pick_split(task, split)
-    if examples < 1:
-        raise FslibError(f"examples {examples}: give at least one, or None for all")
+    check_count("examples", examples)
+    check_count("seed", seed, 0)
     pick_split(task, split)  # refuses an unknown split by name
     return task.part(split, examples, seed)
 

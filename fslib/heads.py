@@ -9,13 +9,12 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float
 
-from fslib.errors import FslibError
+from fslib.errors import FslibError, check_count, check_number, finite_array
 
 
 def head_count(fraction: float, total: int) -> int:
     """Return k = floor(fraction * total), the number of heads in a fraction. Raises FslibError outside (0, 1]."""
-    if not 0 < fraction <= 1:
-        raise FslibError(f"fraction {fraction} is outside (0, 1]: 0.3 means the top 30 % of all heads")
+    check_number("fraction", fraction, "(0, 1]", "0.3 means the top 30 % of all heads")
     return math.floor(fraction * total + 1e-9)  # 0.29 * 100 is 28.999999999999996 in floating point
 
 
@@ -29,11 +28,12 @@ def top_heads(
         the set leaves no layer without a head; the set is smaller than k if there is no room.
     Returns bool (layers, heads), True = chosen.
     """
-    scores = np.asarray(importance, dtype=float)
-    if scores.ndim != 2 or not np.isfinite(scores).all():
-        raise FslibError(f"importance must be finite and of shape (layers, heads); got shape {scores.shape}")
+    scores = finite_array("importance", importance)
+    if scores.ndim != 2:
+        raise FslibError(f"importance must be of shape (layers, heads); got shape {scores.shape}")
     layers, heads = scores.shape
-    if not 0 <= min_per_layer <= heads:
+    check_count("min_per_layer", min_per_layer, 0)
+    if min_per_layer > heads:
         raise FslibError(f"min_per_layer {min_per_layer} is outside 0..{heads}, the heads of a layer")
     k = head_count(fraction, layers * heads)
     chosen = np.zeros((layers, heads), dtype=bool)
@@ -59,7 +59,8 @@ def random_heads(
     next (the top heads at rising fractions), a control grows in the same way, and controls differ at every step.
     Raises FslibError if fewer than n such sets exist.
     """
-    like = np.asarray(like, dtype=bool)
+    check_count("controls", n, 0)
+    like = _head_sets(like)
     counts, heads = like.sum(-1), like.shape[-1]  # (*nested, layers)
     distinct = min(math.prod(math.comb(heads, int(c)) for c in row) for row in counts.reshape(-1, counts.shape[-1]))
     if n > distinct:
@@ -85,8 +86,22 @@ def random_heads(
 
 def overlap(a: Bool[np.ndarray, "layers heads"], b: Bool[np.ndarray, "layers heads"]) -> float:
     """Return the Jaccard index |a and b| / |a or b| of two head sets, in [0, 1]; two empty sets overlap fully (1)."""
-    a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    a, b = _head_sets(a), _head_sets(b)
     if a.shape != b.shape:
         raise FslibError(f"head sets of different shapes cannot overlap: {a.shape} and {b.shape}")
     union = int((a | b).sum())
     return 1.0 if union == 0 else int((a & b).sum()) / union
+
+
+def _head_sets(given: object) -> Bool[np.ndarray, "*nested layers heads"]:
+    """Return head sets as they are. Raises FslibError for others, such as importance maps: any score is true."""
+    try:
+        sets = np.asarray(given)
+    except ValueError:  # rows of different lengths
+        raise FslibError("a head set is a bool array (layers, heads), but its rows differ in length") from None
+    if sets.dtype != np.bool_ or sets.ndim < 2:
+        raise FslibError(
+            f"a head set is a bool array (layers, heads), not {sets.dtype} of shape {sets.shape}: "
+            "fslib.top_heads makes one of an importance map"
+        )
+    return sets

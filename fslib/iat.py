@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fslib.endings import Ending, Rule, Trunk
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, check_count, check_number, unknown
 from fslib.evaluation import in_mode
 from fslib.heads import head_count, random_heads, top_heads
 from fslib.importance import REDUCTIONS, Contributions, check_normalize, contributions
@@ -54,8 +54,7 @@ class IAT(Ending):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.alpha <= 1:
-            raise FslibError(f"alpha {self.alpha} is outside (0, 1]: there are no more top heads than heads")
+        check_number("alpha", self.alpha, "(0, 1]", "there are no more top heads than heads")
         for what, value, valid in (
             ("heads for IAT", self.heads, CHOICES),
             ("others for IAT", self.others, OTHERS),
@@ -64,15 +63,20 @@ class IAT(Ending):
             if value not in valid:
                 raise unknown(what, value, valid)
         check_normalize(self.normalize)
-        if self.examples is not None and self.examples < 1:
-            raise FslibError(f"examples {self.examples}: importance needs at least one example, or None for all")
+        check_count("examples", self.examples, none=True)
 
     def check(self, trunk: Trunk) -> None:
-        """Raise FslibError for one task, for an alpha that chooses no head, and for a model whose heads own no rows."""
+        """Raise FslibError for one task, an alpha that chooses no head, and heads that own no rows to train."""
         self.needs_two_tasks(trunk)
         flat = np.zeros((trunk.model.n_layers, trunk.model.n_heads))
         self.choose(dict.fromkeys(trunk.tasks, flat), np.random.default_rng(0))
-        trunk.once("rows", lambda: head_rows(trunk.model))
+        rows = trunk.once("rows", lambda: head_rows(trunk.model))
+        owned = np.logical_or.reduce([flat > 0, *(row.owners for row in rows)])
+        if not owned.all():
+            layer, head = np.argwhere(~owned)[0]
+            raise FslibError(
+                f"IAT cannot train head {head} of layer {layer}: its query, key and value are frozen; unfreeze them"
+            )
 
     def begin(self, trunk: Trunk) -> Rule:
         """Score importance on training data, choose each task's heads, and return the rule that trains their rows."""
@@ -222,7 +226,7 @@ def head_rows(model: nn.Module) -> list[HeadRows]:
     control = control_of(model)
     shape = (control.layers, control.head_shapes[0][0])
     rows: dict[tuple[int, int, int, int], HeadRows] = {}
-    with in_mode(model, training=False), torch.enable_grad():
+    with in_mode(model, training=False), torch.inference_mode(False), torch.enable_grad():
         for layer, (module, *states) in enumerate(_attention_inputs(model)):
             for state in states:  # query, key, value
                 for parameter, (dim, start, stop), heads in _rows_behind(state, module, shape[1]):

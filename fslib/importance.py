@@ -34,11 +34,11 @@ from torch import Tensor, nn
 
 from fslib.data.batches import Batch
 from fslib.data.tasks import Split, Task
-from fslib.errors import FslibError, unknown
-from fslib.evaluation import EVAL_BATCH, in_mode, length_batches, sample
+from fslib.errors import FslibError, check_count, unknown
+from fslib.evaluation import EVAL_BATCH, check_finite, in_mode, length_batches, sample
 from fslib.model.attention import tapped
 from fslib.model.devices import gather_rows
-from fslib.model.multitask import MultiTaskModel
+from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.progress import bar
 
 ESTIMATORS = ("gradient", "ablation", "integrated", "norm", "random")
@@ -169,6 +169,7 @@ def estimate(
     steps: int = STEPS,
 ) -> Estimate:
     """Make the passes behind `head_importance` and return their result example by example; the same options."""
+    check_model(model, task)
     passes(estimator, model.n_layers, model.n_heads, steps)  # refuses an unknown estimator and no steps
     if reduction not in REDUCTIONS:
         raise unknown("reduction", reduction, REDUCTIONS)
@@ -188,10 +189,11 @@ def estimate(
         "integrated": partial(integrated, steps=steps),
         "norm": norms,
     }
-    batches = _batches(model, part, batch_size)
     with gradients_for(model):
+        batches = _batches(model, part, batch_size)
         for batch in bar(batches, f"{estimator} importance", "batches"):
-            values[batch.indices] = score[estimator](model, batch.to(model.device), task.name).cpu().numpy()
+            found = score[estimator](model, batch.to(model.device), task.name)
+            values[batch.indices] = check_finite(found, task.name).cpu().numpy()
             if estimator == "norm":
                 weights[batch.indices] = batch.mask.sum(1).numpy()
     values, weights = gather_rows(values, batches), gather_rows(weights, batches)
@@ -211,15 +213,17 @@ def contributions(
 
     No gradient of a weight is computed. The options are those of `head_importance`.
     """
+    check_model(model, task)
     part = sample(task, split, examples, seed)
-    batches = _batches(model, part, batch_size)
     # Filled in place: small results kept between large batches would leave holes in memory that none can use.
     absolute = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
     signed = np.zeros_like(absolute)
     tokens = np.zeros(len(part), dtype=np.int64)
     with gradients_for(model):
+        batches = _batches(model, part, batch_size)
         for batch in batches:
             per_token = head_products(model, batch.to(model.device), task.name)  # (layers, batch, seq, heads)
+            check_finite(per_token, task.name)
             absolute[batch.indices] = per_token.abs().sum(2).transpose(0, 1).cpu().numpy()
             signed[batch.indices] = per_token.sum(2).transpose(0, 1).cpu().numpy()
             tokens[batch.indices] = batch.mask.sum(1).numpy()
@@ -246,14 +250,14 @@ def head_products(
         loss = model.losses(batch, task).sum()
         gradients = torch.autograd.grad(loss, contexts)
     pairs = zip(contexts, gradients, strict=True)
-    products = torch.stack([(ctx.detach() * grad).sum(-1) for ctx, grad in pairs])  # (layers, batch, seq, heads)
+    products = torch.stack([(wide(ctx.detach()) * wide(grad)).sum(-1) for ctx, grad in pairs])
     return products * batch.mask[None, :, :, None]
 
 
 def ablation(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "batch layers heads"]:
     """Return every example's loss with one head zeroed minus its loss, for each head; < 0: better off without it."""
     with torch.inference_mode():
-        loss = model.losses(batch, task)
+        loss = wide(model.losses(batch, task))
         changes = loss.new_empty(len(loss), model.n_layers, model.n_heads)
         for layer, head in np.ndindex(model.n_layers, model.n_heads):
 
@@ -265,7 +269,7 @@ def ablation(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "b
                 return ctx
 
             with tapped(model, zero):
-                changes[:, layer, head] = model.losses(batch, task) - loss
+                changes[:, layer, head] = wide(model.losses(batch, task)) - loss
     return changes
 
 
@@ -287,7 +291,7 @@ def norms(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "batc
     lengths: list[Tensor] = []
 
     def listen(layer: int, ctx: Tensor) -> Tensor:
-        lengths.append(ctx.norm(dim=-1))
+        lengths.append(wide(ctx).norm(dim=-1))
         return ctx
 
     with torch.inference_mode(), tapped(model, listen):
@@ -300,8 +304,7 @@ def norms(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "batc
 
 def random_scores(layers: int, heads: int, task: str, seed: int) -> Float[np.ndarray, "layers heads"]:
     """Draw uniform scores in [0, 1) by seed and task name: two tasks of one seed must not agree by chance."""
-    if seed < 0:
-        raise FslibError(f"seed {seed}: give 0 or more")
+    check_count("seed", seed, 0)
     return np.random.default_rng([seed, *task.encode()]).random((layers, heads), dtype=np.float32)
 
 
@@ -309,8 +312,7 @@ def passes(estimator: str, layers: int, heads: int, steps: int = STEPS) -> tuple
     """Count the (forward, backward) passes over the sample that an estimator takes on a model of `layers` x `heads`."""
     if estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
-    if steps < 1:
-        raise FslibError(f"steps {steps}: give at least one point between gate 0 and gate 1")
+    check_count("steps", steps)
     return {
         "gradient": (1, 1),
         "ablation": (layers * heads + 1, 0),
@@ -324,6 +326,7 @@ def mean_context(
     model: MultiTaskModel, task: Task, *, split: str = "train", examples: int | None = None, seed: int = 0
 ) -> Float[Tensor, "layers heads head_dim"]:
     """Return each head's average output over a task's non-padding tokens, for `pruned(..., ablation="mean")`."""
+    check_model(model, task)
     total = torch.zeros(model.n_layers, *model.control.head_shapes[0], dtype=torch.float64)
     count = 0
     with in_mode(model, training=False), torch.inference_mode():
@@ -331,29 +334,37 @@ def mean_context(
             weights = batch.mask[:, :, None, None].to(model.device)
 
             def listen(layer: int, ctx: Tensor, weights: Tensor = weights) -> Tensor:
-                total[layer] += (ctx * weights).sum((0, 1)).cpu()
+                total[layer] += (wide(ctx) * weights).sum((0, 1)).cpu()
                 return ctx
 
             with tapped(model, listen):
                 model(batch.to(model.device).inputs, task.name)
             count += int(weights.sum())
     parts = gather_object([(total, count)])
-    return (sum(t for t, _ in parts) / sum(c for _, c in parts)).float()
+    return check_finite((sum(t for t, _ in parts) / sum(c for _, c in parts)).float(), task.name)
 
 
 @contextmanager
 def gradients_for(model: nn.Module, weights: Iterable[nn.Parameter] = ()) -> Iterator[None]:
-    """Switch dropout off and let these weights alone have gradients; modes and requires_grad are restored."""
+    """Switch dropout off and let these weights alone have gradients; modes and requires_grad are restored.
+
+    Gradients are possible inside, even where the caller has entered `torch.inference_mode`.
+    """
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.requires_grad_(False)
         for weight in weights:
             weight.requires_grad_(True)
-        with in_mode(model, training=False):
+        with torch.inference_mode(False), in_mode(model, training=False):
             yield
     finally:
         for parameter, wanted in before.items():
             parameter.requires_grad_(wanted)
+
+
+def wide(values: Tensor) -> Tensor:
+    """Return numbers of 16 bits in 32, in which sums over tokens lose nothing and numpy can hold them; else as is."""
+    return values.float() if values.element_size() < 4 else values
 
 
 def _batches(model: MultiTaskModel, part: Split, batch_size: int) -> list[Batch]:

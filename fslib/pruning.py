@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float
 
 from fslib.data.tasks import Task, as_tasks
 from fslib.dissociation import IAP
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, check_count, finite_array, unknown
 from fslib.evaluation import EVAL_BATCH, length_batches, predict
 from fslib.heads import head_count, random_heads, top_heads
 from fslib.importance import head_importance, mean_context
 from fslib.model.attention import ABLATIONS, pruned
-from fslib.model.multitask import MultiTaskModel
+from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.progress import bar
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -47,16 +47,22 @@ def prune_important_heads(
         `examples` training examples (None: all) with `reduction` and `normalize`. min_per_layer: heads that every
         layer keeps. iterative: score again after each fraction, with what is pruned so far switched off.
     ablation: "zero", or "mean": a head's average output over the training data of the task being evaluated.
-    Raises FslibError for a fraction outside (0, 1], or more controls than distinct sets. Source: Li et al. (2023).
+    Raises FslibError for a fraction outside (0, 1] or of no head, and for more controls than distinct sets; the top
+    heads' own set is no control. Source: Li et al. (2023).
     """
     named = as_tasks(tasks)
-    fractions = sorted(float(f) for f in fractions)
-    _check(model, named, fractions, controls, importance, ablation, seed)
+    check_model(model, *named.values())
+    for name, count, least in (("controls", controls, 0), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        check_count(name, count, least)
+    fractions = _checked_fractions(fractions, model.n_layers * model.n_heads)
+    _check(model, named, importance, ablation)
     scoring: dict[str, Any] = {"reduction": reduction, "normalize": normalize, "examples": examples, "seed": seed}
     top = np.zeros((len(named), len(fractions), model.n_layers, model.n_heads), dtype=bool)
     for t, (name, task) in enumerate(named.items()):
         known = importance[name] if importance is not None else head_importance(model, task, **scoring)
         top[t] = _nested_sets(model, task, known, fractions, min_per_layer, scoring if iterative else None)
+        for fraction, chosen in zip(fractions, top[t], strict=True):
+            _check_set(name, fraction, chosen, controls)
     rng = np.random.default_rng([seed, 2])
     with_controls = [np.concatenate([sets[None], random_heads(sets, controls, rng)]) for sets in top]
     heads = np.moveaxis(np.stack(with_controls), 2, 0)  # (fractions, tasks, sets, layers, heads)
@@ -77,29 +83,50 @@ def prune_important_heads(
     return IAP(tuple(named), metrics, tuple(fractions), heads[None], labels, unpruned, lesioned)
 
 
-def _check(
-    model: MultiTaskModel,
-    tasks: Mapping[str, Task],
-    fractions: Sequence[float],
-    controls: int,
-    importance: Mapping[str, np.ndarray] | None,
-    ablation: str,
-    seed: int,
-) -> None:
-    """Raise FslibError for what cannot be pruned, before the first forward pass."""
-    total = model.n_layers * model.n_heads
-    if not fractions or len({head_count(f, total) for f in fractions}) < len(fractions):
+def _checked_fractions(fractions: Sequence[float], total: int) -> list[float]:
+    """Return fractions in rising order. Raises FslibError for none, one of no head, and two of one count of heads."""
+    if isinstance(fractions, str) or not isinstance(fractions, Iterable):
+        raise FslibError(f"fractions {fractions!r}: give a list, such as {list(FRACTIONS)}")
+    fractions = list(fractions)
+    counts = [head_count(f, total) for f in fractions]
+    if 0 in counts:
+        raise FslibError(
+            f"fraction {fractions[counts.index(0)]} of {total} heads is no head: give at least {1 / total:.3f}"
+        )
+    if not fractions or len(set(counts)) < len(fractions):
         raise FslibError(
             f"fractions {fractions} of {total} heads: give at least one, and no two that round to one count"
         )
-    if controls < 0 or seed < 0:
-        raise FslibError(f"controls {controls} and seed {seed}: give 0 or more")
+    return sorted(float(f) for f in fractions)
+
+
+def _check_set(task: str, fraction: float, chosen: Bool[np.ndarray, "layers heads"], controls: int) -> None:
+    """Raise FslibError for top heads that are none, or that no other set could be compared with."""
+    if not chosen.any():
+        raise FslibError(f"fraction {fraction} leaves no head of task {task} to prune: use a smaller min_per_layer")
+    if controls and all(layer.all() or not layer.any() for layer in chosen):
+        raise FslibError(
+            f"fraction {fraction} takes whole layers of task {task}: a random set with as many heads in each layer is "
+            "the same one; use a smaller fraction, or controls=0"
+        )
+
+
+def _check(
+    model: MultiTaskModel,
+    tasks: Mapping[str, Task],
+    importance: Mapping[str, np.ndarray] | None,
+    ablation: str,
+) -> None:
+    """Raise FslibError for what cannot be pruned, before the first forward pass."""
     if ablation not in ABLATIONS:
         raise unknown("ablation", ablation, ABLATIONS)
     wanted = (model.n_layers, model.n_heads)
     for name in tasks:
-        if importance is not None and (name not in importance or importance[name].shape != wanted):
-            given = f"of shape {importance[name].shape}" if name in importance else "missing"
+        if importance is None:
+            continue
+        found = finite_array(f"importance of task {name}", importance[name]) if name in importance else None
+        if found is None or found.shape != wanted:
+            given = "missing" if found is None else f"of shape {found.shape}"
             raise FslibError(f"importance of task {name} is {given}; give one of shape {wanted} (layers, heads)")
 
 

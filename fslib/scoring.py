@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from scipy.stats import rankdata
 
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, check_count, check_number, finite_array, unknown
 
 
 def bootstrap_counts(n: int, draws: int, rng: np.random.Generator) -> Int[np.ndarray, "draws n"]:
@@ -18,6 +18,7 @@ def bootstrap_counts(n: int, draws: int, rng: np.random.Generator) -> Int[np.nda
 
     Counts, not indices: using the same counts for every head set is what makes comparisons paired.
     """
+    check_count("draws", draws)
     return rng.multinomial(n, np.full(n, 1 / n), size=draws)
 
 
@@ -37,6 +38,8 @@ def metric_score(
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape[-1] != len(labels):
         raise FslibError(f"{predictions.shape[-1]} predictions for {len(labels)} labels")
+    if not (np.isfinite(predictions).all() and np.isfinite(labels).all()):
+        raise FslibError(f"{metric} of predictions or labels that are NaN or infinite is no number: look at the model")
     weights = np.ones((1, len(labels))) if counts is None else np.asarray(counts, dtype=float)
     if metric == "spearman":
         scores = _spearman(predictions, labels, weights.astype(int))
@@ -90,8 +93,7 @@ def chance_level(metric: str, labels: Num[np.ndarray, " n"]) -> float:
 
 def interval(draws: Float[np.ndarray, "*sets draws"], level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Return the percentile interval (low, high), each (*sets,), from bootstrap draws on the last axis."""
-    if not 0 < level < 1:
-        raise FslibError(f"level {level} is outside (0, 1): 0.95 is the usual one")
+    check_number("level", level, "(0, 1)", "0.95 is the usual one")
     ends = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=-1)
     return ends[0, ...], ends[1, ...]  # arrays even for one set
 
@@ -105,11 +107,15 @@ class Bootstrap(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """One task's evaluation: per-example predictions and labels (n,), and the metric over them."""
+    """One task's evaluation: per-example predictions and labels (n,), and the metric over them.
+
+    doubts: why the score means little, "" where it does not (`Task.doubts`); it is printed with the score.
+    """
 
     metric: str
     predictions: np.ndarray
     labels: np.ndarray
+    doubts: str = ""
 
     @property
     def value(self) -> float:
@@ -118,6 +124,7 @@ class Score:
 
     def interval(self, level: float = 0.95, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
         """Return the bootstrap interval (low, high) over examples."""
+        check_count("seed", seed, 0)
         counts = bootstrap_counts(len(self.labels), draws, np.random.default_rng(seed))
         low, high = interval(metric_score(self.metric, self.predictions, self.labels, counts), level)
         return float(low), float(high)
@@ -127,7 +134,8 @@ class Score:
 
     def __repr__(self) -> str:
         low, high = self.interval()
-        return f"Score({self.metric} {self.value:.3f}, 95 % [{low:.3f}, {high:.3f}], n={len(self.labels)})"
+        but = f"; {self.doubts}" if self.doubts else ""
+        return f"Score({self.metric} {self.value:.3f}, 95 % [{low:.3f}, {high:.3f}], n={len(self.labels)}{but})"
 
 
 def p_value(null: Float[np.ndarray, "draws *sets"], observed: Float[np.ndarray, "*sets"], exact: bool) -> np.ndarray:
@@ -142,5 +150,11 @@ def p_value(null: Float[np.ndarray, "draws *sets"], observed: Float[np.ndarray, 
 
 
 def rank_correlation(a: Float[np.ndarray, "*shape"], b: Float[np.ndarray, "*shape"]) -> float:
-    """Return the Spearman correlation of two importance maps, or other arrays of one shape, in [-1, 1]."""
+    """Return the Spearman correlation of two importance maps, or other arrays of one shape, in [-1, 1].
+
+    Raises FslibError for arrays of different shapes, NaN and infinity.
+    """
+    a, b = finite_array("what is ranked", a), finite_array("what is ranked", b)
+    if a.shape != b.shape or not a.size:
+        raise FslibError(f"a rank correlation is of two arrays of one shape, not of {a.shape} and {b.shape}")
     return float(metric_score("spearman", np.ravel(a)[None], np.ravel(b))[0])

@@ -18,13 +18,13 @@ import torch
 from accelerate.utils import gather_object
 from jaxtyping import Float
 
-from fslib.data.tasks import Split, Task
-from fslib.errors import FslibError, unknown
-from fslib.evaluation import EVAL_BATCH, in_mode, length_batches, sample
+from fslib.data.tasks import Split, Task, check_texts
+from fslib.errors import FslibError, check_count, finite_array, unknown
+from fslib.evaluation import EVAL_BATCH, check_finite, in_mode, length_batches, sample
 from fslib.heads import overlap, top_heads
 from fslib.importance import gradients_for
 from fslib.model.devices import gather_rows
-from fslib.model.multitask import POOLINGS, MultiTaskModel, pool
+from fslib.model.multitask import POOLINGS, MultiTaskModel, check_model, pool
 from fslib.scoring import rank_correlation
 
 TaskEmbedding = dict[str, Float[np.ndarray, "_"]]  # {component: Fisher information of each of its parameters}
@@ -77,15 +77,16 @@ def task_embedding(
 
     Returns {component: (parameters,) float32, >= 0}, a component for each layer and one, "outside", for the rest.
     """
+    check_model(model, task)
     words = set(model.encoder.get_input_embeddings().parameters())
     chosen = {name: p for name, p in model.encoder.named_parameters() if p not in words}
     weights = list(chosen.values())
-    sums = [torch.zeros_like(weight) for weight in weights]
     part = sample(task, split, examples, seed)
     with gradients_for(model, weights), torch.enable_grad():
+        sums = [torch.zeros_like(weight) for weight in weights]
         # One example at a time: the square of a batch's gradient is not the sum of its examples' squares.
         for batch in length_batches(model, part, 1):
-            loss = model.losses(batch.to(model.device), task.name).sum()
+            loss = check_finite(model.losses(batch.to(model.device), task.name).sum(), task.name)
             # a weight that no example reaches, such as that of an unused position type, has no information: 0
             for total, grad in zip(sums, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
                 if grad is not None:
@@ -131,6 +132,10 @@ def representations(
     """
     if pooling not in (None, *POOLINGS):
         raise unknown("pooling", pooling, POOLINGS)
+    check_model(model)
+    check_count("batch_size", batch_size)
+    if not isinstance(texts, Split):
+        check_texts("representations", texts)
     if not len(texts):
         raise FslibError("no text given: representations need at least one")
     split = texts if isinstance(texts, Split) else _unlabelled(texts)
@@ -142,6 +147,8 @@ def representations(
             hidden = model.encoder(**inputs).last_hidden_state  # (batch, seq, hidden)
             pooled = pool(hidden, batch.mask.to(model.device), pooling or model.pooling)
             rows[batch.indices] = pooled.float().cpu().numpy()
+    if not np.isfinite(rows).all():
+        raise FslibError("the model gives NaN or infinity for a text: its weights are broken")
     return gather_rows(rows, batches)
 
 
@@ -181,11 +188,9 @@ def _centred(features: np.ndarray) -> Float[np.ndarray, "_ _"]:
 
 
 def _matched(a: np.ndarray, b: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    a, b = finite_array(what, a), finite_array(what, b)
     if a.shape != b.shape:
         raise FslibError(f"{what} of different shapes cannot be compared: {a.shape} and {b.shape}")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise FslibError(f"{what} must be finite to be compared: one holds NaN or infinity")
     return a, b
 
 

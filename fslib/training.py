@@ -18,11 +18,11 @@ from transformers import get_linear_schedule_with_warmup
 from fslib.data.batches import Batch, task_order
 from fslib.data.tasks import Task, as_tasks
 from fslib.endings import Ending, PCGrad, Rule, Trunk
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, check_count, check_number, unknown
 from fslib.evaluation import evaluate, in_mode
 from fslib.iat import IAT
 from fslib.model.devices import accelerator, cuda_devices, random_state, set_random_state
-from fslib.model.multitask import MultiTaskModel
+from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.progress import bar, hidden
 
 MIXED = -1  # in History.order: a step on examples of all tasks
@@ -55,15 +55,13 @@ class Settings:
     mixed_precision: str | None = None
 
     def __post_init__(self) -> None:
-        ranges = {"lr": self.lr > 0, "warmup": 0 <= self.warmup < 1, "clip": self.clip > 0}
-        for name, ok in ranges.items():
-            if not ok:
-                value = getattr(self, name)
-                raise FslibError(f"{name} {value} is out of range (lr > 0, 0 <= warmup < 1, clip > 0)")
-        if self.batch_size < 1 or (self.evaluate_every is not None and self.evaluate_every < 1):
-            raise FslibError(
-                f"batch_size {self.batch_size} and evaluate_every {self.evaluate_every} must be at least 1"
-            )
+        for name in ("steps", "batch_size", "epochs"):
+            check_count(name, getattr(self, name))
+        check_count("seed", self.seed, 0)
+        check_count("evaluate_every", self.evaluate_every, none=True)
+        intervals = {"lr": "(0, inf)", "weight_decay": "[0, inf)", "warmup": "[0, 1)", "clip": "(0, inf)"}
+        for name, interval in intervals.items():
+            check_number(name, getattr(self, name), interval)
 
 
 def make_settings(values: Mapping[str, Any]) -> Settings:
@@ -147,7 +145,7 @@ def branch(
     one training: `history.branched` says where each left the trunk. Memory: two copies of model and optimizer.
     Raises FslibError as `train` does, before the first step.
     """
-    if not endings:
+    if not endings or not isinstance(endings, Mapping):
         raise FslibError("no endings: give at least one, such as {'plain': None}")
     run = Training(model, tasks, make_settings(settings))
     for ending in endings.values():
@@ -184,9 +182,11 @@ class Training:
         self, model: MultiTaskModel, tasks: Task | Iterable[Task] | Mapping[str, Task], settings: Settings
     ) -> None:
         self.model, self.tasks, self.settings = model, as_tasks(tasks), settings
-        for task in self.tasks:
-            if task not in model.classifiers:
-                raise unknown("task of this model", task, model.classifiers)
+        check_model(model, *self.tasks.values(), *as_tasks(settings.evaluate_on or self.tasks).values())
+        if not torch.is_grad_enabled() or not any(p.requires_grad for p in model.parameters()):
+            raise FslibError(
+                "nothing can be trained: all weights are frozen, or torch.no_grad or torch.inference_mode is on"
+            )
         names, s = list(self.tasks), settings
         sizes = [len(task.train) for task in self.tasks.values()]
         self.order = [names[i] for i in task_order(sizes, s.steps, s.sampling, s.epochs, s.seed)]

@@ -12,12 +12,11 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 
-from fslib.data.tasks import Task
-from fslib.errors import FslibError, unknown
+from fslib.data.tasks import Task, as_tasks
+from fslib.errors import FslibError, check_count, unknown
 from fslib.evaluation import evaluate
-from fslib.model.multitask import MultiTaskModel
+from fslib.model.multitask import Answer, MultiTaskModel, check_model
 from fslib.scoring import Score
 from fslib.similarity import representations
 from fslib.training import History, train
@@ -62,8 +61,7 @@ def transfer(
     """
     if part not in PARTS:
         raise unknown("part to train", part, PARTS)
-    if steps < 1:
-        raise FslibError(f"steps {steps}: give at least one")
+    check_count("steps", steps)
     _refuse_known(source, target)
     task = training_subset(target, size, seed)
     if part == "classifier":
@@ -87,10 +85,7 @@ def fresh(source: MultiTaskModel, target: Task, seed: int = 0) -> MultiTaskModel
     model = copy.deepcopy(source)  # hooks and head control go along, the copy's own
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = nn.Linear(source.encoder.config.hidden_size, target.n_outputs)
-        nn.init.normal_(classifier.weight, std=0.02)  # as in MultiTaskModel
-        nn.init.zeros_(classifier.bias)
-    model.classifiers = nn.ModuleDict({target.name: classifier.to(source.device)})
+        model.set_classifiers({target.name: Answer.to(target)})
     return model.requires_grad_(True).eval()
 
 
@@ -101,8 +96,8 @@ def training_subset(task: Task, size: int | None, seed: int = 0) -> Task:
     example of each class, which come first, so that no subset lacks a class. size None: the task itself.
     Raises FslibError for a size below 2 or the number of classes, or above the number of training examples.
     """
-    if seed < 0:
-        raise FslibError(f"seed {seed} must be at least 0")
+    check_count("seed", seed, 0)
+    check_count(f"task {task.name}, size", size, none=True)
     if size is None:
         return task
     labels = task.train.labels
@@ -119,6 +114,8 @@ def training_subset(task: Task, size: int | None, seed: int = 0) -> Task:
 
 
 def _refuse_known(source: MultiTaskModel, target: Task) -> None:
+    check_model(source)
+    as_tasks(target)  # refuses what is no task
     if target.name in source.classifiers:
         raise FslibError(
             f"task {target.name!r} is one of the source's own ({', '.join(source.classifiers)}): transfer needs a "
@@ -132,4 +129,5 @@ def _linear_score(source: MultiTaskModel, task: Task) -> Score:
     # Without a common scale the same penalty would weigh differently on each source.
     fitted = make_pipeline(StandardScaler(), model).fit(representations(source, task.train), task.train.labels)
     predictions = fitted.predict(representations(source, task.eval))
-    return Score(task.metric, predictions.astype(np.float32) if task.is_regression else predictions, task.eval.labels)
+    predictions = predictions.astype(np.float32) if task.is_regression else predictions
+    return Score(task.metric, predictions, task.eval.labels, task.doubts)

@@ -290,8 +290,8 @@ def test_passes_of_a_base_encoder():
     ("wrong", "message"),
     [
         ({"estimator": "ablations"}, "unknown estimator 'ablations': did you mean 'ablation'"),
-        ({"estimator": "integrated", "steps": 0}, "steps 0: give at least one"),
-        ({"estimator": "gradient", "steps": -1}, "steps -1: give at least one"),
+        ({"estimator": "integrated", "steps": 0}, "steps 0: give a whole number of at least 1"),
+        ({"estimator": "gradient", "steps": -1}, "steps -1: give a whole number of at least 1"),
         *[
             ({"estimator": e, "reduction": "example"}, "reduction 'example' is for estimator \"gradient\" alone")
             for e in ESTIMATORS[1:]
@@ -300,8 +300,8 @@ def test_passes_of_a_base_encoder():
         ({"estimator": "norm", "normalize": "layers"}, "unknown normalize 'layers': valid: None, \"layer\""),
         ({"estimator": "ablation", "split": "test"}, "unknown split 'test': valid: train, eval"),
         ({"estimator": "random", "split": "test"}, "unknown split 'test': valid: train, eval"),
-        ({"estimator": "norm", "examples": 0}, "examples 0: give at least one"),
-        ({"estimator": "random", "seed": -1}, "seed -1: give 0 or more"),
+        ({"estimator": "norm", "examples": 0}, "examples 0: give a whole number of at least 1"),
+        ({"estimator": "random", "seed": -1}, "seed -1: give a whole number of at least 0"),
     ],
     ids=str,
 )

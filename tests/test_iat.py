@@ -496,7 +496,7 @@ def test_unknown_words_get_the_nearest_one(option, word, near):
 
 @pytest.mark.parametrize("examples", [0, -1])
 def test_importance_without_examples(examples):
-    with refused(f"examples {examples}", "at least one"):
+    with refused(f"examples {examples}", "at least 1"):
         fslib.IAT(examples=examples)
 
 

@@ -349,8 +349,8 @@ def test_one_example(bert, zoo):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"examples": 0}, "examples 0: give at least one"),
-        ({"examples": -3}, "examples -3: give at least one"),
+        ({"examples": 0}, "examples 0: give a whole number of at least 1"),
+        ({"examples": -3}, "examples -3: give a whole number of at least 1"),
         ({"reduction": "tokens"}, "unknown reduction 'tokens': did you mean 'token'"),
         ({"normalize": "layers"}, "unknown normalize 'layers': valid: None, \"layer\""),
         ({"split": "test"}, "unknown split 'test': valid: train, eval"),

@@ -125,7 +125,7 @@ class TestWhatIsPruned:
     def test_min_per_layer_leaves_heads_in_every_layer(self, model, two):
         early = {name: np.array([np.arange(12) + 20.0, np.arange(12) + 1.0]) for name in two}
         for least, expected in ((0, [12, 0]), (3, [9, 3])):
-            found = prune_important_heads(model, two, [0.5], 1, importance=early, min_per_layer=least)
+            found = prune_important_heads(model, two, [0.5], 0, importance=early, min_per_layer=least)
             assert (found.heads.sum(-1) == expected).all()
 
     def test_mean_ablation_uses_the_mean_of_the_task_that_is_evaluated(self, model, two, iap, importance):
@@ -137,8 +137,16 @@ class TestWhatIsPruned:
                 assert np.array_equal(mean.lesioned[u][(0, *place)], expected)
             assert not np.array_equal(mean.lesioned[u], iap.lesioned[u])
 
-    def test_all_heads_have_one_control(self, model, two, importance):
-        assert prune_important_heads(model, two, [1.0], 1, importance=importance).heads.all()
+    def test_all_heads_have_no_control(self, model, two, importance):
+        assert prune_important_heads(model, two, [1.0], 0, importance=importance).heads.all()
+        with refused("fraction 1.0", "the same one", "controls=0"):
+            prune_important_heads(model, two, [1.0], 1, importance=importance)
+
+    def test_a_fraction_of_no_head_is_refused(self, model, two, importance):
+        with refused("fraction 0.04 of 24 heads is no head", "0.042"):
+            prune_important_heads(model, two, [0.04, 0.5], 1, importance=importance)
+        with refused("fraction 0.5", "no head of task bbc", "min_per_layer"):
+            prune_important_heads(model, two, [0.5], 0, importance=importance, min_per_layer=12)
 
 
 class TestSeedsAndState:
@@ -184,8 +192,9 @@ class TestRefusals:
             prune_important_heads(model, two, fractions, importance=importance)
 
     def test_more_controls_than_distinct_sets(self, model, two, importance):
-        with refused("2 controls", "only 1 distinct"):
-            prune_important_heads(model, two, [1.0], 2, importance=importance)
+        early = dict.fromkeys(two, np.arange(24.0).reshape(2, 12))
+        with refused("13 controls", "only 12 distinct"):
+            prune_important_heads(model, two, [1 / 24], 13, importance=early)
 
     def test_negative_controls(self, model, two, importance):
         with refused("controls -1"):

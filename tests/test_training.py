@@ -93,7 +93,7 @@ class TestSampling:
 
     @pytest.mark.parametrize("epoch", [0, 3])
     def test_epoch_that_does_not_exist(self, epoch):
-        with refused(f"epoch {epoch}", "1..2"):
+        with refused(f"epoch {epoch}"):
             sampling_weights(np.array([1, 2]), "annealed", epoch, 2)
 
     @pytest.mark.parametrize("sampling", ["proportional", "sqrt", "uniform", "annealed"])
@@ -132,7 +132,7 @@ class TestSampling:
 
     @pytest.mark.parametrize(("steps", "epochs"), [(0, 1), (-1, 1), (3, 0)])
     def test_order_of_nothing(self, steps, epochs):
-        with refused(f"steps {steps}", f"epochs {epochs}"):
+        with refused(f"steps {steps}" if steps < 1 else f"epochs {epochs}"):
             task_order([1, 2], steps, "uniform", epochs, 0)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from fslib.data.tasks import Split
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, check_count, unknown
 
 PADDING = {"input_ids": 0, "token_type_ids": 0}  # what an encoder may take beside the mask, and its filler
 TOKENIZED_AT_ONCE = 1000  # a tokenizer's own output takes much more memory than the ids
@@ -44,9 +44,14 @@ class Batch:
 
 
 class Encoded:
-    """A split as token ids, ready to be batched in any order."""
+    """A split as token ids, ready to be batched in any order.
+
+    `truncated` and `lost` say what `max_length` and the vocabulary leave of the texts.
+    """
 
     def __init__(self, split: Split, tokenizer: Any, max_length: int) -> None:
+        check_count("max_length", max_length)
+        self.split, self.tokenizer, self.max_length = split, tokenizer, max_length
         self.columns: dict[str, list[np.ndarray]] = {}
         for start in range(0, len(split), TOKENIZED_AT_ONCE):
             part = slice(start, start + TOKENIZED_AT_ONCE)
@@ -73,6 +78,37 @@ class Encoded:
         """(n,) tokens of each example."""
         return np.array([len(row) for row in self.columns["input_ids"]])
 
+    @property
+    def largest_id(self) -> int:
+        """The largest token id of all examples, padding among them."""
+        return max(self.padding["input_ids"], *(int(row.max()) for row in self.columns["input_ids"]))
+
+    @cached_property
+    def truncated(self) -> Bool[np.ndarray, " n"]:
+        """(n,) True where `max_length` cuts tokens off an example."""
+        cut = self.lengths >= self.max_length  # only these can be
+        for i in np.flatnonzero(cut):
+            pair = None if self.split.pairs is None else self.split.pairs[i]
+            cut[i] = len(self.tokenizer(self.split.texts[i], pair, verbose=False)["input_ids"]) > self.max_length
+        return cut
+
+    @cached_property
+    def lost(self) -> Bool[np.ndarray, " n"]:
+        """(n,) True where the model sees nothing of a text: no token of it that its vocabulary knows, or none at all.
+
+        That is a text that is blank or in a script that the tokenizer does not have, and one of a pair that
+        `max_length` leaves no room for.
+        """
+        sides = [side for side in (self.split.texts, self.split.pairs) if side is not None]
+        added = self.tokenizer.num_special_tokens_to_add(pair=len(sides) == 2)
+        lost = self.truncated & (self.max_length - added < len(sides))
+        special = set(self.tokenizer.all_special_ids)  # the unknown token among them
+        for side in sides:
+            for i, text in enumerate(side):
+                ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+                lost[i] |= special.issuperset(ids)
+        return lost
+
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Return the examples at `indices`, padded on the right to the longest of them."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -89,6 +125,7 @@ class Encoded:
 
     def in_length_order(self, batch_size: int) -> list[np.ndarray]:
         """Return batches of indices over all examples, each once, sorted by length (for evaluation and importance)."""
+        check_count("batch_size", batch_size)
         order = np.argsort(self.lengths, kind="stable")
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
@@ -125,7 +162,9 @@ def sampling_weights(
     """
     if sampling not in SAMPLINGS:
         raise unknown("sampling", sampling, SAMPLINGS)
-    if not 1 <= epoch <= epochs:
+    check_count("epochs", epochs)
+    check_count("epoch", epoch)
+    if epoch > epochs:
         raise FslibError(f"epoch {epoch} is outside 1..{epochs}")
     annealed = 1.0 if epochs == 1 else 1 - 0.8 * (epoch - 1) / (epochs - 1)
     power = {"proportional": 1.0, "sqrt": 0.5, "uniform": 0.0, "annealed": annealed}[sampling]
@@ -135,8 +174,9 @@ def sampling_weights(
 
 def task_order(sizes: list[int], steps: int, sampling: str, epochs: int, seed: int) -> list[int]:
     """Draw the task of every step, by its index, with `sampling_weights`; `steps` are cut into `epochs` equal parts."""
-    if steps < 1 or epochs < 1 or seed < 0:
-        raise FslibError(f"steps {steps} and epochs {epochs} must be at least 1, seed {seed} at least 0")
+    check_count("steps", steps)
+    check_count("epochs", epochs)
+    check_count("seed", seed, 0)
     rng = np.random.default_rng([seed, 0])
     order = []
     for step in range(steps):

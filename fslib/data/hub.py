@@ -9,7 +9,7 @@ Commits, columns, label names and row counts come from dataset cards and from pu
 They were not checked against the live Hub: the checks made while loading do that. No entry needs a loading script.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 
 from fslib.data.bbc import SPLIT_SEED, Article, pair_rows
 from fslib.data.tasks import Task, make_task
-from fslib.errors import FslibError, first_line, unknown
+from fslib.errors import FslibError, check_count, first_line, unknown
 
 
 @dataclass(frozen=True)
@@ -161,14 +161,29 @@ def hub_task(
     sides = [_side(name, source, data, side, check_rows) for side in (0, 1)]
     labels = source.labels
     if source.pairs:
+        check_count("seed", seed, 0)
         labels, sides = PAIR_LABELS, _paired(sides, seed)
+    if labels:  # by name: some datasets' label names are numbers, which an index could be taken for
+        sides = [(texts, [labels[y] for y in indices]) for texts, indices in sides]
     return make_task(name, sides[0], sides[1], label_names=labels, description=source.description, source=origin)
 
 
 def saved_copy(name: str, root: Path | None) -> Path | None:
     """Return the folder under `root` that bears a task's name, in any case (for ag-pair also AG News's), or None."""
-    folders = {p.name.lower(): p for p in root.iterdir() if p.is_dir()} if root else {}
-    return folders.get(name) or (folders.get("ag") if name == "ag-pair" else None)
+    folders = [p for p in root.iterdir() if p.is_dir()] if root else []
+    return folder_called(name, folders) or (folder_called("ag", folders) if name == "ag-pair" else None)
+
+
+def folder_called(name: str, folders: Iterable[Path]) -> Path | None:
+    """Return the folder of that name, else the one that bears it in another case, else None.
+
+    Raises FslibError where several bear it and none exactly: which one is meant would depend on their order on disk.
+    """
+    alike = sorted(p for p in folders if p.name.lower() == name.lower())
+    exact = [p for p in alike if p.name == name]
+    if len(alike) > 1 and not exact:
+        raise FslibError(f"task {name}: {' and '.join(map(str, alike))} differ in case alone: rename one of them")
+    return next(iter(exact or alike), None)
 
 
 def _saved(source: Source, folder: Path) -> tuple[dict[str, Any], str]:

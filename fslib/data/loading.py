@@ -115,7 +115,8 @@ def task_names(data: str | Path | None = None, *, hub_too: bool = False) -> list
 
     hub_too: those of the registry as well, which may have to be downloaded.
     """
-    return list(dict.fromkeys([*bbc.BUILDERS, *sorted(_folders(data)), *(hub.REGISTRY if hub_too else ())]))
+    own = sorted(folder.name.lower() for folder in _folders(data))
+    return list(dict.fromkeys([*bbc.BUILDERS, *own, *(hub.REGISTRY if hub_too else ())]))
 
 
 def _root(data: str | Path | None) -> Path | None:
@@ -124,26 +125,25 @@ def _root(data: str | Path | None) -> Path | None:
         return None
     if not Path(root).is_dir():
         raise FslibError(f"data folder {str(root)!r} (FSLIB_DATA) does not exist")
-    return Path(root)
+    return Path(root).absolute()  # a task's source is read in other working folders than this one
 
 
-def _folders(data: str | Path | None) -> dict[str, Path]:
+def _folders(data: str | Path | None) -> list[Path]:
     root = _root(data)
-    return {p.name.lower(): p for p in root.iterdir() if (p / "train.tsv").is_file()} if root else {}
+    return [p for p in root.iterdir() if (p / "train.tsv").is_file()] if root else []
 
 
 def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = True) -> Task:
     """Return one task by name or by the path of a folder in GLUE's layout."""
     if name in bbc.BUILDERS:
         return _embedded(name)
-    folders = _folders(data)
+    if folder := hub.folder_called(name, _folders(data)):
+        return glue_task(folder)
     key = name.lower()
-    if key in folders:
-        return glue_task(folders[key])
     if key in hub.REGISTRY or key == "xnli":
         return hub.hub_task(key, hub.saved_copy(key, _root(data)), check_rows=check_rows)
     if os.sep in name and Path(name).is_dir():
-        return glue_task(name)
+        return glue_task(Path(name).absolute())
     known = task_names(data, hub_too=True)
     raise unknown("task", name, known, "; or point FSLIB_DATA at a folder in GLUE's layout")
 
@@ -159,6 +159,8 @@ def load_tasks(
     check_rows: False takes data of the registry's tasks whose row counts are not the published ones.
     Raises FslibError for an unknown name (with the nearest valid one) and for two tasks of one name.
     """
-    if isinstance(names, (str, Path)):
+    if isinstance(names, (str, Path, Task)):
         names = [names]
+    if not isinstance(names, Iterable):
+        raise FslibError(f"{names!r} names no tasks: give names, such as {list(bbc.BUILDERS)}")
     return as_tasks([n if isinstance(n, Task) else load_task(str(n), data, check_rows=check_rows) for n in names])

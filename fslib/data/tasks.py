@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, check_count, check_number, unknown
 
 CLASS_METRICS = ("accuracy", "f1", "matthews")
 METRICS = (*CLASS_METRICS, "spearman")
+# A task of this name could not be told from a row or column that tables have beside the tasks' own.
+RESERVED = ("mean", "step", "random")
 # Main metric per task where it is not accuracy (as GLUE reports them).
 METRIC_OF = {"mrpc": "f1", "qqp": "f1", "cola": "matthews", "sts-b": "spearman"}
 
@@ -69,8 +71,13 @@ class Task:
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if not self.name or not set(self.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_"):
+        letters = set("abcdefghijklmnopqrstuvwxyz0123456789-_")
+        if not isinstance(self.name, str) or not self.name or not set(self.name) <= letters:
             raise FslibError(f"task name {self.name!r}: use lower-case letters, digits, - and _ only")
+        if self.name in RESERVED:
+            raise FslibError(
+                f"task name {self.name!r} is a row of tables, as are {', '.join(RESERVED)}: choose another"
+            )
         if self.metric not in METRICS:
             raise unknown(f"metric of task {self.name}", self.metric, METRICS)
         if self.is_regression != (self.metric not in CLASS_METRICS):
@@ -92,6 +99,8 @@ class Task:
         lengths = {len(split.labels), len(split.documents), len(split.pairs or split.texts), len(split)}
         if len(lengths) != 1:
             raise FslibError(f"{where}: {len(split)} texts but {len(split.labels)} labels; give one label per text")
+        for side_texts in (split.texts, split.pairs or ()):
+            check_texts(where, side_texts)
         if self.is_regression:
             if not np.isfinite(split.labels).all():
                 raise FslibError(f"{where}: labels must be finite numbers")
@@ -129,6 +138,8 @@ class Task:
 
         Unlike a task, a part may be of one class, as that of a rare one easily is.
         """
+        check_count(side, limit, none=True)
+        check_count("seed", seed, 0)
         rng = np.random.default_rng(seed)
         order = {"train": rng.permutation(len(self.train)), "eval": rng.permutation(len(self.eval))}[side]
         whole: Split = self.train if side == "train" else self.eval
@@ -138,6 +149,34 @@ class Task:
         """Return the texts that stand, as they are, in both train and eval (nil for the embedded tasks)."""
         sides = [set(s.texts) | set(s.pairs or ()) for s in (self.train, self.eval)]
         return sides[0] & sides[1]
+
+    @cached_property
+    def doubts(self) -> str:
+        """Say why a score on the eval split means little: train holds its texts, or it has one label; else ""."""
+        found = []
+        known = set(zip(self.train.texts, self.train.pairs or self.train.texts, strict=True))
+        if all(text in known for text in zip(self.eval.texts, self.eval.pairs or self.eval.texts, strict=True)):
+            found.append("train holds every text of eval")
+        if len(np.unique(self.eval.labels)) == 1:
+            found.append("all eval labels are alike")
+        return ", ".join(found)
+
+
+def check_texts(where: str, texts: Sequence[str]) -> None:
+    """Raise FslibError for what is no sequence of strings, or cannot be written as UTF-8, which tokenizers need."""
+    if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
+        raise FslibError(f"{where}: texts must be a list of strings, not {type(texts).__name__}")
+    try:
+        "".join(texts).encode()  # all at once: one of them is looked for only where there is one
+    except TypeError:
+        raise FslibError(f"{where}: texts must be a list of strings") from None
+    except UnicodeEncodeError:
+        for i, text in enumerate(texts):
+            if broken := [c for c in text if "\ud800" <= c <= "\udfff"]:
+                raise FslibError(
+                    f"{where}, example {i}: {broken[0]!a} is half a character (a lone surrogate): read the text anew "
+                    'as UTF-8, or leave it out with text.encode(errors="ignore").decode()'
+                ) from None
 
 
 def make_task(
@@ -155,30 +194,48 @@ def make_task(
     """Return a task of your own.
 
     train, eval: `(texts, labels)`, two lists, where a text is a string or a (first, second) pair and a label
-        is a class index, a label name, or a number for regression; or a `datasets.Dataset` whose label
-        column is called `label` (or `labels`, `score`) and whose other string columns, in order, are the texts.
+        is a class index, a label name, or a number for regression; or a `datasets.Dataset` or a pandas DataFrame
+        whose label column is called `label` (or `labels`, `score`) and whose other string columns, in order, are the
+        texts.
     eval: None holds `eval_share` of the distinct texts out of `train`, so that no text is on both sides.
     label_names: empty means regression, unless a dataset's label column is a ClassLabel, which names them.
     metric: accuracy, f1 (2 classes) or matthews; spearman for regression.
+    Raises FslibError for examples that do not fit. What makes a score say little is said beside it: `Task.doubts`.
     """
-    names = tuple(label_names) or _class_names(train)
+    check_count("seed", seed, 0)
+    names = _checked_names(name, label_names) or _class_names(train)
     train_split = _as_split(name, train, names)
     if eval is None:
         train_split, eval_split = _hold_out(name, train_split, eval_share, seed)
     else:
         eval_split = _as_split(name, eval, names)
-    metric = metric or METRIC_OF.get(name) or ("accuracy" if names else "spearman")
+    metric = metric or METRIC_OF.get(str(name)) or ("accuracy" if names else "spearman")
     return Task(name, train_split, eval_split, names, metric, description, source)
 
 
+def _checked_names(name: str, label_names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(label_names, str) or not all(isinstance(n, str) for n in label_names):
+        raise FslibError(
+            f"task {name}: label_names {label_names!r} must be a list of strings, in the order of the classes"
+        )
+    return tuple(label_names)
+
+
 def _as_split(name: str, data: Any, names: tuple[str, ...]) -> Split:
-    if hasattr(data, "column_names"):  # a datasets.Dataset
-        data = _from_dataset(name, data)
+    if (columns := _columns(data)) is not None:
+        data = _from_columns(name, data, columns, names)
     try:
         texts, labels = data
     except (TypeError, ValueError):
-        raise FslibError(f"task {name}: give data as (texts, labels) or as a datasets.Dataset") from None
-    texts, labels = list(texts), list(labels)
+        raise FslibError(
+            f"task {name}: give data as (texts, labels), as a datasets.Dataset or as a DataFrame"
+        ) from None
+    if isinstance(texts, str) or isinstance(labels, str):
+        raise FslibError(f"task {name}: texts and labels must be two lists, and one of them is a string")
+    try:
+        texts, labels = list(texts), list(labels)
+    except TypeError:
+        raise FslibError(f"task {name}: texts and labels must be two lists") from None
     if len(texts) != len(labels):
         raise FslibError(f"task {name}: {len(texts)} texts but {len(labels)} labels; give one label per text")
     is_pair = bool(texts) and not isinstance(texts[0], str)
@@ -201,36 +258,59 @@ def _as_labels(name: str, labels: list[Any], names: tuple[str, ...]) -> np.ndarr
     index = {n: i for i, n in enumerate(names)}
     indices = [index.get(y) if isinstance(y, str) else y for y in labels]
     for i, y in enumerate(indices):
-        if isinstance(y, bool) or y not in range(len(names)):
+        if isinstance(y, bool | np.bool_) or not _is_among(y, range(len(names))):
             raise unknown(f"label of task {name}, example {i},", labels[i], names)
+        if not isinstance(labels[i], str) and index.get(str(y), y) != y:
+            raise FslibError(
+                f"task {name}, example {i}: label {y!r} may be the class index or the label name {str(y)!r}, which "
+                f"stands at index {index[str(y)]}: give labels as names, as strings"
+            )
     return np.array(indices, dtype=np.int64)
 
 
-def _label_column(data: Any) -> str | None:
-    return next((c for c in ("label", "labels", "score") if c in data.column_names), None)
+def _is_among(value: Any, valid: range) -> bool:
+    try:
+        return value in valid
+    except TypeError:  # pandas' NA is equal to nothing, and says so by raising
+        return False
+
+
+def _columns(data: Any) -> list[Any] | None:
+    """Return the column names of a datasets.Dataset or of a pandas DataFrame; None for other data."""
+    if hasattr(data, "column_names"):
+        return list(data.column_names)
+    return list(data.columns) if hasattr(data, "columns") and hasattr(data, "iloc") else None
+
+
+def _label_column(columns: list[Any]) -> str | None:
+    return next((c for c in ("label", "labels", "score") if c in columns), None)
 
 
 def _class_names(data: Any) -> tuple[str, ...]:
     """Return the names of a dataset's ClassLabel; none for other data."""
-    label = _label_column(data) if hasattr(data, "column_names") else None
+    label = _label_column(_columns(data) or []) if hasattr(data, "features") else None
     return tuple(getattr(data.features[label], "names", ())) if label else ()
 
 
-def _from_dataset(name: str, data: Any) -> tuple[list[Any], list[Any]]:
-    label = _label_column(data)
+def _from_columns(name: str, data: Any, columns: list[Any], names: tuple[str, ...]) -> tuple[list[Any], list[Any]]:
+    if repeated := [c for c in columns if columns.count(c) > 1]:
+        raise FslibError(f"task {name}: two columns are called {repeated[0]!r}: rename one")
+    label = _label_column(columns)
     if label is None:
-        raise FslibError(f"task {name}: the dataset has no column label, labels or score; it has {data.column_names}")
-    rows = [c for c in data.column_names if c != label and len(data) and isinstance(data[0][c], str)]
+        raise FslibError(f"task {name}: the data have no column label, labels or score; they have {columns}")
+    rows = [c for c in columns if c != label and len(data) and isinstance(next(iter(data[c])), str)]
     if len(rows) not in (1, 2):
         raise FslibError(f"task {name}: want one or two text columns, found {rows}; select columns first")
     texts = list(data[rows[0]]) if len(rows) == 1 else list(zip(data[rows[0]], data[rows[1]], strict=True))
-    return texts, list(data[label])
+    labels, own = list(data[label]), _class_names(data)
+    if own != names and set(own) == set(names):  # the same classes in another order: an index means the dataset's
+        labels = [own[y] if _is_among(y, range(len(own))) else y for y in labels]
+    return texts, labels
 
 
 def _hold_out(name: str, split: Split, share: float, seed: int) -> tuple[Split, Split]:
     """Split by document: a document (an exact text, where sources are unknown) stays on one side."""
-    if not 0 < share < 1:
-        raise FslibError(f"task {name}: eval_share {share} is outside (0, 1)")
+    check_number(f"task {name}: eval_share", share, "(0, 1)")
     group = list(range(len(split)))  # union-find over examples that share a document
 
     def root(i: int) -> int:
@@ -261,7 +341,10 @@ def as_tasks(tasks: Task | Iterable[Task] | Mapping[str, Task]) -> dict[str, Tas
     """Return {name: Task} from whatever holds tasks. Raises FslibError for none, and for two of one name."""
     if isinstance(tasks, Task):
         tasks = [tasks]
-    given = list(tasks.values() if isinstance(tasks, Mapping) else tasks)
+    held: Any = tasks.values() if isinstance(tasks, Mapping) else tasks
+    given: list[Any] = [held] if isinstance(held, str) or not isinstance(held, Iterable) else list(held)
+    if strange := [task for task in given if not isinstance(task, Task)]:
+        raise FslibError(f"{strange[0]!r:.80} is no task: give what fslib.load_tasks or fslib.make_task returns")
     named = {task.name: task for task in given}
     if not named:
         raise FslibError("no task given")

@@ -88,6 +88,11 @@ def _before_forward(module: nn.Module, args: tuple, kwargs: dict) -> None:
 
 def _after_forward(module: nn.Module, args: tuple, output: object) -> None:
     control: HeadControl = module.fslib_control  # type: ignore[assignment]
+    if control.layers and not control.calls:
+        raise FslibError(
+            f"{type(module).__name__} no longer passes its attention through fslib: undo the change with "
+            f"encoder.set_attn_implementation({ATTENTION!r})"
+        )
     if control.layers and control.calls != control.layers:
         raise FslibError(
             f"{type(module).__name__} ran attention {control.calls} times for {control.layers} layers: "
@@ -98,14 +103,18 @@ def _after_forward(module: nn.Module, args: tuple, output: object) -> None:
 def attach(encoder: Any) -> HeadControl:
     """Give an encoder its `HeadControl`, after a probe forward has shown that every layer obeys it.
 
+    An encoder that has one keeps it, so that whatever holds the encoder switches the same heads.
     Raises FslibError, by name, for an architecture whose attention does not arrive once per layer.
     """
     name, config = type(encoder).__name__, encoder.config
-    control = HeadControl()
+    control = getattr(encoder, "fslib_control", None)
+    if control is None:
+        control = HeadControl()
+        encoder.register_forward_pre_hook(_before_forward, with_kwargs=True)
+        encoder.register_forward_hook(_after_forward)
     for module in encoder.modules():
         module.fslib_control = control
-    encoder.register_forward_pre_hook(_before_forward, with_kwargs=True)
-    encoder.register_forward_hook(_after_forward)
+    control.layers, control.head_shapes = 0, []
     probe_with(encoder, [1, 2, 3])
     layers = int(config.num_hidden_layers)
     if control.calls != layers or len(set(control.head_shapes)) != 1:
@@ -129,17 +138,23 @@ def probe_with(encoder: Any, ids: list[int]) -> Float[Tensor, "seq hidden"]:
     return hidden
 
 
-def control_of(model: nn.Module) -> HeadControl:
+def control_of(model: object) -> HeadControl:
     """Return the `HeadControl` of a MultiTaskModel or of an encoder it holds. Raises FslibError if it has none."""
     control = getattr(getattr(model, "encoder", model), "fslib_control", None)
     if control is None:
-        raise FslibError(f"{type(model).__name__} has no head control: load it with MultiTaskModel.from_pretrained")
+        wrapped = ": give the model that it wraps, model.module" if hasattr(model, "module") else ""
+        raise FslibError(
+            f"{type(model).__name__} has no head control{wrapped or ': load it with MultiTaskModel.from_pretrained'}"
+        )
     return control
 
 
 def as_head_set(heads: object, shape: tuple[int, int]) -> Bool[np.ndarray, "layers heads"]:
     """Check a head set: bool, of the model's (layers, heads). Raises FslibError otherwise."""
-    array = heads.detach().cpu().numpy() if isinstance(heads, Tensor) else np.asarray(heads)
+    try:
+        array = heads.detach().cpu().numpy() if isinstance(heads, Tensor) else np.asarray(heads)
+    except (TypeError, ValueError):  # no numpy type, or rows of different lengths
+        array = np.array(None)
     if array.dtype != np.bool_ or array.shape != shape:
         raise FslibError(
             f"a head set for this model is a bool array of shape {shape} (layers, heads), True = in the set; "
@@ -184,7 +199,8 @@ def pruned(
     heads: bool (layers, heads), True = switched off.
     ablation: "zero" replaces a head's context by zero (the paper's), "mean" by `mean`, its average over a
         task's data, from `fslib.mean_context`.
-    Raises FslibError for a head set of another shape or type, an unknown ablation, or "mean" without a mean.
+    Raises FslibError for a head set of another shape or type, an unknown ablation, or "mean" without a mean, or with
+    one of another shape or that is not finite.
     """
     control = control_of(model)
     chosen = as_head_set(heads, (control.layers, control.head_shapes[0][0]))
@@ -192,11 +208,16 @@ def pruned(
         raise unknown("ablation", ablation, ABLATIONS)
     if (ablation == "mean") != (mean is not None):
         raise FslibError('ablation="mean" goes with mean=fslib.mean_context(model, task), and "zero" with none')
+    shape = (control.layers, *control.head_shapes[0])
+    if mean is not None and not (isinstance(mean, Tensor) and mean.shape == shape and bool(mean.isfinite().all())):
+        what = f"of shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else f"a {type(mean).__name__}"
+        raise FslibError(f"mean must be a finite tensor of shape {shape} (layers, heads, head_dim), not {what}")
     device = next(model.parameters()).device
-    gate = torch.from_numpy(~chosen).to(device=device, dtype=torch.float32)
-    if control.gate is not None:
-        if (control.fill is None) != (mean is None):
-            raise FslibError("nested pruned blocks must use the same ablation")
-        gate = gate * control.gate
+    with torch.inference_mode(False):  # importance inside the block needs gradients that pass the gate
+        gate = torch.from_numpy(~chosen).to(device=device, dtype=torch.float32)
+        if control.gate is not None:
+            if (control.fill is None) != (mean is None):
+                raise FslibError("nested pruned blocks must use the same ablation")
+            gate = gate * control.gate
     with gated(model, gate, None if mean is None else mean.to(device)):
         yield

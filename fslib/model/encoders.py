@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
@@ -61,15 +60,36 @@ def load_encoder(name: str) -> tuple[Any, Any, str]:
                 check_shape(f"{name} ({source})", config, list(expected))
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             encoder = _build(source, config, pretrained)
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, FslibError):
-            raise
+            _check_tokenizer(source, tokenizer)
+    except FslibError:
+        raise
+    except Exception as error:  # transformers, tokenizers and safetensors raise here, each their own
         raise _load_error(name, error) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if hasattr(config, "use_cache"):
         encoder.config.use_cache = False
     return encoder.float().eval(), tokenizer, source
+
+
+def _check_tokenizer(source: str, tokenizer: Any) -> None:
+    """Raise FslibError for a tokenizer that transformers made up, or that knows no word; see that it can pad."""
+    files = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
+    needs_files = Path(source).is_dir() and type(tokenizer).vocab_files_names  # characters and bytes need none
+    if needs_files and not any((Path(source) / file).is_file() for file in files):
+        raise FslibError(
+            f"model folder {source} has no tokenizer files ({' or '.join(sorted(files))}): every word would be "
+            "unknown; save the model's own tokenizer there"
+        )
+    if not len(tokenizer) > len(set(tokenizer.all_special_ids)):
+        raise FslibError(
+            f"the tokenizer of {source} knows its special tokens alone, so every word would be unknown: use the "
+            "model's own"
+        )
+    if not isinstance(tokenizer.model_max_length, int | float | None):
+        raise FslibError(f"the tokenizer of {source}: model_max_length {tokenizer.model_max_length!r} is no number")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise FslibError(f"the tokenizer of {source} has no token to pad with: set its pad_token and save it again")
 
 
 def shape_of(config: Any) -> list[Any]:
@@ -106,7 +126,7 @@ def _build(source: str, config: Any, pretrained: bool) -> Any:
             **options,
         )
     except ValueError as error:
-        if "attention" not in str(error).lower():
+        if "attention implementation" not in str(error):
             raise
         raise FslibError(
             f"{getattr(model_class, '__name__', config.model_type)} at {source} cannot be used: it does not take its "
@@ -118,6 +138,11 @@ def _build(source: str, config: Any, pretrained: bool) -> Any:
         raise FslibError(
             f"model {source} cannot be loaded: {len(unfit)} weights of a {type(encoder).__name__} are missing or of "
             f"another shape, such as {unfit[0]}; its weights and its config.json do not belong together"
+        )
+    if broken := [key for key, weight in encoder.named_parameters() if not weight.isfinite().all()]:
+        raise FslibError(
+            f"model {source} cannot be loaded: {len(broken)} weights hold NaN or infinity, such as {broken[0]}; "
+            "train it again with a lower learning rate"
         )
     return encoder
 
@@ -140,12 +165,22 @@ def natural_pooling(encoder: nn.Module, tokenizer: Any, source: str) -> str:
     """Return how an encoder sums up a text: as its folder declares, else by what its tokens see."""
     declared = Path(source) / "1_Pooling" / "config.json"
     if declared.is_file():
-        return "mean" if json.loads(declared.read_text()).get("pooling_mode_mean_tokens") else "first"
+        return _declared_pooling(declared)
     one, other = probe_with(encoder, [5, 6, 7]), probe_with(encoder, [5, 6, 8])
     if torch.equal(one[0], other[0]):  # the first token does not see the third: a decoder
         return "last"
     starts = tokenizer("a")["input_ids"][:1] == [tokenizer.cls_token_id]
     return "first" if starts and tokenizer.cls_token_id is not None else "mean"
+
+
+def _declared_pooling(path: Path) -> str:
+    try:
+        by_mean = json.loads(path.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens", False)
+    except (OSError, ValueError, AttributeError) as error:  # no UTF-8, no JSON, or no object in it
+        raise FslibError(f"{path} cannot be read ({first_line(error)}): delete it, or give pooling=") from error
+    if not isinstance(by_mean, bool):
+        raise FslibError(f"{path}: pooling_mode_mean_tokens {by_mean!r} must be true or false")
+    return "mean" if by_mean else "first"
 
 
 @contextmanager

@@ -5,29 +5,76 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fslib.data.batches import Batch, Encoded
 from fslib.data.tasks import Split, Task, as_tasks
-from fslib.errors import FslibError, first_line, unknown
-from fslib.model.attention import attach
-from fslib.model.encoders import check_shape, load_encoder, natural_pooling, quiet, shape_of
+from fslib.errors import FslibError, check_count, first_line, unknown
+from fslib.model.attention import HeadControl, attach, control_of
+from fslib.model.encoders import ENCODERS, PRETRAINED, check_shape, load_encoder, natural_pooling, quiet, shape_of
 
 POOLINGS = ("first", "mean", "last")
 CARD = "fslib.json"
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a classifier's outputs mean: `outputs` of them, one per label name, or one number; scored by `metric`.
+
+    label_names, metric: None where a checkpoint of an older version does not say.
+    """
+
+    outputs: int
+    label_names: tuple[str, ...] | None
+    metric: str | None
+
+    def __post_init__(self) -> None:
+        check_count("outputs", self.outputs)
+
+    @classmethod
+    def to(cls, task: Task) -> "Answer":
+        """Return what a classifier for this task answers."""
+        return cls(task.n_outputs, task.label_names, task.metric)
+
+    def agrees(self, other: "Answer") -> bool:
+        """Tell whether nothing that both know differs."""
+        pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
+        return all(own == theirs for own, theirs in pairs if own is not None and theirs is not None)
+
+    def __str__(self) -> str:
+        names = "a number" if self.outputs == 1 else f"{self.outputs} classes"
+        return f"{', '.join(self.label_names) if self.label_names else names} ({self.metric or 'metric not known'})"
+
+
+class Classifiers(nn.ModuleDict):
+    """A classifier per task, {name: classifier}, where a name may be anything: `train`, `type` and `keys`, too.
+
+    Why not a plain ModuleDict: it refuses names that are attributes of modules. Here names are keys and nothing else.
+    """
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Keep a classifier under its name."""
+        self._modules[name] = module  # type: ignore[assignment]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # as in a module without such a key: a task may be called `training`, which is also every module's mode
+        if name in self.__dict__.get("_modules", ()):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
 class MultiTaskModel(nn.Module):
     """One shared encoder and one linear classifier per task (Li et al., 2023).
 
-    Attributes: encoder, tokenizer, classifiers, tasks (what is needed of each: label names and metric),
+    Attributes: encoder, tokenizer, classifiers, answers (what is known of each task: label names and metric),
     pooling, max_length, n_layers, n_heads, source (the name it was loaded by).
     """
 
@@ -35,25 +82,54 @@ class MultiTaskModel(nn.Module):
     classifiers: Any
 
     def __init__(
-        self, encoder: Any, tokenizer: Any, outputs: Mapping[str, int], pooling: str, max_length: int, source: str
+        self, encoder: Any, tokenizer: Any, answers: Mapping[str, Answer], pooling: str, max_length: int, source: str
     ) -> None:
         super().__init__()
-        self.control = attach(encoder)
+        control = attach(encoder)
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.source = source
-        self.n_layers, self.n_heads = self.control.layers, self.control.head_shapes[0][0]
+        self.n_layers, self.n_heads = control.layers, control.head_shapes[0][0]
         config = encoder.config
         # RoBERTa's position table is 2 longer than the longest text
         limits = [max_length, tokenizer.model_max_length, getattr(config, "max_position_embeddings", 1 << 30) - 2]
         self.max_length = min(int(limit) for limit in limits if limit and limit > 0)
         self.accepts = set(inspect.signature(encoder.forward).parameters)
         self.dropout = nn.Dropout(0.1)
-        self.classifiers = nn.ModuleDict({t: nn.Linear(config.hidden_size, n) for t, n in outputs.items()})
+        self.set_classifiers(answers)
+
+    def set_classifiers(self, answers: Mapping[str, Answer]) -> None:
+        """Give the model new classifiers, with random weights, in the place of those it has."""
+        width = self.encoder.config.hidden_size
+        self.answers = dict(answers)
+        self.classifiers = Classifiers({task: nn.Linear(width, a.outputs) for task, a in answers.items()})
         for classifier in self.classifiers.values():
             nn.init.normal_(classifier.weight, std=0.02)
             nn.init.zeros_(classifier.bias)
+        like = next(self.encoder.parameters())
+        self.classifiers.to(like.device, like.dtype)
+
+    @property
+    def control(self) -> HeadControl:
+        """What is done to the encoder's heads; one for all models that hold this encoder."""
+        return control_of(self)
+
+    def check_tasks(self, tasks: Iterable[Task]) -> None:
+        """Raise FslibError for a task that the model has no classifier for, or one that answers something else.
+
+        A name is not enough: on labels in another order, a classifier's answers would be scored as their opposites.
+        """
+        for task in tasks:
+            as_tasks(task)  # refuses what is no task
+            if task.name not in self.answers:
+                raise unknown("task of this model", task.name, self.answers)
+            own, asked = self.answers[task.name], Answer.to(task)
+            if not own.agrees(asked):
+                raise FslibError(
+                    f"task {task.name} is not the one this model was made for: that has {own}, this one {asked}; give "
+                    "it another name, or the same labels in the same order"
+                )
 
     @classmethod
     def from_pretrained(
@@ -69,26 +145,47 @@ class MultiTaskModel(nn.Module):
 
         pooling: first, mean or last; None takes what the model is: a sentence-transformers folder says so
             itself, a decoder has only its last token, an encoder with a start token uses that, else the mean.
+        max_length: tokens of an example, the special ones among them; what is longer is cut off (`Encoded.truncated`).
         seed: for the classifiers, and for the encoder where it is not pre-trained.
         Raises FslibError for an unknown name or pooling, an unreachable Hub, weights that are not
         safetensors, and an architecture whose heads cannot be reached (by name).
         """
         if pooling not in (None, *POOLINGS):
             raise unknown("pooling", pooling, POOLINGS)
-        outputs = {t.name: t.n_outputs for t in as_tasks(tasks).values()}
-        with torch.random.fork_rng(devices=[]):
+        check_count("max_length", max_length)
+        check_count("seed", seed, 0)
+        named = as_tasks(tasks)
+        if Path(str(name)).is_dir() and str(name) not in (*ENCODERS, *PRETRAINED):
+            name = Path(name).absolute()  # a relative path is another folder from another working folder
+        # weights made in inference mode could never have a gradient
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             encoder, tokenizer, folder = load_encoder(str(name))
             how = pooling or natural_pooling(encoder, tokenizer, folder)
-            return cls(encoder, tokenizer, outputs, how, max_length, str(name)).eval()
+            answers = {task: Answer.to(t) for task, t in named.items()}
+            model = cls(encoder, tokenizer, answers, how, max_length, str(name)).eval()
+        texts = 2 if any(task.train.pairs is not None for task in named.values()) else 1
+        least = tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts
+        check_count("max_length", model.max_length, least)  # below, nothing would be left of a text
+        return model
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
     def encode(self, split: Split) -> Encoded:
-        """Return the token ids of a split, truncated to `max_length` tokens."""
-        return Encoded(split, self.tokenizer, self.max_length)
+        """Return the token ids of a split, truncated to `max_length` tokens.
+
+        Raises FslibError for ids that the encoder has no embedding for: then the tokenizer is another model's.
+        """
+        encoded = Encoded(split, self.tokenizer, self.max_length)
+        known = self.encoder.get_input_embeddings().num_embeddings
+        if (largest := encoded.largest_id) >= known:
+            raise FslibError(
+                f"the tokenizer of {self.source} gives token id {largest}, but its encoder has embeddings for {known} "
+                "tokens: they do not belong together"
+            )
+        return encoded
 
     def forward(self, inputs: dict[str, Tensor], task: str) -> Float[Tensor, "batch outputs"]:
         """Return logits (or the one regression value) of one task for a batch of token ids and their mask."""
@@ -116,6 +213,7 @@ class MultiTaskModel(nn.Module):
             "pooling": self.pooling,
             "max_length": self.max_length,
             "outputs": {t: c.out_features for t, c in self.classifiers.items()},
+            "answers": {t: asdict(a) for t, a in self.answers.items()},
             "shape": shape_of(self.encoder.config),
         }
         try:
@@ -133,21 +231,51 @@ class MultiTaskModel(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> "MultiTaskModel":
         """Read what `save` wrote. Raises FslibError if the folder is missing, incomplete or damaged."""
+        if not isinstance(folder, str | Path):
+            raise FslibError(f"{folder!r} is no path of a folder that MultiTaskModel.save has written")
         folder = Path(folder)
         if not (folder / CARD).is_file():
             raise FslibError(f"{folder} is not a saved MultiTaskModel: it has no {CARD}")
         try:
-            card = json.loads((folder / CARD).read_text())
-            encoder, tokenizer, _ = load_encoder(str(folder / "encoder"))
-            if "shape" in card:  # checkpoints of older versions do not say
-                check_shape("its encoder", encoder.config, card["shape"])
-            model = cls(encoder, tokenizer, card["outputs"], card["pooling"], card["max_length"], card["source"])
-            model.eval().classifiers.load_state_dict(safetensors.torch.load_file(folder / "classifiers.safetensors"))
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            with torch.inference_mode(False):
+                return cls._read(folder)
+        except Exception as error:  # torch, safetensors and JSON of any kind raise here, each their own
             raise FslibError(
                 f"checkpoint {folder} is damaged ({first_line(error)}): delete it and train again"
             ) from error
+
+    @classmethod
+    def _read(cls, folder: Path) -> "MultiTaskModel":
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        encoder, tokenizer, _ = load_encoder(str(folder / "encoder"))
+        if "shape" in card:  # checkpoints of older versions do not say
+            check_shape("its encoder", encoder.config, card["shape"])
+        check_count("max_length", card["max_length"])
+        if card["pooling"] not in POOLINGS:
+            raise unknown("pooling", card["pooling"], POOLINGS)
+        model = cls(encoder, tokenizer, _answers(card), card["pooling"], card["max_length"], card["source"])
+        model.eval().classifiers.load_state_dict(safetensors.torch.load_file(folder / "classifiers.safetensors"))
         return model
+
+
+def _answers(card: dict[str, Any]) -> dict[str, Answer]:
+    """Return what a checkpoint's card says of its tasks; those of older versions tell the number of outputs alone."""
+    if "answers" not in card:
+        return {task: Answer(outputs, None, None) for task, outputs in card["outputs"].items()}
+    known = {}
+    for task, answer in card["answers"].items():
+        names = tuple(answer["label_names"]) if answer["label_names"] is not None else None
+        known[task] = Answer(answer["outputs"], names, answer["metric"])
+    return known
+
+
+def check_model(model: object, *tasks: Task) -> None:
+    """Raise FslibError for what is no MultiTaskModel, such as DataParallel, and for a task that it was not made for."""
+    control_of(model)
+    if not hasattr(model, "check_tasks"):
+        raise FslibError(f"{type(model).__name__} is no MultiTaskModel: make one with MultiTaskModel.from_pretrained")
+    if tasks:
+        model.check_tasks(tasks)
 
 
 def pool(hidden: Float[Tensor, "batch seq hidden"], mask: Tensor, how: str) -> Float[Tensor, "batch hidden"]:
