@@ -1,9 +1,14 @@
 """The command line: what it says, what it writes, and exit codes that a script can trust."""
 
+import errno
 import json
 import os
+import platform
+import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -14,7 +19,8 @@ from small_units import SMALL, write_tasks
 from fslib import Study
 from fslib.questions import main
 from fslib.study import runner
-from fslib.study.records import Store, cached_task
+from fslib.study.records import Store, cached_task, content_checksum
+from fslib.study.units import TrainUnit
 
 SETTINGS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={json.dumps(value)}")]
 SMOKE = ["--profile", "smoke", *SETTINGS]
@@ -102,6 +108,26 @@ def outputs(path: Path) -> str:
         (["--set", "tasks=[bbc, BBC]"], ["two tasks", "'bbc'"]),
         (["--set", "tasks=[bbc, bbc-pears]", "02"], ["task 'bbc-pears'", "did you mean 'bbc-pair'"]),
         (["--seed", "-1"], ["seed -1"]),
+        (["--seed", "9" * 30], ["seed 999", "2**31"]),
+        (["--set", "steps=3", "--set", "steps=4"], ["steps=4", "twice"]),
+        (["--set", "steps=true"], ["steps=True", "true and false"]),
+        (["--set", "fractions=[true]"], ["fractions", "true and false"]),
+        (["--set", "lr=.inf"], ["lr=inf", "finite"]),
+        (["--set", "fractions=[]"], ["fractions=[]"]),
+        (["--set", "small_fractions=[]"], ["small_fractions=[]"]),
+        (["--set", "transfer_sizes=[]"], ["transfer_sizes=[]"]),
+        (["--set", "transfer_sizes=[0]"], ["transfer_sizes", "=0"]),
+        (["--set", "encoders=[]"], ["encoders=[]"]),
+        (["--set", "encoders=[minilm-l1, minilm-l1]"], ["encoders", "minilm-l1", "twice"]),
+        (["--set", "fractions=[.1, .1]"], ["fractions", "0.1", "twice"]),
+        (["--set", "tasks=[bbc, bbc-pears]", "00"], ["task 'bbc-pears'", "did you mean 'bbc-pair'"]),
+        (["--set", "seeds=1000000000000"], ["seeds=1000000000000"]),
+        (["--set", "steps=2020-01-01"], ["steps=", "date"]),
+        (["--set", "steps=2020-13-45"], ["2020-13-45", "YAML"]),
+        (["--set", "steps=" + "9" * 5000], ["--set", "YAML"]),
+        (["--set", "tasks=" + "[" * 5000], ["--set", "YAML"]),
+        (["--set", "tasks=[&a [x, x], *a]"], ["--set", "YAML"]),
+        (["--set", "tasks=[" + "x, " * 5000 + "y z]"], ["task", "'x'"]),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(action, arguments, parts, results, capsys):
@@ -144,6 +170,52 @@ def test_an_interrupt_exits_with_130(monkeypatch, results, capsys):
     monkeypatch.setattr(Store, "get", interrupt)
     assert main(["run", "02", *SMOKE, *results]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+IMPOSSIBLE = [
+    (["02", "--set", "encoder=minilm-l7"], ["'minilm-l7'", "did you mean 'minilm-l"]),
+    (["04", "--set", "encoders=[tiny-random, minilm-l7]"], ["'minilm-l7'", "did you mean 'minilm-l"]),
+    (["03", "--set", "fractions=[0.01]"], ["fraction 0.01 of 2 x 12 heads", "no head"]),
+    (["03", "--set", "fractions=[0.1, 0.11]"], ["fractions 0.1 and 0.11", "2 heads each"]),
+    (["03", "--set", "fractions=[1.0]"], ["controls=1", "at most 0 other"]),
+    (
+        ["03", "--set", "controls=144", "--set", "fractions=[0.1]"],
+        ["controls=144", "at most 143 other sets of 2 heads"],
+    ),
+    (["04", "--set", "selection_randoms=100", "--set", "small_fractions=[0.05]"], ["fraction 0.05", "100", "11 other"]),
+    (["06", "--set", "other_alphas=[0.02]"], ["alpha 0.02 of 2 x 12 heads", "no head"]),
+    (["06", "--set", "alpha=0.02"], ["0.02 of 2 x 12 heads", "no head"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "parts"), IMPOSSIBLE)
+def test_the_impossible_is_refused_before_the_first_training(clone, arguments, parts, results, monkeypatch, capsys):
+    def begin(unit, store):
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr(TrainUnit, "compute", begin)
+    for number in ("03", "04", "06"):
+        write_notebook(clone / "notebooks" / f"{number}_x.ipynb", "1")
+    assert main(["run", "00", *arguments, "--profile", "smoke", *without(SETTINGS, arguments), *results]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    for part in parts:
+        assert part in said.err
+    assert not Path(results[1]).exists()
+
+
+def without(settings: list[str], arguments: list[str]) -> list[str]:
+    """Settings (--set key=value ...) but for those that the arguments set."""
+    given = {word.partition("=")[0] for word in arguments}
+    pairs = zip(settings[::2], settings[1::2], strict=True)
+    return [word for flag, pair in pairs if pair.partition("=")[0] not in given for word in (flag, pair)]
+
+
+@pytest.mark.parametrize("option", ["--sample", "--draw"])
+def test_verify_refuses_negative_numbers(option, results, capsys):
+    assert main(["run", "02", *SMOKE, *results]) == 0
+    assert main(["verify", "02", *SMOKE, *results, option, "-1"]) == 2
+    assert f"{option} -1: give 0" in capsys.readouterr().err
 
 
 # Run and list
@@ -191,8 +263,12 @@ def test_list_shows_what_is_missing_then_what_run_recorded_and_run_reuses_it(res
 def test_settings_and_seed_write_into_a_folder_of_their_own(results, tmp_path):
     for words in ([], ["--seed", "3"], ["--set", "steps=7"]):
         assert main(["run", "00", "--profile", "smoke", *words, *results]) == 0
-    found = {p.name for p in (tmp_path / "results").iterdir()}
-    assert found == {"smoke", "smoke+seed=3", "smoke+steps=7"}
+    changed = Study("smoke", overrides={"steps": 7}, results=tmp_path / "results").folder
+    assert changed.name.startswith("smoke+steps=7-")
+    assert {p.name for p in (tmp_path / "results").iterdir()} == {"smoke", "smoke+seed=3", changed.name}
+    settings = json.loads((changed / "settings.json").read_text())
+    assert settings == {"profile": "smoke", "seed": 0, "overrides": {"steps": 7}}
+    assert [p.parent for p in (tmp_path / "results").rglob("settings.json")] == [changed]
     assert "hello from smoke 3" in outputs(tmp_path / "results" / "smoke+seed=3" / "notebooks" / "00_hello.ipynb")
 
 
@@ -243,21 +319,23 @@ def test_a_failing_notebook_exits_with_1_and_spoils_nothing(clone, results, caps
     good = (folder / "00_hello.ipynb").read_bytes()
     write_notebook(source, 'print("so far")', 'raise RuntimeError("two\\nlines")', "print('never')")
     broken = source.read_bytes()
+    write_notebook(clone / "notebooks" / "10_more.ipynb", 'print("went on")')
     capsys.readouterr()
 
-    assert main(["run", "--profile", "smoke", *results]) == 1
+    assert main(["run", "00", "10", "--profile", "smoke", *results]) == 1
     said = capsys.readouterr()
     line = next(x for x in said.err.splitlines() if x.startswith("fslib: "))
     assert "00_hello failed in cell" in line
     assert "RuntimeError: two lines" in line
     assert "00_hello.failed.ipynb" in line
     assert "all done" not in said.out
+    assert said.err.splitlines()[-1] == "fslib: 1 of 2 notebooks failed: 00_hello"
     assert (folder / "00_hello.ipynb").read_bytes() == good
     kept = nbformat.read(folder / "00_hello.failed.ipynb", as_version=4)
     assert "so far" in outputs(folder / "00_hello.failed.ipynb")
     assert any(o.output_type == "error" for c in kept.cells if c.cell_type == "code" for o in c.outputs)
     assert source.read_bytes() == broken
-    assert not (folder / "02_heads.ipynb").exists()
+    assert outputs(folder / "10_more.ipynb") == "went on\n"
 
     write_notebook(source, 'print("mended")')
     assert main(["run", "00", "--profile", "smoke", *results]) == 0
@@ -280,7 +358,161 @@ def test_a_file_where_results_should_go_exits_with_2(results, capsys):
     assert Path(results[1]).read_text() == "in the way"
 
 
+def test_two_settings_never_share_a_folder_and_no_name_is_too_long(tmp_path):
+    def folder(**changes):
+        return Study("smoke", overrides=changes, results=tmp_path).folder.name
+
+    one, two = folder(encoder="a/b"), folder(encoder="a_b")
+    assert one != two and one.startswith("smoke+encoder=a_b-")
+    long = folder(encoders=[f"encoder-number-{i}" for i in range(100)])
+    assert len(long) < 80
+    assert long != folder(encoders=[f"encoder-number-{i}" for i in range(101)])
+    assert folder(tasks=["BBC", "bbc-pair"]) == folder(tasks=["bbc", "bbc-pair"])
+    assert Study("smoke", overrides={"steps": 7}, seed=2, results=tmp_path).folder.name.endswith("+seed=2")
+
+
+def test_relative_places_mean_the_same_in_the_command_and_in_the_kernel(clone, data, tmp_path, monkeypatch):
+    told = "import os; print(os.environ['FSLIB_DATA'], os.environ['FSLIB_RESULTS'], overrides['encoder'])"
+    write_notebook(clone / "notebooks" / "00_hello.ipynb", told)
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("FSLIB_DATA", os.path.relpath(data))
+    monkeypatch.setenv("PYTHONPATH", os.path.relpath(Path(runner.__file__).parents[2]))
+    assert main(["run", "00", "--profile", "smoke", "--set", "encoder=model", "--results", "out"]) == 0
+    (executed,) = (tmp_path / "here" / "out").rglob("00_hello.ipynb")
+    data_there, results_there, encoder = outputs(executed).split()
+    assert Path(data_there).samefile(data) and Path(data_there).is_absolute()
+    assert (results_there, encoder) == (str(tmp_path / "here" / "out"), str(tmp_path / "here" / "model"))
+    monkeypatch.setenv("FSLIB_RESULTS", "out")
+    study = Study("smoke", overrides={"encoder": "model"})
+    monkeypatch.chdir(tmp_path)
+    assert study.folder == executed.parent.parent
+
+
+@pytest.mark.parametrize(
+    "argv", [["/nowhere/python", "-m", "none"], [sys.executable, "-c", "raise SystemExit('broken')"]]
+)
+def test_another_kernel_of_this_name_is_not_taken(argv, results, tmp_path, monkeypatch):
+    foreign = tmp_path / "share" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    (foreign / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "x", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(foreign.parents[1]))
+    assert main(["run", "00", "--profile", "smoke", *results]) == 0
+
+
+def test_a_kernel_that_cannot_be_started_is_told_in_one_line(results, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert main(["run", "00", "--profile", "smoke", *results]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 2
+    assert "00_hello failed: FileNotFoundError" in said and "/nowhere/python -m ipykernel_launcher" in said
+
+
+def test_a_full_temporary_folder_is_not_blamed_on_the_results(results, monkeypatch, capsys):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fslib.study.files.tempfile.TemporaryDirectory", full)
+    assert main(["run", "00", "--profile", "smoke", *results]) == 2
+    said = capsys.readouterr().err
+    assert "set TMPDIR" in said and "--results" not in said and "No space left" in said
+
+
+def test_an_error_in_one_unit_is_one_line_and_the_next_notebook_runs(clone, results, monkeypatch, capsys):
+    def broken(unit, store):
+        raise RuntimeError("size mismatch\nand more")
+
+    monkeypatch.setattr(TrainUnit, "compute", broken)
+    write_notebook(clone / "notebooks" / "10_more.ipynb", "print('went on')")
+    assert main(["run", *SMOKE, *results]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert "02_heads failed, computing train-" in said[0] and "RuntimeError: size mismatch" in said[0]
+    assert said[1:] == ["fslib: 1 of 3 notebooks failed: 02_heads"]
+    assert (folder_of(results) / "notebooks" / "10_more.ipynb").is_file()
+
+
+def test_run_clears_away_what_dead_processes_left(results, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    assert main(["run", "02", *SMOKE, *results]) == 0
+    assert not list((tmp_path / "tmp").iterdir())
+    folder = folder_of(results)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    ours = [f".partial-{platform.node()}-{pid}" for pid in (dead.pid, os.getpid())] + [".partial-elsewhere-1"]
+    places = ["runs/.train-0.json", "tables/.a.csv", "figures/.a.svg", "notebooks/.02.ipynb"]
+    files = [folder / f"{place}{end}" for place in places for end in ours]
+    folders = [folder / "checkpoints" / f"train-0{end}" for end in ours]
+    folders += [tmp_path / "tmp" / f"fslib-tmp-x{end}" for end in ours]
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    for path in folders:
+        (path / "inside").mkdir(parents=True)
+    assert main(["run", "00", *SMOKE, *results]) == 0
+    left = {path for path in [*files, *folders] if path.exists()}
+    assert left == {path for path in [*files, *folders] if not path.name.endswith(ours[0])}
+
+
 # Verify
+
+
+def test_what_cannot_be_read_is_counted_and_left_where_it_is(results, monkeypatch, capsys):
+    assert main(["run", "02", *SMOKE, *results]) == 0
+    folder = folder_of(results)
+    record = next(folder.glob("runs/train-*.json"))
+    good = record.read_bytes()
+    for hurt in (
+        lambda: record.write_bytes(good[:-40]),
+        lambda: edit(record, config={**json.loads(good)["config"], "steps": 9}),
+        lambda: edit(record, data={"left": "0", "right": "0"}),
+        lambda: edit(record, commit="0" * 40),
+        record.with_suffix(".npz").unlink,
+    ):
+        record.write_bytes(good)
+        hurt()
+        before = sorted((p.name, p.read_bytes()) for p in (folder / "runs").iterdir() if p.is_file())
+        capsys.readouterr()
+        assert main(["verify", "02", *SMOKE, *results, "--sample", "1"]) == 1
+        said = capsys.readouterr().out
+        assert f"record {record} is damaged" in said
+        assert "1 of 1 records verified, 0 differ, 1 more could not be read" in said
+        assert main(["list", "02", *SMOKE, *results]) == 0
+        said = capsys.readouterr().out
+        assert "DAMAGED" in said and str(record) in said
+        assert sorted((p.name, p.read_bytes()) for p in (folder / "runs").iterdir() if p.is_file()) == before
+
+    with pytest.warns(UserWarning, match="set aside"):
+        assert main(["run", "02", *SMOKE, *results]) == 0
+    capsys.readouterr()
+    assert main(["list", "02", *SMOKE, *results]) == 0
+    said = capsys.readouterr().out
+    assert f"set aside, damaged: {record}.corrupt" in said and "DAMAGED" not in said
+
+
+def edit(record: Path, **changes) -> None:
+    """Change fields of a record's JSON, as an editor would."""
+    record.write_text(json.dumps(json.loads(record.read_text()) | changes))
+
+
+def test_a_record_that_may_not_be_read_is_left_alone_by_all(results, monkeypatch, capsys):
+    assert main(["run", "02", *SMOKE, *results]) == 0
+    before = records(results)
+    read = Path.read_bytes
+
+    def refuse(path):
+        if path.name.startswith("train-"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    capsys.readouterr()
+    for action, code in (("run", 2), ("list", 0), ("verify", 1)):
+        assert main([action, "02", *SMOKE, *results]) == code
+        said = "".join(capsys.readouterr())
+        assert "cannot read" in said and "Permission denied" in said
+    assert records(results) == before
+    assert not list(folder_of(results).rglob("*.corrupt"))
 
 
 def test_verify_exits_with_0_then_1_after_tampering_and_2_without_records(results, capsys):
@@ -300,6 +532,7 @@ def test_verify_exits_with_0_then_1_after_tampering_and_2_without_records(result
     record = next(folder_of(results).glob("runs/train-*.json"))
     content = json.loads(record.read_text())
     content["result"]["scores"]["left"] += 0.01
+    content["content_sha256"] = content_checksum(content)
     record.write_text(json.dumps(content))
     capsys.readouterr()
     assert main(["verify", "02", *SMOKE, *results, "--sample", "0"]) == 1
@@ -319,6 +552,74 @@ def test_the_command_passes_its_exit_code_to_the_shell(results):
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert "valid: smoke, mini" in done.stderr
+
+
+COMMAND = [sys.executable, "-c", "import sys, fslib_command; sys.exit(fslib_command.main())"]
+
+
+def start(words: list[str], **options) -> subprocess.Popen:
+    """Start the command in a process of its own; the code under test is found first."""
+    here = str(Path(runner.__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": here} | options.pop("env", {})
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen([*COMMAND, *words], env=environment, text=True, **pipes)
+
+
+def test_a_reader_that_goes_away_ends_the_command_without_a_word(results):
+    process = start(["list", "--profile", "mini", *results])
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 141
+
+
+@pytest.mark.parametrize("words", [["list", "--profile", "smoke"], ["--help"]])
+def test_an_output_that_is_full_is_told_in_one_line(words):
+    with Path("/dev/full").open("w") as full:
+        process = start(words, stdout=full)
+        said = process.stderr.read()
+    assert process.wait(60) == 2
+    assert said == "fslib: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "env", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+)
+def test_a_terminal_of_few_characters_shows_the_rest_as_escapes(env, tmp_path):
+    process = start(["list", "00", "--profile", "smoke", "--results", str(tmp_path / "é")], env=env)
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert said.startswith("profile smoke") and "\\xe9" in said
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+@pytest.mark.parametrize("moment", ["while it is imported", "while it computes"])
+def test_a_signal_is_answered_in_one_line(number, code, word, moment, results):
+    process = start(["run", "01", "--profile", "smoke", "--set", "steps=100000", *results])
+    if moment == "while it computes":
+        assert "to compute" in process.stdout.readline()
+    time.sleep(1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    said = [line for line in errors.replace("\r", "\n").splitlines() if line.startswith("fslib: ")]
+    assert len(said) == 1 and word in said[0]
+    assert "Traceback" not in errors
+    assert not [p for p in Path(results[1]).rglob("*") if ".partial-" in p.name]
+
+
+@pytest.mark.parametrize("limit", [4, 12, 40])
+def test_too_few_file_handles_are_told_in_one_line(limit, results):
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+    process = start(["run", "00", "--profile", "smoke", *results], preexec_fn=few)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (1, 2)
+    assert "Traceback" not in errors and "Too many open files" in errors
+    assert all(line.startswith("fslib: ") for line in errors.splitlines())
 
 
 def test_help_names_every_exit_code(capsys):

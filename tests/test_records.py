@@ -31,8 +31,9 @@ from small_units import SMALL, TASKS, NumbersUnit, training, write_tasks
 from fslib import Study
 from fslib.model.multitask import MultiTaskModel
 from fslib.study import records
+from fslib.study.files import save_table, write_bytes
 from fslib.study.plots import save_figure
-from fslib.study.records import Record, Result, Store, Unit, checked, save_table, write_bytes
+from fslib.study.records import Record, Result, Store, Unit, checked, key_of
 from fslib.study.runner import differences, tidy, verify_unit
 from fslib.study.units import ImportanceUnit, PruneUnit, TrainUnit
 
@@ -91,9 +92,12 @@ def same(one: Record, other: Record) -> bool:
     return bits[0] == bits[1] and rest[0] == rest[1]
 
 
+KEY = key_of("numbers", {"n": 1}, {"left": "f"})
+
+
 def record_of(arrays: dict[str, np.ndarray] | None = None, **result) -> Record:
     about = {"versions": {"python": "3"}, "commit": "unknown", "machine": {"threads": 1}}
-    return Record("numbers", "0" * 16, {"n": 1}, {"left": "f"}, result, arrays or {}, 0.5, **about)
+    return Record("numbers", KEY, {"n": 1}, {"left": "f"}, result, arrays or {}, 0.5, **about)
 
 
 def weights(model: MultiTaskModel) -> list[torch.Tensor]:
@@ -128,7 +132,7 @@ def test_a_record_comes_back_bit_by_bit(tmp_path):
 def test_a_record_without_arrays_is_one_file(tmp_path):
     Store(tmp_path).save(record_of(mean=1.5))
     assert [p.suffix for p in (tmp_path / "runs").iterdir()] == [".json"]
-    assert same(Store(tmp_path).load("numbers", "0" * 16), record_of(mean=1.5))
+    assert same(Store(tmp_path).load("numbers", KEY), record_of(mean=1.5))
 
 
 def test_a_unit_is_computed_once_and_then_read(store):
@@ -457,14 +461,14 @@ def test_a_damaged_record_is_said_set_aside_and_computed_again(store, damage):
 def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypatch):
     store.get(UNIT)
     path = store.path(UNIT.kind, UNIT.key)
-    read = Path.read_text
+    read = Path.read_bytes
 
-    def remove_after(self, *args, **kwargs):
-        text = read(self, *args, **kwargs)
+    def remove_after(self):
+        content = read(self)
         store.forget(UNIT)
-        return text
+        return content
 
-    monkeypatch.setattr(Path, "read_text", remove_after)
+    monkeypatch.setattr(Path, "read_bytes", remove_after)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Store(store.folder).load(UNIT.kind, UNIT.key) is None
@@ -507,7 +511,7 @@ def full_disk(monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(records.os, "fsync", fail)
+        patch.setattr(os, "fsync", fail)
         yield patch
 
 

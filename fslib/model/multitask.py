@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -206,7 +207,7 @@ class MultiTaskModel(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write encoder, tokenizer and classifiers as safetensors and JSON; the folder appears whole or not at all."""
         folder = Path(folder)
-        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        partial = folder.with_name(f"{folder.name}.partial-{platform.node()}-{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         card = {
             "source": self.source,

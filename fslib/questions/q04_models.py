@@ -17,7 +17,7 @@ from fslib.study.evidence import SIGNIFICANCE, SUPPORTED, differences, verdict
 from fslib.study.plots import GREY, forest, panels, percent, styled
 from fslib.study.records import Record, Result, Store, Unit, distinct
 from fslib.study.study import Study, plans
-from fslib.study.units import TrainUnit, iap_arrays, iap_values, recorded_iap
+from fslib.study.units import TrainUnit, check_heads, iap_arrays, iap_values, recorded_iap
 
 # Ways to choose heads: the first is the default. Michel et al. divide by layer norms; the paper's code does not.
 SELECTIONS: dict[str, dict[str, Any]] = {
@@ -48,6 +48,11 @@ class SelectionUnit(Unit):
     def describe(self) -> str:
         """Say which tasks and seed the model is of."""
         return self.model.describe()
+
+    def check(self) -> None:
+        """Raise FslibError for what the encoder's heads do not allow."""
+        super().check()
+        check_heads(self.model.shape(), [self.fraction], self.randoms)
 
     def compute(self, store: Store) -> Result:
         """Prune by every selection, and by random sets: `randoms` per task matched by layer, and as many unmatched."""

@@ -25,7 +25,7 @@ from fslib.study.evidence import NOT_TESTABLE, exchanged_correlations, verdict
 from fslib.study.plots import COLOURS, MARKERS, panels, styled
 from fslib.study.records import Result, Store, Unit
 from fslib.study.study import Study, plans
-from fslib.study.units import SeededFineTuning
+from fslib.study.units import SeededFineTuning, check_heads
 from fslib.training import train
 
 MEASURES = ("importance", "top heads", "TaskEmb", "TextEmb", "CKA")
@@ -39,6 +39,11 @@ class SimilarityUnit(SeededFineTuning, Unit):
     kind: ClassVar[str] = "similarity"
     examples: int = Field(ge=2)
     fraction: float = Field(0.3, gt=0, le=1)
+
+    def check(self) -> None:
+        """Raise FslibError for what the encoder's heads do not allow."""
+        super().check()
+        check_heads(self.shape(), [self.fraction])
 
     def compute(self, store: Store) -> Result:
         """Measure on models that never saw the pair, so that no measure shares noise with the pair's dissociation."""

@@ -21,7 +21,7 @@ from fslib.study.evidence import SharedSamples, differences, verdict
 from fslib.study.plots import forest, looks, panels, styled
 from fslib.study.records import Record, Result, Store, Unit, cached_task
 from fslib.study.study import Study, plans
-from fslib.study.units import SeededFineTuning, TrainUnit, iap_arrays, in_bytes, recorded_iap
+from fslib.study.units import SeededFineTuning, TrainUnit, check_heads, iap_arrays, in_bytes, recorded_iap
 from fslib.training import branch
 
 ENDINGS: dict[str, Any] = {"IAT": IAT, "PCGrad": PCGrad, "Stop": Stop}
@@ -40,6 +40,14 @@ class EndingsUnit(SeededFineTuning, Unit):
     fractions: tuple[float, ...] = (0.3,)
     examples: int = Field(ge=1)
     prune_examples: int | None = Field(None, ge=2)
+
+    def check(self) -> None:
+        """Raise FslibError for what the encoder's heads do not allow."""
+        super().check()
+        check_heads(self.shape(), self.fractions)
+        for spec in self.endings.values():
+            if spec and "alpha" in spec:
+                check_heads(self.shape(), [spec["alpha"]], what="alpha")
 
     def compute(self, store: Store) -> Result:
         """Train the trunk, then every ending from it; score each, and prune those that are named."""

@@ -18,7 +18,7 @@ from fslib.study.evidence import NOT_TESTABLE, SharedSamples, differences, verdi
 from fslib.study.plots import COLOURS, GREY, MARKERS, panels, percent, styled
 from fslib.study.records import Result, Store, Unit, cached_task
 from fslib.study.study import Study, plans
-from fslib.study.units import SeededFineTuning, in_bytes
+from fslib.study.units import SeededFineTuning, check_heads, in_bytes
 from fslib.training import branch
 from fslib.transfer import PARTS, transfer
 
@@ -45,6 +45,11 @@ class TransferUnit(SeededFineTuning, Unit):
     def target_steps(self, size: int) -> int:
         """Return the steps for a training set of a size: `passes` over it, within the bounds."""
         return min(self.max_steps, max(self.min_steps, self.passes * size // self.batch_size))
+
+    def check(self) -> None:
+        """Raise FslibError for what the encoder's heads do not allow."""
+        super().check()
+        check_heads(self.shape(), [self.iat["alpha"]], what="alpha")
 
     def compute(self, store: Store) -> Result:
         """Learn the target at every size, from every source, in both ways."""

@@ -1,23 +1,28 @@
 """fslib run | list | verify.
 
-Exit codes: 0 done (verify: all equal), 1 a notebook failed or a record differs, 2 bad input or nothing to
-verify, 130 interrupted.
+Exit codes: 0 done (verify: all equal), 1 a notebook failed, or a record differs or cannot be read, 2 bad input,
+nothing to verify, or no place to write, 130 interrupted, 141 nobody reads the output any more, 143 terminated.
 """
 
 import argparse
+import os
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from fslib.errors import FslibError
+from fslib.errors import FslibError, first_line
 from fslib.model.devices import keep_freed_memory
+from fslib.study.files import CannotWriteError, sweep
 from fslib.study.profiles import PROFILES
-from fslib.study.records import Unit, distinct
+from fslib.study.records import ROOT, DamagedRecordError, Record, Unit, distinct, shown
 from fslib.study.runner import (
     NotebookError,
     check_in_place,
@@ -29,20 +34,74 @@ from fslib.study.runner import (
 from fslib.study.study import Study
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM)."""
+
+
+class OutputError(Exception):
+    """Standard output cannot be written to."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    with _terminable():
+        try:
+            try:
+                return _obey(arguments)
+            finally:
+                say()
+        except OutputError as error:
+            _close_output()
+            if isinstance(error.__cause__, BrokenPipeError):  # as for any command whose reader has gone
+                return 141
+            return _fail(f"cannot write to standard output: {error}")
+        except FslibError as error:
+            return _fail(str(error))
+        except OSError as error:  # too few file handles, a folder that may not be read
+            return _fail((error.strerror or first_line(error)) + (f": {error.filename}" if error.filename else ""))
+        except Terminated:
+            return _fail("terminated; finished units are recorded, run again to go on", 143)
+        except KeyboardInterrupt:
+            return _fail("interrupted; finished units are recorded, run again to go on", 130)
+
+
+def _obey(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
+    keep_freed_memory()
+    overrides = _settings(options.set)
+    study = Study(options.profile, seed=options.seed, overrides=overrides, results=options.results)
+    return int(options.action(study, options))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn SIGTERM into an exception inside the block; a thread that is not the main one must do without."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated
+
     try:
-        keep_freed_memory()
-        overrides = _settings(options.set)
-        study = Study(options.profile, seed=options.seed, overrides=overrides, results=options.results)
-        return int(options.action(study, options))
-    except FslibError as error:
-        print(f"fslib: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("fslib: interrupted; finished units are recorded, run again to go on", file=sys.stderr)
-        return 130
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(message: str, code: int = 2) -> int:
+    """Say on standard error what is wrong, if it can be said, and return an exit code."""
+    with suppress(OSError):
+        print(f"fslib: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _close_output() -> None:
+    """Let what is still to be written go nowhere: Python would try again on its way out, and complain."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,9 +128,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def say(line: str) -> None:
-    """Print a line at once, also into a pipe."""
-    print(line, flush=True)
+def say(line: str | None = None) -> None:
+    """Print a line at once, also into a pipe, in what characters the terminal has; None: only what is left to print."""
+    try:
+        if line is not None:
+            encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+            print(line.encode(encoding, "backslashreplace").decode(encoding))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        raise OutputError(error.strerror) from error
+
+
+class _PlainValues(yaml.SafeLoader):
+    """YAML without references, by which a short text may stand for an endless value."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("references are not supported")
+        return super().compose_node(parent, index)
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -79,11 +154,13 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise FslibError(f"--set {pair!r}: write it as key=value, such as steps=100")
+            raise FslibError(f"--set {shown(pair)}: write it as key=value, such as steps=100")
+        if key in settings:
+            raise FslibError(f"--set {shown(pair)}: {key} is set twice")
         try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise FslibError(f"--set {pair!r}: {value!r} is not a value in YAML") from None
+            settings[key] = yaml.load(value, Loader=_PlainValues)
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # 2020-13-45 is a ValueError
+            raise FslibError(f"--set {shown(pair)}: {shown(value)} is not a value in YAML") from None
     return settings
 
 
@@ -91,24 +168,41 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     notebooks = find_notebooks(options.notebooks)
     if options.in_place:
         check_in_place(study)
+    units = _units(study, notebooks)
+    for unit in units:
+        if options.fresh or study.store.find(unit) is None:
+            unit.check()  # all of them before the first is computed, or forgotten
+    for folder in (notebooks_folder(), ROOT / "figures", Path(tempfile.gettempdir())):
+        sweep(folder)
+    study.store.sweep()
     if options.fresh:
-        for unit in _units(study, notebooks):
+        for unit in units:
             study.store.forget(unit)
     started = time.perf_counter()
+    failed = []
     for number, source in enumerate(notebooks, start=1):
-        begun = time.perf_counter()
-        missing = sum(study.store.find(unit) is None for unit in study.plan(source.stem))
-        say(f"[{number}/{len(notebooks)}] {source.stem}: {missing or 'nothing'} to compute")
-        try:
-            run_notebook(study, source, in_place=options.in_place)
-        except NotebookError as error:
-            print(f"fslib: {error}", file=sys.stderr)
-            return 1
-        say(f"[{number}/{len(notebooks)}] {source.stem}: done in {time.perf_counter() - begun:.0f} s")
+        if not _run_one(study, source, f"[{number}/{len(notebooks)}] {source.stem}", options.in_place):
+            failed.append(source.stem)
+    if failed:
+        return _fail(f"{len(failed)} of {len(notebooks)} notebooks failed: {', '.join(failed)}", 1)
     say(f"all done in {time.perf_counter() - started:.0f} s")
     for part in ("tables", "figures", "notebooks"):
         say(f"{part:10} {study.folder / part}")
     return 0
+
+
+def _run_one(study: Study, source: Path, title: str, in_place: bool) -> bool:
+    """Run one notebook, say how it went, and return whether it ran through."""
+    begun = time.perf_counter()
+    missing = sum(study.store.find(unit) is None for unit in study.plan(source.stem))
+    say(f"{title}: {missing or 'nothing'} to compute")
+    try:
+        run_notebook(study, source, in_place=in_place)
+    except NotebookError as error:
+        _fail(str(error))
+        return False
+    say(f"{title}: done in {time.perf_counter() - begun:.0f} s")
+    return True
 
 
 def _units(study: Study, notebooks: Sequence[Path]) -> list[Unit]:
@@ -116,37 +210,70 @@ def _units(study: Study, notebooks: Sequence[Path]) -> list[Unit]:
     return distinct(unit for source in notebooks for unit in study.plan(source.stem))
 
 
+def _state(study: Study, unit: Unit) -> Record | FslibError | None:
+    """Return the unit's record, None if there is none, or the error that says why it cannot be used."""
+    try:
+        return study.store.load(unit.kind, unit.key)
+    except FslibError as error:
+        return error
+
+
 def _list(study: Study, options: argparse.Namespace) -> int:
     say(f"profile {study.name}, seeds {study.seeds}, results in {study.folder}")
-    shown: set[str] = set()
+    seen: set[str] = set()
+    troubles: list[str] = []
     for source in find_notebooks(options.notebooks):
         say(source.stem)
         for unit in study.plan(source.stem):
-            record = study.store.find(unit)
-            state = f"recorded {record.seconds:8.1f} s" if record else "missing            "
-            again = "  (as above)" if unit.key in shown else ""
+            record = _state(study, unit)
+            state = "missing            "
+            if isinstance(record, Record):
+                state = f"recorded {record.seconds:8.1f} s"
+            elif record is not None:
+                state = f"{'DAMAGED' if isinstance(record, DamagedRecordError) else 'UNREADABLE':19}"
+                troubles.append(str(record))
+            again = "  (as above)" if unit.key in seen else ""
             say(f"    {unit.kind:11} {unit.key}  {state}  {unit.describe()}{again}")
-            shown.add(unit.key)
+            seen.add(unit.key)
+    for trouble in dict.fromkeys(troubles):
+        say(trouble)
+    for path in study.store.set_aside():
+        say(f"set aside, damaged: {path}")
     return 0
 
 
 def _verify(study: Study, options: argparse.Namespace) -> int:
     notebooks_folder()
-    if options.sample < 0:
-        raise FslibError(f"--sample {options.sample}: give 0 (all) or more")
-    recorded = [u for u in _units(study, find_notebooks(options.notebooks)) if study.store.find(u)]
-    if not recorded:
+    for name in ("sample", "draw"):
+        if getattr(options, name) < 0:
+            raise FslibError(f"--{name} {getattr(options, name)}: give 0{' (all)' * (name == 'sample')} or more")
+    states = [(unit, _state(study, unit)) for unit in _units(study, find_notebooks(options.notebooks))]
+    recorded = [unit for unit, state in states if isinstance(state, Record)]
+    unread = [state for _, state in states if isinstance(state, FslibError)]
+    if not recorded and not unread:
         raise FslibError(f"no record in {study.folder}: run fslib run --profile {study.name} first")
+    for error in unread:
+        say(str(error))
     order = np.random.default_rng(options.draw).permutation(len(recorded))
     chosen = [recorded[i] for i in order[: options.sample or None]]
-    wrong = 0
-    for unit in chosen:
+    wrong = sum(not _repeats(study, unit) for unit in chosen)
+    missed = f", {len(unread)} more could not be read" if unread else ""
+    say(f"{len(chosen)} of {len(recorded)} records verified, {wrong} differ{missed}")
+    return 1 if wrong or unread else 0
+
+
+def _repeats(study: Study, unit: Unit) -> bool:
+    """Compute a recorded unit again, say how it compares, and return whether it agrees."""
+    name = f"{unit.kind}-{unit.key} ({unit.describe()}"
+    try:
         comparison = verify_unit(study, unit)
-        how = "bit-equal" if comparison.exact else "within tolerance (another machine or other versions)"
-        state = "DIFFERS" if comparison.problems else how
-        wrong += bool(comparison.problems)
-        say(f"{unit.kind}-{unit.key} ({unit.describe()}, {comparison.seconds:.0f} s): {state}")
-        for problem in comparison.problems:
-            say(f"    {problem}")
-    say(f"{len(chosen)} of {len(recorded)} records verified, {wrong} differ")
-    return 1 if wrong else 0
+    except CannotWriteError:
+        raise
+    except FslibError as error:
+        say(f"{name}): cannot be computed again: {error}")
+        return False
+    how = "bit-equal" if comparison.exact else "within tolerance (another machine or other versions)"
+    say(f"{name}, {comparison.seconds:.0f} s): {'DIFFERS' if comparison.problems else how}")
+    for problem in comparison.problems:
+        say(f"    {problem}")
+    return not comparison.problems

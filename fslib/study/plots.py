@@ -4,6 +4,7 @@ One colour and one marker per task throughout (Okabe and Ito's palette, told apa
 controls and chance are grey. Text is 8 to 9 points at the printed width of 7 inches.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from io import BytesIO
@@ -18,7 +19,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fslib.study.records import write_bytes
+from fslib.study.files import write_bytes
 
 WIDTH = 7.0  # inches: two columns of a page
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -148,5 +149,17 @@ def save_figure(folder: Path, name: str, figure: Figure, caption: str, command: 
         buffer = BytesIO()
         with rc_context({"svg.hashsalt": "fslib"}):
             figure.savefig(buffer, format=kind, bbox_inches="tight", **options())
-        write_bytes(folder / f"{name}.{kind}", buffer.getvalue())
+        content = buffer.getvalue()
+        write_bytes(folder / f"{name}.{kind}", numbered_clips(content) if kind == "svg" else content)
     return figure
+
+
+def numbered_clips(svg: bytes) -> bytes:
+    """Name the clip paths of an SVG by their order.
+
+    matplotlib names each by a hash of its place with all digits, the last of which may differ when a layout is computed
+    again, where everything else is written rounded.
+    """
+    for number, name in enumerate(re.findall(rb'<clipPath id="(\w+)"', svg)):
+        svg = re.sub(rb'(clipPath id="|url\(#)' + name + rb"\b", rb"\g<1>clip%d" % number, svg)
+    return svg

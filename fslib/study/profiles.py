@@ -1,6 +1,7 @@
 """Profiles: everything that a run can vary, fixed under a name."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -9,8 +10,11 @@ from fslib.data.loading import task_names
 from fslib.errors import FslibError, unknown
 from fslib.iat import IAT
 from fslib.model.encoders import PRETRAINED
-from fslib.study.records import checked
-from fslib.study.units import FineTuning, TaskNames
+from fslib.study.records import checked, shown
+from fslib.study.units import EncoderName, FineTuning, TaskNames
+
+Fractions = Annotated[tuple[float, ...], Field(min_length=1)]
+Seeds = Annotated[int, Field(le=10_000)]
 
 
 class Profile(FineTuning):
@@ -21,34 +25,34 @@ class Profile(FineTuning):
     """
 
     tasks: TaskNames = ("bbc", "bbc-pair", "bbc-headline", "bbc-shift")
-    seeds: int = Field(2, ge=1)
+    seeds: Seeds = Field(2, ge=1)
     importance_examples: int = Field(ge=4)
-    fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    fractions: Fractions = (0.1, 0.2, 0.3, 0.4, 0.5)
     controls: int = Field(ge=1)
     draws: int = Field(2000, ge=50)
     # 04 to 07
-    encoders: tuple[str, ...] = Field(min_length=1)
-    small_encoder: str
+    encoders: tuple[EncoderName, ...] = Field(min_length=1)
+    small_encoder: EncoderName
     small_steps: int = Field(ge=10)
     small_lr: float = Field(gt=0)
     small_sampling: str = "uniform"  # a few hundred steps of sampling by size would starve the smaller tasks
     small_examples: int = Field(ge=4)
     small_eval_examples: int | None = Field(None, ge=2)
-    small_fractions: tuple[float, ...] = (0.1, 0.3)
+    small_fractions: Fractions = (0.1, 0.3)
     # 04, how heads are chosen
     selection_examples: int = Field(ge=1)
     selection_randoms: int = Field(ge=1)
     # 06, endings
-    ending_seeds: int = Field(5, ge=2)
+    ending_seeds: Seeds = Field(5, ge=2)
     ending_examples: int | None = Field(None, ge=2)
     delta: float = 0.1
     alpha: float = 0.3
     other_deltas: tuple[float, ...] = (0.3,)
     other_alphas: tuple[float, ...] = (0.1, 0.5)
     # 07, transfer
-    transfer_seeds: int = Field(3, ge=2)
+    transfer_seeds: Seeds = Field(3, ge=2)
     transfer_target: str = "bbc-headline"
-    transfer_sizes: tuple[int | None, ...] = (32, 128, 512, None)
+    transfer_sizes: tuple[Annotated[int, Field(ge=1)] | None, ...] = Field((32, 128, 512, None), min_length=1)
     transfer_passes: int = Field(2, ge=1)
     transfer_min_steps: int = Field(ge=1)
     transfer_max_steps: int = Field(ge=1)
@@ -149,25 +153,41 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_profile(name: str, changes: dict[str, Any]) -> Profile:
+def make_profile(name: str, changes: Mapping[str, Any]) -> Profile:
     """Return a profile with some fields changed. Raises FslibError for unknown names, fields, tasks, and bad values."""
-    if name not in PROFILES:
+    if not isinstance(name, str) or name not in PROFILES:
         raise unknown("profile", name, PROFILES)
-    profile: Profile = checked(Profile, PROFILES[name] | changes, "setting")
+    if not isinstance(changes, Mapping):
+        raise FslibError(f"settings {shown(changes)}: give them as {{field: value}}, such as {{'steps': 100}}")
+    profile: Profile = checked(Profile, PROFILES[name] | dict(changes), "setting")
     for sampling in (profile.sampling, profile.small_sampling):
         if sampling not in SAMPLINGS:
             raise unknown("sampling", sampling, SAMPLINGS)
     if len(profile.tasks) < 2:
         raise FslibError(f"tasks={list(profile.tasks)}: a multi-task study needs at least two tasks")
-    if repeated := {t for t in profile.tasks if profile.tasks.count(t) > 1}:
-        raise FslibError(f"two tasks are called {repeated.pop()!r}: rename one")
+    _refuse_repeats(profile)
     for fraction in (*profile.fractions, *profile.small_fractions):
         if not 0 < fraction <= 1:
             raise FslibError(f"fraction {fraction} is outside (0, 1]: 0.3 means the top 30 % of all heads")
-    if profile.transfer_target.lower() not in (known := task_names(hub_too=True)):
-        raise unknown("transfer_target", profile.transfer_target, known)
+    known = [*task_names(hub_too=True), "xnli"]
+    for what, task in (*(("task", t) for t in profile.tasks), ("transfer_target", profile.transfer_target)):
+        if task.lower() not in known:
+            raise unknown(what, task, known)
     for delta in (profile.delta, *profile.other_deltas):
         IAT(delta=delta)  # refuses what is out of range
     for alpha in (profile.alpha, *profile.other_alphas):
         IAT(alpha=alpha)
     return profile
+
+
+def _refuse_repeats(profile: Profile) -> None:
+    """Raise FslibError for what is named twice, and would be computed or counted as if it were two."""
+    if repeated := _repeated(profile.tasks):
+        raise FslibError(f"two tasks are called {repeated[0]!r}: rename one")
+    for field in ("fractions", "small_fractions", "encoders", "other_deltas", "other_alphas", "transfer_sizes"):
+        if repeated := _repeated(getattr(profile, field)):
+            raise FslibError(f"setting {field}: {repeated[0]} stands there twice, leave one out")
+
+
+def _repeated(values: tuple[Any, ...]) -> list[Any]:
+    return [v for v in values if values.count(v) > 1]

@@ -4,41 +4,38 @@ A *unit* is a config that computes itself: config in, record out, safe to repeat
 config and the fingerprints of its data. A `Store` finds a unit's record or computes it: present = reused, missing =
 computed, one process at a time. Trained models are kept as checkpoints beside the records.
 
-Every file is written under another name and renamed, so a reader sees all of it or nothing, whenever the
-writer is killed. A record is `<kind>-<key>.json` with `<kind>-<key>.npz` beside it; the JSON is written last
-and holds the arrays' checksum.
+A record is `<kind>-<key>.json` with `<kind>-<key>.npz` beside it; the JSON is written last and holds the checksums of
+the arrays and of itself. Reading checks them, and that kind, config and data are those of the key: an edited or damaged
+record is never used. Only who computes sets it aside; who lists or verifies renames nothing.
 """
 
-import errno
 import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from importlib.metadata import version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
 
 from fslib.data.loading import load_task
 from fslib.data.tasks import Task
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, first_line, unknown
+from fslib.study.files import sweep, write_bytes, write_text, writing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,8 +43,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def results_root() -> Path:
     """Return the results folder: FSLIB_RESULTS, else `results/` beside the package, else in the working folder."""
     if chosen := os.environ.get("FSLIB_RESULTS"):
-        return Path(chosen)
-    return ROOT / "results" if (ROOT / "notebooks").is_dir() else Path("results")
+        return Path(chosen).absolute()
+    return (ROOT if (ROOT / "notebooks").is_dir() else Path.cwd()) / "results"
 
 
 @cache
@@ -59,7 +56,13 @@ def cached_task(name: str) -> Task:
 class Config(BaseModel):
     """Values that were checked: unknown keys are refused, and nothing changes afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def check(self) -> None:
+        """Raise FslibError for what can be seen, before any work, not to work; what is nested checks itself."""
+        for value in vars(self).values():
+            if isinstance(value, Config):
+                value.check()
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +102,7 @@ class Unit(Config, ABC):
     @property
     def key(self) -> str:
         """Sixteen hex digits that say which piece of work this is."""
-        whole = json.dumps([self.kind, self.model_dump(mode="json"), self.data()], sort_keys=True)
-        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+        return key_of(self.kind, self.model_dump(mode="json"), self.data())
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,10 @@ class Record:
     sources: dict[str, str] = field(default_factory=dict)
 
 
+class DamagedRecordError(FslibError):
+    """A record is there, but its content cannot be trusted."""
+
+
 class Store:
     """Records and checkpoints under one folder: `runs/` and `checkpoints/`."""
 
@@ -131,19 +137,31 @@ class Store:
         self._open: dict[str, Record] = {}
 
     def find(self, unit: Unit) -> Record | None:
-        """Return the unit's record if there is one."""
+        """Return the unit's record if there is a sound one; touches no file. Raises FslibError if it is unreadable."""
         key = unit.key
-        if key not in self._open and (record := self.load(unit.kind, key)):
+        if key not in self._open:
+            try:
+                record = self.load(unit.kind, key)
+            except DamagedRecordError:
+                return None
+            if record is None:
+                return None
             self._open[key] = record
-        return self._open.get(key)
+        return self._open[key]
 
     def get(self, unit: Unit) -> Record:
-        """Return the unit's record, computed now if it is missing; nothing is written unless it is whole."""
+        """Return the unit's record, computed now if it is missing; nothing is written unless it is whole.
+
+        A damaged record is set aside, with a warning, and computed again; one that cannot be read is left alone.
+        """
         if record := self.find(unit):
             return record
         with self.lock(unit):
+            self._set_aside_if_damaged(unit)
             if record := self.find(unit):  # another process was first
                 return record
+            for part in ("runs", "checkpoints"):
+                sweep(self.folder / part, f"{unit.kind}-{unit.key}.")
             started = time.perf_counter()
             result = unit.compute(self)
             seconds = round(time.perf_counter() - started, 2)
@@ -167,13 +185,25 @@ class Store:
             return record
 
     def forget(self, unit: Unit) -> None:
-        """Delete a unit's record and checkpoint, so that it is computed anew."""
+        """Delete a unit's record and checkpoint, so that it is computed anew; waits for whoever computes or reads."""
         self._open.pop(unit.key, None)
         path = self.path(unit.kind, unit.key)
-        with writing(path):
-            for old in (path, path.with_suffix(".npz")):
-                old.unlink(missing_ok=True)
-            shutil.rmtree(self.checkpoint(unit), ignore_errors=True)
+        if path.parent.is_dir():
+            with self.lock(unit), writing(path):
+                for old in (path, path.with_suffix(".npz")):
+                    old.unlink(missing_ok=True)
+                shutil.rmtree(self.checkpoint(unit), ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Delete what killed processes have left half written anywhere under the folder."""
+        if (self.folder / "runs").is_dir():
+            with self._lock("sweep"):
+                for part in ("", "runs", "checkpoints", "tables", "figures", "notebooks"):
+                    sweep(self.folder / part)
+
+    def set_aside(self) -> list[Path]:
+        """Return what was found damaged before, records and checkpoints, and is kept to be looked at."""
+        return sorted(p for part in ("runs", "checkpoints") for p in (self.folder / part).glob("*.corrupt"))
 
     def checkpoint(self, unit: Unit) -> Path:
         """Return the folder of a unit's trained model, whether there is one or not."""
@@ -185,7 +215,10 @@ class Store:
 
     def lock(self, unit: Unit) -> FileLock:
         """Return the lock under which one process at a time computes a unit; that of a killed process is free."""
-        path = self.folder / "runs" / ".locks" / f"{unit.kind}-{unit.key}.lock"
+        return self._lock(f"{unit.kind}-{unit.key}")
+
+    def _lock(self, name: str) -> FileLock:
+        path = self.folder / "runs" / ".locks" / f"{name}.lock"
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a"):
@@ -193,33 +226,35 @@ class Store:
         return FileLock(path)
 
     def load(self, kind: str, key: str) -> Record | None:
-        """Read a record; None if there is none. A damaged one is set aside, with a warning, and counts as missing."""
+        """Read a record, whatever it says; None if there is none. No file is touched.
+
+        Raises DamagedRecordError for a record whose content cannot be trusted, FslibError for one that cannot be read.
+        """
         path = self.path(kind, key)
-        if not path.is_file():
+        content = _read(path)
+        if content is None:
             return None
+        arrays = _read(path.with_suffix(".npz"))
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            checksum = content.pop("arrays_sha256")
-            raw = path.with_suffix(".npz").read_bytes() if checksum else b""
-            if checksum and hashlib.sha256(raw).hexdigest() != checksum:
-                raise ValueError("its arrays do not match their checksum")
-            arrays = {}
-            if raw:
-                with np.load(BytesIO(raw), allow_pickle=False) as stored:
-                    arrays = {name: stored[name] for name in stored.files}
-            record = Record(arrays=arrays, **content)
+            record = _parsed(content, arrays)
             if (record.kind, record.key) != (kind, key):
                 raise ValueError(f"it holds {record.kind}-{record.key}")
             return record
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if not path.is_file():  # another process has removed it or set it aside
-                return None
+        except Exception as error:  # both files were read: whatever goes wrong now lies in their content
+            if _read(path) != content:  # another process has removed it, or computed it anew
+                return self.load(kind, key)
+            raise DamagedRecordError(f"record {path} is damaged ({first_line(error)})") from error
+
+    def _set_aside_if_damaged(self, unit: Unit) -> None:
+        """Rename a damaged record; only under its lock, or a good one could be hit that another process has made."""
+        path = self.path(unit.kind, unit.key)
+        try:
+            self.load(unit.kind, unit.key)
+        except DamagedRecordError as error:
             aside = path.with_suffix(".json.corrupt")
-            with writing(aside), suppress(FileNotFoundError):
+            with writing(aside):
                 path.replace(aside)
-            message = f"record {path} is damaged ({error}): set aside as {aside.name}, to be computed again"
-            warnings.warn(message, stacklevel=2)
-            return None
+            warnings.warn(f"{error}: set aside as {aside.name}, to be computed again", stacklevel=3)
 
     def save(self, record: Record) -> None:
         """Write a record, its arrays first and its JSON last: one without its arrays is never seen."""
@@ -230,7 +265,61 @@ class Store:
             np.savez_compressed(buffer, **record.arrays)  # type: ignore[arg-type]
             content["arrays_sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
             write_bytes(path.with_suffix(".npz"), buffer.getvalue())
-        write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        content["content_sha256"] = content_checksum(content)
+        write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _read(path: Path) -> bytes | None:
+    """Return a file's content, None if there is no such file. Raises FslibError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise FslibError(f"cannot read {path}: {error.strerror}; it was left as it is, make it readable") from error
+
+
+# What a record's JSON must hold. Records of older versions lack the last two of `Record` and the checksum of the whole.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "config": (dict,), "data": (dict,), "result": (dict,), "versions": (dict,), "machine": (dict,), "sources": (dict,),
+    "commit": (str,), "seconds": (int, float),
+}  # fmt: skip
+
+
+def _parsed(content: bytes, arrays: bytes | None) -> Record:
+    """Make a record of its two files. Raises whatever is wrong with them."""
+    values = json.loads(content.decode("utf-8"))
+    stated = values.pop("content_sha256", None)
+    if stated is not None and stated != content_checksum(values):
+        raise ValueError("it was edited: its content does not match its checksum")
+    checksum = values.pop("arrays_sha256")
+    if checksum and arrays is None:
+        raise ValueError("its arrays are lost")
+    if checksum and hashlib.sha256(arrays or b"").hexdigest() != checksum:
+        raise ValueError("its arrays do not match their checksum")
+    loaded = {}
+    if checksum:
+        with np.load(BytesIO(arrays or b""), allow_pickle=False) as stored:
+            loaded = {name: stored[name] for name in stored.files}
+    record = Record(arrays=loaded, **values)
+    for name, types in _TYPES.items():
+        value = getattr(record, name)
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise TypeError(f"its {name} is {shown(value)}")
+    if key_of(record.kind, record.config, record.data) != record.key:
+        raise ValueError("its kind, config and data are not those of its key")
+    return record
+
+
+def content_checksum(values: dict[str, Any]) -> str:
+    """Return the checksum of all that a record's JSON says but for the seconds it took, which no result depends on."""
+    rest = {k: v for k, v in json.loads(json.dumps(values)).items() if k not in ("seconds", "content_sha256")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def key_of(kind: str, config: dict[str, Any], data: dict[str, str]) -> str:
+    """Return sixteen hex digits that say which piece of work this is."""
+    return hashlib.sha256(json.dumps([kind, config, data], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def distinct(units: Iterable[Unit]) -> list[Unit]:
@@ -238,48 +327,33 @@ def distinct(units: Iterable[Unit]) -> list[Unit]:
     return list({unit.key: unit for unit in units}.values())
 
 
-def checked(config: type[Config], values: dict[str, Any], what: str) -> Any:
+def shown(value: object) -> str:
+    """Return a value as a message can hold it."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} of many levels"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def checked(config: type[Config], values: Mapping[str, Any], what: str) -> Any:
     """Return a config made from untrusted values.
 
     Raises FslibError for the first thing wrong with them, with the nearest valid name.
     """
+    for name, value in values.items():
+        if name not in config.model_fields:
+            raise unknown(what, shown(name) if not isinstance(name, str) else name, config.model_fields)
+        # pydantic would take True for the number 1; no field is a flag
+        if any(isinstance(v, bool) for v in (value if isinstance(value, list | tuple) else [value])):
+            raise FslibError(f"{what} {name}={shown(value)}: true and false are neither numbers nor names")
     try:
         return config(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise unknown(what, name, config.model_fields) from None
-        raise FslibError(f"{what} {name}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from None
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failed write into one line that says what to do."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        # safetensors tells the system's error in its text only
-        number = getattr(error, "errno", None) or int((re.findall(r"os error (\d+)", str(error)) or [0])[0])
-        reason = os.strerror(number) if number else str(error)
-        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        mend = "free some space" if full else "make it writable"
-        raise FslibError(f"cannot write {path}: {reason}; {mend}, or choose another folder with --results") from error
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, creating its folder."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        message = f"{what} {name}={shown(first['input'])}: {first['msg'].removeprefix('Value error, ')}"
+        raise FslibError(message) from None
 
 
 def machine() -> dict[str, Any]:
@@ -301,8 +375,13 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
-    packages = {name: version(name) for name in ("fslib", "torch", "transformers", "datasets", "numpy", "scikit-learn")}
-    return {"python": platform.python_version(), **packages}
+    found = {"python": platform.python_version(), "fslib": import_module("fslib").__version__}  # installed or not
+    for name in ("torch", "transformers", "datasets", "numpy", "scikit-learn"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
 
 
 def git_commit() -> str:
@@ -316,13 +395,3 @@ def git_commit() -> str:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "fslib") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def save_table(folder: Path, name: str, table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
-    """Write tables/<name>.csv (full precision) and .md (rounded); returns the rounded table, for display."""
-    rounded = table.copy()
-    numeric = rounded.select_dtypes("floating").columns
-    rounded[numeric] = rounded[numeric].round(digits) + 0.0  # no -0.0
-    write_bytes(folder / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.10g").encode())
-    write_bytes(folder / "tables" / f"{name}.md", (rounded.to_markdown(index=False) + "\n").encode())
-    return rounded

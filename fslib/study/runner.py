@@ -1,8 +1,13 @@
 """Run notebooks through papermill, and verify records by computing them again."""
 
+import errno
+import json
 import os
-import tempfile
+import sys
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +17,19 @@ import numpy as np
 import papermill
 from nbclient.exceptions import DeadKernelError
 
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, first_line, unknown
 from fslib.scoring import rank_correlation
-from fslib.study.records import ROOT, Record, Store, Unit, machine, write_bytes, writing
+from fslib.study.files import CannotWriteError, remove, scratch_folder, write_bytes, writing
+from fslib.study.records import ROOT, Record, Store, Unit, machine
 from fslib.study.study import Study
 
 # What may differ between machines of different types, where floating-point sums come out in another order.
 SCORE_TOLERANCE = 0.08  # metric values
 AGREEMENT = 0.85  # share of equal predictions
 RANK_TOLERANCE = 0.80  # rank correlation of other arrays
+
+PACKAGE = Path(__file__).resolve().parents[1]
+KERNEL = "python3"  # as the notebooks name it
 
 
 class NotebookError(FslibError):
@@ -67,43 +76,115 @@ def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
     if in_place:
         check_in_place(study)
     for unit in study.plan(source.stem):
-        study.store.get(unit)
-    settings = {"profile": study.name, "seed": study.seed, "overrides": study.overrides}
-    parameters = None if study.is_plain else settings
+        compute(study, source, unit)
+    study.write_settings()
     target = study.folder / "notebooks" / source.name
-    with writing(target), tempfile.TemporaryDirectory() as scratch:
-        output = Path(scratch) / source.name
-        failed = target.with_name(f"{source.stem}.failed.ipynb")
-        before = os.environ.get("FSLIB_RESULTS")
-        os.environ["FSLIB_RESULTS"] = str(study.folder.parent.resolve())
+    failed = target.with_name(f"{source.stem}.failed.ipynb")
+    with scratch_folder() as scratch:
+        output = scratch / source.name
         try:
-            papermill.execute_notebook(
-                str(source),
-                str(output),
-                parameters,
-                kernel_name="python3",
-                progress_bar=False,
-                cwd=str(ROOT),
-                extra_arguments=["--log-level=ERROR"],
-            )
-        except papermill.PapermillExecutionError as error:
+            with environment(**kernel_environment(study, scratch)):
+                execute(study, source, output)
+        except NotebookError as error:
+            if not output.is_file():
+                raise
             write_bytes(failed, output.read_bytes())
-            reason = " ".join(f"{error.ename}: {error.evalue}".split())
-            raise NotebookError(
-                f"notebook {source.stem} failed in cell {error.exec_count}: {reason} ({failed})"
-            ) from error
-        except DeadKernelError as error:
-            raise NotebookError(f"notebook {source.stem} failed: its kernel died (out of memory?)") from error
-        finally:
-            os.environ.pop("FSLIB_RESULTS")
-            if before is not None:
-                os.environ["FSLIB_RESULTS"] = before
+            raise NotebookError(f"{error} ({failed})") from error
         content = tidy(output)
     write_bytes(target, content)
-    failed.unlink(missing_ok=True)
+    remove(failed)
     if in_place:
         write_bytes(source, content)
     return target
+
+
+def compute(study: Study, source: Path, unit: Unit) -> None:
+    """Compute a unit if it is missing. Raises NotebookError for whatever goes wrong with it alone."""
+    try:
+        study.store.get(unit)
+    except CannotWriteError:
+        raise
+    except OSError as error:
+        raise CannotWriteError(f"notebook {source.stem}: {error.strerror} ({error.filename})") from error
+    except Exception as error:  # a mistake in one unit should not keep the other notebooks from running
+        reason = first_line(error) if isinstance(error, FslibError) else f"{explained(error)}{place_of(error)}"
+        raise NotebookError(f"notebook {source.stem} failed, computing {unit.kind}-{unit.key}: {reason}") from error
+
+
+def explained(error: Exception) -> str:
+    """Say in one line what kind of error it is, and what it says."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def place_of(error: Exception) -> str:
+    """Say where in this package an error came from."""
+    ours = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(PACKAGE))]
+    return f" (at {Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else ""
+
+
+def kernel_environment(study: Study, scratch: Path) -> dict[str, str]:
+    """Return the variables that a notebook's kernel needs to mean what this process means, in another working folder.
+
+    The kernel is this very Python: whatever else is registered as `python3` may be broken, or another's.
+    """
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
+    folder = scratch / "kernels" / KERNEL
+    with writing(folder):
+        folder.mkdir(parents=True)
+        (folder / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+        (scratch / "runtime").mkdir(mode=0o700)
+    wanted = {
+        "FSLIB_RESULTS": str(study.folder.parent),
+        "JUPYTER_PATH": os.pathsep.join([str(scratch), *filter(None, [os.environ.get("JUPYTER_PATH")])]),
+        "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
+    }
+    if data := os.environ.get("FSLIB_DATA"):
+        wanted["FSLIB_DATA"] = str(Path(data).absolute())
+    if paths := os.environ.get("PYTHONPATH"):
+        wanted["PYTHONPATH"] = os.pathsep.join(str(Path(p).absolute()) for p in paths.split(os.pathsep))
+    return wanted
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set environment variables inside the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def execute(study: Study, source: Path, output: Path) -> None:
+    """Execute a notebook with the study's parameters. Raises NotebookError, in one line, if it does not run through."""
+    settings = {"profile": study.name, "seed": study.seed, "overrides": study.overrides}
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(output),
+            None if study.is_plain else settings,
+            kernel_name=KERNEL,
+            progress_bar=False,
+            cwd=str(ROOT),
+            extra_arguments=["--log-level=CRITICAL"],
+        )
+    except papermill.PapermillExecutionError as error:
+        reason = " ".join(f"{error.ename}: {error.evalue}".split())[:500]
+        raise NotebookError(f"notebook {source.stem} failed in cell {error.exec_count}: {reason}") from error
+    except DeadKernelError as error:
+        raise NotebookError(f"notebook {source.stem} failed: its kernel died (out of memory, or of space?)") from error
+    except Exception as error:  # papermill, nbclient, jupyter and zmq have no error in common
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            with writing(output):
+                raise
+        reason = f"{explained(error)}; Jupyter could not start or follow {sys.executable} -m ipykernel_launcher"
+        raise NotebookError(f"notebook {source.stem} failed: {reason}") from error
 
 
 def tidy(path: Path) -> bytes:
@@ -132,12 +213,12 @@ class Comparison:
 
 def verify_unit(study: Study, unit: Unit) -> Comparison:
     """Compute a recorded unit from scratch, in an empty folder, and return how it compares with its record."""
-    stored = study.store.find(unit)
+    stored = study.store.load(unit.kind, unit.key)
     if stored is None:
         raise FslibError(f"no record of {unit.kind}-{unit.key} to verify: run fslib run first")
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        again = Store(Path(scratch)).get(unit)
+    with scratch_folder() as scratch:
+        again = Store(scratch).get(unit)
     exact = stored.machine == machine() and stored.versions == again.versions
     return Comparison(unit, exact, differences(stored, again, exact), time.perf_counter() - started)
 
@@ -151,17 +232,26 @@ def differences(stored: Record, again: Record, exact: bool) -> list[str]:
         new = again.arrays[name]
         if old.shape != new.shape:
             problems.append(f"{name}: shape {old.shape} became {new.shape}")
-        elif np.array_equal(old, new):
             continue
-        elif exact:
-            share = float(np.mean(old != new))
+        different = (old != new) & ~(_nan(old) & _nan(new))
+        if not different.any():
+            continue
+        if exact:
+            share = float(np.mean(different))
             problems.append(f"{name}: {share:.1%} of the values differ, where this machine must repeat them")
-        elif old.dtype.kind == "f":
-            if (r := rank_correlation(old, new)) < RANK_TOLERANCE:
-                problems.append(f"{name}: rank correlation {r:.3f}, below {RANK_TOLERANCE}")
-        elif (same := float(np.mean(old == new))) < AGREEMENT:
-            problems.append(f"{name}: {same:.1%} of the values agree, below {AGREEMENT:.0%}")
+        elif old.dtype.kind != "f":
+            if (same := 1 - float(np.mean(different))) < AGREEMENT:
+                problems.append(f"{name}: {same:.1%} of the values agree, below {AGREEMENT:.0%}")
+        elif (_nan(old) != _nan(new)).any():
+            problems.append(f"{name}: other values are undefined (NaN)")
+        elif (r := rank_correlation(old[~_nan(old)], new[~_nan(new)])) < RANK_TOLERANCE:
+            problems.append(f"{name}: rank correlation {r:.3f}, below {RANK_TOLERANCE}")
     return problems
+
+
+def _nan(values: np.ndarray) -> np.ndarray:
+    """Tell, per value, whether it is NaN."""
+    return np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, dtype=bool)
 
 
 def _result_differences(old: Any, new: Any, exact: bool, where: str) -> list[str]:
@@ -170,7 +260,7 @@ def _result_differences(old: Any, new: Any, exact: bool, where: str) -> list[str
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = enumerate(zip(old, new, strict=True))
         return [p for i, (a, b) in pairs for p in _result_differences(a, b, exact, f"{where}[{i}]")]
-    if old == new:
+    if old == new or (old != old and new != new):  # NaN is repeated by NaN
         return []
     if not exact and isinstance(old, float) and isinstance(new, float) and abs(old - new) <= SCORE_TOLERANCE:
         return []

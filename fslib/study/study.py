@@ -5,6 +5,9 @@ records in a form that a notebook can use, and saves tables and figures. Which u
 business of its question (`fslib.questions`), which registers a plan.
 """
 
+import ast
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -17,16 +20,18 @@ from matplotlib.figure import Figure
 from fslib.data.batches import task_order
 from fslib.data.tasks import Task
 from fslib.dissociation import IAP
-from fslib.errors import FslibError
+from fslib.errors import FslibError, unknown
 from fslib.importance import Contributions
 from fslib.scoring import chance_level
+from fslib.study.files import save_table, write_bytes, write_text
 from fslib.study.plots import save_figure
 from fslib.study.profiles import make_profile
-from fslib.study.records import ROOT, Record, Store, Unit, cached_task, results_root, save_table, write_bytes
+from fslib.study.records import ROOT, Record, Store, Unit, cached_task, results_root, shown
 from fslib.study.units import Chain, Data, FineTuning, TrainUnit, chain
 
 Plan = Callable[["Study"], list[Unit]]
 PLANS: dict[str, Plan] = {}
+PARAMETERS = ("profile", "seed", "overrides")  # of every notebook
 
 
 def plans(notebook: str) -> Callable[[Plan], Plan]:
@@ -43,7 +48,8 @@ class Study:
     """One profile's results.
 
     profile: smoke, mini, glue-mini or paper. seed: the first of the profile's seeds. overrides: {field: value} of the
-    profile; an overridden profile keeps its results in a folder of its own. results: default `results_root()`.
+    profile; an overridden profile keeps its results in a folder of its own, named by a hash of the settings, which are
+    written there in settings.json. results: default `results_root()`.
     Raises FslibError for an unknown profile, field, task, sampling or a value out of range.
     """
 
@@ -55,14 +61,35 @@ class Study:
         overrides: Mapping[str, Any] | None = None,
         results: str | Path | None = None,
     ) -> None:
-        if seed < 0:
-            raise FslibError(f"seed {seed}: give 0 or more")
-        changes = dict(overrides or {})
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+            raise FslibError(f"seed {shown(seed)}: give a whole number, 0 or more and below 2**31")
+        changes = {} if overrides is None else overrides
         self.profile = make_profile(profile, changes)
-        self.name, self.seed, self.overrides = profile, seed, changes
-        suffix = "".join(f"+{k}={v}" for k, v in sorted(changes.items())) + (f"+seed={seed}" if seed else "")
-        self.folder = Path(results or results_root()) / (profile + re.sub(r"[^\w.+=-]+", "_", suffix))
+        # as they were understood: in one spelling, and with whole paths
+        understood = self.profile.model_dump(mode="json")
+        self.name, self.seed, self.overrides = profile, seed, {k: understood[k] for k in sorted(changes)}
+        self.folder = Path(results or results_root()).absolute() / folder_name(profile, seed, self.overrides)
         self.store = Store(self.folder)
+
+    @classmethod
+    def from_parameters(cls, namespace: Mapping[str, Any]) -> "Study":
+        """Return the study that a notebook's parameters ask for: `fslib.Study.from_parameters(globals())`.
+
+        papermill puts its parameters into a cell of their own after the notebook's. A name there that no notebook
+        knows would change nothing and say nothing: FslibError, with the nearest valid name.
+        """
+        for cell in namespace.get("In", ()):  # what IPython has executed so far
+            if cell.startswith("# Parameters\n"):
+                for name in _assigned(cell):
+                    if name not in PARAMETERS:
+                        raise unknown("parameter", name, PARAMETERS)
+        return cls(namespace["profile"], seed=namespace["seed"], overrides=namespace["overrides"])
+
+    def write_settings(self) -> None:
+        """Write profile, seed and settings into the results folder of an overridden profile."""
+        if self.overrides:
+            settings = {"profile": self.name, "seed": self.seed, "overrides": self.overrides}
+            write_text(self.folder / "settings.json", json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
 
     @property
     def is_plain(self) -> bool:
@@ -164,3 +191,20 @@ class Study:
         rounded = save_table(self.folder, name, table, digits)
         with pd.option_context("display.max_colwidth", None):
             display(HTML((rounded if show is None else rounded[show]).to_html(index=False, border=0)))
+
+
+def folder_name(profile: str, seed: int, overrides: Mapping[str, Any]) -> str:
+    """Return the name of a study's results folder: readable, of bounded length, and no two settings have one."""
+    name = profile
+    if overrides:
+        words = "+".join(f"{k}={v}" for k, v in overrides.items())
+        readable = re.sub(r"[^\w.+=-]+", "_", words, flags=re.ASCII)[:40]
+        whole = json.dumps([profile, overrides], sort_keys=True)
+        name += f"+{readable}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return name + (f"+seed={seed}" if seed else "")
+
+
+def _assigned(cell: str) -> list[str]:
+    """Return the names that a cell of assignments assigns to."""
+    targets = [target for node in ast.parse(cell).body if isinstance(node, ast.Assign) for target in node.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]

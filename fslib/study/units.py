@@ -1,24 +1,30 @@
 """The units that several questions share: train a model, score its heads, prune them."""
 
+import math
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from fslib.data.batches import SAMPLINGS
 from fslib.data.tasks import Task
 from fslib.dissociation import IAP
-from fslib.errors import FslibError
+from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
+from fslib.heads import head_count
 from fslib.importance import Contributions, contributions
+from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.model.multitask import MultiTaskModel
 from fslib.pruning import prune_important_heads
-from fslib.study.records import Config, Record, Result, Store, Unit, cached_task, writing
+from fslib.study.files import writing
+from fslib.study.records import Config, Record, Result, Store, Unit, cached_task
 from fslib.training import train
 
 
@@ -29,8 +35,17 @@ def _plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name.lower() for name in names)
 
 
+def _one_path(name: str) -> str:
+    if name not in (*ENCODERS, *PRETRAINED):
+        with suppress(OSError):  # of a name too long for a path
+            return str(Path(name).resolve()) if Path(name).is_dir() else name
+    return name
+
+
 # As the tasks call themselves, so that one piece of work has one key wherever the data lie.
 TaskNames = Annotated[tuple[str, ...], AfterValidator(_plain_names), Field(min_length=1)]
+# A local folder by its whole path, so that it has one key, and is one folder, wherever a process works.
+EncoderName = Annotated[str, Field(min_length=1), AfterValidator(_one_path)]
 
 
 class Data(Config):
@@ -55,7 +70,7 @@ class Data(Config):
 class FineTuning(Data):
     """How an encoder is fine-tuned; see `fslib.train`."""
 
-    encoder: str
+    encoder: EncoderName
     max_length: int = Field(128, ge=4)
     steps: int = Field(ge=1)
     batch_size: int = Field(16, ge=1)
@@ -64,6 +79,47 @@ class FineTuning(Data):
     epochs: int = Field(5, ge=1)
     curve_points: int = Field(8, ge=1)
     curve_examples: int = Field(128, ge=2)
+
+    def check(self) -> None:
+        """Raise FslibError for an unknown sampling and for an encoder that cannot be loaded."""
+        super().check()
+        if self.sampling not in SAMPLINGS:
+            raise unknown("sampling", self.sampling, SAMPLINGS)
+        self.shape()
+
+    def shape(self) -> tuple[int, int]:
+        """Return how many layers the encoder has, and how many heads a layer."""
+        return encoder_shape(self.encoder, self.max_length, self.tasks[0])
+
+
+@cache
+def encoder_shape(encoder: str, max_length: int, task: str) -> tuple[int, int]:
+    """Return (layers, heads a layer) of an encoder, loaded once. Raises FslibError for one that cannot be loaded."""
+    model = MultiTaskModel.from_pretrained(encoder, cached_task(task), max_length=max_length)
+    return model.n_layers, model.n_heads
+
+
+def check_heads(shape: tuple[int, int], fractions: Iterable[float], controls: int = 0, what: str = "fraction") -> None:
+    """Raise FslibError for fractions that choose no head or one count twice, and controls that cannot be drawn.
+
+    Whether there are enough depends on how the top heads, not known yet, spread over the layers; evenly spread, they
+    leave most choice. A set of its own is no control of itself.
+    """
+    layers, heads = shape
+    counts: dict[int, float] = {}
+    for fraction in sorted(fractions):
+        k = head_count(fraction, layers * heads)
+        if k == 0:
+            raise FslibError(f"{what} {fraction:g} of {layers} x {heads} heads is no head: give a higher one")
+        if k in counts:
+            both = f"{what}s {counts[k]:g} and {fraction:g} of {layers} x {heads} heads"
+            raise FslibError(f"{both} are {k} heads each: leave one out")
+        counts[k] = fraction
+        each, rest = divmod(k, layers)
+        others = math.comb(heads, each) ** (layers - rest) * math.comb(heads, each + 1) ** rest - 1
+        if controls > others:
+            asked = f"controls={controls} for {what} {fraction:g} of {layers} x {heads} heads"
+            raise FslibError(f"{asked}: there are at most {others} other sets of {k} heads; ask for fewer controls")
 
 
 class SeededFineTuning(FineTuning):
@@ -107,8 +163,6 @@ class TrainUnit(SeededFineTuning, Unit):
         )
         scores = evaluate(model, tasks)
         if folder is not None:
-            for stale in folder.parent.glob(f"{folder.name}.partial-*"):  # of a process that was killed
-                shutil.rmtree(stale, ignore_errors=True)
             with writing(folder):
                 model.save(folder)
         values = {
@@ -125,21 +179,18 @@ class TrainUnit(SeededFineTuning, Unit):
     def trained(self, store: Store) -> MultiTaskModel:
         """Return the trained model, from its checkpoint or trained now."""
         folder = store.checkpoint(self)
-        if folder.is_dir():
-            try:
-                return MultiTaskModel.load(folder)
-            except FslibError as error:
-                aside = folder.with_name(folder.name + ".corrupt")
-                shutil.rmtree(aside, ignore_errors=True)
-                with writing(aside), suppress(FileNotFoundError):  # another process may have been first
-                    folder.rename(aside)
-                warnings.warn(f"{error}; set aside as {aside.name}, training again", stacklevel=2)
-        if store.find(self) is None:
-            store.get(self)
-            return MultiTaskModel.load(folder) if folder.is_dir() else self.trained(store)
-        with store.lock(self):  # the lock of whoever else writes this checkpoint
-            if not folder.is_dir():
-                self._fit(folder)
+        store.get(self)
+        with store.lock(self):  # the lock of whoever else writes, reads or deletes this checkpoint
+            if folder.is_dir():
+                try:
+                    return MultiTaskModel.load(folder)
+                except FslibError as error:
+                    aside = folder.with_name(folder.name + ".corrupt")
+                    with writing(aside):
+                        shutil.rmtree(aside, ignore_errors=True)
+                        folder.rename(aside)
+                    warnings.warn(f"{error}; set aside as {aside.name}, training again", stacklevel=2)
+            self._fit(folder)
             return MultiTaskModel.load(folder)
 
 
@@ -192,6 +243,11 @@ class PruneUnit(Unit):
     def describe(self) -> str:
         """Say which tasks and seed the model is of."""
         return self.importance.describe()
+
+    def check(self) -> None:
+        """Raise FslibError for fractions and controls that the encoder's heads do not allow."""
+        super().check()
+        check_heads(self.importance.model.shape(), self.fractions, self.controls)
 
     def compute(self, store: Store) -> Result:
         """Prune, and keep every prediction."""
