@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fslib.data.batches import Encoded
 from fslib.data.bbc import articles, raw_articles, split_articles
 from fslib.model.encoders import ENCODERS
 from fslib.model.multitask import MultiTaskModel
@@ -23,10 +24,13 @@ def plan(study: Study) -> list[Unit]:
 
 
 def task_table(study: Study) -> pd.DataFrame:
-    """Return one row per task: sizes, labels, metric, chance level, tokens per training example."""
+    """Return one row per task: sizes, labels, metric, chance level, tokens per training example.
+
+    truncated: training examples of which a part is cut off. lost: those of which a text is lost wholly.
+    """
     rows, chance = [], study.chance()
-    for name, tokens in lengths(study).items():
-        task = study.tasks[name]
+    for name, encoded in _encoded(study).items():
+        task, tokens = study.tasks[name], encoded.lengths
         rows.append(
             {
                 "task": name,
@@ -39,6 +43,8 @@ def task_table(study: Study) -> pd.DataFrame:
                 "chance": chance[name],
                 "tokens": float(tokens.mean()),
                 "longest": int(tokens.max()),
+                "truncated": int(encoded.truncated.sum()),
+                "lost": int(encoded.lost.sum()),
                 "in both splits": len(task.shared_texts()),
             }
         )
@@ -47,8 +53,12 @@ def task_table(study: Study) -> pd.DataFrame:
 
 def lengths(study: Study) -> dict[str, np.ndarray]:
     """Return the tokens of every training example, task by task."""
+    return {name: encoded.lengths for name, encoded in _encoded(study).items()}
+
+
+def _encoded(study: Study) -> dict[str, Encoded]:
     model = MultiTaskModel.from_pretrained(study.profile.encoder, study.tasks, max_length=study.profile.max_length)
-    return {name: model.encode(task.train).lengths for name, task in study.tasks.items()}
+    return {name: model.encode(task.train) for name, task in study.tasks.items()}
 
 
 def balance(study: Study) -> dict[str, dict[str, int]]:
