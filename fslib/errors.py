@@ -37,7 +37,7 @@ def check_count(name: str, value: object, least: int = 1, *, none: bool = False)
         return
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or not least <= int(value) <= LARGEST_COUNT:  # type: ignore[call-overload]
-        allowed = ", or None for all" if none else ""
+        allowed = ", or None" if none else ""
         raise FslibError(f"{name} {value!r}: give a whole number of at least {least}{allowed}")
 
 

@@ -87,9 +87,8 @@ class Encoded:
     def truncated(self) -> Bool[np.ndarray, " n"]:
         """(n,) True where `max_length` cuts tokens off an example."""
         cut = self.lengths >= self.max_length  # only these can be
-        for i in np.flatnonzero(cut):
-            pair = None if self.split.pairs is None else self.split.pairs[i]
-            cut[i] = len(self.tokenizer(self.split.texts[i], pair, verbose=False)["input_ids"]) > self.max_length
+        at = np.flatnonzero(cut)
+        cut[at] = [len(ids) > self.max_length for ids in _ids(self.split.take(at), self.tokenizer)]
         return cut
 
     @cached_property
@@ -104,9 +103,9 @@ class Encoded:
         lost = self.truncated & (self.max_length - added < len(sides))
         special = set(self.tokenizer.all_special_ids)  # the unknown token among them
         for side in sides:
-            for i, text in enumerate(side):
-                ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-                lost[i] |= special.issuperset(ids)
+            alone = Split(side, None, self.split.labels, self.split.documents)
+            found = _ids(alone, self.tokenizer, add_special_tokens=False)
+            lost |= [special.issuperset(ids) for ids in found]
         return lost
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
@@ -144,6 +143,14 @@ class Encoded:
                 batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
             for i in rng.permutation(len(batches)):
                 yield batches[i]
+
+
+def _ids(split: Split, tokenizer: Any, **options: Any) -> Iterator[list[int]]:
+    """Yield every example's token ids, none cut off."""
+    for start in range(0, len(split), TOKENIZED_AT_ONCE):
+        part = slice(start, start + TOKENIZED_AT_ONCE)
+        pairs = None if split.pairs is None else list(split.pairs[part])
+        yield from tokenizer(list(split.texts[part]), pairs, verbose=False, **options)["input_ids"]
 
 
 def padding_share(batches: Sequence[np.ndarray], lengths: np.ndarray) -> float:
