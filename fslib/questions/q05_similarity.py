@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fslib.importance import head_importance
 from fslib.model.multitask import MultiTaskModel
-from fslib.scoring import interval, p_value, rank_correlation
+from fslib.scoring import interval, p_value
 from fslib.similarity import (
     cosine,
     head_overlap,
@@ -21,7 +21,7 @@ from fslib.similarity import (
     task_similarity,
     text_embedding,
 )
-from fslib.study.evidence import exchanged_correlations, verdict
+from fslib.study.evidence import exchanged_correlations, rank_correlation_if_defined, verdict
 from fslib.study.plots import COLOURS, MARKERS, panels, styled
 from fslib.study.records import Result, Store, Unit
 from fslib.study.study import Study, plans
@@ -117,7 +117,8 @@ def correlations(study: Study) -> pd.DataFrame:
     for measure, frame in _matrices(study).items():
         matrix = frame.loc[list(names), list(names)].to_numpy()
         similar = np.array([matrix[index] for index in indices])
-        boot = [rank_correlation(similar[c], r[c]) for c, r in zip(chosen, resampled, strict=True) if len(set(c)) > 2]
+        draw = zip(chosen, resampled, strict=True)
+        boot = [rank_correlation_if_defined(similar[c], r[c]) for c, r in draw if len(set(c)) > 2]
         low, high = interval(np.array(boot))
         null, exact = exchanged_correlations(matrix, indices, d, np.random.default_rng(0))
         row: dict[str, object] = {"similarity": measure, "rank correlation with D": null[0]}

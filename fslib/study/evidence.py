@@ -77,6 +77,11 @@ def differences(
     return pd.DataFrame(rows)
 
 
+def rank_correlation_if_defined(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
+    """Return the rank correlation, or NaN where one of the values is not defined, as D of a task at chance."""
+    return rank_correlation(a, b) if np.isfinite(a).all() and np.isfinite(b).all() else math.nan
+
+
 def exchanged_correlations(
     similarity: Float[np.ndarray, "tasks tasks"],
     pairs: Sequence[tuple[int, int]],
@@ -94,7 +99,7 @@ def exchanged_correlations(
     orders = permutations(range(tasks)) if exact else (rng.permutation(tasks) for _ in range(most))
     own = np.arange(tasks)
     correlations = [
-        rank_correlation(np.array([similarity[order[a], order[b]] for a, b in pairs]), values)
+        rank_correlation_if_defined(np.array([similarity[order[a], order[b]] for a, b in pairs]), values)
         for order in (own, *(o for o in orders if not np.array_equal(o, own)))
     ]
     return np.array(correlations), exact
