@@ -119,7 +119,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fslib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(required=True, metavar="run | list | verify")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _Parser(add_help=False)
     shared.add_argument("notebooks", nargs="*", help="notebooks by number or name (default: all)")
     shared.add_argument("--profile", default="mini", help=f"one of: {', '.join(PROFILES)} (default: mini)")
     shared.add_argument("--results", type=Path, help="folder for results (default: results/, or FSLIB_RESULTS)")
