@@ -346,7 +346,7 @@ def test_a_failing_notebook_exits_with_1_and_spoils_nothing(clone, results, caps
 def test_a_kernel_that_dies_exits_with_1(clone, results, capsys):
     write_notebook(clone / "notebooks" / "00_hello.ipynb", "import os; os._exit(3)")
     assert main(["run", "00", "--profile", "smoke", *results]) == 1
-    assert "00_hello failed: its kernel died" in capsys.readouterr().err
+    assert "00_hello failed: its kernel died (out of memory?)" in capsys.readouterr().err
     assert not (Path(results[1]) / "smoke" / "notebooks" / "00_hello.ipynb").exists()
 
 
@@ -405,7 +405,7 @@ def test_a_kernel_that_cannot_be_started_is_told_in_one_line(results, monkeypatc
     assert main(["run", "00", "--profile", "smoke", *results]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 2
-    assert "00_hello failed: FileNotFoundError" in said and "/nowhere/python -m ipykernel_launcher" in said
+    assert "00_hello failed: FileNotFoundError" in said and "in the kernel of /nowhere/python" in said
 
 
 def test_a_full_temporary_folder_is_not_blamed_on_the_results(results, monkeypatch, capsys):
@@ -589,7 +589,8 @@ def test_a_terminal_of_few_characters_shows_the_rest_as_escapes(env, tmp_path):
     process = start(["list", "00", "--profile", "smoke", "--results", str(tmp_path / "é")], env=env)
     said, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
-    assert said.startswith("profile smoke") and "\\xe9" in said
+    assert said.startswith("profile smoke") and said.isascii()
+    assert "\\xe9" in said or "\\udcc3\\udca9" in said  # é as a letter, or as the bytes of a name that cannot be read
 
 
 @pytest.mark.parametrize(
@@ -610,16 +611,15 @@ def test_a_signal_is_answered_in_one_line(number, code, word, moment, results):
     assert not [p for p in Path(results[1]).rglob("*") if ".partial-" in p.name]
 
 
-@pytest.mark.parametrize("limit", [4, 12, 40])
+@pytest.mark.parametrize("limit", [40, 100])
 def test_too_few_file_handles_are_told_in_one_line(limit, results):
     def few() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
     process = start(["run", "00", "--profile", "smoke", *results], preexec_fn=few)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode in (1, 2)
-    assert "Traceback" not in errors and "Too many open files" in errors
-    assert all(line.startswith("fslib: ") for line in errors.splitlines())
+    assert process.returncode == 2
+    assert errors == f"fslib: too few open files are allowed ({limit}): ulimit -n 256, or more\n"
 
 
 def test_help_names_every_exit_code(capsys):

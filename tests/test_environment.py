@@ -1,18 +1,21 @@
 """The lock, pyproject.toml and environment.yml describe one environment; the code is installed whole, and checked."""
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import fslib
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -32,6 +35,25 @@ def test_every_direct_dependency_is_locked_within_its_bounds(group):
     for text in wanted:
         requirement = Requirement(text)
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), text
+
+
+def imported(tree: ast.AST) -> set[str]:
+    names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+    names += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+    return {name.split(".")[0] for name in names}
+
+
+def test_what_the_package_imports_is_among_its_dependencies():
+    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    provided_by = packages_distributions()
+    for path in [*(ROOT / "fslib").rglob("*.py"), ROOT / "fslib_command.py"]:
+        others = imported(ast.parse(path.read_text())) - set(sys.stdlib_module_names) - {"fslib"}
+        missing = {n for n in others if not {canonicalize_name(d) for d in provided_by[n]} & declared}
+        assert not missing, path
+
+
+def test_the_version_is_said_once():
+    assert fslib.__version__ == PROJECT["version"]
 
 
 def test_the_lock_leaves_the_gpu_packages_to_torch():
@@ -84,7 +106,7 @@ def test_what_pip_installs_is_the_whole_package(tmp_path):
     source, target, elsewhere = (tmp_path / name for name in ("source", "target", "elsewhere"))
     elsewhere.mkdir()
     shutil.copytree(ROOT / "fslib", source / "fslib", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "fslib_command.py"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *isolation(), "--target", str(target), "."]
     done = subprocess.run(pip, cwd=source, capture_output=True, text=True)

@@ -1,5 +1,7 @@
 """Profiles: each is whole, and every notebook's plan can be made from it."""
 
+import nbformat
+import papermill
 import pytest
 from refusal import refused
 
@@ -58,6 +60,44 @@ def test_the_default_selection_is_the_papers():
     assert next(iter(SELECTIONS.items())) == ("gradient", {})
     estimators = {options.get("estimator", "gradient") for options in SELECTIONS.values()}
     assert estimators | {"random"} == set(fslib.importance.ESTIMATORS)
+
+
+def cells(*sources: str) -> dict[str, object]:
+    """What a notebook's names are after these cells."""
+    names: dict[str, object] = {"In": ["", *sources]}
+    for source in sources:
+        exec(source, names)
+    return names
+
+
+OWN = 'profile = "mini"\nseed = 0\noverrides = {}'
+
+
+def test_a_notebook_takes_the_parameters_that_it_knows():
+    assert Study.from_parameters(cells(OWN)).name == "mini"
+    study = Study.from_parameters(
+        cells(OWN, '# Parameters\nprofile = "smoke"\noverrides = {"steps": 7}\n', "table = [1]")
+    )
+    assert (study.name, study.seed, study.overrides) == ("smoke", 0, {"steps": 7})
+    with refused("parameter 'profil'", "did you mean 'profile'"):
+        Study.from_parameters(cells(OWN, '# Parameters\nprofil = "smoke"\n'))
+    for injected in ("overrides = 3", "overrides = [1]", "seed = 1.5", "seed = True", "profile = ['mini']"):
+        with refused():
+            Study.from_parameters(cells(OWN, f"# Parameters\n{injected}\n"))
+
+
+def test_papermill_is_refused_a_parameter_that_the_notebook_does_not_know(tmp_path):
+    parameters = nbformat.v4.new_code_cell(OWN)
+    parameters.metadata["tags"] = ["parameters"]
+    asks = nbformat.v4.new_code_cell("import fslib\nstudy = fslib.Study.from_parameters(globals())\nprint(study.name)")
+    made = nbformat.v4.new_notebook(cells=[parameters, asks])
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(made, tmp_path / "one.ipynb")
+    paths = str(tmp_path / "one.ipynb"), str(tmp_path / "two.ipynb")
+    done = papermill.execute_notebook(*paths, {"profile": "smoke"}, progress_bar=False)
+    assert done.cells[-1].outputs[0].text == "smoke\n"
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'profil': did you mean 'profile'"):
+        papermill.execute_notebook(*paths, {"profil": "smoke"}, progress_bar=False)
 
 
 def test_a_profile_is_refused_by_the_first_thing_wrong():

@@ -2,17 +2,21 @@
 
 import copy
 import errno
+import hashlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,6 +32,7 @@ from PIL import Image
 from refusal import refused
 from small_units import SMALL, TASKS, NumbersUnit, training, write_tasks
 
+import fslib
 from fslib import Study
 from fslib.model.multitask import MultiTaskModel
 from fslib.study import records
@@ -231,6 +236,19 @@ def test_the_key_depends_neither_on_spelling_nor_on_where_the_data_lie(tmp_path,
     assert UNIT.key == key
 
 
+def test_the_key_of_a_local_encoder_does_not_depend_on_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "my" / "encoder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    base = training().model_dump()
+    keys = {
+        TrainUnit(**base | {"encoder": e}).key
+        for e in ("my/encoder", "./my/../my/encoder", str(tmp_path / "my/encoder"))
+    }
+    assert len(keys) == 1
+    (tmp_path / "minilm-l1").mkdir()
+    assert TrainUnit(**base | {"encoder": "minilm-l1"}).encoder == "minilm-l1", "a name comes before a folder"
+
+
 def test_the_key_knows_the_data_of_its_own_tasks(tmp_path, monkeypatch):
     units = [NumbersUnit(tasks=tasks, n=0) for tasks in (("left",), TASKS)]
     before = [unit.key for unit in units]
@@ -426,6 +444,14 @@ def edit(**changes):
     return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def arrays_in(path: Path, content: bytes) -> None:
+    """Put other arrays in the place of a record's, checksums and all."""
+    path.write_bytes(content)
+    record = path.with_suffix(".json")
+    values = json.loads(record.read_text()) | {"arrays_sha256": hashlib.sha256(content).hexdigest()}
+    record.write_text(json.dumps(values | {"content_sha256": records.content_checksum(values)}))
+
+
 DAMAGES = {
     "cut JSON": (".json", cut),
     "empty JSON": (".json", lambda p: p.write_bytes(b"")),
@@ -434,6 +460,13 @@ DAMAGES = {
     "not UTF-8": (".json", lambda p: p.write_bytes(b"\xff\xfe")),
     "field too many": (".json", edit(extra=1)),
     "wrong checksum": (".json", edit(arrays_sha256="0" * 64)),
+    "another config": (".json", edit(config={"tasks": list(TASKS), "eval_examples": None, "n": 1})),
+    "other data": (".json", edit(data={"left": "0", "right": "0"})),
+    "another commit": (".json", edit(commit="0" * 40)),
+    "another result": (".json", edit(result={"mean": 1.0, "n": 0})),
+    "a text for seconds": (".json", edit(seconds="long")),
+    "deep JSON": (".json", lambda p: p.write_text("[" * 100_000)),
+    "arrays that are no zip": (".npz", lambda p: arrays_in(p, b"PK\x03\x04 and no more")),
     "another key": (".json", edit(key="f" * 16)),
     "another kind": (".json", edit(kind="train")),
     "cut arrays": (".npz", cut),
@@ -441,6 +474,79 @@ DAMAGES = {
     "no arrays": (".npz", Path.unlink),
     "arrays of another record": (".npz", lambda p: np.savez(p, values=np.zeros(3))),
 }
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_who_only_reads_renames_nothing(store, damage):
+    store.get(UNIT)
+    suffix, hurt = DAMAGES[damage]
+    path = store.path(UNIT.kind, UNIT.key)
+    hurt(path.with_suffix(suffix))
+    before = sorted(p.name for p in path.parent.iterdir())
+    reader = Store(store.folder)
+    with refused(path, "is damaged"):
+        reader.load(UNIT.kind, UNIT.key)
+    assert reader.find(UNIT) is None
+    assert sorted(p.name for p in path.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("field", ["config", "data", "kind"])
+def test_a_record_without_a_checksum_of_itself_must_still_have_its_key(store, field):
+    store.get(UNIT)
+    path = store.path(UNIT.kind, UNIT.key)
+    content = json.loads(path.read_text())
+    del content["content_sha256"]
+    path.write_text(json.dumps(content))
+    assert Store(store.folder).find(UNIT).result["n"] == 0
+    other = {"config": {}, "data": {}, "kind": "others"}[field]
+    path.write_text(json.dumps(content | {field: other}))
+    with refused(path, "is damaged"):
+        store.load(UNIT.kind, UNIT.key)
+
+
+def test_what_cannot_be_read_is_not_taken_for_damaged(store, monkeypatch):
+    store.get(UNIT)
+
+    def refuse(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    before = sorted(p.name for p in (store.folder / "runs").iterdir())
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    for read in (store.load, lambda kind, key: Store(store.folder).get(UNIT)):
+        with refused("cannot read", store.path(UNIT.kind, UNIT.key), "Input/output error"):
+            read(UNIT.kind, UNIT.key)
+    assert sorted(p.name for p in (store.folder / "runs").iterdir()) == before
+
+
+def test_a_checkpoint_is_not_forgotten_while_another_process_has_it(store):
+    MODEL.trained(store)
+    with store.lock(MODEL):
+        forgetting = threading.Thread(target=Store(store.folder).forget, args=[MODEL])
+        forgetting.start()
+        time.sleep(0.3)
+        assert store.checkpoint(MODEL).is_dir() and store.path("train", MODEL.key).is_file()
+    forgetting.join(10)
+    assert not store.checkpoint(MODEL).exists() and not store.path("train", MODEL.key).exists()
+
+
+def test_an_undefined_number_is_recorded_and_repeated_by_another(store):
+    store.save(record_of({"values": np.array([np.nan, 1.0])}, d=float("nan")))
+    found = store.load("numbers", KEY)
+    assert np.isnan(found.result["d"])
+    assert differences(found, found, True) == [] == differences(found, found, False)
+    defined = record_of({"values": np.array([0.0, 1.0])}, d=0.5)
+    assert len(differences(found, defined, True)) == len(differences(found, defined, False)) == 2
+
+
+def test_a_clone_that_is_not_installed_keeps_its_first_unit(store, monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(records, "version", missing)
+    assert store.get(UNIT).versions | {"python": ""} == {
+        "python": "", "fslib": fslib.__version__, "torch": "unknown", "transformers": "unknown", "datasets": "unknown",
+        "numpy": "unknown", "scikit-learn": "unknown",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -734,6 +840,31 @@ def test_a_table_is_whole_as_csv_and_rounded_as_markdown(tmp_path):
     assert "| bbc    | 0.333 |   3 |" in (tmp_path / "tables" / "t.md").read_text()
     assert table["D"][0] == 1 / 3
     assert save_table(tmp_path, "t", table, digits=1)["D"][0] == 0.3
+
+
+def test_a_table_in_markdown_holds_no_html_no_column_and_no_escape_of_its_texts(tmp_path):
+    table = pd.DataFrame({"a|b": ["<script>x</script>", "a|b", "c\\d\ne", "p < 0.05"], "n": [1, 2, 3, 4]})
+    assert save_table(tmp_path, "t", table)["a|b"][1] == "a|b"
+    rows = (tmp_path / "tables" / "t.md").read_text().splitlines()
+    cells = [re.split(r"(?<!\\)\|", row)[1].strip() for row in rows]
+    assert [cells[0], *cells[2:]] == ["a\\|b", "&lt;script>x&lt;/script>", "a\\|b", "c\\\\d e", "p < 0.05"]
+
+
+def test_a_study_shows_a_table_without_html_of_its_texts(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    Study("smoke", results=tmp_path).table("t", pd.DataFrame({"a": ["<script>x</script>"]}))
+    assert "<script>" not in shown[0].data and "&lt;script&gt;" in shown[0].data
+
+
+def test_clip_paths_do_not_depend_on_the_last_digit_of_a_layout(tmp_path):
+    for place, shift in (("one", 0), ("two", 1e-13)):
+        figure = drawing()
+        figure.axes[0].set_position([0.1 + shift, 0.1, 0.8, 0.8])
+        save_figure(tmp_path / place, "f", figure, "", "")
+    one, two = ((tmp_path / place / "f.svg").read_text() for place in ("one", "two"))
+    assert one == two
+    assert 'clipPath id="clip0"' in one and "url(#clip0)" in one
 
 
 def drawing() -> Figure:

@@ -33,6 +33,8 @@ from fslib.study.runner import (
 )
 from fslib.study.study import Study
 
+FILE_HANDLES = 256  # a run and its kernel use about 100 each
+
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM)."""
@@ -104,12 +106,20 @@ def _close_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse, but help that cannot be written is no success."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:
+            say(message.removesuffix("\n"))
+        else:
+            super()._print_message(message, file)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fslib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(prog="fslib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(required=True, metavar="run | list | verify")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _Parser(add_help=False)
     shared.add_argument("notebooks", nargs="*", help="notebooks by number or name (default: all)")
     shared.add_argument("--profile", default="mini", help=f"one of: {', '.join(PROFILES)} (default: mini)")
     shared.add_argument("--results", type=Path, help="folder for results (default: results/, or FSLIB_RESULTS)")
@@ -164,7 +174,18 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
+def _check_file_handles() -> None:
+    """Raise FslibError where a notebook's kernel could not open its connections: it would stop anywhere, or never."""
+    with suppress(ImportError):  # Windows has no such limit
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= limit < FILE_HANDLES:
+            raise FslibError(f"too few open files are allowed ({limit}): ulimit -n {FILE_HANDLES}, or more")
+
+
 def _run(study: Study, options: argparse.Namespace) -> int:
+    _check_file_handles()
     notebooks = find_notebooks(options.notebooks)
     if options.in_place:
         check_in_place(study)

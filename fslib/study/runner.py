@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,12 @@ RANK_TOLERANCE = 0.80  # rank correlation of other arrays
 
 PACKAGE = Path(__file__).resolve().parents[1]
 KERNEL = "python3"  # as the notebooks name it
+LOG = "kernel.log"
+# What a kernel says outside of its cells is kept, to be read where it does not start or dies.
+LAUNCH = (
+    "import os; os.dup2(os.open({log!r}, os.O_WRONLY | os.O_CREAT), 2); "
+    "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+)
 
 
 class NotebookError(FslibError):
@@ -127,7 +133,7 @@ def kernel_environment(study: Study, scratch: Path) -> dict[str, str]:
 
     The kernel is this very Python: whatever else is registered as `python3` may be broken, or another's.
     """
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    argv = [sys.executable, "-c", LAUNCH.format(log=str(scratch / LOG)), "-f", "{connection_file}"]
     spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
     folder = scratch / "kernels" / KERNEL
     with writing(folder):
@@ -178,13 +184,22 @@ def execute(study: Study, source: Path, output: Path) -> None:
         reason = " ".join(f"{error.ename}: {error.evalue}".split())[:500]
         raise NotebookError(f"notebook {source.stem} failed in cell {error.exec_count}: {reason}") from error
     except DeadKernelError as error:
-        raise NotebookError(f"notebook {source.stem} failed: its kernel died (out of memory, or of space?)") from error
+        reason = last_words(output.with_name(LOG)) or "out of memory?"
+        raise NotebookError(f"notebook {source.stem} failed: its kernel died ({reason})") from error
     except Exception as error:  # papermill, nbclient, jupyter and zmq have no error in common
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             with writing(output):
                 raise
-        reason = f"{explained(error)}; Jupyter could not start or follow {sys.executable} -m ipykernel_launcher"
-        raise NotebookError(f"notebook {source.stem} failed: {reason}") from error
+        reason = last_words(output.with_name(LOG)) or explained(error)
+        raise NotebookError(f"notebook {source.stem} failed: {reason}, in the kernel of {sys.executable}") from error
+
+
+def last_words(log: Path) -> str:
+    """Return the last line that a kernel has written to its log, "" if there is none."""
+    with suppress(OSError):
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
+    return ""
 
 
 def tidy(path: Path) -> bytes:
