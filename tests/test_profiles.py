@@ -1,9 +1,12 @@
 """Profiles: each is whole, and every notebook's plan can be made from it."""
 
+import shutil
+
 import nbformat
 import papermill
 import pytest
 from refusal import refused
+from small_units import write_tasks
 
 import fslib
 from fslib import Study
@@ -116,3 +119,13 @@ def test_a_profile_is_refused_by_the_first_thing_wrong():
     two = Study("mini", overrides={"tasks": ["bbc", "bbc-pair"], "transfer_target": "bbc"})
     assert two.plan("06"), "two tasks are enough for all but transfer"
     assert two.plan("07") == [] and "fewer than two tasks" in q07_transfer.not_testable(two)
+
+
+def test_two_folders_of_one_name_are_refused_in_a_study(tmp_path, monkeypatch):
+    write_tasks(tmp_path)
+    shutil.copytree(tmp_path / "left", tmp_path / "Left")
+    monkeypatch.setenv("FSLIB_DATA", str(tmp_path))
+    for name in ("left", "Left"):
+        with refused(name, "differ in case alone"):
+            Study("smoke", overrides={"tasks": [name, "right"]})
+    assert Study("smoke", overrides={"tasks": ["RIGHT", "bbc"]}).profile.tasks == ("right", "bbc")

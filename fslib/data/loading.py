@@ -133,6 +133,17 @@ def _folders(data: str | Path | None) -> list[Path]:
     return [p for p in root.iterdir() if (p / "train.tsv").is_file()] if root else []
 
 
+def one_case(name: str, data: str | Path | None = None) -> str:
+    """Return a task's name in lower case, as the task calls itself.
+
+    Raises FslibError where several folders of `data` (default: FSLIB_DATA) would then bear it.
+    """
+    alike = [folder for folder in _folders(data) if folder.name.lower() == name.lower()]
+    if len(alike) > 1:
+        raise FslibError(f"task {name}: {' and '.join(map(str, alike))} differ in case alone: rename one of them")
+    return name.lower()
+
+
 def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = True) -> Task:
     """Return one task by name or by the path of a folder in GLUE's layout."""
     if name in bbc.BUILDERS:

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from fslib.data.batches import SAMPLINGS
+from fslib.data.loading import one_case
 from fslib.data.tasks import Task
 from fslib.dissociation import IAP
 from fslib.errors import FslibError, unknown
@@ -32,7 +33,7 @@ def _plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if os.sep in name:
             raise ValueError(f"{name} is a path; point FSLIB_DATA at the folder that holds it, and give its name")
-    return tuple(name.lower() for name in names)
+    return tuple(one_case(name) for name in names)
 
 
 def _one_path(name: str) -> str:
