@@ -240,11 +240,8 @@ def test_the_key_of_a_local_encoder_does_not_depend_on_the_working_folder(tmp_pa
     (tmp_path / "my" / "encoder").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     base = training().model_dump()
-    keys = {
-        TrainUnit(**base | {"encoder": e}).key
-        for e in ("my/encoder", "./my/../my/encoder", str(tmp_path / "my/encoder"))
-    }
-    assert len(keys) == 1
+    spellings = ("my/encoder", "./my/../my/encoder", str(tmp_path / "my/encoder"))
+    assert len({TrainUnit(**base | {"encoder": spelling}).key for spelling in spellings}) == 1
     (tmp_path / "minilm-l1").mkdir()
     assert TrainUnit(**base | {"encoder": "minilm-l1"}).encoder == "minilm-l1", "a name comes before a folder"
 
