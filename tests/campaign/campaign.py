@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-c", "import sys; from fslib.questions import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "import sys, fslib_command; sys.exit(fslib_command.main())"]
 SMOKE = ["--profile", "smoke"]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 EXITS = {signal.SIGKILL: {-9}, signal.SIGTERM: {-15, 143}, signal.SIGINT: {-2, 130}}
