@@ -16,7 +16,7 @@ def nothing_wrong(tally: campaign.Tally, trials: int) -> None:
 
 
 def test_killed_runs_end_as_an_undisturbed_one():
-    nothing_wrong(campaign.kills(3, 12, NOTEBOOK), 3)
+    nothing_wrong(campaign.kills(3, 8, NOTEBOOK), 3)
 
 
 def test_damage_is_said_and_mended():
@@ -24,7 +24,7 @@ def test_damage_is_said_and_mended():
 
 
 def test_nonsense_is_refused_in_one_line():
-    nothing_wrong(campaign.inputs(campaign.bad_inputs()[::20]), 4)
+    nothing_wrong(campaign.inputs(campaign.bad_inputs()[::25]), 3)
 
 
 def test_the_campaign_sees_what_is_wrong(tmp_path):
