@@ -561,8 +561,13 @@ def start(words: list[str], **options) -> subprocess.Popen:
     """Start the command in a process of its own; the code under test is found first."""
     here = str(Path(runner.__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": here} | options.pop("env", {})
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen([*COMMAND, *words], env=environment, text=True, **pipes)
+    # what a shell starts in the background ignores Ctrl-C, and so would what it starts
+    shared = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hear_interrupts}
+    return subprocess.Popen([*COMMAND, *words], env=environment, text=True, **shared | options)
+
+
+def hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_reader_that_goes_away_ends_the_command_without_a_word(results):
@@ -603,7 +608,10 @@ def test_a_signal_is_answered_in_one_line(number, code, word, moment, results):
         assert "to compute" in process.stdout.readline()
     time.sleep(1)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == code
     said = [line for line in errors.replace("\r", "\n").splitlines() if line.startswith("fslib: ")]
     assert len(said) == 1 and word in said[0]

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-c", "import sys, fslib_command; sys.exit(fslib_command.main())"]
@@ -59,8 +60,15 @@ def environment(**changes: str) -> dict[str, str]:
 
 def start(words: list[str], **changes: str) -> subprocess.Popen:
     """Begin a command in a process group of its own, as a terminal would."""
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*COMMAND, *words], env=environment(**changes), start_new_session=True, cwd=ROOT, **options)
+    options: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    # what a shell starts in the background ignores Ctrl-C, and so would what it starts
+    options |= {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.Popen([*COMMAND, *words], env=environment(**changes), cwd=ROOT, **options)
 
 
 def run(words: list[str], **changes: str) -> tuple[int, str, str]:
