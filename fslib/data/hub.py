@@ -174,13 +174,14 @@ def saved_copy(name: str, root: Path | None) -> Path | None:
     return folder_called(name, folders) or (folder_called("ag", folders) if name == "ag-pair" else None)
 
 
-def folder_called(name: str, folders: Iterable[Path]) -> Path | None:
+def folder_called(name: str, folders: Iterable[Path], *, exact_first: bool = True) -> Path | None:
     """Return the folder of that name, else the one that bears it in another case, else None.
 
-    Raises FslibError where several bear it and none exactly: which one is meant would depend on their order on disk.
+    exact_first: False where case does not tell tasks apart. Raises FslibError where several bear the name and none is
+    first: which one is meant would depend on their order on disk.
     """
     alike = sorted(p for p in folders if p.name.lower() == name.lower())
-    exact = [p for p in alike if p.name == name]
+    exact = [p for p in alike if exact_first and p.name == name]
     if len(alike) > 1 and not exact:
         raise FslibError(f"task {name}: {' and '.join(map(str, alike))} differ in case alone: rename one of them")
     return next(iter(exact or alike), None)

@@ -138,9 +138,7 @@ def one_case(name: str, data: str | Path | None = None) -> str:
 
     Raises FslibError where several folders of `data` (default: FSLIB_DATA) would then bear it.
     """
-    alike = [folder for folder in _folders(data) if folder.name.lower() == name.lower()]
-    if len(alike) > 1:
-        raise FslibError(f"task {name}: {' and '.join(map(str, alike))} differ in case alone: rename one of them")
+    hub.folder_called(name, _folders(data), exact_first=False)
     return name.lower()
 
 

@@ -241,23 +241,22 @@ def _state(study: Study, unit: Unit) -> Record | FslibError | None:
 
 def _list(study: Study, options: argparse.Namespace) -> int:
     say(f"profile {study.name}, seeds {study.seeds}, results in {study.folder}")
-    seen: set[str] = set()
-    troubles: list[str] = []
+    states: dict[str, Record | FslibError | None] = {}  # a record is read once, however many notebooks ask for it
     for source in find_notebooks(options.notebooks):
         say(source.stem)
         for unit in study.plan(source.stem):
-            record = _state(study, unit)
+            key = unit.key
+            again = "  (as above)" if key in states else ""
+            record = states[key] if key in states else states.setdefault(key, _state(study, unit))
             state = "missing            "
             if isinstance(record, Record):
                 state = f"recorded {record.seconds:8.1f} s"
             elif record is not None:
                 state = f"{'DAMAGED' if isinstance(record, DamagedRecordError) else 'UNREADABLE':19}"
-                troubles.append(str(record))
-            again = "  (as above)" if unit.key in seen else ""
-            say(f"    {unit.kind:11} {unit.key}  {state}  {unit.describe()}{again}")
-            seen.add(unit.key)
-    for trouble in dict.fromkeys(troubles):
-        say(trouble)
+            say(f"    {unit.kind:11} {key}  {state}  {unit.describe()}{again}")
+    for trouble in states.values():
+        if isinstance(trouble, FslibError):
+            say(str(trouble))
     for path in study.store.set_aside():
         say(f"set aside, damaged: {path}")
     return 0
