@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 
 import numpy as np
 import torch
@@ -42,6 +43,11 @@ def gather_rows(rows: np.ndarray, batches: list[Batch]) -> np.ndarray:
         for indices, values in gather_object([(mine, rows[mine])]):
             rows[indices] = values
     return rows
+
+
+def partial_mark() -> str:
+    """Return the end of the names that this process writes under, until it renames them; `study.files` sweeps them."""
+    return f".partial-{platform.node()}-{os.getpid()}"
 
 
 def cuda_devices() -> list[int]:

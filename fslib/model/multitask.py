@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import os
-import platform
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +17,7 @@ from fslib.data.batches import Batch, Encoded
 from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError, check_count, first_line, unknown
 from fslib.model.attention import HeadControl, attach, control_of
+from fslib.model.devices import partial_mark
 from fslib.model.encoders import ENCODERS, PRETRAINED, check_shape, load_encoder, natural_pooling, quiet, shape_of
 
 POOLINGS = ("first", "mean", "last")
@@ -207,7 +206,7 @@ class MultiTaskModel(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write encoder, tokenizer and classifiers as safetensors and JSON; the folder appears whole or not at all."""
         folder = Path(folder)
-        partial = folder.with_name(f"{folder.name}.partial-{platform.node()}-{os.getpid()}")
+        partial = folder.with_name(folder.name + partial_mark())
         shutil.rmtree(partial, ignore_errors=True)
         card = {
             "source": self.source,

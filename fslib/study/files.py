@@ -19,6 +19,7 @@ import pandas as pd
 from safetensors import SafetensorError
 
 from fslib.errors import FslibError
+from fslib.model.devices import partial_mark
 
 SCRATCH = "fslib-tmp-"  # begins the name of every temporary folder
 
@@ -44,11 +45,6 @@ def writing(path: Path) -> Iterator[None]:
         is_scratch = any(part.startswith(SCRATCH) for part in path.parts)
         other = "set TMPDIR to another folder" if is_scratch else "choose another folder with --results"
         raise CannotWriteError(f"cannot write {path}: {reason}; {mend}, or {other}") from error
-
-
-def mark() -> str:
-    """Return the end of the names that this process writes under, until it renames them."""
-    return f".partial-{platform.node()}-{os.getpid()}"
 
 
 def is_abandoned(name: str) -> bool:
@@ -86,14 +82,14 @@ def remove(path: Path) -> None:
 def scratch_folder() -> Iterator[Path]:
     """Give a temporary folder that is gone after the block; of a killed process, `sweep` deletes it."""
     with writing(Path(os.environ.get("TMPDIR") or "/tmp") / SCRATCH):
-        folder = tempfile.TemporaryDirectory(prefix=SCRATCH, suffix=mark(), ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(prefix=SCRATCH, suffix=partial_mark(), ignore_cleanup_errors=True)
     with folder as name:
         yield Path(name)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, creating its folder."""
-    partial = path.with_name(f".{path.name}{mark()}")
+    partial = path.with_name(f".{path.name}{partial_mark()}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
