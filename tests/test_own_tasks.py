@@ -103,6 +103,24 @@ def two(place: Path) -> dict[str, object]:
     return {"tasks": [write(place, "plain", plain), write(place, "other", plain)], "transfer_target": "plain"}
 
 
+def wordless(place: Path) -> dict[str, object]:
+    """A task whose texts hold no word, classes or numbers; sizes that its few examples do not reach."""
+    names = []
+    for name, column in (("signs", "label"), ("sts-b", "score")):
+        names.append(write(place, name, lambda i, side: i % 3, column))
+        for side in ("train", "dev"):
+            rows = [f"{'!?'[i % 2] * (1 + i // 2)} {i % 10}\t{i % 3}" for i in range(24)]
+            (place / name / f"{side}.tsv").write_text("\n".join([f"sentence\t{column}", *rows]) + "\n")
+    names.append(write(place, "plain", plain))
+    return {"tasks": names, "transfer_target": "signs", "transfer_sizes": [2, 6, 1000]}
+
+
+def crowd(place: Path) -> dict[str, object]:
+    """More tasks than a batch has examples; no size that the target reaches."""
+    names = [write(place, name, plain) for name in ("plain", "other", "third")]
+    return {"tasks": names, "batch_size": 2, "transfer_target": "plain", "transfer_sizes": [1000]}
+
+
 def execute(path: Path, parameters: dict[str, object]) -> str:
     """Run a notebook's code here, with other parameters; returns what it printed and showed."""
     shown: list[str] = []
@@ -133,7 +151,7 @@ def calm(monkeypatch):
     records.cached_task.cache_clear()
 
 
-@pytest.mark.parametrize("kind", [ratings, grammar, formulas, one_sided, two], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [ratings, grammar, formulas, one_sided, two, wordless, crowd], ids=lambda kind: kind.__name__)
 def test_every_notebook_goes_through(kind, calm, tmp_path, monkeypatch):
     monkeypatch.setenv("FSLIB_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("FSLIB_RESULTS", str(tmp_path / "results"))
@@ -144,5 +162,9 @@ def test_every_notebook_goes_through(kind, calm, tmp_path, monkeypatch):
     study = fslib.Study("smoke", overrides=overrides)
     claims = (study.folder / "tables" / "08_claims.md").read_text()
     assert all(claim in claims for claim in ("C1", "C2", "C3", "C4", "C5", "C6"))
+    if kind is wordless:
+        assert "left: (6,)" in said["07"]
+    if kind is crowd:
+        assert "no PCGrad" in said["06"] and "left: (None,)" in said["07"]
     if kind is two:
         assert "not testable" in said["07"] and "not testable" in claims

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.sparse import hstack
+from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from fslib.data.tasks import Split
+from fslib.data.tasks import Split, Task
 from fslib.scoring import Bootstrap, bootstrap_counts, metric_score
 from fslib.study.evidence import differences
 from fslib.study.plots import GREY, looks, panels, percent, styled
@@ -29,12 +30,21 @@ class WordsUnit(Data, Unit):
         values: dict[str, Any] = {}
         arrays: dict[str, np.ndarray] = {}
         for name, task in self.load().items():
-            vectorizer = TfidfVectorizer(sublinear_tf=True).fit([*task.train.texts, *(task.train.pairs or ())])
-            x, y = bag_of_words(vectorizer, task.train), task.train.labels
-            learner = Ridge() if task.is_regression else LogisticRegression(max_iter=2000)
-            arrays[f"predictions/{name}"] = in_bytes(learner.fit(x, y).predict(bag_of_words(vectorizer, task.eval)))
-            values[name] = {"features": int(x.shape[1])}
+            predictions, features = predict_from_words(task)
+            arrays[f"predictions/{name}"], values[name] = in_bytes(predictions), {"features": features}
         return Result(values, arrays)
+
+
+def predict_from_words(task: Task) -> tuple[np.ndarray, int]:
+    """Return predictions of the evaluation examples, and from how many features; from none, the constant answer."""
+    vectorizer, y = TfidfVectorizer(sublinear_tf=True), task.train.labels
+    texts = [*task.train.texts, *(task.train.pairs or ())]
+    if not any(map(vectorizer.build_analyzer(), texts)):  # signs and single letters are no words
+        constant = DummyRegressor() if task.is_regression else DummyClassifier(strategy="most_frequent")
+        return constant.fit(np.zeros((len(y), 1)), y).predict(np.zeros((len(task.eval), 1))), 0
+    x = bag_of_words(vectorizer.fit(texts), task.train)
+    learner = Ridge() if task.is_regression else LogisticRegression(max_iter=2000)
+    return learner.fit(x, y).predict(bag_of_words(vectorizer, task.eval)), int(x.shape[1])
 
 
 def bag_of_words(vectorizer: TfidfVectorizer, split: Split) -> Any:

@@ -123,19 +123,26 @@ def design(study: Study) -> dict[str, dict[str, Any] | None]:
     """Return every ending by name, as a unit describes it; None is plain training."""
     p = study.profile
     iat = {"kind": "IAT", "delta": p.delta, "alpha": p.alpha}
+    mixed = {"PCGrad": {"kind": "PCGrad", "delta": p.delta}}
+    mixed |= {"mixed batches": {"kind": "PCGrad", "delta": p.delta, "project": False}}
     return {
         "trunk": {"kind": "Stop", "delta": p.delta},
         "IAT": iat,
         "plain": None,
         "IAT, random heads": iat | {"heads": "random"},
         "IAT, least heads": iat | {"heads": "least"},
-        "PCGrad": {"kind": "PCGrad", "delta": p.delta},
-        "mixed batches": {"kind": "PCGrad", "delta": p.delta, "project": False},
+        **({} if left_out(study) else mixed),
         "IAT, others frozen": iat | {"others": "freeze"},
         "IAT, leaky": iat | {"strict": False},
         **{f"IAT, alpha {a:g}": iat | {"alpha": a} for a in p.other_alphas},
         **{f"IAT, delta {d:g}": iat | {"delta": d} for d in p.other_deltas},
     }
+
+
+def left_out(study: Study) -> str:
+    """Say why there are no endings that mix tasks in a batch, or nothing ("") where there are."""
+    tasks, batch = len(study.profile.tasks), study.profile.batch_size
+    return f"no PCGrad: a batch of {batch} has no example of some of {tasks} tasks" if batch < tasks else ""
 
 
 def seeds(study: Study) -> list[int]:

@@ -97,12 +97,21 @@ def not_testable(study: Study) -> str:
     return f"without {study.profile.transfer_target} there are fewer than two tasks to train a source on"
 
 
+def sizes(study: Study) -> tuple[int | None, ...]:
+    """Return the target's training sizes: those of the profile that it has examples for, at least one per class."""
+    labels = target(study).train.labels
+    classes = 1 if target(study).is_regression else len(np.unique(labels))
+    wanted = study.profile.transfer_sizes
+    return tuple(n for n in wanted if n is None or max(2, classes) <= n <= len(labels)) or (None,)
+
+
 def transfer_unit(study: Study, seed: int) -> TransferUnit:
     """Return the learning curves of the target from all sources, for one seed."""
     p = study.profile
     if reason := not_testable(study):
         raise FslibError(f"transfer_target {p.transfer_target!r}: {reason}")
-    options = {k: getattr(p, f"transfer_{k}") for k in ("target", "sizes", "passes", "min_steps", "max_steps")}
+    options = {k: getattr(p, f"transfer_{k}") for k in ("target", "passes", "min_steps", "max_steps")}
+    options["sizes"] = sizes(study)
     settings = study.training(seed, small=True, tasks=source_tasks(study), eval_examples=p.ending_examples).model_dump()
     return TransferUnit(**settings, **options, iat={"delta": p.delta, "alpha": p.alpha})
 
