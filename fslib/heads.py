@@ -5,6 +5,7 @@ the set is used: in `fslib.pruned` it means switched off, in IAT trained.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -16,6 +17,39 @@ def head_count(fraction: float, total: int) -> int:
     """Return k = floor(fraction * total), the number of heads in a fraction. Raises FslibError outside (0, 1]."""
     check_number("fraction", fraction, "(0, 1]", "0.3 means the top 30 % of all heads")
     return math.floor(fraction * total + 1e-9)  # 0.29 * 100 is 28.999999999999996 in floating point
+
+
+def checked_fractions(
+    fractions: Sequence[float], shape: tuple[int, int], controls: int = 0, what: str = "fraction"
+) -> tuple[float, ...]:
+    """Return fractions of all heads in rising order, each of which chooses some heads, and another count of them.
+
+    shape: (layers, heads per layer). controls: how many random sets are to be drawn like each fraction's top heads;
+    whether there are so many depends on how the top heads, not known yet, spread over the layers: evenly spread, they
+    leave most choice. what: the word for a fraction in a message.
+    Raises FslibError for no fraction, one of no head, two of one count of heads, and more controls than there are.
+    """
+    if isinstance(fractions, str) or not isinstance(fractions, Sequence | np.ndarray) or not len(fractions):
+        raise FslibError(f"{what}s {fractions!r}: give a list of at least one, such as [0.1, 0.3]")
+    layers, heads = shape
+    counts: dict[int, float] = {}
+    for fraction in fractions:
+        k = head_count(fraction, layers * heads)
+        asked = f"{what} {fraction:g} of {layers} x {heads} heads"
+        if k == 0:
+            raise FslibError(f"{asked} is no head: give at least {1 / (layers * heads):.3f}")
+        if k in counts:
+            raise FslibError(
+                f"{what}s {counts[k]:g} and {asked.removeprefix(what + ' ')} are {k} heads each: leave one out"
+            )
+        counts[k] = float(fraction)
+        each, rest = divmod(k, layers)
+        others = math.comb(heads, each) ** (layers - rest) * math.comb(heads, each + 1) ** rest - 1
+        if controls > others:  # a set of its own is no control of itself
+            raise FslibError(
+                f"controls={controls} for {asked}: there are at most {others} other sets of {k} heads; ask for fewer"
+            )
+    return tuple(counts[k] for k in sorted(counts))
 
 
 def top_heads(

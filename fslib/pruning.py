@@ -15,7 +15,7 @@ from fslib.data.tasks import Task, as_tasks
 from fslib.dissociation import IAP
 from fslib.errors import FslibError, check_count, finite_array, unknown
 from fslib.evaluation import EVAL_BATCH, length_batches, predict
-from fslib.heads import head_count, random_heads, top_heads
+from fslib.heads import checked_fractions, random_heads, top_heads
 from fslib.importance import head_importance, mean_context
 from fslib.model.attention import ABLATIONS, pruned
 from fslib.model.multitask import MultiTaskModel, check_model
@@ -54,7 +54,7 @@ def prune_important_heads(
     check_model(model, *named.values())
     for name, count, least in (("controls", controls, 0), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         check_count(name, count, least)
-    fractions = _checked_fractions(fractions, model.n_layers * model.n_heads)
+    fractions = checked_fractions(fractions, (model.n_layers, model.n_heads))
     _check(model, named, importance, ablation)
     scoring: dict[str, Any] = {"reduction": reduction, "normalize": normalize, "examples": examples, "seed": seed}
     top = np.zeros((len(named), len(fractions), model.n_layers, model.n_heads), dtype=bool)
@@ -80,24 +80,7 @@ def prune_important_heads(
                 lesioned[u][(0, *index)] = predict(model, task, batches[u], len(task.eval))
     metrics = tuple(task.metric for task in named.values())
     labels = {u: task.eval.labels for u, task in named.items()}
-    return IAP(tuple(named), metrics, tuple(fractions), heads[None], labels, unpruned, lesioned)
-
-
-def _checked_fractions(fractions: Sequence[float], total: int) -> list[float]:
-    """Return fractions in rising order. Raises FslibError for none, one of no head, and two of one count of heads."""
-    if isinstance(fractions, str) or not isinstance(fractions, Iterable):
-        raise FslibError(f"fractions {fractions!r}: give a list, such as {list(FRACTIONS)}")
-    fractions = list(fractions)
-    counts = [head_count(f, total) for f in fractions]
-    if 0 in counts:
-        raise FslibError(
-            f"fraction {fractions[counts.index(0)]} of {total} heads is no head: give at least {1 / total:.3f}"
-        )
-    if not fractions or len(set(counts)) < len(fractions):
-        raise FslibError(
-            f"fractions {fractions} of {total} heads: give at least one, and no two that round to one count"
-        )
-    return sorted(float(f) for f in fractions)
+    return IAP(tuple(named), metrics, fractions, heads[None], labels, unpruned, lesioned)
 
 
 def _check_set(task: str, fraction: float, chosen: Bool[np.ndarray, "layers heads"], controls: int) -> None:

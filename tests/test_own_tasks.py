@@ -151,7 +151,9 @@ def calm(monkeypatch):
     records.cached_task.cache_clear()
 
 
-@pytest.mark.parametrize("kind", [ratings, grammar, formulas, one_sided, two, wordless, crowd], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [ratings, grammar, formulas, one_sided, two, wordless, crowd], ids=lambda kind: kind.__name__
+)
 def test_every_notebook_goes_through(kind, calm, tmp_path, monkeypatch):
     monkeypatch.setenv("FSLIB_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("FSLIB_RESULTS", str(tmp_path / "results"))

@@ -143,7 +143,7 @@ class TestWhatIsPruned:
             prune_important_heads(model, two, [1.0], 1, importance=importance)
 
     def test_a_fraction_of_no_head_is_refused(self, model, two, importance):
-        with refused("fraction 0.04 of 24 heads is no head", "0.042"):
+        with refused("fraction 0.04 of 2 x 12 heads is no head", "0.042"):
             prune_important_heads(model, two, [0.04, 0.5], 1, importance=importance)
         with refused("fraction 0.5", "no head of task bbc", "min_per_layer"):
             prune_important_heads(model, two, [0.5], 0, importance=importance, min_per_layer=12)
@@ -186,9 +186,11 @@ class TestRefusals:
         with refused(fraction, "(0, 1]"):
             prune_important_heads(model, two, [0.5, fraction], importance=importance)
 
-    @pytest.mark.parametrize("fractions", [[], [0.5, 0.51], [0.3, 0.3]])  # 0.5 and 0.51 of 24 are both 12
-    def test_fractions_that_are_none_or_not_distinct(self, model, two, importance, fractions):
-        with refused("fractions", "24 heads"):
+    @pytest.mark.parametrize(
+        ("fractions", "said"), [([], "at least one"), ([0.5, 0.51], "12 heads each"), ([0.3, 0.3], "7 heads each")]
+    )
+    def test_fractions_that_are_none_or_not_distinct(self, model, two, importance, fractions, said):
+        with refused("fractions", said):
             prune_important_heads(model, two, fractions, importance=importance)
 
     def test_more_controls_than_distinct_sets(self, model, two, importance):

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from fslib.dissociation import IAP, score_left
-from fslib.heads import overlap, top_heads
+from fslib.heads import checked_fractions, overlap, top_heads
 from fslib.importance import head_importance, passes
 from fslib.model.encoders import ENCODERS
 from fslib.pruning import prune_important_heads
@@ -17,7 +17,7 @@ from fslib.study.evidence import SIGNIFICANCE, SUPPORTED, differences, verdict
 from fslib.study.plots import GREY, forest, panels, percent, styled
 from fslib.study.records import Record, Result, Store, Unit, distinct
 from fslib.study.study import Study, plans
-from fslib.study.units import TrainUnit, check_heads, iap_arrays, iap_values, recorded_iap
+from fslib.study.units import TrainUnit, iap_arrays, iap_values, recorded_iap
 
 # Ways to choose heads: the first is the default. Michel et al. divide by layer norms; the paper's code does not.
 SELECTIONS: dict[str, dict[str, Any]] = {
@@ -52,7 +52,7 @@ class SelectionUnit(Unit):
     def check(self) -> None:
         """Raise FslibError for what the encoder's heads do not allow."""
         super().check()
-        check_heads(self.model.shape(), [self.fraction], self.randoms)
+        checked_fractions([self.fraction], self.model.shape(), self.randoms)
 
     def compute(self, store: Store) -> Result:
         """Prune by every selection, and by random sets: `randoms` per task matched by layer, and as many unmatched."""

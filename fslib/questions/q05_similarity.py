@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
 
+from fslib.heads import checked_fractions
 from fslib.importance import head_importance
 from fslib.model.multitask import MultiTaskModel
 from fslib.scoring import interval, p_value, rank_correlation
@@ -25,7 +26,7 @@ from fslib.study.evidence import NOT_TESTABLE, exchanged_correlations, verdict
 from fslib.study.plots import COLOURS, MARKERS, panels, styled
 from fslib.study.records import Result, Store, Unit
 from fslib.study.study import Study, plans
-from fslib.study.units import SeededFineTuning, check_heads
+from fslib.study.units import SeededFineTuning
 from fslib.training import train
 
 MEASURES = ("importance", "top heads", "TaskEmb", "TextEmb", "CKA")
@@ -43,7 +44,7 @@ class SimilarityUnit(SeededFineTuning, Unit):
     def check(self) -> None:
         """Raise FslibError for what the encoder's heads do not allow."""
         super().check()
-        check_heads(self.shape(), [self.fraction])
+        checked_fractions([self.fraction], self.shape())
 
     def compute(self, store: Store) -> Result:
         """Measure on models that never saw the pair, so that no measure shares noise with the pair's dissociation."""

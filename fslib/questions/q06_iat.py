@@ -12,6 +12,7 @@ from fslib.dissociation import IAP
 from fslib.endings import Ending, PCGrad, Stop
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
+from fslib.heads import checked_fractions
 from fslib.iat import IAT, HeadRows, head_rows
 from fslib.importance import head_importance
 from fslib.model.multitask import MultiTaskModel
@@ -21,7 +22,7 @@ from fslib.study.evidence import SharedSamples, differences, verdict
 from fslib.study.plots import forest, looks, panels, styled
 from fslib.study.records import Record, Result, Store, Unit, cached_task
 from fslib.study.study import Study, plans
-from fslib.study.units import SeededFineTuning, TrainUnit, check_heads, iap_arrays, in_bytes, recorded_iap
+from fslib.study.units import SeededFineTuning, TrainUnit, iap_arrays, in_bytes, recorded_iap
 from fslib.training import branch
 
 ENDINGS: dict[str, Any] = {"IAT": IAT, "PCGrad": PCGrad, "Stop": Stop}
@@ -44,10 +45,10 @@ class EndingsUnit(SeededFineTuning, Unit):
     def check(self) -> None:
         """Raise FslibError for what the encoder's heads do not allow."""
         super().check()
-        check_heads(self.shape(), self.fractions)
+        checked_fractions(self.fractions, self.shape())
         for spec in self.endings.values():
             if spec and "alpha" in spec:
-                check_heads(self.shape(), [spec["alpha"]], what="alpha")
+                checked_fractions([spec["alpha"]], self.shape(), what="alpha")
 
     def compute(self, store: Store) -> Result:
         """Train the trunk, then every ending from it; score each, and prune those that are named."""

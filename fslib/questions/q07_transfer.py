@@ -11,6 +11,7 @@ from fslib.data.tasks import Task
 from fslib.endings import Ending
 from fslib.errors import FslibError
 from fslib.evaluation import evaluate
+from fslib.heads import checked_fractions
 from fslib.iat import IAT
 from fslib.progress import hidden
 from fslib.scoring import chance_level
@@ -18,7 +19,7 @@ from fslib.study.evidence import NOT_TESTABLE, SharedSamples, differences, verdi
 from fslib.study.plots import COLOURS, GREY, MARKERS, panels, percent, styled
 from fslib.study.records import Result, Store, Unit, cached_task
 from fslib.study.study import Study, plans
-from fslib.study.units import SeededFineTuning, check_heads, in_bytes
+from fslib.study.units import SeededFineTuning, in_bytes
 from fslib.training import branch
 from fslib.transfer import PARTS, transfer
 
@@ -49,7 +50,7 @@ class TransferUnit(SeededFineTuning, Unit):
     def check(self) -> None:
         """Raise FslibError for what the encoder's heads do not allow."""
         super().check()
-        check_heads(self.shape(), [self.iat["alpha"]], what="alpha")
+        checked_fractions([self.iat["alpha"]], self.shape(), what="alpha")
 
     def compute(self, store: Store) -> Result:
         """Learn the target at every size, from every source, in both ways."""

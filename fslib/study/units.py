@@ -1,10 +1,9 @@
 """The units that several questions share: train a model, score its heads, prune them."""
 
-import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,7 @@ from fslib.data.tasks import Task
 from fslib.dissociation import IAP
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
-from fslib.heads import head_count
+from fslib.heads import checked_fractions
 from fslib.importance import Contributions, contributions
 from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.model.multitask import MultiTaskModel
@@ -98,29 +97,6 @@ def encoder_shape(encoder: str, max_length: int, task: str) -> tuple[int, int]:
     """Return (layers, heads a layer) of an encoder, loaded once. Raises FslibError for one that cannot be loaded."""
     model = MultiTaskModel.from_pretrained(encoder, cached_task(task), max_length=max_length)
     return model.n_layers, model.n_heads
-
-
-def check_heads(shape: tuple[int, int], fractions: Iterable[float], controls: int = 0, what: str = "fraction") -> None:
-    """Raise FslibError for fractions that choose no head or one count twice, and controls that cannot be drawn.
-
-    Whether there are enough depends on how the top heads, not known yet, spread over the layers; evenly spread, they
-    leave most choice. A set of its own is no control of itself.
-    """
-    layers, heads = shape
-    counts: dict[int, float] = {}
-    for fraction in sorted(fractions):
-        k = head_count(fraction, layers * heads)
-        if k == 0:
-            raise FslibError(f"{what} {fraction:g} of {layers} x {heads} heads is no head: give a higher one")
-        if k in counts:
-            both = f"{what}s {counts[k]:g} and {fraction:g} of {layers} x {heads} heads"
-            raise FslibError(f"{both} are {k} heads each: leave one out")
-        counts[k] = fraction
-        each, rest = divmod(k, layers)
-        others = math.comb(heads, each) ** (layers - rest) * math.comb(heads, each + 1) ** rest - 1
-        if controls > others:
-            asked = f"controls={controls} for {what} {fraction:g} of {layers} x {heads} heads"
-            raise FslibError(f"{asked}: there are at most {others} other sets of {k} heads; ask for fewer controls")
 
 
 class SeededFineTuning(FineTuning):
@@ -248,7 +224,7 @@ class PruneUnit(Unit):
     def check(self) -> None:
         """Raise FslibError for fractions and controls that the encoder's heads do not allow."""
         super().check()
-        check_heads(self.importance.model.shape(), self.fractions, self.controls)
+        checked_fractions(self.fractions, self.importance.model.shape(), self.controls)
 
     def compute(self, store: Store) -> Result:
         """Prune, and keep every prediction."""
