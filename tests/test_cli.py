@@ -1,7 +1,10 @@
 """The command line: what it says, what it writes, and exit codes that a script can trust."""
 
+import asyncio
 import errno
+import gc
 import json
+import logging
 import os
 import platform
 import resource
@@ -12,6 +15,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 import torch
 from small_units import SMALL, write_tasks
@@ -637,3 +641,29 @@ def test_help_names_every_exit_code(capsys):
     said = " ".join(capsys.readouterr().out.split())
     for code in ("0 done", "1 a notebook failed", "2 bad input", "130 interrupted"):
         assert code in said
+
+
+def test_an_interrupt_inside_a_notebook_leaves_nothing_to_complain_of(tmp_path, monkeypatch, caplog):
+    """nbclient's tasks then fail with nobody waiting for them, of which asyncio would print a traceback."""
+
+    def interrupted(*words, **options):
+        async def wait():
+            raise RuntimeError("Kernel died")
+
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(wait())
+        loop.run_until_complete(asyncio.wait([task]))
+        loop.close()
+        left.append(task)
+        raise KeyboardInterrupt
+
+    left = []
+    monkeypatch.setattr(papermill, "execute_notebook", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.execute(Study("smoke", results=tmp_path), tmp_path / "a.ipynb", tmp_path / "b.ipynb")
+    try:
+        left.clear()
+        gc.collect()
+        assert not caplog.records
+    finally:
+        logging.getLogger("asyncio").setLevel(logging.NOTSET)

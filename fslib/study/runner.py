@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import sys
 import time
@@ -186,6 +187,10 @@ def execute(study: Study, source: Path, output: Path) -> None:
     except DeadKernelError as error:
         reason = last_words(output.with_name(LOG)) or "out of memory?"
         raise NotebookError(f"notebook {source.stem} failed: its kernel died ({reason})") from error
+    except KeyboardInterrupt:
+        # what nbclient had begun is waited for by nobody now, and asyncio would complain of it at length
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
     except Exception as error:  # papermill, nbclient, jupyter and zmq have no error in common
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             with writing(output):
