@@ -31,11 +31,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from refusal import refused
 from small_units import SMALL, TASKS, NumbersUnit, training, write_tasks
+from threadpoolctl import threadpool_info
 
 import fslib
 from fslib import Study
 from fslib.model.multitask import MultiTaskModel
-from fslib.study import records
+from fslib.study import provenance, records
 from fslib.study.files import save_table, write_bytes
 from fslib.study.plots import save_figure
 from fslib.study.records import Record, Result, Store, Unit, checked, key_of
@@ -539,7 +540,7 @@ def test_a_clone_that_is_not_installed_keeps_its_first_unit(store, monkeypatch):
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(records, "version", missing)
+    monkeypatch.setattr(provenance, "version", missing)
     assert store.get(UNIT).versions | {"python": ""} == {
         "python": "", "fslib": fslib.__version__, "torch": "unknown", "transformers": "unknown", "datasets": "unknown",
         "numpy": "unknown", "scikit-learn": "unknown",
@@ -823,6 +824,68 @@ def test_another_machine_or_version_is_held_to_the_tolerance_only(study, tmp_pat
         verdict = verify_unit(other, unit)
         assert not verdict.exact
         assert verdict.problems == []
+
+
+# Threads
+
+
+class ThreadsUnit(NumbersUnit):
+    """A unit that says how many threads it has, and fails if it is asked to."""
+
+    kind: ClassVar[str] = "threads"
+
+    def compute(self, store: Store) -> Result:
+        """Count the threads of torch and of numpy's linear algebra."""
+        if self.n:
+            raise ZeroDivisionError
+        return Result({"torch": torch.get_num_threads(), "linear algebra": blas_threads()})
+
+
+def blas_threads() -> list[int]:
+    return sorted({library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"})
+
+
+@pytest.mark.parametrize("around", [1, 2, 3])
+def test_a_unit_is_computed_with_its_own_threads_however_many_there_are(tmp_path, around):
+    torch.set_num_threads(around)
+    before = blas_threads()
+    unit = ThreadsUnit(tasks=TASKS, n=0)
+    for threads in (1, 2):
+        record = Store(tmp_path / str(threads), threads).get(unit)
+        assert record.machine["threads"] == record.result["torch"] == threads
+        assert record.result["linear algebra"] == [threads]
+        assert (torch.get_num_threads(), blas_threads()) == (around, before)
+    with pytest.raises(ZeroDivisionError):
+        Store(tmp_path, 2).get(ThreadsUnit(tasks=TASKS, n=1))
+    assert (torch.get_num_threads(), blas_threads()) == (around, before)
+
+
+def test_a_model_that_is_trained_again_has_the_same_threads(store, monkeypatch):
+    store.get(MODEL)
+    shutil.rmtree(store.checkpoint(MODEL))
+    seen, fit = [], TrainUnit._fit
+    monkeypatch.setattr(TrainUnit, "_fit", lambda *words: seen.append(torch.get_num_threads()) or fit(*words))
+    torch.set_num_threads(2)
+    MODEL.trained(store)
+    assert seen == [1]
+
+
+def test_the_profile_says_how_many_threads_and_no_key_knows(tmp_path):
+    one, two = (Study("smoke", overrides={"threads": n}, results=tmp_path) for n in (1, 2))
+    assert (Study("smoke").store.threads, one.store.threads, two.store.threads) == (1, 1, 2)
+    assert [unit.key for unit in one.plan("08")] == [unit.key for unit in two.plan("08")]
+    with refused("threads=0"):
+        Study("smoke", overrides={"threads": 0})
+
+
+def test_a_record_of_other_threads_is_verified_within_the_tolerance(study, tmp_path):
+    unit = study.plan("03")[0]
+    honest = study.store.get(unit)
+    other = Study("smoke", overrides=SMALL, results=tmp_path)
+    other.store.save(replace(honest, machine=honest.machine | {"threads": 2}))
+    assert not verify_unit(other, unit).exact
+    other.store.threads = 2
+    assert verify_unit(other, unit).exact
 
 
 # Tables, figures and notebooks

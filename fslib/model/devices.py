@@ -1,13 +1,16 @@
-"""Where a model runs: processes, devices, their random states, and memory that is freed between steps."""
+"""Where a model runs: processes, threads, devices, their random states, and memory that is freed between steps."""
 
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import gather_object
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from fslib.data.batches import Batch
@@ -48,6 +51,21 @@ def gather_rows(rows: np.ndarray, batches: list[Batch]) -> np.ndarray:
 def partial_mark() -> str:
     """Return the end of the names that this process writes under, until it renames them; `study.files` sweeps them."""
     return f".partial-{platform.node()}-{os.getpid()}"
+
+
+@contextmanager
+def fixed_threads(count: int) -> Iterator[None]:
+    """Compute with so many threads inside the block, torch as well as numpy's and scipy's linear algebra.
+
+    Their number decides in which order a sum is taken, and so its last bits.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cuda_devices() -> list[int]:

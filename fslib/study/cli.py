@@ -22,7 +22,8 @@ from fslib.errors import FslibError, first_line
 from fslib.model.devices import keep_freed_memory
 from fslib.study.files import CannotWriteError, sweep
 from fslib.study.profiles import PROFILES
-from fslib.study.records import ROOT, DamagedRecordError, Record, Unit, distinct, shown
+from fslib.study.provenance import ROOT
+from fslib.study.records import DamagedRecordError, Record, Unit, distinct, shown
 from fslib.study.runner import (
     NotebookError,
     check_in_place,
@@ -292,7 +293,7 @@ def _repeats(study: Study, unit: Unit) -> bool:
     except FslibError as error:
         say(f"{name}): cannot be computed again: {error}")
         return False
-    how = "bit-equal" if comparison.exact else "within tolerance (another machine or other versions)"
+    how = "bit-equal" if comparison.exact else "within tolerance (another machine, other threads or other versions)"
     say(f"{name}, {comparison.seconds:.0f} s): {'DIFFERS' if comparison.problems else how}")
     for problem in comparison.problems:
         say(f"    {problem}")

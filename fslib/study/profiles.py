@@ -30,6 +30,7 @@ class Profile(FineTuning):
     fractions: Fractions = (0.1, 0.2, 0.3, 0.4, 0.5)
     controls: int = Field(ge=1)
     draws: int = Field(2000, ge=50)
+    threads: int = Field(1, ge=1)  # of a unit, however many cores there are; no part of its key
     # 04 to 07
     encoders: tuple[EncoderName, ...] = Field(min_length=1)
     small_encoder: EncoderName

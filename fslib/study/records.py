@@ -12,32 +12,27 @@ record is never used. Only who computes sets it aside; who lists or verifies ren
 import hashlib
 import json
 import os
-import platform
 import shutil
-import subprocess
 import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fslib.data.loading import load_task
 from fslib.data.tasks import Task
 from fslib.errors import FslibError, first_line, unknown
+from fslib.model.devices import fixed_threads
 from fslib.study.files import sweep, write_bytes, write_text, writing
-
-ROOT = Path(__file__).resolve().parents[2]
+from fslib.study.provenance import ROOT, git_commit, machine, versions
 
 
 def results_root() -> Path:
@@ -130,10 +125,13 @@ class DamagedRecordError(FslibError):
 
 
 class Store:
-    """Records and checkpoints under one folder: `runs/` and `checkpoints/`."""
+    """Records and checkpoints under one folder: `runs/` and `checkpoints/`.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    threads: with how many a unit is computed, whatever the machine has, so that its record is the same everywhere.
+    """
+
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        self.folder, self.threads = folder, threads
         self._open: dict[str, Record] = {}
 
     def find(self, unit: Unit) -> Record | None:
@@ -162,27 +160,32 @@ class Store:
                 return record
             for part in ("runs", "checkpoints"):
                 sweep(self.folder / part, f"{unit.kind}-{unit.key}.")
-            started = time.perf_counter()
-            result = unit.compute(self)
-            seconds = round(time.perf_counter() - started, 2)
-            sources = {name: cached_task(name).source for name in unit.task_names()}
-            record = Record(
-                unit.kind,
-                unit.key,
-                unit.model_dump(mode="json"),
-                unit.data(),
-                result.values,
-                result.arrays,
-                seconds,
-                versions(),
-                git_commit(),
-                machine(),
-                # not local paths: they say nothing to others, and a fingerprint says which data they hold
-                {name: source for name, source in sources.items() if source and not Path(source).exists()},
-            )
+            with fixed_threads(self.threads):
+                record = self._computed(unit)
             self.save(record)
             self._open[unit.key] = record
             return record
+
+    def _computed(self, unit: Unit) -> Record:
+        """Compute a unit, and return what is recorded of it."""
+        started = time.perf_counter()
+        result = unit.compute(self)
+        seconds = round(time.perf_counter() - started, 2)
+        sources = {name: cached_task(name).source for name in unit.task_names()}
+        return Record(
+            unit.kind,
+            unit.key,
+            unit.model_dump(mode="json"),
+            unit.data(),
+            result.values,
+            result.arrays,
+            seconds,
+            versions(),
+            git_commit(),
+            machine(),
+            # not local paths: they say nothing to others, and a fingerprint says which data they hold
+            {name: source for name, source in sources.items() if source and not Path(source).exists()},
+        )
 
     def forget(self, unit: Unit) -> None:
         """Delete a unit's record and checkpoint, so that it is computed anew; waits for whoever computes or reads."""
@@ -354,44 +357,3 @@ def checked(config: type[Config], values: Mapping[str, Any], what: str) -> Any:
         name = ".".join(map(str, first["loc"]))
         message = f"{what} {name}={shown(first['input'])}: {first['msg'].removeprefix('Value error, ')}"
         raise FslibError(message) from None
-
-
-def machine() -> dict[str, Any]:
-    """Say what a result may depend on: two machines with equal entries give bit-equal records."""
-    processor = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text().splitlines()
-        processor = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), processor)
-    return {
-        "system": platform.system(),
-        "architecture": platform.machine(),
-        "processor": processor,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version(), "fslib": import_module("fslib").__version__}  # installed or not
-    for name in ("torch", "transformers", "datasets", "numpy", "scikit-learn"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
-
-
-def git_commit() -> str:
-    """Return the commit the code is at, with "+changes" if fslib/ differs from it; "unknown" outside a checkout."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "fslib") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

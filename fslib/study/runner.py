@@ -21,7 +21,8 @@ from nbclient.exceptions import DeadKernelError
 from fslib.errors import FslibError, first_line, unknown
 from fslib.scoring import rank_correlation
 from fslib.study.files import CannotWriteError, remove, scratch_folder, write_bytes, writing
-from fslib.study.records import ROOT, Record, Store, Unit, machine
+from fslib.study.provenance import ROOT
+from fslib.study.records import Record, Store, Unit
 from fslib.study.study import Study
 
 # What may differ between machines of different types, where floating-point sums come out in another order.
@@ -238,8 +239,8 @@ def verify_unit(study: Study, unit: Unit) -> Comparison:
         raise FslibError(f"no record of {unit.kind}-{unit.key} to verify: run fslib run first")
     started = time.perf_counter()
     with scratch_folder() as scratch:
-        again = Store(scratch).get(unit)
-    exact = stored.machine == machine() and stored.versions == again.versions
+        again = Store(scratch, study.store.threads).get(unit)
+    exact = stored.machine == again.machine and stored.versions == again.versions
     return Comparison(unit, exact, differences(stored, again, exact), time.perf_counter() - started)
 
 

@@ -26,7 +26,8 @@ from fslib.scoring import chance_level
 from fslib.study.files import save_table, write_bytes, write_text
 from fslib.study.plots import save_figure
 from fslib.study.profiles import make_profile
-from fslib.study.records import ROOT, Record, Store, Unit, cached_task, results_root, shown
+from fslib.study.provenance import ROOT
+from fslib.study.records import Record, Store, Unit, cached_task, results_root, shown
 from fslib.study.units import Chain, Data, FineTuning, TrainUnit, chain
 
 Plan = Callable[["Study"], list[Unit]]
@@ -69,7 +70,7 @@ class Study:
         understood = self.profile.model_dump(mode="json")
         self.name, self.seed, self.overrides = profile, seed, {k: understood[k] for k in sorted(changes)}
         self.folder = Path(results or results_root()).absolute() / folder_name(profile, seed, self.overrides)
-        self.store = Store(self.folder)
+        self.store = Store(self.folder, self.profile.threads)
 
     @classmethod
     def from_parameters(cls, namespace: Mapping[str, Any]) -> "Study":

@@ -20,6 +20,7 @@ from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
 from fslib.heads import checked_fractions
 from fslib.importance import Contributions, contributions
+from fslib.model.devices import fixed_threads
 from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.model.multitask import MultiTaskModel
 from fslib.pruning import prune_important_heads
@@ -167,7 +168,8 @@ class TrainUnit(SeededFineTuning, Unit):
                         shutil.rmtree(aside, ignore_errors=True)
                         folder.rename(aside)
                     warnings.warn(f"{error}; set aside as {aside.name}, training again", stacklevel=2)
-            self._fit(folder)
+            with fixed_threads(store.threads):
+                self._fit(folder)
             return MultiTaskModel.load(folder)
 
 
