@@ -1,25 +1,28 @@
 """The dissociation score D, and IAP: what pruning each task's top heads did to every task. Arrays in, arrays out.
 
 Axes, in this order wherever they occur: `pruned` is the task whose heads were pruned, `scored` the task
-that was evaluated, both of size `tasks`; `n` examples; `draws` bootstrap or permutation draws.
+that was evaluated, both of size `tasks`; `n` examples; `draws` permutation draws.
 Scores S and S0 are in [-1, 1] (metrics as fractions), dissociation scores D in points (x 100).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Num
 
 from fslib.errors import FslibError, check_count, number_array, unknown
-from fslib.scoring import Bootstrap, bootstrap_counts, chance_level, interval, metric_score, p_value
+from fslib.intervals import Cells, Measure, relabelling_p, without_one
+from fslib.scoring import chance_level, metric_score
 
 CONVENTIONS = ("lesion", "released", "retention")
-DRAWS = 2000  # bootstrap draws
-NULL_DRAWS = 20_000  # permutation draws; if there are no more combinations than this, all of them: an exact p
+HEADLINE = (0.1, 0.3)  # the fractions that D is averaged over: from 40 % on, most of a random set are top heads
+DRAWS = 9999  # relabellings drawn; if there are no more than that, all of them: an exact p
 
 
 def dissociation(
@@ -143,109 +146,80 @@ class IAP:
     def _metric(self, task: str, predictions: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
         return metric_score(self.metrics[self.tasks.index(task)], predictions, self.labels[task], counts)
 
-    def score_intervals(
-        self, level: float = 0.95, draws: int = DRAWS, seed: int = 0
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (mean, low, high) over seeds of the scores under top-head lesions, each (1 + fractions, tasks, tasks).
+    def part(self, tasks: Sequence[str] | None = None, examples: slice = slice(None)) -> "IAP":
+        """Return the same for some of the tasks, as pruned and as scored, and some of every task's examples.
 
-        First row: nothing pruned. Axes after it: pruned task, scored task. Bootstrap over examples.
+        Raises FslibError for another task, for fewer than two, and where fewer than two examples are left.
         """
+        names = self.tasks if tasks is None else tuple(tasks)
+        for name in names:
+            if name not in self.tasks:
+                raise unknown("task of this pruning", name, self.tasks)
+        if len(names) < 2:
+            raise FslibError(f"dissociation compares at least two tasks, not {list(names)}")
+        at = [self.tasks.index(name) for name in names]
+        labels = {u: self.labels[u][examples] for u in names}
+        if short := [u for u in names if len(labels[u]) < 2]:
+            raise FslibError(f"fewer than two examples of task {short[0]} are left")
+        unpruned = {u: self.unpruned[u][:, examples] for u in names}
+        lesioned = {u: self.lesioned[u][:, :, at][..., examples] for u in names}
+        metrics = tuple(self.metrics[i] for i in at)
+        return IAP(names, metrics, self.fractions, self.heads[:, :, at], labels, unpruned, lesioned)
+
+    def dissociation(self, convention: str = "lesion", *, draws: int = DRAWS, seed: int = 0) -> "Dissociation":
+        """Return the dissociation score per fraction, per task and as their mean, with intervals and p.
+
+        Intervals: two-way t over seeds and examples, each example's influence by leaving it out (`fslib.intervals`);
+        with one seed, over examples alone. They are taken of D, of the mean D of the matched random heads, and of the
+        difference of the two.
+        p: label permutation. If it did not matter which task's lesion is called a task's own, every relabelling would
+        be as likely as the true one; p is the share of relabellings, drawn for each model by itself, with a D at least
+        as large. `p_shared`: the same relabelling for all models, a stricter question with few possible answers.
+        The last row is the mean over the headline fractions (10 and 30 %, where they are among those pruned).
+        """
+        check_count("draws", draws)
         check_count("seed", seed, 0)
-        mean, lows, highs = [], [], []
-        for u in self.tasks:
-            shape = (len(self.heads), 1, len(self.tasks), len(self.labels[u]))
-            whole = np.broadcast_to(self.unpruned[u][:, None, None], shape)
-            predictions = np.concatenate([whole, self.top.predictions[u]], 1)
-            counts = bootstrap_counts(len(self.labels[u]), draws, np.random.default_rng(seed))
-            low, high = interval(self._metric(u, predictions, counts).mean(0), level)
-            mean.append(self._metric(u, predictions).mean(0))
-            lows.append(low)
-            highs.append(high)
-        return np.stack(mean, -1), np.stack(lows, -1), np.stack(highs, -1)
-
-    def dissociation(
-        self, convention: str = "lesion", *, level: float = 0.95, draws: int = DRAWS, seed: int = 0
-    ) -> "Dissociation":
-        """Return the dissociation score per fraction, per task and as their mean, with interval, null and p.
-
-        Interval: bootstrap over evaluation examples, the same resample for every head set (paired), of the mean
-        over seeds; it holds for these trained models and head sets, and is NaN if a resample has no defined D.
-        Null: every task's head set is drawn at random among its top heads and its layer-matched controls (a
-        permutation test: if top heads are nothing special in their layers, all are alike); p is the share of
-        such draws with a score at least as large. The null band is made from the controls alone. With few controls
-        only the mean over tasks has power: one task's p is at best about 1 / (controls + 1) ** seeds.
-        The last row is the mean over fractions: one number that no choice of a fraction can flatter.
-        """
-        by_seed = self._by_seed(convention)
-        low, high = interval(np.moveaxis(self._resampled(convention, draws, seed), 0, -1), level)
-        null_mean, null_low, null_high, p = self._null(convention, level, seed)
-        return Dissociation(
-            convention,
-            self.tasks,
-            self.fractions,
-            by_seed.mean(0),
-            low,
-            high,
-            by_seed,
-            null_mean,
-            null_low,
-            null_high,
-            p,
-        )
-
-    def bootstrap(
-        self, convention: str = "lesion", *, draws: int = DRAWS, seed: int = 0, over_seeds: bool = False
-    ) -> dict[str, Bootstrap]:
-        """Return {task: D over all fractions, with its bootstrap draws}, and "mean" for the mean over tasks.
-
-        over_seeds: resample the models as well, for statements about training and not about these models. The same
-        `seed` draws the same resamples, so the difference of two `IAP`s on the same examples is paired.
-        """
-        values = self._by_seed(convention).mean(0)[-1]
-        resampled = self._resampled(convention, draws, seed, over_seeds)[:, -1]
-        columns = enumerate((*self.tasks, "mean"))
-        return {name: Bootstrap(float(values[i]), resampled[:, i]) for i, name in columns}
-
-    def _by_seed(self, convention: str) -> Float[np.ndarray, "seeds rows columns"]:
-        return _append_means(dissociation(self.top.scores, self.baseline()[:, None], convention, self.chance()))
-
-    def _resampled(
-        self, convention: str, draws: int, seed: int, over_seeds: bool = False
-    ) -> Float[np.ndarray, "draws rows columns"]:
-        check_count("seed", seed, 0)
-        lesioned, unpruned = [], []
-        for i, u in enumerate(self.tasks):
-            counts = bootstrap_counts(len(self.labels[u]), draws, np.random.default_rng([seed, i]))
-            lesioned.append(self._metric(u, self.top.predictions[u], counts))  # (seeds, fractions, tasks, draws)
-            unpruned.append(self._metric(u, self.unpruned[u], counts))  # (seeds, draws)
-        scores = np.moveaxis(np.stack(lesioned, -1), 3, 0)  # (draws, seeds, fractions, pruned, scored)
-        base = np.moveaxis(np.stack(unpruned, -1), 1, 0)  # (draws, seeds, scored)
-        by_seed = dissociation(scores, base[:, :, None], convention, self.chance())  # (draws, seeds, fractions, tasks)
-        if over_seeds:
-            weights = bootstrap_counts(len(self.heads), draws, np.random.default_rng([seed, 1000]))
-            return _append_means((by_seed * weights[:, :, None, None]).sum(1) / len(self.heads))
-        return _append_means(by_seed.mean(1))
-
-    def _null(self, convention: str, level: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return (mean, low, high) of the controls alone and the permutation p, each (rows, columns)."""
-        scores, base, chance = self.scores(), self.baseline(), self.chance()
-        seeds, fractions, tasks, sets, _ = scores.shape
-        if sets == 1:
-            undefined = np.full((fractions + 1, tasks + 1), np.nan)
-            return undefined, undefined, undefined, undefined
-
-        def redraw(choice: np.ndarray) -> np.ndarray:  # (draws, seeds * tasks) -> (draws, fractions + 1, tasks + 1)
-            choice = choice.reshape(-1, seeds, 1, tasks)
-            s, f, t = np.ogrid[:seeds, :fractions, :tasks]
-            picked = scores[s, f, t, choice]  # (draws, seeds, fractions, pruned, scored)
-            return _append_means(dissociation(picked, base[:, None], convention, chance).mean(1))
-
+        top = self._cells(convention, self.top)
+        random = self._cells(convention, self.random) if self.controls else None
         rng = np.random.default_rng([seed, 99])
-        band = redraw(1 + random_choices(sets - 1, seeds * tasks, NULL_DRAWS, rng))
-        exact = sets ** (seeds * tasks) <= NULL_DRAWS
-        observed = redraw(np.zeros((1, seeds * tasks), dtype=int))[0]
-        p = p_value(redraw(random_choices(sets, seeds * tasks, NULL_DRAWS, rng)), observed, exact)
-        return band.mean(0), *interval(np.moveaxis(band, 0, -1), level), p
+        tests = relabelling_p(self._relabelled(convention, draws, rng), draws, rng)
+        return Dissociation(convention, self.tasks, self.fractions, top, random, *tests)
+
+    @cached_property
+    def _averaged(self) -> list[int]:
+        headline = [i for i, f in enumerate(self.fractions) if any(math.isclose(f, h) for h in HEADLINE)]
+        return headline or list(range(len(self.fractions)))
+
+    def _scored(
+        self, convention: str, scores: np.ndarray, unpruned: np.ndarray
+    ) -> Float[np.ndarray, "*sets rows cols"]:
+        """Return D with its means appended: over tasks as a last column, then over fractions as a last row."""
+        d = dissociation(scores, unpruned, convention, self.chance())
+        d = np.concatenate([d, d.mean(-1, keepdims=True)], -1)
+        return np.concatenate([d, d[..., self._averaged, :].mean(-2, keepdims=True)], -2)
+
+    def _cells(self, convention: str, lesions: Lesions) -> Cells:
+        """Return D under some lesions, the mean over controls where there are any, and every example's influence."""
+        scores, base = _over_controls(lesions.scores), self.baseline()
+        values = self._scored(convention, scores, base[:, None])
+        influence = {}
+        for i, u in enumerate(self.tasks):
+            n = len(self.labels[u])
+            left = self._metric(u, lesions.predictions[u], without_one(n))  # (seeds, fractions, tasks, [controls,] n)
+            left_scores, left_base = np.repeat(scores[None], n, 0), np.repeat(base[None], n, 0)
+            left_scores[..., i] = np.moveaxis(_over_controls(left), -1, 0)
+            left_base[..., i] = self._metric(u, self.unpruned[u], without_one(n)).T
+            without = self._scored(convention, left_scores, left_base[:, :, None])  # (n, seeds, rows, cols)
+            influence[u] = np.moveaxis((n - 1) * (values - without), 0, 1)
+        return Cells(values, influence)
+
+    def _relabelled(self, convention: str, draws: int, rng: np.random.Generator) -> Float[np.ndarray, "orders *cells"]:
+        """Return D of every model in every cell under each relabelling of the lesions, the true labels first."""
+        own = tuple(range(len(self.tasks)))
+        few = math.factorial(len(own)) <= max(draws, 24)
+        orders = permutations(own) if few else (own, *(tuple(rng.permutation(len(own))) for _ in range(draws)))
+        base = self.baseline()[:, None]
+        return np.stack([self._scored(convention, self.top.scores[:, :, order], base) for order in orders])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all arrays by name, as stored beside a record."""
@@ -291,52 +265,74 @@ class IAP:
 class Point(NamedTuple):
     """One cell of a `Dissociation`, in points: a number per field, or an array where several cells are asked for.
 
-    value: D, the mean over seeds. low, high: its interval over examples. by_seed: (seeds,) D of every model.
-    null_mean, null_low, null_high: D of matched random heads. p: of the permutation test against them.
+    value: D, the mean over seeds. low, high: its interval. by_seed: (seeds,) D of every model. random, random_low,
+    random_high: D of matched random heads. above, above_low, above_high: D minus that. p, p_shared: relabelling.
     """
 
     value: float
     low: float
     high: float
     by_seed: np.ndarray
-    null_mean: float
-    null_low: float
-    null_high: float
+    random: float
+    random_low: float
+    random_high: float
+    above: float
+    above_low: float
+    above_high: float
     p: float
+    p_shared: float
 
 
 @dataclass(frozen=True, eq=False)
 class Dissociation:
     """Dissociation scores, in points: arrays (fractions + 1, tasks + 1), last column and last row the means.
 
-    by_seed: (seeds, fractions + 1, tasks + 1). low, high: interval over examples. null_*: matched random heads.
-    p: one-sided permutation p against them (NaN without controls).
+    top: D of every task's top heads. controls: the mean D of the matched random heads, None without controls.
+    p, p_shared: one-sided, of the label permutation (`IAP.dissociation`). null: D of its draws, (draws, rows, cols).
     """
 
     convention: str
     tasks: tuple[str, ...]
     fractions: tuple[float, ...]
-    value: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    by_seed: np.ndarray
-    null_mean: np.ndarray
-    null_low: np.ndarray
-    null_high: np.ndarray
+    top: Cells
+    controls: Cells | None
     p: np.ndarray
+    p_shared: np.ndarray
+    null: np.ndarray
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        undefined = np.full(self.top.values.shape[1:], np.nan)
+        parts = {"": self.top, "random_": self.controls, "above_": self.top - self.controls if self.controls else None}
+        found = {"by_seed": self.top.values, "p": self.p, "p_shared": self.p_shared}
+        for name, cells in parts.items():
+            low, high = cells.intervals() if cells else (undefined, undefined)
+            value = cells.values.mean(0) if cells else undefined
+            found |= {name.rstrip("_") or "value": value, f"{name}low": low, f"{name}high": high}
+        return found
 
     @property
     def mean(self) -> Point:
-        """The mean over tasks and fractions: the one number that decides."""
+        """The mean over tasks and the headline fractions: the one number that decides."""
         return self._cells(-1, -1)
 
     def of(self, task: str) -> Point:
-        """Return one task's D over all fractions. Raises FslibError for another task."""
+        """Return one task's D over the headline fractions. Raises FslibError for another task."""
         return self._cells(-1, self._column(task))
 
     def along(self, task: str = "mean") -> Point:
         """Return D at every fraction, arrays (fractions,), of one task or ("mean") of the mean over tasks."""
         return self._cells(slice(len(self.fractions)), self._column(task))
+
+    def measure(self, task: str = "mean", *, above_random: bool = False) -> Measure:
+        """Return D over the headline fractions, of one task or the mean, per model and with influences.
+
+        above_random: minus the mean D of matched random heads. Raises FslibError where there are none.
+        """
+        if above_random and self.controls is None:
+            raise FslibError("without random controls nothing can be said beyond chance: prune with controls=1 or more")
+        cells = self.top - self.controls if above_random and self.controls else self.top
+        return cells.measure(-1, self._column(task))
 
     def _column(self, task: str) -> int:
         names = (*self.tasks, "mean")
@@ -346,22 +342,19 @@ class Dissociation:
 
     def _cells(self, rows: int | slice, column: int) -> Point:
         # [()] makes a number of what would be an array without axes
-        return Point(*(getattr(self, field)[..., rows, column][()] for field in Point._fields))
+        return Point(*(self._arrays[field][..., rows, column][()] for field in Point._fields))  # type: ignore[arg-type]
 
     def frame(self) -> pd.DataFrame:
-        """Return one row per fraction and task; "mean" stands for the mean over either."""
-        rows = []
+        """Return one row per fraction and task; "mean" is the mean over tasks, or over the headline fractions."""
+        rows, arrays = [], self._arrays
         for i, fraction in enumerate([*map(str, self.fractions), "mean"]):
             for j, task in enumerate([*self.tasks, "mean"]):
                 row: dict[str, object] = {"convention": self.convention, "fraction": fraction, "task": task}
-                row |= {"D": self.value[i, j], "low": self.low[i, j], "high": self.high[i, j]}
-                row |= {f"null {k}": getattr(self, f"null_{k}")[i, j] for k in ("mean", "low", "high")}
-                row |= {
-                    "p": self.p[i, j],
-                    "seed min": self.by_seed[:, i, j].min(),
-                    "seed max": self.by_seed[:, i, j].max(),
-                }
-                rows.append(row)
+                names = {"D": "value", "low": "low", "high": "high", "random": "random", "above random": "above"}
+                names |= {"above low": "above_low", "above high": "above_high", "p": "p", "p, shared": "p_shared"}
+                row |= {name: arrays[field][i, j] for name, field in names.items()}
+                seeds = self.top.values[:, i, j]
+                rows.append(row | {"seed min": seeds.min(), "seed max": seeds.max()})
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
@@ -371,10 +364,9 @@ class Dissociation:
         return str(self.frame().round(3).to_html(index=False))
 
 
-def _append_means(scores: Float[np.ndarray, "*sets fractions tasks"]) -> Float[np.ndarray, "*sets rows columns"]:
-    """Append the mean over tasks as a last column, then the mean over fractions as a last row."""
-    scores = np.concatenate([scores, scores.mean(-1, keepdims=True)], -1)
-    return np.concatenate([scores, scores.mean(-2, keepdims=True)], -2)
+def _over_controls(scores: np.ndarray) -> Float[np.ndarray, "seeds fractions tasks last"]:
+    """Return the mean over the axis of controls, where there is one: before it come seeds, fractions and tasks."""
+    return scores.mean(3) if scores.ndim == 5 else scores
 
 
 def score_left(scores: Float[np.ndarray, "*axes scored"], unpruned: np.ndarray) -> Float[np.ndarray, "*axes scored"]:
@@ -382,8 +374,11 @@ def score_left(scores: Float[np.ndarray, "*axes scored"], unpruned: np.ndarray) 
     return 100 * (scores / np.where(unpruned > 0, unpruned, np.nan))
 
 
-def random_choices(sets: int, tasks: int, draws: int, rng: np.random.Generator) -> Int[np.ndarray, "draws tasks"]:
-    """Draw which of `sets` head sets each task gets in each of `draws` null draws; all combinations if they are few."""
-    if sets**tasks <= draws:
-        return np.stack(np.meshgrid(*[np.arange(sets)] * tasks, indexing="ij"), -1).reshape(-1, tasks)
-    return rng.integers(sets, size=(draws, tasks))
+def double_dissociations(left: Float[np.ndarray, "pruned scored"]) -> Bool[np.ndarray, "tasks tasks"]:
+    """Return for which pairs of tasks each is hurt more by its own lesion than by the other's (Shallice, 1988).
+
+    left[t, u]: what is left of task u's score with t's top heads pruned. Symmetric, False on the diagonal.
+    """
+    own = np.diagonal(left)
+    worse = own[None, :] < left  # worse[t, u]: u's own lesion hurts u more than t's does
+    return worse & worse.T

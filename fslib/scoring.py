@@ -4,7 +4,6 @@ Axes: `n` examples; `draws` bootstrap or permutation draws. Metrics are fraction
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Num
@@ -98,13 +97,6 @@ def interval(draws: Float[np.ndarray, "*sets draws"], level: float = 0.95) -> tu
     return ends[0, ...], ends[1, ...]  # arrays even for one set
 
 
-class Bootstrap(NamedTuple):
-    """A number, and the same number in every bootstrap sample, (draws,)."""
-
-    value: float
-    draws: Float[np.ndarray, " draws"]
-
-
 @dataclass(frozen=True, eq=False)
 class Score:
     """One task's evaluation: per-example predictions and labels (n,), and the metric over them.
@@ -136,17 +128,6 @@ class Score:
         low, high = self.interval()
         but = f"; {self.doubts}" if self.doubts else ""
         return f"Score({self.metric} {self.value:.3f}, 95 % [{low:.3f}, {high:.3f}], n={len(self.labels)}{but})"
-
-
-def p_value(null: Float[np.ndarray, "draws *sets"], observed: Float[np.ndarray, "*sets"], exact: bool) -> np.ndarray:
-    """Return the one-sided p: the share of null draws at least as large as what was observed.
-
-    exact: the draws are all combinations, the observed one among them; otherwise the observed one is added.
-    NaN where the observed score is: what is not defined is not significant.
-    """
-    at_least = (null >= observed - 1e-9).sum(0)
-    p = at_least / len(null) if exact else (1 + at_least) / (1 + len(null))
-    return np.where(np.isnan(observed), np.nan, p)
 
 
 def rank_correlation(a: Float[np.ndarray, "*shape"], b: Float[np.ndarray, "*shape"]) -> float:

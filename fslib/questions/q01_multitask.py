@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from fslib.data.tasks import Split, Task
-from fslib.scoring import Bootstrap, bootstrap_counts, metric_score
+from fslib.intervals import score_measure
 from fslib.study.evidence import differences
 from fslib.study.plots import GREY, looks, panels, percent, styled
 from fslib.study.records import Result, Store, Unit
@@ -97,17 +97,14 @@ def scores(study: Study) -> pd.DataFrame:
     """Return one row per task and method: score, interval, and its paired difference from multi-task training."""
     frames = []
     for name, task in study.tasks.items():
-        predictions = _predictions(study, name)
-        counts = bootstrap_counts(len(task.eval), study.profile.draws, np.random.default_rng(0))
-        per_seed = {m: metric_score(task.metric, p, task.eval.labels) for m, p in predictions.items()}
-        values = {
-            m: {name: Bootstrap(per_seed[m].mean(), metric_score(task.metric, p, task.eval.labels, counts).mean(0))}
-            for m, p in predictions.items()
+        measures = {
+            method: {name: score_measure(name, task.metric, predictions, task.eval.labels)}
+            for method, predictions in _predictions(study, name).items()
         }
-        frame = differences(values, "multi-task", ("method", "task"), with_mean=False)
-        frame["seeds"] = [len(per_seed[m]) for m in frame["method"]]
-        frame["seed min"] = [per_seed[m].min() for m in frame["method"]]
-        frame["seed max"] = [per_seed[m].max() for m in frame["method"]]
+        frame = differences(measures, "multi-task", ("method", "task"), with_mean=False)
+        by_seed = [measures[method][name].values for method in frame["method"]]
+        frame["seeds"] = [len(values) for values in by_seed]
+        frame["seed min"], frame["seed max"] = [v.min() for v in by_seed], [v.max() for v in by_seed]
         frames.append(frame)
     columns = ["task", "method", "seeds", "score", "low", "high", "seed min", "seed max"]
     return pd.concat(frames, ignore_index=True)[[*columns, "minus multi-task", "diff low", "diff high"]]

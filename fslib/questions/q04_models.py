@@ -10,14 +10,15 @@ from pydantic import Field
 from fslib.dissociation import IAP, score_left
 from fslib.heads import checked_fractions, overlap, top_heads
 from fslib.importance import head_importance, passes
+from fslib.intervals import Interval, pooled
 from fslib.model.encoders import ENCODERS
 from fslib.pruning import prune_important_heads
 from fslib.scoring import rank_correlation
-from fslib.study.evidence import SIGNIFICANCE, SUPPORTED, differences, verdict
-from fslib.study.plots import GREY, forest, panels, percent, styled
+from fslib.study.evidence import NOT_TESTABLE, SCORE_HALF, above_constant, differences, learned, shown
+from fslib.study.plots import GREY, forest, panels, percent, set_limits, styled
 from fslib.study.records import Record, Result, Store, Unit, distinct
 from fslib.study.study import Study, plans
-from fslib.study.units import TrainUnit, iap_arrays, iap_values, recorded_iap
+from fslib.study.units import Chain, TrainUnit, iap_arrays, iap_values, recorded_iap
 
 # Ways to choose heads: the first is the default. Michel et al. divide by layer norms; the paper's code does not.
 SELECTIONS: dict[str, dict[str, Any]] = {
@@ -87,37 +88,72 @@ def selection_unit(study: Study) -> SelectionUnit:
     )
 
 
+def encoder_units(study: Study, encoder: str) -> list[Chain]:
+    """Return training, importance and pruning of one encoder, per seed."""
+    return [study.small_units(encoder, seed=s) for s in study.seeds_of(study.profile.encoder_seeds)]
+
+
 @plans("04")
 def plan(study: Study) -> list[Unit]:
     """Return every encoder's training, importance and pruning, and one model's selections."""
-    models = [study.small_units(encoder) for encoder in (*study.profile.encoders, study.profile.small_encoder)]
-    return [*distinct(unit for model in models for unit in model), selection_unit(study)]
+    models = [units for encoder in study.profile.encoders for units in encoder_units(study, encoder)]
+    selected = selection_unit(study)
+    return [*distinct(unit for model in models for unit in model), selected.model, selected]
 
 
 def dissociation_by_encoder(study: Study) -> pd.DataFrame:
-    """Return one row per encoder: its size, what it learned, and its dissociation (lesion, mean over all)."""
+    """Return one row per encoder: its size, what it learned, and its dissociation (lesion, mean over all).
+
+    tasks: how many are learned and enter D. D is NaN where fewer than two do.
+    """
     rows = []
     for name in study.profile.encoders:
-        units = study.small_units(name)
-        trained, iap = study.store.get(units.train).result, units.prune.iap(study.store)
-        result = iap.dissociation(draws=study.profile.draws)
-        d = result.mean
+        chains = encoder_units(study, name)
+        trained = study.store.get(chains[0].train).result
+        iap = IAP.over_seeds([units.prune.iap(study.store) for units in chains])
         row = {"encoder": name, "layers": trained["shape"][0], "heads": int(np.prod(trained["shape"]))}
         row |= {"pre-trained": ENCODERS.get(name, ({}, True))[1], "million parameters": trained["parameters"] / 1e6}
-        row |= {"score": iap.baseline().mean(), "above chance by": (iap.baseline()[0] - iap.chance()).mean()}
-        row |= {"D": d.value, "low": d.low, "high": d.high, "random heads": d.null_mean, "p": d.p}
-        rows.append(row | {f"D, {t}": result.of(t).value for t in result.tasks})
+        row |= {"seeds": len(chains), "score": iap.baseline().mean()}
+        row["above chance by"] = (iap.baseline() - iap.chance()).mean()
+        rows.append(row | _effects(iap, study))
     return pd.DataFrame(rows)
+
+
+def _effects(iap: IAP, study: Study) -> dict[str, float]:
+    """Return D of one encoder, beside random heads', as columns; NaN where fewer than two tasks are learned."""
+    passed = learned(above_constant(iap))
+    names = ("D", "low", "high", "random heads", "above random", "above low", "above high", "above se", "p")
+    each = {f"D, {task}": np.nan for task in iap.tasks}
+    if len(passed) < 2:
+        return {"tasks": len(passed)} | dict.fromkeys(names, np.nan) | each
+    result = iap.part(passed, SCORE_HALF).dissociation(draws=study.profile.draws)
+    d, above = result.mean, result.measure(above_random=True).interval()
+    values = (d.value, d.low, d.high, d.random, above.value, above.low, above.high, above.se, d.p)
+    each |= {f"D, {task}": float(result.of(task).value) for task in passed}
+    return {"tasks": len(passed)} | dict(zip(names, map(float, values), strict=True)) | each
+
+
+def pooled_effect(table: pd.DataFrame) -> Interval:
+    """Return D above random heads, pooled over the pre-trained encoders of the table with a random effect.
+
+    One number for a population of encoders; never a count of those that pass by themselves.
+    """
+    chosen = table[table["pre-trained"] & table["above se"].notna()]
+    pairs = zip(chosen["above random"], chosen["above se"], strict=True)
+    return pooled([Interval(float(value), float(se), np.inf) for value, se in pairs])
 
 
 def selections(study: Study) -> pd.DataFrame:
     """Return one row per way to choose heads: how it ranks them, what dissociation it yields, what it costs.
 
-    "minus gradient": D minus that of the first; its interval is over evaluation examples, on one model.
+    "minus gradient": D minus that of the first; its interval is over evaluation examples, on one model. D is over the
+    tasks that are learned, or over all if fewer than two are.
     """
     record = study.store.get(selection_unit(study))
     names = [*SELECTIONS, *_unmatched(record)]
-    values = {n: {"mean": recorded_iap(record, n).bootstrap(draws=study.profile.draws)["mean"]} for n in names}
+    passed = learned(above_constant(recorded_iap(record, names[0])))
+    kept = passed if len(passed) > 1 else None
+    values = {n: {"mean": recorded_iap(record, n).part(kept, SCORE_HALF).dissociation().measure()} for n in names}
     table = differences(values, names[0], ("selection", "task"), value="D", with_mean=False).drop(columns="task")
     ranks = pd.DataFrame([_ranking(study, record, name) for name in names])
     table = pd.concat([table, ranks], axis=1)
@@ -165,22 +201,22 @@ def random_controls(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def holds(table: pd.DataFrame) -> pd.Series:
-    """Tell, per row of `dissociation_by_encoder`, whether it supports C1 by itself."""
-    return table.apply(lambda row: verdict(row["low"], row["high"], row["p"]) == SUPPORTED, axis=1)
-
-
 def sentences(table: pd.DataFrame) -> str:
-    """Say for how many encoders C1 holds, and what becomes of it without pre-training."""
-    supporting = table["encoder"][holds(table)]
-    lines = [
-        f"D is above 0 and above matched random heads (p < {SIGNIFICANCE}) for {len(supporting)} of {len(table)} "
-        "encoders" + (f": {', '.join(supporting)}." if len(supporting) else ".")
-    ]
+    """Say what the encoders show together, and what becomes of D without pre-training."""
+    effect, lines = pooled_effect(table), []
+    count = int((table["pre-trained"] & table["above se"].notna()).sum())
+    if np.isfinite(effect.se):
+        lines.append(
+            f"Pooled over {count} pre-trained encoders (random effect): D above random heads {shown(effect, 1)} "
+            f"points, p = {effect.p:.3f}, minimum detectable effect {effect.mde:.1f}."
+        )
+    else:
+        lines.append(f"Nothing to pool: {count} pre-trained encoders have learned two tasks or more.")
     for _, row in table[~table["pre-trained"]].iterrows():
+        said = f"D = {row['D']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" if np.isfinite(row["D"]) else NOT_TESTABLE
         lines.append(
             f"Without pre-training ({row['encoder']}) the tasks end {100 * row['above chance by']:.1f} points above "
-            f"chance, with D = {row['D']:.1f} [{row['low']:.1f}, {row['high']:.1f}]."
+            f"chance, {row['tasks']} of them learned: {said}."
         )
     return "\n".join(lines)
 
@@ -191,11 +227,12 @@ def plot_encoders(table: pd.DataFrame) -> Figure:
     figure, (left, right) = panels(2, 0.9 + 0.27 * len(table), sharey=True, width_ratios=[1.5, 1])
     names = table["encoder"]
     forest(left, names, table["D"], table["low"], table["high"])
+    set_limits(left, table["D"], table["low"], table["high"], "x")
     left.plot(
         table["random heads"], range(len(table)), "|", color=GREY, markersize=11, mew=2, label="random heads, matched"
     )
     left.axvline(0, color="black", linewidth=0.6)
-    left.set(xlabel="dissociation D, mean over tasks and fractions (points)")
+    left.set(xlabel="dissociation D, mean over tasks, 10 and 30 % pruned (points)")
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
     right.barh(range(len(table)), table["above chance by"], color="#bbbbbb", height=0.55)
     right.set(xlabel="score above chance (points)")

@@ -8,10 +8,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
 
+from fslib.dissociation import IAP
 from fslib.heads import checked_fractions
 from fslib.importance import head_importance
+from fslib.intervals import Interval, constant, score_measure
 from fslib.model.multitask import MultiTaskModel
-from fslib.scoring import interval, p_value, rank_correlation
+from fslib.scoring import chance_level
 from fslib.similarity import (
     cosine,
     head_overlap,
@@ -22,15 +24,14 @@ from fslib.similarity import (
     task_similarity,
     text_embedding,
 )
-from fslib.study.evidence import NOT_TESTABLE, exchanged_correlations, verdict
-from fslib.study.plots import COLOURS, MARKERS, panels, styled
+from fslib.study.evidence import GATE_HALF, LEAST_TASKS, SCORE_HALF, Evidence, Part, learned, mantel
+from fslib.study.plots import COLOURS, MARKERS, panels, set_limits, styled
 from fslib.study.records import Result, Store, Unit
 from fslib.study.study import Study, plans
-from fslib.study.units import SeededFineTuning
+from fslib.study.units import Chain, SeededFineTuning
 from fslib.training import train
 
 MEASURES = ("importance", "top heads", "TaskEmb", "TextEmb", "CKA")
-LEAST_PAIRS = 3  # fewer have no rank correlation
 PRIMARY = "importance"  # the similarity that decides on C2, chosen beforehand; the others show how much hangs on it
 
 
@@ -85,20 +86,55 @@ def task_pairs(study: Study) -> list[tuple[str, str]]:
     return list(combinations(study.profile.tasks, 2))
 
 
+def pair_units(study: Study, pair: tuple[str, str]) -> list[Chain]:
+    """Return training, importance and pruning of a model on two tasks, per seed."""
+    return [study.small_units(tasks=pair, seed=s) for s in study.seeds_of(study.profile.pair_seeds)]
+
+
 @plans("05")
 def plan(study: Study) -> list[Unit]:
     """Return the similarities, and every pair's training, importance and pruning."""
-    return [similarity_unit(study), *(u for pair in task_pairs(study) for u in study.small_units(tasks=pair))]
+    chains = [units for pair in task_pairs(study) for units in pair_units(study, pair)]
+    return [similarity_unit(study), *(unit for units in chains for unit in units)]
+
+
+def _iaps(study: Study) -> dict[tuple[str, str], IAP]:
+    """Return {pair: what pruning did to the models of both tasks}, over seeds."""
+    store = study.store
+    return {
+        pair: IAP.over_seeds([units.prune.iap(store) for units in pair_units(study, pair)])
+        for pair in task_pairs(study)
+    }
+
+
+def gate(study: Study) -> dict[str, Interval]:
+    """Return, per task, how far its score lies above the best constant answer, over the models of all its pairs.
+
+    On the half of the evaluation examples that no score is computed on.
+    """
+    above, recorded = {}, _iaps(study)
+    for task in study.profile.tasks:
+        iaps = [iap for pair, iap in recorded.items() if task in pair]
+        labels = iaps[0].labels[task][GATE_HALF]
+        metric = iaps[0].metrics[iaps[0].tasks.index(task)]
+        predictions = np.concatenate([iap.unpruned[task][:, GATE_HALF] for iap in iaps])
+        score = score_measure(task, metric, predictions, labels)
+        above[task] = (score - constant(chance_level(metric, labels), score)).interval()
+    return above
 
 
 def pairs(study: Study) -> pd.DataFrame:
-    """Return one row per pair of tasks: five similarities, and the dissociation of a model trained on that pair."""
-    matrices = _matrices(study)
+    """Return one row per pair of tasks: five similarities, and the dissociation of models trained on that pair.
+
+    enters: whether both tasks are learned, so that the pair counts. D: mean over seeds, with its interval.
+    """
+    matrices, passed = _matrices(study), learned(gate(study))
     rows = []
-    for pair in task_pairs(study):
-        d = study.small_units(tasks=pair).prune.iap(study.store).dissociation(draws=study.profile.draws).mean
+    for pair, iap in _iaps(study).items():
+        d = iap.part(examples=SCORE_HALF).dissociation(draws=study.profile.draws).mean
         row: dict[str, object] = {"pair": " + ".join(pair)} | {m: matrices[m].loc[pair] for m in MEASURES}
-        rows.append(row | {"D": d.value, "low": d.low, "high": d.high, "random heads": d.null_mean, "p": d.p})
+        row |= {"enters": set(pair) <= set(passed), "D": d.value, "low": d.low, "high": d.high}
+        rows.append(row | {"random heads": d.random, "p": d.p})
     return pd.DataFrame(rows)
 
 
@@ -108,33 +144,26 @@ def _matrices(study: Study) -> dict[str, pd.DataFrame]:
     return {m: pd.DataFrame(result["similarity"][m], result["tasks"], result["tasks"]) for m in MEASURES}
 
 
-def correlations(study: Study) -> pd.DataFrame:
+def correlations(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per similarity: its rank correlation with D over pairs, which C2 says is negative.
 
-    Interval: bootstrap over pairs and, within D, over evaluation examples. p: one-sided, exact, by exchanging the
-    names of the tasks in the similarities (Mantel's test), since pairs that share a task are not independent.
-    NaN where a D is not defined, and for fewer than three pairs.
+    table: of `pairs`. Over the tasks that are learned. Interval: jackknife over tasks; p: one-sided, by exchanging the
+    names of tasks (Mantel's test), since pairs that share a task are not independent. NaN for fewer than four tasks,
+    and where a D is not defined.
     """
-    draws, names = study.profile.draws, study.profile.tasks
-    iaps = [study.small_units(tasks=pair).prune.iap(study.store) for pair in task_pairs(study)]
-    boots = [iap.bootstrap(draws=draws)["mean"] for iap in iaps]
-    d, resampled = np.array([b.value for b in boots]), np.stack([b.draws for b in boots], -1)
-    indices = [(names.index(a), names.index(b)) for a, b in task_pairs(study)]
-    chosen = np.random.default_rng(0).integers(len(indices), size=(draws, len(indices)))
+    tasks = learned(gate(study))
+    d = pd.DataFrame(np.nan, tasks, tasks)
+    for pair, value in zip(task_pairs(study), table["D"], strict=True):
+        if set(pair) <= set(tasks):
+            d.loc[pair] = d.loc[pair[::-1]] = value
     rows = []
     for measure, frame in _matrices(study).items():
-        matrix = frame.loc[list(names), list(names)].to_numpy()
-        similar = np.array([matrix[index] for index in indices])
-        row: dict[str, object] = {"similarity": measure, "rank correlation with D": np.nan}
-        row |= {"low": np.nan, "high": np.nan, "p": np.nan, "pairs": len(indices)}
-        if len(indices) >= LEAST_PAIRS and np.isfinite(d).all() and np.isfinite(resampled).all():
-            drawn = zip(chosen, resampled, strict=True)
-            boot = [rank_correlation(similar[c], r[c]) for c, r in drawn if len(set(c)) >= LEAST_PAIRS]
-            low, high = interval(np.array(boot))
-            null, exact = exchanged_correlations(matrix, indices, d, np.random.default_rng(0))
-            row |= {"rank correlation with D": null[0], "low": float(low), "high": float(high)}
-            row |= {"p": float(p_value(-null, np.asarray(-null[0]), exact))}
-        rows.append(row)
+        found = mantel(frame.loc[tasks, tasks].to_numpy(dtype=float), d.to_numpy(), np.random.default_rng(0))
+        low, high = found.interval.at(0.95)
+        row: dict[str, object] = {"similarity": measure, "rank correlation with D": found.interval.value}
+        # a correlation lies in [-1, 1], and so does what is known of it
+        row |= {"low": max(low, -1.0), "high": min(high, 1.0), "se": found.interval.se, "p": found.p}
+        rows.append(row | {"tasks": len(tasks), "pairs": len(tasks) * (len(tasks) - 1) // 2})
     return pd.DataFrame(rows)
 
 
@@ -143,19 +172,15 @@ def primary(table: pd.DataFrame) -> pd.Series:
     return table.set_index("similarity").loc[PRIMARY]
 
 
-def claim(table: pd.DataFrame) -> str:
-    """Return C2's verdict, from `correlations`: the claim is that the correlation is below 0."""
+def evidence(table: pd.DataFrame) -> Evidence:
+    """Return what there is on C2, from `correlations`: the claim is that the correlation is below 0."""
     row = primary(table)
-    if np.isnan(row["rank correlation with D"]):
-        return NOT_TESTABLE
-    return verdict(-row["high"], -row["low"], row["p"])
-
-
-def sentence(table: pd.DataFrame) -> str:
-    """Say what becomes of C2, from `correlations`."""
-    row = primary(table)
-    rho = row["rank correlation with D"]
-    return f"C2 {claim(table)}: {rho:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}], p = {row['p']:.3f}"
+    tasks = int(row["tasks"])
+    interval = Interval(-float(row["rank correlation with D"]), float(row["se"]), tasks - 1)
+    failed = (
+        f"{tasks} tasks are learned, and a correlation over pairs needs {LEAST_TASKS}" if tasks < LEAST_TASKS else ""
+    )
+    return Evidence("C2", (Part("minus the rank correlation", interval, float(row["p"])),), failed)
 
 
 @styled
@@ -175,8 +200,10 @@ def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
                 label=pair["pair"],
             )
         ax.axhline(0, color="black", linewidth=0.6)
+        set_limits(ax, table["D"], table["low"], table["high"])
         rho = row["rank correlation with D"]
-        ax.set_title(f"{row['similarity']}: {rho:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]")
+        known = f": {rho:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if np.isfinite(rho) else ""
+        ax.set_title(f"{row['similarity']}{known}")
         ax.set_xlabel("similarity")
     for ax in axes[::3]:
         ax.set_ylabel("dissociation D (points)")

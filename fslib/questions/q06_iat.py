@@ -15,10 +15,20 @@ from fslib.evaluation import evaluate
 from fslib.heads import checked_fractions
 from fslib.iat import IAT, HeadRows, head_rows
 from fslib.importance import head_importance
+from fslib.intervals import Measure, mean_of, score_measure
 from fslib.model.multitask import MultiTaskModel
 from fslib.pruning import prune_important_heads
-from fslib.scoring import Bootstrap
-from fslib.study.evidence import SharedSamples, differences, verdict
+from fslib.study.evidence import (
+    GATE_HALF,
+    LEAST_CHANGED,
+    SCORE_HALF,
+    Evidence,
+    Part,
+    above_constant,
+    changed_share,
+    differences,
+    learned,
+)
 from fslib.study.plots import forest, looks, panels, styled
 from fslib.study.records import Record, Result, Store, Unit, cached_task
 from fslib.study.study import Study, plans
@@ -26,7 +36,8 @@ from fslib.study.units import SeededFineTuning, TrainUnit, iap_arrays, in_bytes,
 from fslib.training import branch
 
 ENDINGS: dict[str, Any] = {"IAT": IAT, "PCGrad": PCGrad, "Stop": Stop}
-PRUNED = ("trunk", "plain", "IAT", "IAT, random heads")  # the endings whose dissociation is measured
+RANDOM = "IAT, random heads"
+PRUNED = ("trunk", "plain", "IAT", RANDOM)  # the endings whose dissociation is measured
 
 
 class EndingsUnit(SeededFineTuning, Unit):
@@ -130,7 +141,7 @@ def design(study: Study) -> dict[str, dict[str, Any] | None]:
         "trunk": {"kind": "Stop", "delta": p.delta},
         "IAT": iat,
         "plain": None,
-        "IAT, random heads": iat | {"heads": "random"},
+        RANDOM: iat | {"heads": "random"},
         "IAT, least heads": iat | {"heads": "least"},
         **({} if left_out(study) else mixed),
         "IAT, others frozen": iat | {"others": "freeze"},
@@ -175,37 +186,83 @@ def _records(study: Study) -> list[Record]:
     return [study.store.get(endings_unit(study, s)) for s in seeds(study)]
 
 
-def scores(study: Study, reference: str = "plain") -> pd.DataFrame:
-    """Return one row per ending (and single-task training) and task, and their mean: score, minus the reference's."""
+def _predictions(study: Study, half: slice) -> dict[str, dict[str, np.ndarray]]:
+    """Return {ending, or "single-task": {task: (seeds, n)}} on a half of the evaluation examples."""
     records = _records(study)
-    tasks = {t: cached_task(t).limited(eval=study.profile.ending_examples) for t in study.profile.tasks}
-    samples = SharedSamples({t: task.eval.labels for t, task in tasks.items()}, len(records), study.profile.draws)
 
     def single(task: str) -> list[np.ndarray]:
         return [study.store.get(single_unit(study, s, task)).arrays[f"predictions/{task}"] for s in seeds(study)]
 
-    predictions = {"single-task": {t: np.stack(single(t)) for t in tasks}}
+    found = {"single-task": {t: np.stack(single(t))[:, half] for t in study.profile.tasks}}
     for name in records[0].config["endings"]:
-        predictions[name] = {t: np.stack([r.arrays[f"predictions/{name}/{t}"] for r in records]) for t in tasks}
-    values = {
-        name: {t: samples.score(t, tasks[t].metric, by_task[t]) for t in tasks} for name, by_task in predictions.items()
+        found[name] = {
+            t: np.stack([r.arrays[f"predictions/{name}/{t}"] for r in records])[:, half] for t in study.profile.tasks
+        }
+    return found
+
+
+def score_measures(study: Study) -> dict[str, dict[str, Measure]]:
+    """Return {ending, or "single-task": {task: score of every seed's model, on the half that is scored}}."""
+    tasks = {t: cached_task(t).limited(eval=study.profile.ending_examples) for t in study.profile.tasks}
+    return {
+        name: {t: score_measure(t, tasks[t].metric, p, tasks[t].eval.labels[SCORE_HALF]) for t, p in by_task.items()}
+        for name, by_task in _predictions(study, SCORE_HALF).items()
     }
-    table = differences(values, reference, ("ending", "task"))
-    table.insert(2, "seeds", len(records))
+
+
+def scores(study: Study, reference: str = "plain") -> pd.DataFrame:
+    """Return one row per ending (and single-task training) and task, and their mean: score, minus the reference's."""
+    table = differences(score_measures(study), reference, ("ending", "task"))
+    table.insert(2, "seeds", len(seeds(study)))
     return table
+
+
+def dissociation_measures(study: Study) -> dict[str, dict[str, Measure]]:
+    """Return {ending: {task: D of every seed's model}}, of the tasks that plain training has learned, or all."""
+    records = _records(study)
+    iaps = {name: IAP.over_seeds([recorded_iap(r, name) for r in records]) for name in PRUNED}
+    passed = learned(above_constant(iaps["plain"]))
+    found = {}
+    for name, iap in iaps.items():
+        result = iap.part(passed if len(passed) > 1 else None, SCORE_HALF).dissociation(draws=study.profile.draws)
+        found[name] = {task: result.measure(task) for task in result.tasks}
+    return found
 
 
 def dissociation(study: Study, reference: str = "plain") -> pd.DataFrame:
     """Return D (lesion, at IAT's alpha) before and after each ending, per task and as mean, minus the reference's."""
-    records = _records(study)
-    values: dict[str, dict[str, Bootstrap]] = {}
-    for name in PRUNED:
-        iap = IAP.over_seeds([recorded_iap(r, name) for r in records])
-        drawn = iap.bootstrap(draws=study.profile.draws, over_seeds=True)
-        values[name] = {t: drawn[t] for t in study.profile.tasks}
-    table = differences(values, reference, ("ending", "task"), value="D")
-    table.insert(2, "seeds", len(records))
+    table = differences(dissociation_measures(study), reference, ("ending", "task"), value="D")
+    table.insert(2, "seeds", len(seeds(study)))
     return table
+
+
+def dose(study: Study) -> str:
+    """Say how much of a treatment IAT is: the share of predictions that it changes against plain training."""
+    return f"IAT changes {100 * changed(study):.1f} % of the predictions of plain training"
+
+
+def changed(study: Study) -> float:
+    """Return the share of predictions that IAT changes against plain training, on the half that no score is from."""
+    predictions = _predictions(study, GATE_HALF)
+    return changed_share(predictions["IAT"], predictions["plain"])
+
+
+def evidence(study: Study) -> dict[str, Evidence]:
+    """Return what there is on C3 and C4: IAT minus plain training, and minus IAT with random heads; both are needed."""
+    share, failed = changed(study), ""
+    if share < LEAST_CHANGED:
+        failed = f"{100 * share:.1f} % of predictions changed, and a treatment is {100 * LEAST_CHANGED:g} % or more"
+    few = "" if len(dissociation_measures(study)["plain"]) > 1 else "fewer than two tasks are learned"
+    by_claim = {"C3": (dissociation_measures(study), 1), "C4": (score_measures(study), 100)}
+    found = {}
+    for claim, (measures, scale) in by_claim.items():
+        mean = {name: mean_of(list(measures[name].values())).scaled(scale) for name in ("IAT", "plain", RANDOM)}
+        parts = [
+            Part(f"IAT minus {words}", (mean["IAT"] - mean[name]).interval())
+            for name, words in (("plain", "plain training"), (RANDOM, "IAT with random heads"))
+        ]
+        found[claim] = Evidence(claim, tuple(parts), failed or (few if claim == "C3" else ""))
+    return found
 
 
 def movement(study: Study) -> pd.DataFrame:
@@ -237,26 +294,9 @@ def counted_steps(study: Study) -> pd.DataFrame:
     return pd.DataFrame([{"how": how, "steps": n, "trainings": n / full} for how, n in named.items()])
 
 
-def iat_minus_plain(table: pd.DataFrame, scale: int = 1) -> tuple[float, float, float]:
-    """Return (value, low, high) of IAT minus plain, the mean over tasks, in points, from a table of this question.
-
-    scale: 100 for a table of scores, which are fractions.
-    """
-    row = table.set_index(["ending", "task"]).loc[("IAT", "mean")]
-    value, low, high = (scale * float(row[k]) for k in ("minus plain", "diff low", "diff high"))
-    return value, low, high
-
-
-def sentences(dissociation: pd.DataFrame, scores: pd.DataFrame) -> str:
-    """Say what becomes of C3 and C4."""
-    lines = []
-    for claim, what, numbers in (
-        ("C3", "D", iat_minus_plain(dissociation)),
-        ("C4", "score", iat_minus_plain(scores, 100)),
-    ):
-        value, low, high = numbers
-        lines.append(f"{claim} {verdict(low, high)}: {what} {value:+.2f} points [{low:+.2f}, {high:+.2f}]")
-    return "\n".join(lines)
+def sentences(study: Study) -> str:
+    """Say what becomes of C3 and C4 by themselves, before p is corrected for the other claims."""
+    return "\n".join([*(f"{claim} {found}" for claim, found in evidence(study).items()), dose(study)])
 
 
 @styled

@@ -13,9 +13,10 @@ from fslib.errors import FslibError
 from fslib.evaluation import evaluate
 from fslib.heads import checked_fractions
 from fslib.iat import IAT
+from fslib.intervals import Measure, constant, mean_of, score_measure
 from fslib.progress import hidden
 from fslib.scoring import chance_level
-from fslib.study.evidence import NOT_TESTABLE, SharedSamples, differences, verdict
+from fslib.study.evidence import GATE_HALF, NOT_TESTABLE, SCORE_HALF, Evidence, Part, differences
 from fslib.study.plots import COLOURS, GREY, MARKERS, panels, percent, styled
 from fslib.study.records import Result, Store, Unit, cached_task
 from fslib.study.study import Study, plans
@@ -129,52 +130,59 @@ def target(study: Study) -> Task:
 
 
 def chance(study: Study) -> float:
-    """Return the score of the best constant answer on the target."""
-    return chance_level(target(study).metric, target(study).eval.labels)
+    """Return the score of the best constant answer on the target, on the half that is scored."""
+    return chance_level(target(study).metric, target(study).eval.labels[SCORE_HALF])
+
+
+def _measures(study: Study, half: slice) -> dict[str, dict[str, dict[str, Measure]]]:
+    """Return {part: {source: {size: score of every seed's model}}} on a half of the evaluation examples."""
+    records = [study.store.get(transfer_unit(study, s)) for s in seeds(study)]
+    task = target(study)
+
+    def score(source: str, part: str, size: str) -> Measure:
+        stacked = np.stack([r.arrays[f"predictions/{source}/{part}/{size}"] for r in records])
+        return score_measure(task.name, task.metric, stacked[:, half], task.eval.labels[half])
+
+    sizes = records[0].result["steps"]
+    parts = records[0].result["parts"]
+    return {part: {s: {size: score(s, part, size) for size in sizes} for s in SOURCES} for part in parts}
 
 
 def learning_curves(study: Study) -> pd.DataFrame:
     """Return one row per source, part and target size: score, and its difference from the multi-task source.
 
-    Without a row if the claim is not testable.
+    Without a row if there is nothing to transfer from.
     """
     if not_testable(study):
         return pd.DataFrame(columns=COLUMNS)
-    records = [study.store.get(transfer_unit(study, s)) for s in seeds(study)]
-    name, metric, labels = target(study).name, target(study).metric, target(study).eval.labels
-    samples = SharedSamples({name: labels}, len(records), study.profile.draws)
-
-    def score(source: str, part: str, size: str) -> Any:
-        stacked = np.stack([r.arrays[f"predictions/{source}/{part}/{size}"] for r in records])
-        return samples.score(name, metric, stacked)
-
-    frames = []
-    for part in records[0].result["parts"]:
-        values = {s: {size: score(s, part, size) for size in records[0].result["steps"]} for s in SOURCES}
-        frames.append(differences(values, "multi-task", ("source", "size")).assign(part=part))
+    frames = [
+        differences(measures, "multi-task", ("source", "size")).assign(part=part)
+        for part, measures in _measures(study, SCORE_HALF).items()
+    ]
     table = pd.concat(frames, ignore_index=True)
-    table.insert(2, "seeds", len(records))
+    table.insert(2, "seeds", len(seeds(study)))
     return table
 
 
-def iat_minus_multitask(table: pd.DataFrame) -> tuple[float, float, float]:
-    """Return (value, low, high) of the IAT source minus the multi-task one: full model, mean over sizes, in points."""
-    if table.empty:
-        return np.nan, np.nan, np.nan
-    row = table.set_index(["part", "source", "size"]).loc[("full", "IAT", "mean")]
-    value, low, high = (100 * float(row[k]) for k in DIFFERENCE)
-    return value, low, high
+def evidence(study: Study) -> Evidence:
+    """Return what there is on C5: the full model from IAT minus from plain multi-task training, mean over sizes."""
+    if reason := not_testable(study):
+        return Evidence("C5", (), reason)
+    curves = _measures(study, SCORE_HALF)["full"]
+    means = {source: mean_of(list(by_size.values())).scaled(100) for source, by_size in curves.items()}
+    part = Part("IAT minus plain multi-task training", (means["IAT"] - means["multi-task"]).interval())
+    return Evidence("C5", (part,), _floor(study) or "no source with random heads stands beside IAT's")
 
 
-def claim(table: pd.DataFrame) -> str:
-    """Return C5's verdict, from `learning_curves`."""
-    return NOT_TESTABLE if table.empty else verdict(*iat_minus_multitask(table)[1:])
-
-
-def sentence(table: pd.DataFrame) -> str:
-    """Say what becomes of C5, from `learning_curves`."""
-    value, low, high = iat_minus_multitask(table)
-    return f"C5 {claim(table)}: {value:+.2f} points [{low:+.2f}, {high:+.2f}]"
+def _floor(study: Study) -> str:
+    """Say at which sizes a source is not above the best constant answer, on the half that no score is computed on."""
+    task = target(study)
+    level, low = chance_level(task.metric, task.eval.labels[GATE_HALF]), []
+    for source, by_size in _measures(study, GATE_HALF)["full"].items():
+        if source != "pre-trained":
+            low += [size for size, score in by_size.items() if (score - constant(level, score)).interval().low <= 0]
+    sizes = ", ".join(dict.fromkeys(low))
+    return f"with {sizes} examples a source is not above the best constant answer" if low else ""
 
 
 @styled

@@ -1,6 +1,7 @@
 """Notebook 08: the claims one by one, how the released code differs from this package, and the teaser."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
 
@@ -12,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from fslib.dissociation import CONVENTIONS, Dissociation, score_left
-from fslib.questions import q02_importance, q04_models, q05_similarity, q06_iat, q07_transfer
+from fslib.intervals import Interval
+from fslib.questions import q02_importance, q03_pruning, q04_models, q05_similarity, q06_iat, q07_transfer
 from fslib.scoring import rank_correlation
-from fslib.study.evidence import NOT_SUPPORTED, SUPPORTED, verdict
+from fslib.study.evidence import CONTRADICTED, SESOI, SUPPORTED, Evidence, Part, decided
 from fslib.study.plots import GREY, looks, panels, short, styled
 from fslib.study.records import Unit, distinct
 from fslib.study.study import Study, plans
@@ -26,107 +28,63 @@ def plan(study: Study) -> list[Unit]:
     return distinct(unit for number in range(1, 8) for unit in study.plan(f"{number:02d}"))
 
 
-class Claim(NamedTuple):
-    """One claim of the paper: what was measured, in numbers, how it is decided, and where it is shown."""
+SAYS = {
+    "C1": "heads specialize under multi-task training, on seven pre-trained models",
+    "C2": "the more similar the tasks, the weaker the specialization",
+    "C3": "IAT raises specialization",
+    "C4": "IAT beats plain multi-task training",
+    "C5": "IAT transfers better to new tasks",
+    "C6": "no parameter is added",
+}
+NOTEBOOK = {"C1": "03, 04", "C2": "05", "C3": "06", "C4": "06", "C5": "07", "C6": "06"}
 
-    claim: str
-    says: str
-    measured: str
-    value: float
-    low: float
-    high: float
-    p: float
-    seeds: int
-    verdict: str
-    notebook: str
+
+def evidence(study: Study) -> dict[str, Evidence]:
+    """Return what there is on claims C1 to C5, with p corrected for their number."""
+    c1 = q03_pruning.evidence(q03_pruning.scored(study.iap()).dissociation(draws=study.profile.draws), "")
+    c1 = replace(c1, failed=q03_pruning.not_testable(study.iap()))
+    c2 = q05_similarity.evidence(q05_similarity.correlations(study, q05_similarity.pairs(study)))
+    return decided({"C1": c1, "C2": c2, **q06_iat.evidence(study), "C5": q07_transfer.evidence(study)})
+
+
+def seeds(study: Study) -> dict[str, int]:
+    """Return how many seeds each claim is decided on."""
+    p = study.profile
+    endings = dict.fromkeys(("C3", "C4", "C6"), p.ending_seeds)
+    return {"C1": p.seeds, "C2": p.pair_seeds, "C5": p.transfer_seeds} | endings
 
 
 def claims(study: Study) -> pd.DataFrame:
-    """Return one row per claim: what the paper says, what was measured, interval, seeds, verdict, and where."""
-    table = pd.DataFrame([claim(study) for claim in (_c1, _c2, _c3, _c4, _c5, _c6)])
-    return table.rename(columns={"says": "the paper says", "measured": "measured here"})
+    """Return one row per number that a claim stands on: estimate, interval, p, minimum detectable effect; and verdict.
+
+    p: of the part by itself. claim p: of the whole claim, corrected for five claims (Holm). why: the gate that failed.
+    """
+    rows, counts = [], seeds(study)
+    for claim, found in evidence(study).items():
+        shared: dict[str, object] = {"claim": claim, "the paper says": SAYS[claim]}
+        last = {"claim p": found.claim_p, "verdict": found.verdict, "why": found.failed, "seeds": counts[claim]}
+        for part in found.parts or (Part("nothing", Interval(np.nan, np.nan, np.nan)),):
+            i = part.interval
+            row = shared | {
+                "measured here": part.what,
+                "value": i.value,
+                "low": i.low,
+                "high": i.high,
+                "p": part.tested,
+            }
+            rows.append(row | {"MDE": i.mde, "SESOI": SESOI[claim][0], **last, "notebook": NOTEBOOK[claim]})
+    return pd.DataFrame([*rows, _c6(study, counts["C6"])])
 
 
-def _c1(study: Study) -> Claim:
-    d = study.iap().dissociation(draws=study.profile.draws).mean
-    encoders = q04_models.dissociation_by_encoder(study)
-    holds = int(q04_models.holds(encoders).sum())
-    return Claim(
-        "C1",
-        "heads specialize under multi-task training, on seven pre-trained models",
-        f"mean D of {study.profile.encoder}, in points; of notebook 04's {len(encoders)} encoders it holds for {holds}",
-        float(d.value),
-        float(d.low),
-        float(d.high),
-        float(d.p),
-        len(study.seeds),
-        verdict(d.low, d.high, d.p),
-        "03, 04",
-    )
-
-
-def _c2(study: Study) -> Claim:
-    table = q05_similarity.correlations(study)
-    row = q05_similarity.primary(table)
-    rho, low, high, p = (float(row[k]) for k in ("rank correlation with D", "low", "high", "p"))
-    return Claim(
-        "C2",
-        "the more similar the tasks, the weaker the specialization",
-        f"rank correlation of similarity ({q05_similarity.PRIMARY}) with D over {row['pairs']:.0f} pairs of tasks",
-        rho,
-        low,
-        high,
-        p,
-        1,
-        q05_similarity.claim(table),
-        "05",
-    )
-
-
-def _c3(study: Study) -> Claim:
-    numbers = q06_iat.iat_minus_plain(q06_iat.dissociation(study))
-    measured = "mean D after IAT minus after plain training, in points"
-    return _gain("C3", "IAT raises specialization", measured, numbers, q06_iat.seeds(study), "06")
-
-
-def _c4(study: Study) -> Claim:
-    numbers = q06_iat.iat_minus_plain(q06_iat.scores(study), 100)
-    measured = "mean score of IAT minus plain training, in points"
-    return _gain("C4", "IAT beats plain multi-task training", measured, numbers, q06_iat.seeds(study), "06")
-
-
-def _c5(study: Study) -> Claim:
-    table = q07_transfer.learning_curves(study)
-    numbers, target = q07_transfer.iat_minus_multitask(table), study.profile.transfer_target
-    measured = f"score on {target}, mean over sizes, from IAT minus from plain training, in points"
-    gain = _gain("C5", "IAT transfers better to new tasks", measured, numbers, q07_transfer.seeds(study), "07")
-    return gain._replace(verdict=q07_transfer.claim(table))
-
-
-def _gain(
-    claim: str, says: str, measured: str, numbers: tuple[float, float, float], seeds: list[int], notebook: str
-) -> Claim:
-    """Return a claim that a difference is above 0, decided by its interval alone."""
-    value, low, high = numbers
-    return Claim(claim, says, measured, value, low, high, np.nan, len(seeds), verdict(low, high), notebook)
-
-
-def _c6(study: Study) -> Claim:
+def _c6(study: Study, count: int) -> dict[str, object]:
     """Decide C6, a count and no estimate: supported if there are as many parameters after every ending."""
     counts = q06_iat.parameters(study)["parameters"]
     added = float(counts.max() - counts.min())
-    return Claim(
-        "C6",
-        "no parameter is added",
-        "parameters after IAT minus after plain training, every ending and seed",
-        added,
-        added,
-        added,
-        np.nan,
-        len(q06_iat.seeds(study)),
-        SUPPORTED if added == 0 else NOT_SUPPORTED,
-        "06",
-    )
+    row: dict[str, object] = {"claim": "C6", "the paper says": SAYS["C6"]}
+    row |= {"measured here": "parameters after IAT minus after plain training, every ending and seed"}
+    row |= {"value": added, "low": added, "high": added, "p": np.nan, "MDE": 0.0, "SESOI": np.nan, "claim p": np.nan}
+    row |= {"verdict": SUPPORTED if added == 0 else CONTRADICTED, "why": "", "seeds": count}
+    return row | {"notebook": NOTEBOOK["C6"]}
 
 
 def release_differences(study: Study) -> pd.DataFrame:
@@ -190,7 +148,7 @@ def _effect_of_selection(table: pd.DataFrame, name: str) -> str:
 
 
 def _effect_of_convention(study: Study) -> str:
-    iap, parts = study.iap(), []
+    iap, parts = q03_pruning.scored(study.iap()), []
     for convention in CONVENTIONS:
         result = iap.dissociation(convention, draws=study.profile.draws)
         order = [iap.tasks[i] for i in np.argsort([-result.of(task).value for task in iap.tasks])]
@@ -318,11 +276,11 @@ def _draw_lesions(ax: Axes, story: Story) -> None:
 
 
 def _draw_result(ax: Axes, result: Dissociation) -> None:
-    """Draw the mean dissociation at every fraction with its interval, and the band of matched random heads."""
+    """Draw the mean dissociation at every fraction, and that of matched random heads, with their intervals."""
     ax.set_title("Result: all tasks", loc="left")
     x, mean = 100 * np.array(result.fractions), result.along()
-    ax.fill_between(x, mean.null_low, mean.null_high, color=GREY, alpha=0.25, lw=0)
-    ax.plot(x, mean.null_mean, color=GREY, linestyle="--", linewidth=1, label="random heads")
+    ax.fill_between(x, mean.random_low, mean.random_high, color=GREY, alpha=0.25, lw=0)
+    ax.plot(x, mean.random, color=GREY, linestyle="--", linewidth=1, label="random heads")
     error = [mean.value - mean.low, mean.high - mean.value]
     ax.errorbar(x, mean.value, yerr=error, color="black", marker="o", capsize=3, label="top heads")
     ax.axhline(0, color="black", linewidth=0.6)

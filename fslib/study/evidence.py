@@ -1,54 +1,148 @@
-"""From numbers to claims: intervals of paired differences, a test for correlations over pairs, and the one verdict."""
+"""From intervals to claims: the one verdict with its gates, and the tests that it needs. The rules were fixed first.
+
+A claim of the paper is that some number is above 0. Its evidence has one or two parts (an intersection-union test: both
+are needed), a *smallest effect of interest* (SESOI), and gates: what must hold for the question to make sense at all.
+Gates are checked on one half of the evaluation examples and scores computed on the other, so that what was chosen by
+its score is not scored on it.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Num
+from jaxtyping import Float
+from scipy import stats
 
-from fslib.scoring import Bootstrap, bootstrap_counts, interval, metric_score, rank_correlation
+from fslib.dissociation import IAP
+from fslib.intervals import Interval, Measure, constant, mean_of, score_measure
+from fslib.scoring import rank_correlation
 
 SIGNIFICANCE = 0.05
-SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided at this scale"
-NOT_TESTABLE = "not testable"  # the tasks at hand leave nothing to measure
-VERDICTS = (SUPPORTED, NOT_SUPPORTED, UNDECIDED, NOT_TESTABLE)
+GATE_HALF, SCORE_HALF = slice(0, None, 2), slice(1, None, 2)  # of every task's evaluation examples
+SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE = "supported", "contradicted", "inconclusive", "not testable"
+NO_EFFECT = "no effect of"  # followed by the smallest effect of interest
+LEAST_SEEDS = 2  # one model says nothing of others
+LEAST_TASKS = 8  # for a correlation over pairs of tasks
+LEAST_CHANGED = 0.03  # the share of predictions that a treatment must change to be one
+EXCHANGES = 9999  # of the names of tasks; all of them where there are no more than 5040
 
 
-def verdict(low: float, high: float, p: float = 0.0) -> str:
-    """Decide on the claim that a number is above 0, by its 95 % interval and, where there is a null, its p.
+# The claims whose p are corrected together (Holm), with the smallest effect of interest of each and what it counts.
+SESOI = {
+    "C1": (2.0, "points of D"),
+    "C2": (0.5, ""),
+    "C3": (1.0, "points of D"),
+    "C4": (0.5, "points"),
+    "C5": (1.0, "points"),
+}
 
-    Returns "supported" if the interval lies above 0 and p < 0.05, "not supported" if the interval lies below 0, and
-    else "undecided at this scale"; NaN decides nothing.
+
+@dataclass(frozen=True)
+class Part:
+    """One number that a claim says is above 0. p: of its own test, where that is not the t test of the interval."""
+
+    what: str
+    interval: Interval
+    p: float | None = None
+
+    @property
+    def tested(self) -> float:
+        """The p that counts."""
+        return self.interval.p if self.p is None else self.p
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What there is on one claim of `SESOI`. failed: which gate failed, "" if none did.
+
+    p: of the claim, None for the largest of its parts'; corrected for the other claims by `decided`.
     """
-    if low > 0 and p < SIGNIFICANCE:
-        return SUPPORTED
-    return NOT_SUPPORTED if high < 0 else UNDECIDED
+
+    claim: str
+    parts: tuple[Part, ...]
+    failed: str = ""
+    p: float | None = None
+
+    @property
+    def claim_p(self) -> float:
+        """The p of the claim: all parts are needed, so the largest; NaN where it is not testable."""
+        if self.failed or not self.parts:
+            return np.nan
+        return max(part.tested for part in self.parts) if self.p is None else self.p
+
+    @property
+    def mde(self) -> float:
+        """The minimum detectable effect: that of the part that needs the largest."""
+        return max((part.interval.mde for part in self.parts), default=np.nan)
+
+    @property
+    def verdict(self) -> str:
+        """Decide: not testable, supported, contradicted, no effect of the smallest size of interest, or inconclusive.
+
+        Supported needs every part: its interval above 0, and p < 0.05. Contradicted and no effect need one: a claim
+        falls with any part of it.
+        """
+        intervals = [part.interval for part in self.parts]
+        if self.failed or not intervals or not all(np.isfinite(i.se) for i in intervals):
+            return NOT_TESTABLE
+        if all(i.low > 0 for i in intervals) and self.claim_p < SIGNIFICANCE:
+            return SUPPORTED
+        if any(i.high < 0 for i in intervals):
+            return CONTRADICTED
+        sesoi, unit = SESOI[self.claim]
+        if any(-sesoi < low and high < sesoi for low, high in (i.at(1 - 2 * SIGNIFICANCE) for i in intervals)):
+            return " ".join([NO_EFFECT, f"{sesoi:g}", *filter(None, [unit]), "or more"])
+        return INCONCLUSIVE
+
+    def __str__(self) -> str:
+        """Say the verdict and its reasons in one line."""
+        if self.failed:
+            return f"{NOT_TESTABLE}: {self.failed}"
+        said = "; ".join(f"{p.what} {shown(p.interval)}, p = {p.tested:.3f}" for p in self.parts)
+        return f"{self.verdict}: {said}; minimum detectable effect {self.mde:.2g}"
 
 
-class SharedSamples:
-    """The same bootstrap samples for everything that is scored on a task, so that all comparisons are paired.
+def shown(interval: Interval, digits: int = 2) -> str:
+    """Write an estimate with its 95 % interval."""
+    return f"{interval.value:+.{digits}f} [{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]"
 
-    labels: {task: (n,)} of the evaluation examples. seeds: how many models each method has; they are resampled too.
-    """
 
-    def __init__(self, labels: Mapping[str, np.ndarray], seeds: int, draws: int) -> None:
-        self.labels = labels
-        self.seed_weights = bootstrap_counts(seeds, draws, np.random.default_rng([0, 1000])) / seeds
-        self.counts = {
-            t: bootstrap_counts(len(y), draws, np.random.default_rng([0, i])) for i, (t, y) in enumerate(labels.items())
-        }
+def decided(claims: Mapping[str, Evidence]) -> dict[str, Evidence]:
+    """Return the claims with p corrected for their number (Holm, 1979). One that is not testable counts as p = 1."""
+    corrected = holm([evidence.claim_p for evidence in claims.values()])
+    return {name: replace(e, p=float(p)) for (name, e), p in zip(claims.items(), corrected, strict=True)}
 
-    def score(self, task: str, metric: str, predictions: Num[np.ndarray, "seeds n"]) -> Bootstrap:
-        """Return the mean score over seeds, with its bootstrap draws over seeds and examples."""
-        value = metric_score(metric, predictions, self.labels[task]).mean()
-        resampled = metric_score(metric, predictions, self.labels[task], self.counts[task])  # (seeds, draws)
-        return Bootstrap(float(value), (resampled * self.seed_weights.T).sum(0))
+
+def holm(p: Sequence[float]) -> Float[np.ndarray, " claims"]:
+    """Return p values corrected for their number (Holm, 1979), in the order given; NaN counts as 1 and stays NaN."""
+    known = np.nan_to_num(np.asarray(p, dtype=float), nan=1.0)
+    order = np.argsort(known, kind="stable")
+    steps = np.maximum.accumulate((len(known) - np.arange(len(known))) * known[order])
+    corrected = np.empty(len(known))
+    corrected[order] = np.minimum(1, steps)
+    return np.where(np.isnan(p), np.nan, corrected)
+
+
+def above_constant(iap: IAP) -> dict[str, Interval]:
+    """Return, per task, how far the unpruned score lies above the best constant answer, on the gate's half."""
+    half = iap.part(examples=GATE_HALF)
+    found = {}
+    for task, metric, chance in zip(half.tasks, half.metrics, half.chance(), strict=True):
+        score = score_measure(task, metric, half.unpruned[task], half.labels[task])
+        found[task] = (score - constant(chance, score)).interval()
+    return found
+
+
+def learned(above: Mapping[str, Interval]) -> list[str]:
+    """Name the tasks that pass the gate: those above the best constant answer beyond their interval."""
+    return [task for task, interval in above.items() if interval.low > 0]
 
 
 def differences(
-    values: Mapping[str, Mapping[str, Bootstrap]],
+    values: Mapping[str, Mapping[str, Measure]],
     reference: str,
     names: tuple[str, str],
     *,
@@ -57,46 +151,72 @@ def differences(
 ) -> pd.DataFrame:
     """Return one row per method and item: value, interval, and the paired difference, method minus reference.
 
-    values: {method: {item: value with draws}}, all drawn from the same samples. reference: the method that is
-        subtracted; the column "minus <reference>" holds the differences. names: of the columns for method and item.
-    value: name of the column of values. with_mean: add a row per method with the mean over items.
+    values: {method: {item: measure}}, all of the same models and examples. reference: the method that is subtracted;
+        the column "minus <reference>" holds the differences. names: of the columns for method and item. value: name of
+        the column of values. with_mean: add a row per method with the mean over items.
     """
-
-    def with_its_mean(items: Mapping[str, Bootstrap]) -> dict[str, Bootstrap]:
-        mean = float(np.mean([v for v, _ in items.values()]))
-        draws = np.mean([d for _, d in items.values()], axis=0)
-        return {**items, "mean": Bootstrap(mean, draws)} if with_mean else dict(items)
-
-    complete = {method: with_its_mean(items) for method, items in values.items()}
+    complete = {
+        method: {**items, "mean": mean_of(list(items.values()))} if with_mean else dict(items)
+        for method, items in values.items()
+    }
     rows = []
     for method, items in complete.items():
-        for item, (number, draws) in items.items():
-            base = complete[reference][item]
-            (low, high), (diff_low, diff_high) = interval(draws), interval(draws - base.draws)
-            row: dict[str, object] = {names[0]: method, names[1]: item, value: number}
-            row |= {"low": float(low), "high": float(high), f"minus {reference}": number - base.value}
-            rows.append(row | {"diff low": float(diff_low), "diff high": float(diff_high)})
+        for item, measure in items.items():
+            own, against = measure.interval(), (measure - complete[reference][item]).interval()
+            row: dict[str, object] = {names[0]: method, names[1]: item, value: own.value}
+            row |= {"low": own.low, "high": own.high, f"minus {reference}": against.value}
+            if method == reference:
+                row |= {"diff low": 0.0, "diff high": 0.0}
+            else:
+                row |= {"diff low": against.low, "diff high": against.high}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
-def exchanged_correlations(
-    similarity: Float[np.ndarray, "tasks tasks"],
-    pairs: Sequence[tuple[int, int]],
-    values: Float[np.ndarray, " pairs"],
-    rng: np.random.Generator,
-    most: int = 5040,
-) -> tuple[Float[np.ndarray, " draws"], bool]:
-    """Return the rank correlations, over pairs of tasks, of a similarity with another value, under exchanged names.
+@dataclass(frozen=True)
+class Mantel:
+    """A rank correlation over pairs of tasks. interval: jackknife over tasks. p: one-sided, that it is below 0."""
 
-    Mantel's test: pairs that share a task are not independent, so not pairs but tasks are exchanged. The first is the
-    correlation as it is. Returns the correlations, and whether they are of all exchanges (up to `most`) or random ones.
+    interval: Interval
+    p: float
+
+
+def mantel(
+    similarity: Float[np.ndarray, "tasks tasks"],
+    other: Float[np.ndarray, "tasks tasks"],
+    rng: np.random.Generator,
+) -> Mantel:
+    """Correlate two symmetric matrices over pairs of tasks, by ranks (Mantel, 1967).
+
+    Pairs that share a task are not independent. So for p not pairs but tasks are exchanged, the observed order counted
+    among them (Phipson and Smyth, 2010), and for the interval tasks are left out, not pairs: it is a little too wide
+    rather than too narrow. NaN where an entry off the diagonal is, and for fewer than four tasks.
     """
     tasks = len(similarity)
-    exact = math.factorial(tasks) <= most
-    orders = permutations(range(tasks)) if exact else (rng.permutation(tasks) for _ in range(most))
+    upper = np.triu_indices(tasks, 1)
+    if tasks < 4 or not (np.isfinite(similarity[upper]).all() and np.isfinite(other[upper]).all()):
+        return Mantel(Interval(np.nan, np.nan, np.nan), np.nan)
+
+    def correlation(a: np.ndarray, b: np.ndarray) -> float:
+        pairs = np.triu_indices(len(a), 1)
+        return rank_correlation(a[pairs], b[pairs])
+
     own = np.arange(tasks)
-    correlations = [
-        rank_correlation(np.array([similarity[order[a], order[b]] for a, b in pairs]), values)
-        for order in (own, *(o for o in orders if not np.array_equal(o, own)))
-    ]
-    return np.array(correlations), exact
+    without = np.array([correlation(*(np.delete(np.delete(m, k, 0), k, 1) for m in (similarity, other))) for k in own])
+    se = float(np.sqrt((tasks - 1) / tasks * ((without - without.mean()) ** 2).sum()))
+    if math.factorial(tasks) <= 5040:
+        orders = np.array(list(permutations(range(tasks))))
+    else:
+        orders = np.array([own, *(rng.permutation(tasks) for _ in range(EXCHANGES - 1))])
+    # exchanged names are the same ranks in other places
+    ranks, others = np.zeros((tasks, tasks)), stats.rankdata(other[upper])
+    ranks[upper] = stats.rankdata(similarity[upper])
+    ranks += ranks.T
+    null = ranks[orders[:, upper[0]], orders[:, upper[1]]] @ (others - others.mean())
+    p = float((null <= null[0] + 1e-9).mean())  # the first order is the observed one
+    return Mantel(Interval(correlation(similarity, other), se, tasks - 1), p)
+
+
+def changed_share(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
+    """Return the share of predictions, {task: (seeds, n)}, that differ between two methods, mean over tasks."""
+    return float(np.mean([np.mean(a[task] != b[task]) for task in a]))

@@ -80,6 +80,19 @@ def percent(axes: Axes, which: str = "y") -> None:
     getattr(axes, f"{which}axis").set_major_formatter(lambda value, _: f"{100 * value:g}")
 
 
+def set_limits(ax: Axes, value: Iterable, low: Iterable, high: Iterable, which: str = "y") -> None:
+    """Let an axis show all values, and of intervals as much as leaves values apart: those of two seeds may be vast."""
+    middle, least, most = (np.array(list(x), dtype=float) for x in (value, low, high))
+    if not np.isfinite(middle).any():
+        return
+    bottom, top = float(np.nanmin([np.nanmin(middle), 0])), float(np.nanmax([np.nanmax(middle), 0]))
+    room = 1.2 * (top - bottom) or 1.0
+    ends = [np.nanmin([*least, *middle, 0]), np.nanmax([*most, *middle, 0])]
+    margin = 0.04 * (top - bottom) or 0.1
+    limits = max(float(ends[0]) - margin, bottom - room), min(float(ends[1]) + margin, top + room)
+    getattr(ax, f"set_{which}lim")(limits)
+
+
 def _is_control(name: str) -> bool:
     return any(word in name for word in CONTROLS)
 

@@ -29,10 +29,12 @@ class Profile(FineTuning):
     importance_examples: int = Field(ge=4)
     fractions: Fractions = (0.1, 0.2, 0.3, 0.4, 0.5)
     controls: int = Field(ge=1)
-    draws: int = Field(2000, ge=50)
+    draws: int = Field(9999, ge=99)  # relabellings of tasks
     threads: int = Field(1, ge=1)  # of a unit, however many cores there are; no part of its key
     # 04 to 07
     encoders: tuple[EncoderName, ...] = Field(min_length=1)
+    encoder_seeds: Seeds = Field(1, ge=1)
+    pair_seeds: Seeds = Field(1, ge=1)
     small_encoder: EncoderName
     small_steps: int = Field(ge=10)
     small_lr: float = Field(gt=0)
@@ -103,7 +105,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "curve_examples": 32,
         "importance_examples": 32,
         "controls": 2,
-        "draws": 200,
+        "draws": 199,
         "encoders": ("tiny-random",),
         "small_encoder": "tiny-random",
         "small_steps": 20,

@@ -145,10 +145,12 @@ class Study:
         p = self.profile
         return chain(self.training(seed), p.importance_examples, p.fractions, p.controls)
 
-    def small_units(self, encoder: str | None = None, tasks: tuple[str, ...] | None = None) -> Chain:
+    def small_units(
+        self, encoder: str | None = None, tasks: tuple[str, ...] | None = None, seed: int | None = None
+    ) -> Chain:
         """Return training, importance and pruning of one encoder on some tasks, at the scale of notebooks 04 to 07."""
-        p = self.profile
-        model = self.training(self.seed, small=True, encoder=encoder or p.small_encoder, tasks=tasks or p.tasks)
+        p, seed = self.profile, self.seed if seed is None else seed
+        model = self.training(seed, small=True, encoder=encoder or p.small_encoder, tasks=tasks or p.tasks)
         return chain(model, p.small_examples, p.small_fractions, p.controls)
 
     def plan(self, notebook: str) -> list[Unit]:

@@ -1,0 +1,270 @@
+"""From the numbers of a few models, scored on a few examples, to an interval for all such models and examples.
+
+A number such as a score or a difference of two scores is measured on every model (`seeds`: trainings that differ in all
+that is drawn) and every evaluation example (`n`), each model on the same examples. Both are samples, so both vary: the
+interval is a two-way t interval, and two measures of the same models and examples are compared in pairs.
+
+    Var(mean) = (MS_seeds + MS_examples - MS_residual) / (S n),   degrees of freedom by Satterthwaite (1946)
+
+For a score that is no mean over examples (F1, a dissociation), an example's value is replaced by its *influence*, found
+by leaving the example out (jackknife; Efron and Stein, 1981).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Num
+from scipy import stats
+
+from fslib.errors import FslibError
+from fslib.scoring import metric_score
+
+LEVEL = 0.95
+POWER = 0.80
+
+
+class Interval(NamedTuple):
+    """An estimate, its standard error and the degrees of freedom of that; NaN where it is not defined."""
+
+    value: float
+    se: float
+    df: float
+
+    def at(self, level: float) -> tuple[float, float]:
+        """Return (low, high) of the t interval at a level, such as 0.95."""
+        half = self.se * float(stats.t.ppf((1 + level) / 2, self.df))
+        return self.value - half, self.value + half
+
+    @property
+    def low(self) -> float:
+        """The lower end at 95 %."""
+        return self.at(LEVEL)[0]
+
+    @property
+    def high(self) -> float:
+        """The upper end at 95 %."""
+        return self.at(LEVEL)[1]
+
+    @property
+    def p(self) -> float:
+        """Two-sided p that the true value is 0; 1 where nothing varies and the value is 0."""
+        if self.se == 0:
+            return float(self.value == 0)
+        return float(2 * stats.t.sf(abs(self.value) / self.se, self.df))
+
+    @property
+    def mde(self) -> float:
+        """The minimum detectable effect: found with 80 % power in a two-sided test at 5 % (Card et al., 2020)."""
+        return self.se * float(stats.t.ppf((1 + LEVEL) / 2, self.df) + stats.t.ppf(POWER, self.df))
+
+    def scaled(self, factor: float) -> Interval:
+        """Return the same in another unit."""
+        return Interval(factor * self.value, abs(factor) * self.se, self.df)
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """One number of every model, and every evaluation example's influence on it.
+
+    values: (seeds,). influence: {what the examples are of: (seeds, n)}: of a mean, the example's value minus the mean;
+    of another number, (n - 1) (number - number without the example). A constant, or what was measured once and for
+    all, has one row, which stands for every seed.
+    """
+
+    values: Float[np.ndarray, " seeds"]
+    influence: Mapping[str, Float[np.ndarray, "seeds n"]]
+
+    def __sub__(self, other: Measure) -> Measure:
+        """Return the paired difference: same models, same examples."""
+        return weighted([self, other], [1, -1])
+
+    def scaled(self, factor: float) -> Measure:
+        """Return the same number in another unit."""
+        return weighted([self], [factor])
+
+    def interval(self) -> Interval:
+        """Return the two-way t interval of the mean over seeds; of one seed alone, over examples.
+
+        A sum of squares that comes out below what the other parts make possible is chance: no component of the variance
+        is taken as negative.
+        """
+        seeds, value = len(self.values), float(np.mean(self.values))
+        parts = [_mean_squares(rows) for rows in self.influence.values()]
+        if not np.isfinite(value) or any(np.isnan(v) for part in parts for v, _ in part):
+            return Interval(value, np.nan, np.nan)
+        by_example = [examples for examples, _ in parts]
+        residual = [rest for _, rest in parts]
+        by_seed = (float(np.var(self.values, ddof=1)) / seeds, seeds - 1) if seeds > 1 else (0.0, 1)
+        candidates: list[list[tuple[float, float]]] = [
+            [by_seed, *by_example, *((-v, df) for v, df in residual)],
+            [by_seed],
+            by_example,
+        ]
+        variances = [sum(v for v, _ in terms) for terms in candidates]
+        best = int(np.argmax(variances))
+        squares = sum(v**2 / df for v, df in candidates[best])
+        df = variances[best] ** 2 / squares if squares > 0 else 1.0
+        return Interval(value, float(np.sqrt(variances[best])), float(df))
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """A table of measures of the same models and examples, such as D at every fraction of every task.
+
+    values: (seeds, rows, cols). influence: {what the examples are of: (seeds, n, rows, cols)}.
+    """
+
+    values: Float[np.ndarray, "seeds rows cols"]
+    influence: Mapping[str, Float[np.ndarray, "seeds n rows cols"]]
+
+    def measure(self, row: int, column: int) -> Measure:
+        """Return one cell."""
+        return Measure(self.values[:, row, column], {u: x[:, :, row, column] for u, x in self.influence.items()})
+
+    def intervals(self) -> tuple[Float[np.ndarray, "rows cols"], Float[np.ndarray, "rows cols"]]:
+        """Return (low, high) of every cell, at 95 %."""
+        ends = np.full((2, *self.values.shape[1:]), np.nan)
+        for row, column in np.ndindex(*self.values.shape[1:]):
+            ends[:, row, column] = self.measure(row, column).interval().at(LEVEL)
+        return ends[0], ends[1]
+
+    def __sub__(self, other: Cells) -> Cells:
+        """Return the paired difference, cell by cell."""
+        return Cells(self.values - other.values, {u: x - other.influence[u] for u, x in self.influence.items()})
+
+
+def _mean_squares(rows: Float[np.ndarray, "seeds n"]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the variance of the mean due to examples and to the residual, each with its degrees of freedom."""
+    seeds, n = rows.shape
+    if n < 2:
+        return (np.nan, 1), (np.nan, 1)
+    rows = rows - rows.mean(1, keepdims=True)
+    column = rows.mean(0)
+    examples = float((column**2).sum() / (n - 1) / n)
+    if seeds == 1:
+        return (examples, n - 1), (0.0, 1)
+    rest = float(((rows - column) ** 2).sum() / ((seeds - 1) * (n - 1)))
+    return (examples, n - 1), (rest / (seeds * n), (seeds - 1) * (n - 1))
+
+
+def weighted(measures: Sequence[Measure], weights: Sequence[float]) -> Measure:
+    """Return the weighted sum of measures of the same models and examples. Raises FslibError if they are not."""
+    seeds = max(len(m.values) for m in measures)
+    names = list(dict.fromkeys(name for m in measures for name in m.influence))
+    if any(len(m.values) not in (1, seeds) for m in measures):
+        raise FslibError(f"measures of {sorted({len(m.values) for m in measures})} models cannot be paired")
+    total, influence = np.zeros(seeds), {}
+    for name in names:
+        sizes = {m.influence[name].shape[1] for m in measures if name in m.influence}
+        if len(sizes) > 1:
+            raise FslibError(f"measures of {sorted(sizes)} examples of {name} cannot be paired")
+        influence[name] = np.zeros((seeds, sizes.pop()))
+    for measure, weight in zip(measures, weights, strict=True):
+        total += weight * measure.values
+        for name, rows in measure.influence.items():
+            influence[name] += weight * rows
+    return Measure(total, influence)
+
+
+def mean_of(measures: Sequence[Measure]) -> Measure:
+    """Return the mean of several measures of the same models, such as the scores of several tasks."""
+    if not measures:
+        raise FslibError("a mean of no measure")
+    return weighted(measures, [1 / len(measures)] * len(measures))
+
+
+def without_one(n: int) -> Int[np.ndarray, "n n"]:
+    """Return how often each of n examples is counted when each in turn is left out, one row per example left out."""
+    return 1 - np.eye(n, dtype=np.int64)
+
+
+def score_measure(
+    name: str, metric: str, predictions: Num[np.ndarray, "seeds n"], labels: Num[np.ndarray, " n"]
+) -> Measure:
+    """Return the score of every model on the examples of the task `name`, as a fraction, with influences."""
+    values = metric_score(metric, predictions, labels)
+    left_out = metric_score(metric, predictions, labels, without_one(len(labels)))  # (seeds, n)
+    return Measure(values, {name: (len(labels) - 1) * (values[:, None] - left_out)})
+
+
+def constant(value: float, like: Measure) -> Measure:
+    """Return a number that does not vary, to be compared with a measure."""
+    return Measure(
+        np.array([float(value)]), {name: np.zeros((1, rows.shape[1])) for name, rows in like.influence.items()}
+    )
+
+
+def pooled(intervals: Sequence[Interval]) -> Interval:
+    """Return the mean effect over a population of encoders (or studies) of which these are a sample.
+
+    Random effects, weights by Paule and Mandel (1982), interval by Hartung and Knapp (2001) with a t distribution of
+    k - 1 degrees of freedom: several results are never counted as "k of n significant". NaN for fewer than two.
+    """
+    y, v = np.array([i.value for i in intervals]), np.array([i.se**2 for i in intervals])
+    if len(y) < 2 or not (np.isfinite(y).all() and (v > 0).all()):
+        return Interval(float(np.mean(y)) if len(y) else np.nan, np.nan, np.nan)
+
+    def mean_and_q(tau: float) -> tuple[float, float, np.ndarray]:
+        weights = 1 / (v + tau)
+        mean = float((weights * y).sum() / weights.sum())
+        return mean, float((weights * (y - mean) ** 2).sum()), weights
+
+    low, high = 0.0, float(np.var(y, ddof=1) * len(y) + v.max())
+    if mean_and_q(0.0)[1] <= len(y) - 1:
+        high = 0.0  # no more spread than the standard errors explain
+    for _ in range(200 if high else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean_and_q(middle)[1] > len(y) - 1 else (low, middle)
+    mean, q, weights = mean_and_q(high)
+    # without the bound the interval could be narrower than one effect common to all would give
+    variance = max(1.0, q / (len(y) - 1)) / weights.sum()
+    return Interval(mean, float(np.sqrt(variance)), len(y) - 1)
+
+
+def relabelling_p(
+    values: Float[np.ndarray, "labellings models *cells"], draws: int, rng: np.random.Generator
+) -> tuple[Float[np.ndarray, "*cells"], Float[np.ndarray, "*cells"], Float[np.ndarray, draws * cells]]:
+    """Return one-sided p of the first labelling: models relabelled one by one; all alike; and the first one's draws.
+
+    values: a number of every model under each labelling, the true one first. Where the combinations of labellings are
+    at most `draws`, they are all counted; else so many are drawn, the true one among them (Phipson and Smyth, 2010).
+    NaN where the number is.
+    """
+    labellings, models = values.shape[:2]
+    if labellings**models <= draws:
+        chosen = np.array(list(product(range(labellings), repeat=models)))
+    else:
+        chosen = rng.integers(labellings, size=(draws, models))
+        chosen[0] = 0
+    each = np.mean([values[chosen[:, m], m] for m in range(models)], axis=0)
+    observed, shared = values[0].mean(0), values.mean(1)
+
+    def p(null: np.ndarray) -> np.ndarray:
+        return np.where(np.isnan(observed), np.nan, (null >= observed - 1e-9).mean(0))
+
+    return p(each), p(shared), each
+
+
+def multi_bootstrap(
+    measure: Measure, draws: int, rng: np.random.Generator, level: float = LEVEL
+) -> tuple[float, float]:
+    """Return the percentile interval over seeds and examples resampled together (Sellam et al., 2022).
+
+    The sensitivity check of the two-way t interval, from ten seeds on: with fewer it is too narrow. An example's part
+    is taken from its influence.
+    """
+    seeds = len(measure.values)
+    chosen = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds  # (draws, seeds)
+    drawn = chosen @ measure.values
+    for rows in measure.influence.values():
+        n = rows.shape[1]
+        centred = rows - rows.mean(1, keepdims=True)
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=draws) / n  # (draws, n)
+        drawn = drawn + ((chosen @ centred) * counts).sum(1)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
