@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from fslib.dissociation import IAP, Dissociation, double_dissociations, score_left
 from fslib.intervals import mean_of, multi_bootstrap, score_measure
 from fslib.study.evidence import LEAST_SEEDS, SCORE_HALF, Evidence, Part, above_constant, learned
-from fslib.study.plots import GREY, looks, panels, percent, styled
+from fslib.study.plots import GREY, looks, panels, percent, set_limits, styled
 from fslib.study.records import Unit
 from fslib.study.study import Study, plans
 
@@ -136,6 +136,37 @@ def crossings(iap: IAP) -> str:
 
 
 @styled
+def plot_by_task(result: Dissociation, tasks: Sequence[str]) -> Figure:
+    """Draw, left: D of each task and their mean, every seed a dot, beside random heads'. Right: the mean relabelled.
+
+    tasks: all of the study, so that each keeps its colour.
+    """
+    style, names = looks(tasks), [*result.tasks, "mean"]
+    figure, (left, right) = panels(2, 0.9 + 0.34 * len(names), width_ratios=[1.7, 1])
+    points = [result.of(name) for name in names]
+    for row, (name, d) in enumerate(zip(names, points, strict=True)):
+        colour = style[name]["color"] if name != "mean" else "black"
+        left.scatter(d.by_seed, np.full(len(d.by_seed), row - 0.22), s=9, color=colour, alpha=0.5, lw=0)
+        for y, value, low, high, look in (
+            (row - 0.05, d.value, d.low, d.high, {"fmt": "o", "color": colour}),
+            (row + 0.2, d.random, d.random_low, d.random_high, {"fmt": "D", "color": GREY, "markersize": 3.5}),
+        ):
+            left.errorbar(value, y, xerr=[[value - low], [high - value]], capsize=2, **look)
+    ends = ("value", "low", "high"), ("random", "random_low", "random_high")
+    middle, least, most = ([getattr(d, names[k]) for names in ends for d in points] for k in range(3))
+    set_limits(left, middle, least, most, "x")
+    left.axvline(0, color="black", linewidth=0.6)
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    left.set(xlabel="dissociation D (points); grey: random heads")
+    null = result.null[:, -1, -1]
+    right.hist(null[np.isfinite(null)], bins=30, color="#bbbbbb")
+    right.axvline(result.mean.value, color="black", linewidth=2)
+    right.set(xlabel="mean D, tasks relabelled (points)", yticks=[], title=f"p = {result.mean.p:.3f}")
+    return figure
+
+
+@styled
 def plot_pruning(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     """Draw one panel per evaluated task: its own lesion, the other tasks' lesions, and the matched random band.
 
@@ -183,11 +214,14 @@ def plot_pruning(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
 
 
 @styled
-def plot_dissociation(results: Sequence[Dissociation]) -> Figure:
-    """Draw one panel per convention: mean dissociation (black, interval), each task's, and random heads' (band)."""
+def plot_dissociation(results: Sequence[Dissociation], tasks: Sequence[str]) -> Figure:
+    """Draw one panel per convention: mean dissociation (black, interval), each task's, and random heads' (band).
+
+    tasks: all of the study, so that each keeps its colour.
+    """
     figure, axes = panels(len(results), 3.0)
     for ax, result in zip(axes, results, strict=True):
-        x, style, mean = np.array(result.fractions), looks(result.tasks), result.along()
+        x, style, mean = np.array(result.fractions), looks(tasks), result.along()
         ax.fill_between(x, mean.random_low, mean.random_high, color=GREY, alpha=0.25, lw=0)
         ax.plot(x, mean.random, color=GREY, linestyle="--", linewidth=1, label="mean, random heads")
         for task in result.tasks:
@@ -203,6 +237,8 @@ def plot_dissociation(results: Sequence[Dissociation]) -> Figure:
             label="mean, top heads",
         )
         ax.axhline(0, color="black", linewidth=0.6)
+        by_task = np.concatenate([result.along(task).value for task in result.tasks])
+        set_limits(ax, by_task, np.append(mean.low, by_task), np.append(mean.high, by_task))
         ax.set(title=f"convention: {result.convention}", xlabel="heads pruned (%)", ylabel="dissociation D (points)")
         ax.set_xticks(x)
         percent(ax, "x")

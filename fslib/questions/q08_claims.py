@@ -16,8 +16,8 @@ from fslib.dissociation import CONVENTIONS, Dissociation, score_left
 from fslib.intervals import Interval
 from fslib.questions import q02_importance, q03_pruning, q04_models, q05_similarity, q06_iat, q07_transfer
 from fslib.scoring import rank_correlation
-from fslib.study.evidence import CONTRADICTED, SESOI, SUPPORTED, Evidence, Part, decided
-from fslib.study.plots import GREY, looks, panels, short, styled
+from fslib.study.evidence import CONTRADICTED, NOT_TESTABLE, SESOI, SUPPORTED, Evidence, Part, decided
+from fslib.study.plots import COLOURS, GREY, looks, panels, set_limits, short, styled
 from fslib.study.records import Unit, distinct
 from fslib.study.study import Study, plans
 
@@ -186,11 +186,39 @@ def _missed(study: Study) -> float:
     return 1 - len(np.unique(seen)) / n
 
 
+@styled
+def plot_claims(table: pd.DataFrame) -> Figure:
+    """Draw every number that claims C1 to C5 stand on, in units of the smallest effect of interest (band: below it).
+
+    Dot and line: estimate and 95 % interval. Bar: the minimum detectable effect. Hollow: the claim is not testable.
+    """
+    rows = table[table["SESOI"].notna()].reset_index(drop=True)
+    unit = rows["SESOI"]
+    value, low, high, mde = (rows[k] / unit for k in ("value", "low", "high", "MDE"))
+    figure, (ax,) = panels(1, 0.8 + 0.3 * len(rows))
+    ax.axvspan(-1, 1, color="#eeeeee", lw=0)
+    ax.axvline(0, color="black", linewidth=0.6)
+    for i, row in rows.iterrows():
+        colour = COLOURS[int(row["claim"][1]) - 1]
+        face = "white" if row["verdict"] == NOT_TESTABLE else colour
+        error = [[value[i] - low[i]], [high[i] - value[i]]]
+        ax.errorbar(value[i], i, xerr=error, fmt="o", color=colour, markerfacecolor=face, capsize=2)
+        ax.plot([mde[i], mde[i]], [i - 0.25, i + 0.25], color=GREY, linewidth=2)
+    ax.set_xlim(-8, 8)  # an interval of two or three seeds may reach far beyond
+    names = [f"{c}: {what}" for c, what in zip(rows["claim"], rows["measured here"], strict=True)]
+    ax.set_yticks(range(len(rows)), names)
+    ax.invert_yaxis()
+    ax.set_xlabel("effect, in smallest effects of interest (above 0: as the paper says)")
+    for i, text in enumerate(rows["verdict"]):
+        ax.text(1.01, i, text, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
+    return figure
+
+
 class Story(NamedTuple):
     """What the teaser shows: the method on two tasks, and the main result.
 
     maps, heads: importance and top heads of the two tasks. left: pruned task by scored task, % of the unpruned score.
-    random_left: the same under matched random heads, per task.
+    random_left: the same under matched random heads, per task. tasks: all of the study, for their colours.
     """
 
     maps: Mapping[str, Float[np.ndarray, "layers heads"]]
@@ -198,12 +226,13 @@ class Story(NamedTuple):
     left: pd.DataFrame
     random_left: Mapping[str, float]
     result: Dissociation
+    tasks: tuple[str, ...]
 
 
 def story(study: Study, result: Dissociation, fraction: float = 0.3) -> Story:
-    """Return the method on the two tasks whose maps differ most, with the fraction pruned nearest to the one given."""
+    """Return the method on the two tasks in D whose maps differ most, with the fraction pruned nearest to the given."""
     maps, iap = q02_importance.importance_maps(study), study.iap()
-    pair = min(combinations(iap.tasks, 2), key=lambda p: rank_correlation(maps[p[0]], maps[p[1]]))
+    pair = min(combinations(result.tasks, 2), key=lambda p: rank_correlation(maps[p[0]], maps[p[1]]))
     f = int(np.argmin(np.abs(np.array(iap.fractions) - fraction)))
     base = iap.baseline()
     left = score_left(iap.top.scores[:, f], base[:, None]).mean(0)  # (pruned, scored)
@@ -215,6 +244,7 @@ def story(study: Study, result: Dissociation, fraction: float = 0.3) -> Story:
         pd.DataFrame(left, iap.tasks, iap.tasks).loc[list(pair), list(pair)],
         {t: float(random_left[i, :, i].mean()) for t, i in at.items()},
         result,
+        iap.tasks,
     )
 
 
@@ -230,7 +260,7 @@ def plot_teaser(story: Story) -> Figure:
 
 def _draw_heads(score: Axes, choose: Axes, story: Story) -> None:
     """Draw every head of two tasks, one above the other: how important it is, and whether it is pruned."""
-    style = looks(story.result.tasks)
+    style = looks(story.tasks)
     layers, heads = next(iter(story.maps.values())).shape
     for ax, title in ((score, "1  score every head"), (choose, "2  prune a task's top heads")):
         ax.set_title(title, loc="left")
@@ -254,7 +284,7 @@ def _draw_heads(score: Axes, choose: Axes, story: Story) -> None:
 
 def _draw_lesions(ax: Axes, story: Story) -> None:
     """Draw what is left of two tasks' scores under their own lesion, the other's and random heads', and D between."""
-    style, tasks, left = looks(story.result.tasks), list(story.maps), story.left
+    style, tasks, left = looks(story.tasks), list(story.maps), story.left
     ax.set_title("3  who suffers?", loc="left")
     for i, scored in enumerate(tasks):
         other = tasks[1 - i]
@@ -284,5 +314,6 @@ def _draw_result(ax: Axes, result: Dissociation) -> None:
     error = [mean.value - mean.low, mean.high - mean.value]
     ax.errorbar(x, mean.value, yerr=error, color="black", marker="o", capsize=3, label="top heads")
     ax.axhline(0, color="black", linewidth=0.6)
+    set_limits(ax, np.append(mean.value, mean.random), mean.low, mean.high)
     ax.set(xlabel="heads pruned (%)", ylabel="dissociation $D$ (points)", xticks=x)
     ax.legend(loc="upper right", bbox_to_anchor=(1.02, 1.02))

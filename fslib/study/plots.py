@@ -18,6 +18,7 @@ import seaborn as sns
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from fslib.study.files import write_bytes
 
@@ -80,9 +81,9 @@ def percent(axes: Axes, which: str = "y") -> None:
     getattr(axes, f"{which}axis").set_major_formatter(lambda value, _: f"{100 * value:g}")
 
 
-def set_limits(ax: Axes, value: Iterable, low: Iterable, high: Iterable, which: str = "y") -> None:
+def set_limits(ax: Axes, value: ArrayLike, low: ArrayLike, high: ArrayLike, which: str = "y") -> None:
     """Let an axis show all values, and of intervals as much as leaves values apart: those of two seeds may be vast."""
-    middle, least, most = (np.array(list(x), dtype=float) for x in (value, low, high))
+    middle, least, most = (np.asarray(x, dtype=float).ravel() for x in (value, low, high))
     if not np.isfinite(middle).any():
         return
     bottom, top = float(np.nanmin([np.nanmin(middle), 0])), float(np.nanmax([np.nanmax(middle), 0]))
