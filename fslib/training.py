@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
-from transformers import get_linear_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR
 
 from fslib.data.batches import Batch, task_order
 from fslib.data.tasks import Task, as_tasks
@@ -33,8 +33,8 @@ READ_EVERY = 50  # steps between readings of losses that lie on another device: 
 class Settings:
     """How a training goes: the keyword arguments of `train` and `branch`.
 
-    AdamW (fused), linear warm-up over the first `warmup` of the steps, then linear decay to 0, gradient norm clipped at
-    `clip`; no weight decay on biases and norms.
+    AdamW (fused), linear warm-up over the first `warmup` of the steps, then linear decay to `lr_floor` of the peak
+    `lr` (0: to nothing), gradient norm clipped at `clip`; no weight decay on biases and norms.
     sampling: proportional, sqrt, uniform or annealed (over `epochs` equal parts of the steps).
     seed: for the order of tasks and batches and for dropout; the caller's random state is left alone.
     evaluate_every: score `evaluate_on` (default: the tasks) before the first step, every so many, and at the end.
@@ -46,6 +46,7 @@ class Settings:
     lr: float = 1e-4
     weight_decay: float = 0.01
     warmup: float = 0.1
+    lr_floor: float = 0.0
     clip: float = 1.0
     sampling: str = "annealed"
     epochs: int = 5
@@ -59,7 +60,8 @@ class Settings:
             check_count(name, getattr(self, name))
         check_count("seed", self.seed, 0)
         check_count("evaluate_every", self.evaluate_every, none=True)
-        intervals = {"lr": "(0, inf)", "weight_decay": "[0, inf)", "warmup": "[0, 1)", "clip": "(0, inf)"}
+        intervals = {"lr": "(0, inf)", "weight_decay": "[0, inf)", "clip": "(0, inf)"}
+        intervals |= {"warmup": "[0, 1)", "lr_floor": "[0, 1)"}
         for name, interval in intervals.items():
             check_number(name, getattr(self, name), interval)
 
@@ -70,6 +72,28 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
     if wrong := [name for name in values if name not in known]:
         raise unknown("setting of training", wrong[0], known)
     return Settings(**values)
+
+
+def lr_factor(step: int, steps: int, warmup: float = 0.1, lr_floor: float = 0.0) -> float:
+    """Return the share of the peak learning rate, in [0, 1], after `step` of the steps.
+
+    From 0 to 1 over the first `warmup` of them; then lr_floor + (1 - lr_floor) * what is left of a linear decay to 0.
+    """
+    rising = round(warmup * steps)
+    if step < rising:
+        return step / rising
+    return lr_floor + (1 - lr_floor) * max(0.0, (steps - step) / max(1, steps - rising))
+
+
+def lr_share(steps: int, delta: float, lr_floor: float = 0.0, *, warmup: float = 0.1) -> float:
+    """Return which share of the learning rate, summed over all steps, falls into the last `delta` of them, in (0, 1].
+
+    That is an ending's dose: with a decay to 0 the last tenth of the steps gets about a hundredth of what is learned.
+    Raises FslibError for values that `train` refuses, and for a delta that leaves no step before or in the ending.
+    """
+    Settings(steps=steps, warmup=warmup, lr_floor=lr_floor)
+    factors = [lr_factor(step, steps, warmup, lr_floor) for step in range(steps)]
+    return sum(factors[Ending(delta).start(steps) :]) / sum(factors)
 
 
 @dataclass
@@ -110,8 +134,8 @@ def train(
     One step is one batch of one task. The model keeps its mode.
     iat, pcgrad: how the last `delta` of the steps are made, instead of like the others.
     settings: the fields of `fslib.training.Settings`: steps (600), batch_size (16), lr (1e-4), weight_decay (0.01),
-        warmup (0.1), clip (1.0), sampling ("annealed"), epochs (5), seed (0), evaluate_every, evaluate_on,
-        mixed_precision.
+        warmup (0.1), lr_floor (0.0), clip (1.0), sampling ("annealed"), epochs (5), seed (0), evaluate_every,
+        evaluate_on, mixed_precision.
     Raises FslibError for settings out of range, a task without a classifier, IAT or PCGrad with one task, or a
     loss that is not finite. Source: Li et al. (2023); annealed sampling: Stickland and Murray (2019).
     """
@@ -194,7 +218,7 @@ class Training:
         model.to(self.accelerator.device)
         optimizer = torch.optim.AdamW(_parameter_groups(model, s.weight_decay), lr=s.lr, fused=True)
         self.groups = [list(group["params"]) for group in optimizer.param_groups]
-        self.schedule = get_linear_schedule_with_warmup(optimizer, round(s.warmup * s.steps), s.steps)
+        self.schedule = LambdaLR(optimizer, lambda step: lr_factor(step, s.steps, s.warmup, s.lr_floor))
         self.wrapped, self.optimizer = self.accelerator.prepare(_Losses(model), optimizer)
         self.encoded = {name: model.encode(task.train) for name, task in self.tasks.items()}
         self.streams = self._streams(s.batch_size)

@@ -217,7 +217,7 @@ def test_the_key_knows_kind_and_every_part_of_the_config():
     changes = [
         {"steps": 3}, {"seed": 1}, {"lr": 2e-3}, {"encoder": "minilm-l1"}, {"sampling": "sqrt"}, {"epochs": 1},
         {"batch_size": 4}, {"max_length": 8}, {"eval_examples": 4}, {"curve_points": 2}, {"curve_examples": 2},
-        {"tasks": ["left"]}, {"tasks": ["right", "left"]},
+        {"tasks": ["left"]}, {"tasks": ["right", "left"]}, {"lr_floor": 0.5},
     ]  # fmt: skip
     assert {field for change in changes for field in change} == set(TrainUnit.model_fields)
     units = [TrainUnit(**base | change) for change in [{}, *changes]]
@@ -227,6 +227,12 @@ def test_the_key_knows_kind_and_every_part_of_the_config():
     for change in ({}, {"controls": 2}, {"fractions": (0.5,)}, {"ablation": "mean"}, {"normalize": "layer"}):
         units.append(PruneUnit(**{"importance": scored, "fractions": (0.25,), "controls": 1} | change))
     assert len({unit.key for unit in units}) == len(units)
+
+
+def test_a_floor_of_nothing_is_no_part_of_the_key():
+    plain, same = training(), TrainUnit(**training().model_dump() | {"lr_floor": 0.0})
+    assert same.key == plain.key and "lr_floor" not in same.model_dump(mode="json")
+    assert same.options()["lr_floor"] == 0 == Study("smoke", overrides={"lr_floor": 0}).overrides["lr_floor"]
 
 
 def test_the_key_depends_neither_on_spelling_nor_on_where_the_data_lie(tmp_path, monkeypatch):

@@ -1,22 +1,35 @@
-"""What is learned: the embedded corpus and its four tasks, GLUE folders, own tasks, and what is refused."""
+"""What is learned: the embedded corpus and its six tasks, GLUE folders, own tasks, and what is refused."""
 
 import importlib.util
 import os
+import re
 from collections import Counter
+from itertools import permutations
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 from refusal import refused
+from scipy.stats import binomtest
 
 import fslib
-from fslib.data import bbc
+from fslib.data import bbc, words
 from fslib.data.batches import Encoded, padding_share
-from fslib.data.loading import glue_task, load_tasks, read_tsv, task_names
+from fslib.data.loading import SST_WORDS, glue_task, load_tasks, read_tsv, task_names
 from fslib.data.tasks import make_task
+from fslib.questions.q01_multitask import predict_from_words
 
-EMBEDDED = ("bbc", "bbc-pair", "bbc-headline", "bbc-shift")
+# The data of every task, so that whatever is added leaves those that records are of as they are
+EMBEDDED = {
+    "bbc": "821798dd677cddd4",
+    "bbc-pair": "50b96dc7786fd189",
+    "bbc-headline": "61bb04ec03dcac17",
+    "bbc-shift": "fdc7b42def1daf4b",
+    "bbc-somo": "950aaf398214ed07",
+    "bbc-next": "4df74803c10a9285",
+}
+ABOUT_WORDS = ("bbc-shift", "bbc-somo", "sst-shift")
 SIDES = ("train", "eval")
 REAL = Path(os.environ.get("FSLIB_DATA") or "data")
 NEEDS_REAL = pytest.mark.skipif(
@@ -100,7 +113,7 @@ def test_no_text_or_title_is_on_both_sides_over_all_tasks_together(embedded):
 
 
 def test_every_text_comes_from_the_article_that_its_example_names(embedded, files):
-    for name in ("bbc", "bbc-pair", "bbc-headline"):
+    for name in ("bbc", "bbc-pair", "bbc-headline", "bbc-next"):
         for side in SIDES:
             split = getattr(embedded[name], side)
             for i in range(0, len(split), 40):
@@ -111,7 +124,7 @@ def test_every_text_comes_from_the_article_that_its_example_names(embedded, file
 
 @pytest.mark.parametrize("side", SIDES)
 def test_classes_are_balanced_and_topics_all_present(embedded, side):
-    for name in ("bbc-pair", "bbc-headline"):
+    for name in ("bbc-pair", "bbc-headline", "bbc-somo", "bbc-next"):
         assert np.ptp(np.bincount(getattr(embedded[name], side).labels)) == 0
     assert np.ptp(np.bincount(getattr(embedded["bbc-shift"], side).labels)) <= 2
     topics = np.bincount(getattr(embedded["bbc"], side).labels, minlength=5)
@@ -164,8 +177,82 @@ def test_shifted_sentences_have_one_swap_of_neighbours_and_intact_ones_none(embe
 
 
 def test_words_that_are_all_alike_cannot_be_shifted():
-    assert bbc.shift_words("no No NO", np.random.default_rng(0)) is None
-    assert bbc.shift_words("one two", np.random.default_rng(0)) == "two one"
+    assert words.shift_words("no No NO", np.random.default_rng(0)) is None
+    assert words.shift_words("one two", np.random.default_rng(0)) == "two one"
+
+
+def exchanges(split, sentences: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
+    """The word that was taken out and the one put in, per example with label 1; those with label 0 are intact."""
+    found = []
+    for text, y, (article,) in zip(split.texts, split.labels, split.documents, strict=True):
+        if not y:
+            assert text in sentences[article]
+            continue
+        new = text.split()
+        near = [s.split() for s in sentences[article] if len(s.split()) == len(new)]
+        differing = [[(a, b) for a, b in zip(old, new, strict=True) if a != b] for old in near]
+        [change] = min(differing, key=len)  # one word
+        found.append(change)
+    return found
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_one_word_is_replaced_and_neither_presence_nor_case_nor_frequency_tells(embedded, side):
+    articles = bbc.split_articles()[SIDES.index(side)]
+    changes = exchanges(getattr(embedded["bbc-somo"], side), {a.id: a.sentences for a in articles})
+    ends = [(re.fullmatch(r"([a-z]{4,})(\W*)", a), re.fullmatch(r"([a-z]{4,})(\W*)", b)) for a, b in changes]
+    assert all(out[2] == put[2] for out, put in ends)  # punctuation stays
+    out, put = [o[1] for o, _ in ends], [p[1] for _, p in ends]
+    assert Counter(out) == Counter(put)  # every word is put in as often as it is taken out
+    tokens = re.findall(
+        r"(?<!\S)[a-z]{4,}(?=[.,;:!?\"']*(?!\S))", " \n ".join(s for a in articles for s in a.sentences)
+    )
+    counts = Counter(tokens)
+    assert not {word for word, _ in counts.most_common(words.COMMON)} & set(out)
+    ratios = np.abs([np.log(counts[a] / counts[b]) for a, b in zip(out, put, strict=True)])
+    assert np.quantile(ratios, 0.95) < 0.2 and ratios.max() <= np.log(2)  # once against twice
+
+
+def test_words_are_exchanged_in_twos_of_like_frequency_and_none_after_an_article():
+    common = [
+        f"{a}{b}ab" for a in "abcdefghij" for b in "abcdefghij"
+    ]  # a hundred, each more frequent than what follows
+    corpus = common * 9 + ["rare"] * 2 + ["seldom"] * 2 + ["often"] * 7 + ["usual"] * 6
+    sentences = [(str(i), f"The {w}, he x") for i, w in enumerate(["often", "often", "rare", "rare"])]
+    sentences += [("4", "a usual"), ("5", "an Usual"), ("6", "The usual, he x"), ("7", "The usual, he x")]
+    sentences += [("8", "The seldom, he x"), ("9", "The seldom, he x")]
+    texts, pairs, labels, ids = words.exchanged_rows(sentences, corpus, np.random.default_rng(0))
+    assert pairs is None and labels == [0] * 4 + [1] * 4
+    changed = {
+        (sentences[int(i)][1].split()[1], t.split()[1]) for t, (i,), y in zip(texts, ids, labels, strict=True) if y
+    }
+    assert changed == {("often,", "usual,"), ("usual,", "often,"), ("rare,", "seldom,"), ("seldom,", "rare,")}
+    assert words.exchanged_rows(sentences[4:6], corpus, np.random.default_rng(0)) == ([], None, [], [])
+
+
+@pytest.mark.parametrize("name", ABOUT_WORDS[:2])
+def test_words_without_their_order_do_not_tell(embedded, name):
+    task = embedded[name]
+    right = (predict_from_words(task)[0] == task.eval.labels).sum()
+    assert binomtest(int(right), len(task.eval)).pvalue > 0.01
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_next_sentences_stand_next_to_each_other_in_the_file_and_others_are_of_the_topic(embedded, files, side):
+    split = getattr(embedded["bbc-next"], side)
+    topic_of = {a.id: a.topic for a in bbc.articles()}
+    uses = Counter()
+    for first, second, y, documents in zip(split.texts, split.pairs, split.labels, split.documents, strict=True):
+        uses.update([("first", first, int(y)), ("second", second, int(y))])
+        body = files[documents[0]][1]
+        assert first in body
+        assert (f"{first} {second}" in body) == bool(y)
+        assert len(documents) == 2 - y and len({topic_of[d] for d in documents}) == 1
+        assert second in files[documents[-1]][1]
+    assert set(uses.values()) == {1}  # once per class, so that no sentence alone tells
+    assert len(uses) == 2 * len(split)
+    per_article = Counter(d[0] for d, y in zip(split.documents, split.labels, strict=True) if y)
+    assert max(per_article.values()) == 2
 
 
 def test_pairs_need_topics_that_can_be_mixed():
@@ -187,8 +274,8 @@ def test_building_twice_gives_the_same_data_and_fingerprint(embedded):
     before = {name: task.fingerprint for name, task in embedded.items()}
     for function in (bbc.build, bbc.split_articles, bbc.articles, bbc.raw_articles):
         function.cache_clear()
-    assert {name: task.fingerprint for name, task in load_tasks(EMBEDDED).items()} == before
-    assert len(set(before.values())) == 4
+    assert {name: task.fingerprint for name, task in load_tasks(EMBEDDED).items()} == before == EMBEDDED
+    assert len({task.seed for task in bbc.EMBEDDED.values()}) == len(EMBEDDED)
 
 
 def test_the_fingerprint_knows_every_label_text_and_name():
@@ -310,6 +397,73 @@ def test_names_list_the_embedded_tasks_and_then_the_folders(tmp_path, monkeypatc
     assert task_names(tmp_path) == [*EMBEDDED, "alpha", "zeta"]
 
 
+# Shifted words on SST-2
+
+NOUNS = ("film", "plot", "cast", "end", "score", "joke")
+
+
+@pytest.fixture
+def sst(tmp_path):
+    """A folder like SST-2: whole sentences, phrases of them, repeats, and one sentence of train that dev has, too."""
+    whole = [
+        f"the {a} , like the {b} , is n't good and that 's all {i}" for i, (a, b) in enumerate(permutations(NOUNS, 2))
+    ]
+    rows = [w + " " for w in whole] + [" ".join(w.split()[2:9]) for w in whole] + whole[:3]
+    rows += ["too short", "long " * 30, whole[0].replace("good", "bad")]
+    dev = [*(w.replace("good", "bad") for w in whole[:9]), "a dev sentence has words of its own , not ours"]
+    table = ["sentence\tlabel\n" + "".join(f"{r}\t{i % 2}\n" for i, r in enumerate(side)) for side in (rows, dev)]
+    folder(tmp_path, *table, name="SST-2")
+    return tmp_path, whole, dev
+
+
+def unshifted(split) -> list[str]:
+    """The sentences that an sst-shift split was made of; fails unless every second one has one swap of two words."""
+    for text, y, (source,) in zip(split.texts, split.labels, split.documents, strict=True):
+        old, new = source.split(), text.split()
+        differing = [i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
+        if not y:
+            assert text == source
+            continue
+        i, j = differing
+        assert j == i + 1 and (old[i], old[j]) == (new[j], new[i])
+        assert all(w[0].isalnum() and w != "n't" for w in (old[i], old[j])), "neither punctuation nor clitics move"
+    assert split.labels.tolist() == [i % 2 for i in range(len(split))]
+    return [source for (source,) in split.documents]
+
+
+def test_shifted_words_of_sst_2_come_from_whole_sentences_once_and_sides_stay_apart(sst):
+    place, whole, dev = sst
+    task = load_tasks(["SST-Shift"], data=place)["sst-shift"]
+    assert (task.label_names, task.metric, task.source) == (("intact", "swapped"), "accuracy", str(place / "SST-2"))
+    assert sorted(unshifted(task.train)) == sorted(whole)
+    assert sorted(unshifted(task.eval)) == sorted(dev)
+    assert not task.shared_texts()
+    assert task.fingerprint == load_tasks("sst-shift", data=place)["sst-shift"].fingerprint == "82781c0e2b229c56"
+
+
+def test_shifted_words_need_sst_2(tmp_path, sst, monkeypatch):
+    (tmp_path / "SST-2" / "dev.tsv").unlink()
+    with refused("dev.tsv", "No such file"):
+        load_tasks(["sst-shift"], data=tmp_path)
+    own = folder(tmp_path, SINGLE, name="sst-shift")  # data of one's own come first
+    assert load_tasks(["sst-shift"], data=tmp_path)["sst-shift"].source == str(own)
+
+
+@NEEDS_REAL
+def test_real_shifted_words_of_sst_2():
+    tasks = load_tasks(["sst-2", "sst-shift"], data=REAL)
+    task = tasks["sst-shift"]
+    assert (len(task.train), len(task.eval), task.fingerprint) == (4640, 597, "f74f54e968bb6755")
+    for side in SIDES:
+        sources = unshifted(getattr(task, side))
+        assert len(set(sources)) == len(sources)
+        assert all(SST_WORDS[0] <= len(s.split()) <= SST_WORDS[1] for s in sources)
+        assert set(sources) <= {" ".join(text.split()) for text in getattr(tasks["sst-2"], side).texts}
+    assert not task.shared_texts() and not task.train.sources() & task.eval.sources()
+    everything = "\n".join(f" {s} " for split in (task.train, task.eval) for s in split.sources())
+    assert all(everything.count(f" {s} ") == 1 for s in sorted(task.eval.sources())[::5])  # none is part of another
+
+
 @pytest.mark.parametrize(
     ("train", "dev", "parts"),
     [
@@ -357,7 +511,7 @@ def test_a_missing_file_or_folder_is_named(tmp_path, monkeypatch):
         load_tasks([str(tmp_path / "not-there")], data=tmp_path)
 
 
-@pytest.mark.parametrize(("name", "near"), [("bbc-pairs", "bbc-pair"), ("bcc", "bbc"), ("shift", "bbc-shift")])
+@pytest.mark.parametrize(("name", "near"), [("bbc-pairs", "bbc-pair"), ("bcc", "bbc"), ("sst-shft", "sst-shift")])
 def test_an_unknown_task_gets_the_nearest_name(name, near):
     with refused(f"unknown task '{name}'", f"did you mean '{near}'", "FSLIB_DATA"):
         load_tasks([name])

@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 from refusal import refused
 from scipy.stats import chisquare
 from tinymodels import one_thread
+from transformers import get_linear_schedule_with_warmup
 
 import fslib
 from fslib import training
@@ -288,6 +289,9 @@ class TestOneStep:
         fslib.train(fresh(easy), easy, steps=10, batch_size=4, lr=1e-3, warmup=0.2, clip=0.01)
         np.testing.assert_allclose(np.array(rates) / 1e-3, [0, 1 / 2, 1, *(np.arange(7, 0, -1) / 8)])
         assert max(norms) == pytest.approx(0.01, rel=1e-3)
+        rates.clear()
+        fslib.train(fresh(easy), easy, steps=10, batch_size=4, lr=1e-3, warmup=0.2, lr_floor=0.2)
+        np.testing.assert_allclose(np.array(rates) / 1e-3, [0, 1 / 2, 1, *(0.2 + np.arange(7, 0, -1) / 10)])
 
     def test_step_goes_down_the_gradient_by_the_learning_rate(self, easy):
         # Adam's first step is lr * gradient / (|gradient| + eps), whatever the gradient's size
@@ -297,6 +301,57 @@ class TestOneStep:
         step = (model.classifiers["easy"].weight - before).abs()
         assert step.median().item() == pytest.approx(1e-3, rel=1e-2)
         assert step.max().item() <= 1.01e-3
+
+
+class TestSchedule:
+    @pytest.mark.parametrize(
+        ("steps", "warmup", "lr_floor", "delta", "share"),
+        [
+            (4, 0.0, 0.0, 0.5, 0.3),  # 1, 3/4, 1/2, 1/4
+            (4, 0.0, 0.5, 0.5, 1.375 / 3.25),  # 1, 7/8, 3/4, 5/8
+            (10, 0.2, 0.0, 0.1, 0.025),  # 0, 1/2, 8/8 to 1/8: 1/8 of 5
+            (10, 0.2, 0.0, 0.5, 0.375),
+            (10, 0.2, 0.5, 0.1, 1 / 12),  # 0, 1/2, 1 to 9/16: 9/16 of 27/4
+            (10, 0.2, 0.5, 0.5, 55 / 108),
+            (10, 0.2, 0.0, 0.9, 1.0),  # the first step of a warm-up learns nothing
+        ],
+    )
+    def test_share_of_the_last_steps_by_hand(self, steps, warmup, lr_floor, delta, share):
+        assert training.lr_share(steps, delta, lr_floor, warmup=warmup) == pytest.approx(share)
+
+    @pytest.mark.parametrize("steps", [1, 2, 7, 40])
+    @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+    def test_without_a_floor_it_is_the_librarys_schedule_bit_by_bit(self, steps, warmup):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        theirs = get_linear_schedule_with_warmup(optimizer, round(warmup * steps), steps).lr_lambdas[0]
+        assert all(training.lr_factor(step, steps, warmup) == theirs(step) for step in range(steps + 2))
+
+    def test_the_usual_tenth_is_a_hundredth_of_the_learning_rate_and_a_floor_makes_it_more(self):
+        shares = [training.lr_share(600, 0.1, floor) for floor in (0.0, 0.1, 0.5, 0.9)]
+        assert shares[0] == pytest.approx(0.011, abs=5e-4)
+        assert shares == sorted(shares) and shares[-1] < 0.11
+
+    @pytest.mark.parametrize(
+        ("values", "part"),
+        [
+            ({"lr_floor": 1.0}, "lr_floor 1.0"),
+            ({"lr_floor": -0.1}, "lr_floor -0.1"),
+            ({"delta": 1.0}, "delta"),
+            ({"delta": 0.01}, "steps lie before and after"),
+            ({"steps": 0}, "steps 0"),
+        ],
+    )
+    def test_a_share_of_nothing_is_refused(self, values, part):
+        with refused(part):
+            training.lr_share(**({"steps": 10, "delta": 0.1} | values))
+
+    def test_endings_share_the_trunk_under_a_floor_as_without(self, easy, graded):
+        tasks, settings = [easy, graded], {"steps": 6, "batch_size": 4, "lr": 1e-3, "lr_floor": 0.3}
+        whole, branched = fresh(*tasks), fresh(*tasks)
+        fslib.train(whole, tasks, **settings)
+        endings = {"mixed": fslib.PCGrad(delta=0.5), "plain": None}
+        names = [name for name, _ in fslib.branch(branched, tasks, endings, **settings)]
+        assert names == ["mixed", "plain"] and not changed(weights(whole), branched)
 
 
 class TestSizes:
@@ -367,6 +422,7 @@ class TestRefusals:
         ("setting", "value"),
         [
             *(("lr", 0.0), ("lr", -1e-3), ("lr", float("nan")), ("warmup", 1.0), ("warmup", -0.1), ("clip", 0.0)),
+            *(("lr_floor", 1.0), ("lr_floor", -0.1), ("lr_floor", float("nan"))),
             *(("batch_size", 0), ("steps", 0), ("epochs", 0), ("evaluate_every", 0)),
         ],
     )

