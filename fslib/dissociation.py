@@ -246,8 +246,11 @@ class IAP:
 
         Raises FslibError for no run, and for runs that differ in anything but the seed.
         """
+        runs = list(runs) if isinstance(runs, Sequence) else [runs]
         if not runs:
             raise FslibError("no runs to put together")
+        if strange := [run for run in runs if not isinstance(run, IAP)]:
+            raise FslibError(f"{strange[0]!r:.80} is no IAP: give a list of what prune_important_heads returns")
         first = runs[0]
         for run in runs:
             same = (run.tasks, run.metrics, run.fractions) == (first.tasks, first.metrics, first.fractions)

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fslib.data.tasks import Task
-from fslib.errors import FslibError, check_number
+from fslib.errors import FslibError, check_flag, check_number
 from fslib.model.multitask import MultiTaskModel
 
 
@@ -126,6 +126,10 @@ class PCGrad(Ending):
     """
 
     project: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("project", self.project)
 
     def check(self, trunk: Trunk) -> None:
         """Raise FslibError for one task, a batch too small to be shared by all tasks, and nothing to project."""

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from numbers import Integral, Real
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -24,7 +25,9 @@ def unknown(kind: str, name: object, valid: Iterable[str], also: str = "") -> Fs
 
 def first_line(error: Exception) -> str:
     """Say what went wrong, short enough to stand inside another message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # what ends in a colon says only where, and the next line what
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200]
 
 
 def check_count(name: str, value: object, least: int = 1, *, none: bool = False) -> None:
@@ -52,12 +55,28 @@ def check_number(name: str, value: object, interval: str, hint: str = "") -> Non
     raise FslibError(f"{name} {value!r} is outside {interval}: {hint or 'give a number in it'}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise FslibError for what is not True or False: any text is true, "no" as well."""
+    if not isinstance(value, bool | np.bool_):
+        raise FslibError(f"{name} {value!r}: give True or False")
+
+
+def checked_path(name: str, value: object) -> Path:
+    """Return a path. Raises FslibError for what names none."""
+    if not isinstance(value, str | Path):
+        raise FslibError(f"{name} {value!r:.80} is no path: give a str or a Path")
+    return Path(value)
+
+
 def number_array(name: str, value: object) -> Float[np.ndarray, "..."]:
     """Return an array of numbers as float64; NaN and infinity are left in it. Raises FslibError for other things."""
     try:
-        return np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise FslibError(f"{name} must be an array of numbers, not {type(value).__name__}") from None
+        array = np.asarray(value)
+        if array.dtype.kind not in "SUc":  # numpy would read numbers in a text, and drop the imaginary part of others
+            return array.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError):  # the last from a tensor that requires a gradient
+        pass
+    raise FslibError(f"{name} must be an array of numbers, not {type(value).__name__}")
 
 
 def finite_array(name: str, value: object) -> Float[np.ndarray, "..."]:

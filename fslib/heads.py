@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from fslib.errors import FslibError, check_count, check_number, finite_array
+from fslib.errors import FslibError, check_count, check_flag, check_number, finite_array
 
 
 def head_count(fraction: float, total: int) -> int:
@@ -84,38 +84,50 @@ def top_heads(
 
 
 def random_heads(
-    like: Bool[np.ndarray, "*nested layers heads"], n: int, rng: np.random.Generator
+    like: Bool[np.ndarray, "*nested layers heads"], n: int, rng: np.random.Generator, *, others: bool = False
 ) -> Bool[np.ndarray, "n *nested layers heads"]:
     """Draw `n` different random head sets with as many heads *in each layer* as `like`: the matched control.
 
     Matching by layer matters: early and late layers differ in what any head is worth, so an unmatched
     random set would answer which layers matter, not which heads. If `like` holds sets that grow, each inside the
     next (the top heads at rising fractions), a control grows in the same way, and controls differ at every step.
+    others: leave out `like` itself, whose steps are no control of anything.
     Raises FslibError if fewer than n such sets exist.
     """
     check_count("controls", n, 0)
+    check_flag("others", others)
+    if not isinstance(rng, np.random.Generator):
+        raise FslibError(f"rng {rng!r:.80} is no random generator: give numpy.random.default_rng(seed)")
     like = _head_sets(like)
     counts, heads = like.sum(-1), like.shape[-1]  # (*nested, layers)
     distinct = min(math.prod(math.comb(heads, int(c)) for c in row) for row in counts.reshape(-1, counts.shape[-1]))
+    distinct -= others
     if n > distinct:
-        raise FslibError(f"{n} controls asked, but only {distinct} distinct head set(s) have these heads per layer")
+        kind = "other" if others else "distinct"
+        raise FslibError(f"{n} controls asked, but only {distinct} {kind} head set(s) have these heads per layer")
     drawn: list[np.ndarray] = []
-    seen: set[tuple[int, bytes]] = set()
+    known = _steps(like) if others else set()
+    seen = set(known)
     for attempt in range(1, 1000 * (n + 10)):
         if len(drawn) == n:
             break
         if attempt % (100 * (n + 10)) == 0:  # sets that grow can leave no room for the last ones: begin again
             drawn.clear()
-            seen.clear()
+            seen = set(known)
         order = rng.permuted(np.tile(np.arange(heads), (like.shape[-2], 1)), axis=1)  # each head's rank in its layer
         draw = order < counts[..., None]  # (*nested, layers, heads)
-        steps = {(i, step.tobytes()) for i, step in enumerate(draw.reshape(-1, *like.shape[-2:]))}
+        steps = _steps(draw)
         if seen.isdisjoint(steps):
             seen |= steps
             drawn.append(draw)
     if len(drawn) < n:
         raise FslibError(f"{n} controls asked, but no {n} that differ at every step were found: ask for fewer")
     return np.array(drawn, dtype=bool).reshape(n, *like.shape)
+
+
+def _steps(nested: Bool[np.ndarray, "*nested layers heads"]) -> set[tuple[int, bytes]]:
+    """Return each of nested sets, with its place, in a form that can be looked up."""
+    return {(i, step.tobytes()) for i, step in enumerate(nested.reshape(-1, *nested.shape[-2:]))}
 
 
 def overlap(a: Bool[np.ndarray, "layers heads"], b: Bool[np.ndarray, "layers heads"]) -> float:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fslib.endings import Ending, Rule, Trunk
-from fslib.errors import FslibError, check_count, check_number, unknown
+from fslib.errors import FslibError, check_count, check_flag, check_number, unknown
 from fslib.evaluation import in_mode
 from fslib.heads import head_count, random_heads, top_heads
 from fslib.importance import REDUCTIONS, Contributions, check_normalize, contributions
@@ -64,6 +64,12 @@ class IAT(Ending):
                 raise unknown(what, value, valid)
         check_normalize(self.normalize)
         check_count("examples", self.examples, none=True)
+        for name in ("shared", "strict"):
+            check_flag(name, getattr(self, name))
+        if self.heads != "top" and self.alpha == 1:
+            raise FslibError(
+                f"alpha 1 takes all heads: heads {self.heads!r} would be the top heads; use a smaller alpha"
+            )
 
     def check(self, trunk: Trunk) -> None:
         """Raise FslibError for one task, an alpha that chooses no head, and heads that own no rows to train."""

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from fslib.data.tasks import Task, as_tasks
 from fslib.dissociation import IAP
-from fslib.errors import FslibError, check_count, finite_array, unknown
+from fslib.errors import FslibError, check_count, check_flag, finite_array, unknown
 from fslib.evaluation import EVAL_BATCH, length_batches, predict
 from fslib.heads import checked_fractions, random_heads, top_heads
 from fslib.importance import head_importance, mean_context
@@ -54,6 +54,7 @@ def prune_important_heads(
     check_model(model, *named.values())
     for name, count, least in (("controls", controls, 0), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         check_count(name, count, least)
+    check_flag("iterative", iterative)
     fractions = checked_fractions(fractions, (model.n_layers, model.n_heads))
     _check(model, named, importance, ablation)
     scoring: dict[str, Any] = {"reduction": reduction, "normalize": normalize, "examples": examples, "seed": seed}
@@ -64,7 +65,7 @@ def prune_important_heads(
         for fraction, chosen in zip(fractions, top[t], strict=True):
             _check_set(name, fraction, chosen, controls)
     rng = np.random.default_rng([seed, 2])
-    with_controls = [np.concatenate([sets[None], random_heads(sets, controls, rng)]) for sets in top]
+    with_controls = [np.concatenate([sets[None], random_heads(sets, controls, rng, others=True)]) for sets in top]
     heads = np.moveaxis(np.stack(with_controls), 2, 0)  # (fractions, tasks, sets, layers, heads)
 
     batches = {u: length_batches(model, task.eval, batch_size) for u, task in named.items()}
@@ -103,6 +104,8 @@ def _check(
     """Raise FslibError for what cannot be pruned, before the first forward pass."""
     if ablation not in ABLATIONS:
         raise unknown("ablation", ablation, ABLATIONS)
+    if not isinstance(importance, Mapping | None):
+        raise FslibError(f"importance {importance!r:.80}: give {{task: (layers, heads)}}, or None to score it here")
     wanted = (model.n_layers, model.n_heads)
     for name in tasks:
         if importance is None:

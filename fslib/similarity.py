@@ -18,11 +18,11 @@ import torch
 from accelerate.utils import gather_object
 from jaxtyping import Float
 
-from fslib.data.tasks import Split, Task, check_texts
-from fslib.errors import FslibError, check_count, finite_array, unknown
+from fslib.data.tasks import Split, Task, as_tasks, check_texts
+from fslib.errors import FslibError, check_count, finite_array, number_array, unknown
 from fslib.evaluation import EVAL_BATCH, check_finite, in_mode, length_batches, sample
 from fslib.heads import overlap, top_heads
-from fslib.importance import gradients_for
+from fslib.importance import gradients_for, wide
 from fslib.model.devices import gather_rows
 from fslib.model.multitask import POOLINGS, MultiTaskModel, check_model, pool
 from fslib.scoring import rank_correlation
@@ -83,14 +83,14 @@ def task_embedding(
     weights = list(chosen.values())
     part = sample(task, split, examples, seed)
     with gradients_for(model, weights), torch.enable_grad():
-        sums = [torch.zeros_like(weight) for weight in weights]
+        sums = [torch.zeros_like(wide(weight)) for weight in weights]
         # One example at a time: the square of a batch's gradient is not the sum of its examples' squares.
         for batch in length_batches(model, part, 1):
             loss = check_finite(model.losses(batch.to(model.device), task.name).sum(), task.name)
             # a weight that no example reaches, such as that of an unused position type, has no information: 0
             for total, grad in zip(sums, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
                 if grad is not None:
-                    total.addcmul_(grad, grad)
+                    total.addcmul_(wide(grad), wide(grad))
     components: dict[str, list[np.ndarray]] = {}
     for name, total in zip(chosen, sums, strict=True):
         components.setdefault(_component(name), []).append(total.flatten().cpu().numpy())
@@ -105,6 +105,9 @@ def task_similarity(a: TaskEmbedding, b: TaskEmbedding) -> float:
     information is largest. Raises FslibError for embeddings of different encoders, and for a component without any
     gradient.
     """
+    for embedding in (a, b):
+        if not isinstance(embedding, dict):
+            raise FslibError(f"{embedding!r:.80} is no task embedding: give what similarity.task_embedding returns")
     if a.keys() != b.keys() or not a:
         raise FslibError(f"task embeddings of different encoders cannot be compared: {list(a)} and {list(b)}")
     return float(np.mean([cosine(a[component], b[component]) for component in a]))
@@ -119,6 +122,7 @@ def text_embedding(
     all texts in a narrow cone, so cosines are high, and their order says more than their values.
     split, examples, seed: as in `fslib.head_importance`.
     """
+    as_tasks(task)  # refuses what is no task
     return representations(model, sample(task, split, examples, seed), pooling="mean").mean(0, dtype=np.float64)
 
 
@@ -163,6 +167,10 @@ def linear_cka(x: Float[np.ndarray, "_ _"], y: Float[np.ndarray, "_ _"]) -> floa
     Raises FslibError for different n, fewer than 2 texts, values that are not finite, and features that are the
     same for every text.
     """
+    for features in (x, y):
+        if (shape := number_array("features for CKA", features).shape)[1:] == () or len(shape) > 2:
+            raise FslibError(f"CKA compares arrays (texts, features); got one of shape {shape}")
+    x, y = np.asarray(x), np.asarray(y)  # of their own precision, which says what rounding is
     if len(x) != len(y) or len(x) < 2:
         raise FslibError(f"CKA compares the same texts, at least 2, in both: got {len(x)} and {len(y)}")
     x, y = _centred(x), _centred(y)

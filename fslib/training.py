@@ -118,6 +118,8 @@ class History:
 
     def steps_of(self, task: str) -> int:
         """Count the updates made on a task's batches."""
+        if task not in self.tasks:
+            raise unknown("task of this training", task, self.tasks)
         return self.order.count(self.tasks.index(task))
 
 

@@ -182,6 +182,15 @@ for name, change in {
     "pooling []": write("1_Pooling/config.json", b"[]"),
     "pooling latin-1": write("1_Pooling/config.json", b'{"\xe9": 1}'),
     "pooling not JSON": write("1_Pooling/config.json", b"{"),
+    "pooling deep": write("1_Pooling/config.json", b"[" * 100_000),
+    "pooling max": write("1_Pooling/config.json", b'{"pooling_mode_max_tokens": true}'),
+    "pooling none": write("1_Pooling/config.json", b'{"pooling_mode_mean_tokens": false}'),
+    "pooling two": write(
+        "1_Pooling/config.json", b'{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}'
+    ),
+    "tokenizer max length inf": write("tokenizer_config.json", b'{"model_max_length": Infinity}'),
+    "tokenizer max length true": write("tokenizer_config.json", b'{"model_max_length": true}'),
+    "config vocabulary text": config(vocab_size="many"),
     "pooling number": write("1_Pooling/config.json", b'{"pooling_mode_mean_tokens": 1.5}'),
 }.items():
     CASES[f"folder: {name}"] = lambda g, n=name, c=change: g.loaded(n, c)
@@ -247,6 +256,31 @@ for what, wrong in {"text": "single", "None": None, "number": 5, "list of texts"
     CASES[f"task name {what}"] = lambda g, w=wrong: fslib.make_task(
         "Single" if w == "single" else w, (["a", "b"], [0, 1]), (["c"], [1]), label_names=["x", "y"]
     )
+    CASES[f"similarity of {what}"] = lambda g, w=wrong: similarity.linear_cka(w, w)
+    CASES[f"task_similarity of {what}"] = lambda g, w=wrong: similarity.task_similarity(w, {"a": w})
+    CASES[f"text_embedding task {what}"] = lambda g, w=wrong: similarity.text_embedding(g.model, w)
+    CASES[f"random_heads rng {what}"] = lambda g, w=wrong: fslib.random_heads(g.top, 1, w)
+    CASES[f"over_seeds {what}"] = lambda g, w=wrong: fslib.IAP.over_seeds(w)
+    CASES[f"PCGrad project {what}"] = lambda g, w=wrong: fslib.PCGrad(project=w)
+    CASES[f"IAT shared {what}"] = lambda g, w=wrong: fslib.IAT(shared=w)
+    CASES[f"IAT strict {what}"] = lambda g, w=wrong: fslib.IAT(strict=w)
+    CASES[f"prune iterative {what}"] = lambda g, w=wrong: fslib.prune_important_heads(
+        g.model, g.tasks, [0.5], 0, importance=g.maps, iterative=w
+    )
+    CASES[f"make_task label_names {what}"] = lambda g, w=wrong: fslib.make_task(
+        "own", (["a", "b"], [0, 1]), (["c"], [1]), label_names=w if w != ["single"] else w * 2
+    )
+    CASES[f"Task of {what}"] = lambda g, w=wrong: fslib.Task("own", w, w, ("x", "y"))
+    CASES[f"steps_of {what}"] = lambda g, w=wrong: fslib.History(["a"]).steps_of(w)
+    if what != "text":  # the name of a folder
+        CASES[f"save {what}"] = lambda g, w=wrong: g.model.save(w)
+    if what not in ("text", "None"):
+        CASES[f"prune importance {what}"] = lambda g, w=wrong: fslib.prune_important_heads(
+            g.model, g.tasks, [0.5], 0, importance=w
+        )
+        CASES[f"task_names {what}"] = lambda g, w=wrong: fslib.task_names(w)
+        CASES[f"Study results {what}"] = lambda g, w=wrong: fslib.Study("smoke", results=w)
+    CASES[f"glue_task {what}"] = lambda g, w=wrong: fslib.glue_task(w)
     CASES[f"representations {what}"] = lambda g, w=wrong: similarity.representations(
         g.model, w if w != ["single"] else [1]
     )
@@ -300,6 +334,24 @@ CASES["one string of labels"] = lambda g: fslib.make_task("own", (["a", "b", "c"
 CASES["one string of names"] = lambda g: fslib.make_task("own", (["a", "b", "c"], ["x", "y", "x"]), label_names="xy")
 CASES["names that are numbers"] = lambda g: fslib.make_task("own", (["a", "b", "c"], [0, 1, 0]), label_names=[1, 0])
 CASES["indices or names"] = lambda g: fslib.make_task("own", (["a", "b", "c"], [0, 1, 0]), label_names=["1", "0"])
+for what, names in {
+    "set": {"x", "y"},
+    "generator": (n for n in "xy"),
+    "dict": {"x": 0, "y": 1},
+}.items():
+    CASES[f"names in a {what}"] = lambda g, n=names: fslib.make_task("own", (["a", "b"], [0, 1]), label_names=n)
+CASES["texts in a set"] = lambda g: fslib.make_task("own", ({"a", "b", "c"}, [0, 1, 0]), label_names=["x", "y"])
+CASES["labels in a set"] = lambda g: fslib.make_task("own", (["a", "b"], {0, 1}), (["c"], [0]), label_names=["x", "y"])
+CASES["labels in bytes"] = lambda g: fslib.make_task("own", (["a", "b", "c"], b"\0\1\0"), label_names=["x", "y"])
+CASES["columns in a dict"] = lambda g: fslib.make_task("own", {"text": ["a"], "label": [0]}, label_names=["x", "y"])
+CASES["floats or names"] = lambda g: fslib.make_task("own", (["a", "b", "c"], [0.0, 1.0, 0.0]), label_names=["1", "0"])
+CASES["random heads of all heads"] = lambda g: fslib.IAT(heads="random", alpha=1)
+CASES["no room for a pair"] = lambda g: fslib.transfer(
+    fslib.MultiTaskModel.from_pretrained(g.source, g.single, max_length=3), g.pair, steps=1
+)
+CASES["map of complex numbers"] = lambda g: fslib.top_heads(g.maps["pair"] * 1j, 0.5)
+CASES["map of texts"] = lambda g: fslib.top_heads(g.maps["pair"].astype(str), 0.5)
+CASES["map that requires a gradient"] = lambda g: fslib.top_heads(torch.ones(3, 4, requires_grad=True), 0.5)
 
 
 def main() -> None:

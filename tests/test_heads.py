@@ -414,6 +414,21 @@ def test_controls_of_sets_that_grow_grow_alike_and_differ_at_every_step():
         assert len(np.unique(found[:, step].reshape(6, -1), axis=0)) == 6
 
 
+def test_random_heads_other_than_the_set_itself():
+    like = heads_at((0, 0))
+    nested = np.stack([like, heads_at((0, 0), (1, 1))])
+    for seed in range(20):
+        assert not any(
+            np.array_equal(draw, like) for draw in random_heads(like, 3, np.random.default_rng(seed), others=True)
+        )
+        drawn = random_heads(nested, 3, np.random.default_rng(seed), others=True)
+        assert not (drawn == nested).all((-1, -2)).any()
+    with pytest.raises(FslibError, match="only 3 other"):
+        random_heads(like, 4, np.random.default_rng(0), others=True)
+    with pytest.raises(FslibError, match="only 0 other"):
+        random_heads(~heads_at(), 1, np.random.default_rng(0), others=True)
+
+
 def test_random_heads_are_even_over_the_heads_of_a_layer():
     draws = [random_heads(heads_at((1, 0)), 1, np.random.default_rng(seed))[0] for seed in range(400)]
     share = np.mean(draws, axis=0)

@@ -195,7 +195,7 @@ class TestRefusals:
 
     def test_more_controls_than_distinct_sets(self, model, two, importance):
         early = dict.fromkeys(two, np.arange(24.0).reshape(2, 12))
-        with refused("13 controls", "only 12 distinct"):
+        with refused("13 controls", "only 11 other"):
             prune_important_heads(model, two, [1 / 24], 13, importance=early)
 
     def test_negative_controls(self, model, two, importance):

@@ -187,6 +187,14 @@ class TestMaxLength:
             encoded = Encoded(pairs.train, bert.tokenizer, length)
             assert (encoded.truncated.tolist(), encoded.lost.tolist()) == (truncated, lost)
 
+    def test_the_room_is_that_of_the_task_at_hand(self, zoo):
+        model = MultiTaskModel.from_pretrained(zoo.folder("bert"), zoo.tasks["single"], max_length=4)
+        fslib.evaluate(model, zoo.tasks["single"])
+        with refused("max_length 4", "at least 5"):
+            fslib.transfer(model, zoo.tasks["pair"], steps=1)
+        with refused("max_length 4", "at least 5"):
+            similarity.text_embedding(model, zoo.tasks["pair"])
+
 
 class TestFrozen:
     @pytest.fixture
@@ -278,6 +286,16 @@ class TestOwnData:
         data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
         assert make_task("own", data, (["c"], ["no"]), label_names=["yes", "no"]).train.labels.tolist() == [1, 0]
         assert make_task("own", data, (["c"], [0])).train.labels.tolist() == [0, 1]
+        more = make_task("own", data, (["c"], ["other"]), label_names=["yes", "no", "other"])
+        assert more.train.labels.tolist() == [1, 0]
+        assert make_task("own", data, (["c"], [0]), label_names=["x", "y"]).train.labels.tolist() == [0, 1]
+        with refused("label of task own, example 1, 'yes'"):
+            make_task("own", data, (["c"], [0]), label_names=["no", "perhaps"])
+
+    def test_a_gap_in_the_first_row_hides_no_column(self):
+        frame = pd.DataFrame({"one": ["a", "b", "c"], "two": [None, "e", "f"], "label": [0, 1, 0]})
+        with refused("own", "example 0", "pairs of strings"):
+            make_task("own", frame, label_names=["x", "y"])
 
     def test_a_score_says_what_makes_it_mean_little(self, bert):
         names = ("a", "b", "c")
@@ -347,6 +365,25 @@ class TestWhereGradientsAreHard:
             fslib.prune_important_heads(model, zoo.tasks, [0.25], 1, ablation="mean")
         assert not np.array_equal(found, expected)
         assert fslib.rank_correlation(found, expected) > 0.6
+
+    def test_a_task_embedding_in_half_precision(self, bert, zoo):
+        full = similarity.task_embedding(bert, zoo.tasks["single"])
+        half = similarity.task_embedding(bert.to(torch.bfloat16), zoo.tasks["single"])
+        assert all(values.dtype == np.float32 for values in half.values())
+        assert similarity.task_similarity(full, half) > 0.9
+
+
+class TestPooling:
+    @pytest.mark.parametrize(
+        ("mode", "pooling"), [("cls_token", "first"), ("mean_tokens", "mean"), ("lasttoken", "last")]
+    )
+    def test_what_a_folder_declares(self, zoo, tmp_path, mode, pooling):
+        folder = tmp_path / "model"
+        shutil.copytree(zoo.folder("bert"), folder)
+        (folder / "1_Pooling").mkdir()
+        modes = {f"pooling_mode_{known}": known == mode for known in ("cls_token", "mean_tokens", "lasttoken")}
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes | {"include_prompt": True}))
+        assert MultiTaskModel.from_pretrained(folder, zoo.tasks).pooling == pooling
 
 
 class TestWords:

@@ -15,7 +15,7 @@ import numpy as np
 from fslib.data import bbc, hub
 from fslib.data.tasks import Split, Task, as_tasks, make_task
 from fslib.data.words import Rows, shift_words, shifted_rows, whole_texts
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, checked_path, unknown
 
 # tasks that are made of another one's texts: from which
 DERIVED = {"sst-shift": "sst-2"}
@@ -99,8 +99,9 @@ def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None
     out; what remains is the text, or two texts. Columns that share a prefix (news1-sentence1,
     news1-sentence2) are joined. The metric is the task's usual one (`METRIC_OF`), else accuracy.
     """
-    folder = Path(folder)
-    name = (name or folder.name).lower()
+    folder = checked_path("folder of a task", folder)
+    name = folder.name if name is None else name
+    name = name.lower() if isinstance(name, str) else name  # what is no string is refused with the task
     tables = {side: read_tsv(folder / f"{side}.tsv") for side in ("train", "dev")}
     label = next((c for c in ("label", "score") if c in tables["train"]), None)
     if label is None:
@@ -145,7 +146,7 @@ def _root(data: str | Path | None) -> Path | None:
     root = data if data is not None else os.environ.get("FSLIB_DATA")
     if not root:
         return None
-    if not Path(root).is_dir():
+    if not checked_path("data folder", root).is_dir():
         raise FslibError(f"data folder {str(root)!r} (FSLIB_DATA) does not exist")
     return Path(root).absolute()  # a task's source is read in other working folders than this one
 

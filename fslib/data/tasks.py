@@ -6,7 +6,7 @@ A `Task` is a name, a train and an eval `Split`, label names and a metric. Every
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ CLASS_METRICS = ("accuracy", "f1", "matthews")
 METRICS = (*CLASS_METRICS, "spearman")
 # A task of this name could not be told from a row or column that tables have beside the tasks' own.
 RESERVED = ("mean", "step", "random")
+Unordered = Mapping | Set  # what is no list of texts or labels, although Python lets it be read as one
 # Main metric per task where it is not accuracy (as GLUE reports them).
 METRIC_OF = {"mrpc": "f1", "qqp": "f1", "cola": "matthews", "sts-b": "spearman"}
 
@@ -88,6 +89,8 @@ class Task:
         if len(set(self.label_names)) != len(self.label_names):
             raise FslibError(f"task {self.name}: label names repeat: {self.label_names}")
         for side, split in (("train", self.train), ("eval", self.eval)):
+            if not isinstance(split, Split) or not isinstance(split.labels, np.ndarray):
+                raise FslibError(f"task {self.name}: its {side} is no Split with an array of labels: use make_task")
             self._check(side, split)
         if (self.train.pairs is None) != (self.eval.pairs is None):
             raise FslibError(f"task {self.name}: train and eval must both be pairs or both single texts")
@@ -214,24 +217,34 @@ def make_task(
 
 
 def _checked_names(name: str, label_names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(label_names, str) or not all(isinstance(n, str) for n in label_names):
+    # a set has another order in every process, and a generator is empty when it is read a second time
+    if isinstance(label_names, str) or not isinstance(label_names, Sequence | np.ndarray):
+        names: list[Any] = [None]
+    else:
+        names = list(label_names)
+    if not all(isinstance(n, str) for n in names):
         raise FslibError(
-            f"task {name}: label_names {label_names!r} must be a list of strings, in the order of the classes"
+            f"task {name}: label_names {label_names!r:.80} must be a list of strings, in the order of the classes"
         )
-    return tuple(label_names)
+    return tuple(names)
 
 
 def _as_split(name: str, data: Any, names: tuple[str, ...]) -> Split:
     if (columns := _columns(data)) is not None:
         data = _from_columns(name, data, columns, names)
     try:
+        if isinstance(data, Unordered):
+            raise TypeError("its parts have names, or no order")
         texts, labels = data
     except (TypeError, ValueError):
         raise FslibError(
             f"task {name}: give data as (texts, labels), as a datasets.Dataset or as a DataFrame"
         ) from None
-    if isinstance(texts, str) or isinstance(labels, str):
-        raise FslibError(f"task {name}: texts and labels must be two lists, and one of them is a string")
+    for column in (texts, labels):
+        if isinstance(column, str | bytes | Unordered):
+            raise FslibError(
+                f"task {name}: texts and labels must be two lists, and one of them is a {type(column).__name__}"
+            )
     try:
         texts, labels = list(texts), list(labels)
     except TypeError:
@@ -260,10 +273,11 @@ def _as_labels(name: str, labels: list[Any], names: tuple[str, ...]) -> np.ndarr
     for i, y in enumerate(indices):
         if isinstance(y, bool | np.bool_) or not _is_among(y, range(len(names))):
             raise unknown(f"label of task {name}, example {i},", labels[i], names)
-        if not isinstance(labels[i], str) and index.get(str(y), y) != y:
+        # y is equal to a whole number, but may be a float, as in a column that has had gaps
+        if not isinstance(labels[i], str) and index.get(str(int(y)), y) != y:
             raise FslibError(
-                f"task {name}, example {i}: label {y!r} may be the class index or the label name {str(y)!r}, which "
-                f"stands at index {index[str(y)]}: give labels as names, as strings"
+                f"task {name}, example {i}: label {y!r} may be the class index or the label name {str(int(y))!r}, "
+                f"which stands at index {index[str(int(y))]}: give labels as names, as strings"
             )
     return np.array(indices, dtype=np.int64)
 
@@ -298,13 +312,14 @@ def _from_columns(name: str, data: Any, columns: list[Any], names: tuple[str, ..
     label = _label_column(columns)
     if label is None:
         raise FslibError(f"task {name}: the data have no column label, labels or score; they have {columns}")
-    rows = [c for c in columns if c != label and len(data) and isinstance(next(iter(data[c])), str)]
+    # any string: a gap in the first row makes no column of texts another one
+    rows = [c for c in columns if c != label and any(isinstance(value, str) for value in data[c][:])]
     if len(rows) not in (1, 2):
         raise FslibError(f"task {name}: want one or two text columns, found {rows}; select columns first")
     texts = list(data[rows[0]]) if len(rows) == 1 else list(zip(data[rows[0]], data[rows[1]], strict=True))
     labels, own = list(data[label]), _class_names(data)
-    if own != names and set(own) == set(names):  # the same classes in another order: an index means the dataset's
-        labels = [own[y] if _is_among(y, range(len(own))) else y for y in labels]
+    if own != names and set(own) & set(names):  # the same classes in another order: an index means the dataset's
+        labels = [own[int(y)] if _is_among(y, range(len(own))) else y for y in labels]
     return texts, labels
 
 

@@ -44,6 +44,13 @@ PRETRAINED: dict[str, tuple[str, tuple[str, int, int, int]]] = {
     "roberta-large": ("FacebookAI/roberta-large", ("roberta", 24, 16, 1024)),
 }
 
+# What a sentence-transformers folder may ask for -> pooling.
+DECLARED = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_lasttoken": "last",
+}
+
 
 def load_encoder(name: str) -> tuple[Any, Any, str]:
     """Load (encoder in evaluation mode, tokenizer, where it came from); of an encoder-decoder, its encoder.
@@ -84,8 +91,9 @@ def _check_tokenizer(source: str, tokenizer: Any) -> None:
             f"the tokenizer of {source} knows its special tokens alone, so every word would be unknown: use the "
             "model's own"
         )
-    if not isinstance(tokenizer.model_max_length, int | float | None):
-        raise FslibError(f"the tokenizer of {source}: model_max_length {tokenizer.model_max_length!r} is no number")
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float | None) or isinstance(longest, bool) or longest == float("inf"):
+        raise FslibError(f"the tokenizer of {source}: model_max_length {longest!r} is no number of tokens")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
@@ -175,12 +183,19 @@ def natural_pooling(encoder: nn.Module, tokenizer: Any, source: str) -> str:
 
 def _declared_pooling(path: Path) -> str:
     try:
-        by_mean = json.loads(path.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens", False)
-    except (OSError, ValueError, AttributeError) as error:  # no UTF-8, no JSON, or no object in it
+        modes = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k.startswith("pooling_mode_")}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:  # no UTF-8, no JSON, or no object in it
         raise FslibError(f"{path} cannot be read ({first_line(error)}): delete it, or give pooling=") from error
-    if not isinstance(by_mean, bool):
-        raise FslibError(f"{path}: pooling_mode_mean_tokens {by_mean!r} must be true or false")
-    return "mean" if by_mean else "first"
+    for mode, chosen in modes.items():
+        if not isinstance(chosen, bool):
+            raise FslibError(f"{path}: {mode} {chosen!r} must be true or false")
+    declared = [mode for mode, chosen in modes.items() if chosen]
+    if len(declared) != 1 or declared[0] not in DECLARED:
+        named = " and ".join(declared) or "no pooling"
+        raise FslibError(
+            f"{path} asks for {named}: only {', '.join(DECLARED)} are known here, one alone; give pooling="
+        )
+    return DECLARED[declared[0]]
 
 
 @contextmanager

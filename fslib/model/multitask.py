@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fslib.data.batches import Batch, Encoded
 from fslib.data.tasks import Split, Task, as_tasks
-from fslib.errors import FslibError, check_count, first_line, unknown
+from fslib.errors import FslibError, check_count, checked_path, first_line, unknown
 from fslib.model.attention import HeadControl, attach, control_of
 from fslib.model.devices import partial_mark
 from fslib.model.encoders import ENCODERS, PRETRAINED, check_shape, load_encoder, natural_pooling, quiet, shape_of
@@ -164,20 +164,26 @@ class MultiTaskModel(nn.Module):
             how = pooling or natural_pooling(encoder, tokenizer, folder)
             answers = {task: Answer.to(t) for task, t in named.items()}
             model = cls(encoder, tokenizer, answers, how, max_length, str(name)).eval()
-        texts = 2 if any(task.train.pairs is not None for task in named.values()) else 1
-        least = tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts
-        check_count("max_length", model.max_length, least)  # below, nothing would be left of a text
+        for task in named.values():
+            model.check_room(task.train)
         return model
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def check_room(self, split: Split) -> None:
+        """Raise FslibError where `max_length` has no room for a token of each of an example's texts."""
+        texts = 1 if split.pairs is None else 2
+        check_count("max_length", self.max_length, self.tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts)
+
     def encode(self, split: Split) -> Encoded:
         """Return the token ids of a split, truncated to `max_length` tokens.
 
-        Raises FslibError for ids that the encoder has no embedding for: then the tokenizer is another model's.
+        Raises FslibError where that leaves nothing of a text, and for ids that the encoder has no embedding for: then
+        the tokenizer is another model's.
         """
+        self.check_room(split)
         encoded = Encoded(split, self.tokenizer, self.max_length)
         known = self.encoder.get_input_embeddings().num_embeddings
         if (largest := encoded.largest_id) >= known:
@@ -205,7 +211,7 @@ class MultiTaskModel(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write encoder, tokenizer and classifiers as safetensors and JSON; the folder appears whole or not at all."""
-        folder = Path(folder)
+        folder = checked_path("folder of a model", folder)
         partial = folder.with_name(folder.name + partial_mark())
         shutil.rmtree(partial, ignore_errors=True)
         card = {

@@ -11,7 +11,7 @@ from fslib.errors import FslibError, unknown
 from fslib.iat import IAT
 from fslib.model.encoders import PRETRAINED
 from fslib.study.records import checked, shown
-from fslib.study.units import EncoderName, FineTuning, TaskNames
+from fslib.study.units import EncoderName, FineTuning, Steps, TaskNames
 
 Fractions = Annotated[tuple[float, ...], Field(min_length=1)]
 Seeds = Annotated[int, Field(le=10_000)]
@@ -30,14 +30,14 @@ class Profile(FineTuning):
     importance_examples: int = Field(ge=4)
     fractions: Fractions = (0.1, 0.2, 0.3, 0.4, 0.5)
     controls: int = Field(ge=1)
-    draws: int = Field(9999, ge=99)  # relabellings of tasks
-    threads: int = Field(1, ge=1)  # of a unit, however many cores there are; no part of its key
+    draws: int = Field(9999, ge=99, le=100_000)  # relabellings of tasks
+    threads: int = Field(1, ge=1, le=1024)  # of a unit, however many cores there are; no part of its key
     # 04 to 07
     encoders: tuple[EncoderName, ...] = Field(min_length=1)
     encoder_seeds: Seeds = Field(1, ge=1)
     pair_seeds: Seeds = Field(1, ge=1)
     small_encoder: EncoderName
-    small_steps: int = Field(ge=10)
+    small_steps: Steps = Field(ge=10)
     small_lr: float = Field(gt=0)
     small_sampling: str = "uniform"  # a few hundred steps of sampling by size would starve the smaller tasks
     small_examples: int = Field(ge=4)
@@ -58,8 +58,8 @@ class Profile(FineTuning):
     transfer_target: str = "bbc-headline"
     transfer_sizes: tuple[Annotated[int, Field(ge=1)] | None, ...] = Field((32, 128, 512, None), min_length=1)
     transfer_passes: int = Field(2, ge=1)
-    transfer_min_steps: int = Field(ge=1)
-    transfer_max_steps: int = Field(ge=1)
+    transfer_min_steps: Steps = Field(ge=1)
+    transfer_max_steps: Steps = Field(ge=1)
 
 
 PRETRAINED_SEVEN = (

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from fslib.data.batches import task_order
 from fslib.data.tasks import Task
 from fslib.dissociation import IAP
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, checked_path, unknown
 from fslib.importance import Contributions
 from fslib.scoring import chance_level
 from fslib.study.files import save_table, write_bytes, write_text
@@ -69,7 +69,9 @@ class Study:
         # as they were understood: in one spelling, and with whole paths
         understood = self.profile.model_dump(mode="json")
         self.name, self.seed, self.overrides = profile, seed, {k: understood[k] for k in sorted(changes)}
-        self.folder = Path(results or results_root()).absolute() / folder_name(profile, seed, self.overrides)
+        self.folder = checked_path("results folder", results or results_root()).absolute() / folder_name(
+            profile, seed, self.overrides
+        )
         self.store = Store(self.folder, self.profile.threads)
 
     @classmethod
@@ -157,7 +159,7 @@ class Study:
         """Return all units behind a notebook (by its number or name), those they depend on first."""
         if not PLANS:
             raise FslibError("no question is registered: import fslib.questions, or take the study from fslib.Study")
-        plan = PLANS.get(notebook[:2])
+        plan = PLANS.get(str(notebook)[:2])
         return plan(self) if plan else []
 
     def multitask(self) -> list[Record]:

@@ -46,6 +46,7 @@ def _one_path(name: str) -> str:
 # As the tasks call themselves, so that one piece of work has one key wherever the data lie.
 TaskNames = Annotated[tuple[str, ...], AfterValidator(_plain_names), Field(min_length=1)]
 # A local folder by its whole path, so that it has one key, and is one folder, wherever a process works.
+Steps = Annotated[int, Field(le=10_000_000)]  # the task of every step is drawn before the first
 EncoderName = Annotated[str, Field(min_length=1), AfterValidator(_one_path)]
 
 
@@ -73,7 +74,7 @@ class FineTuning(Data):
 
     encoder: EncoderName
     max_length: int = Field(128, ge=4)
-    steps: int = Field(ge=1)
+    steps: Steps = Field(ge=1)
     batch_size: int = Field(16, ge=1)
     lr: float = Field(gt=0)
     # left out where it is 0: a unit without a floor keeps the key that it had before there was one
