@@ -269,7 +269,7 @@ def _as_labels(name: str, labels: list[Any], names: tuple[str, ...]) -> np.ndarr
         except (TypeError, ValueError):
             raise FslibError(f"task {name}: labels are not numbers; name the classes with label_names") from None
     index = {n: i for i, n in enumerate(names)}
-    indices = [index.get(y) if isinstance(y, str) else y for y in labels]
+    indices: list[Any] = [index.get(y) if isinstance(y, str) else y for y in labels]
     for i, y in enumerate(indices):
         if isinstance(y, bool | np.bool_) or not _is_among(y, range(len(names))):
             raise unknown(f"label of task {name}, example {i},", labels[i], names)
