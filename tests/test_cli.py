@@ -189,6 +189,8 @@ IMPOSSIBLE = [
     (["04", "--set", "selection_randoms=100", "--set", "small_fractions=[0.05]"], ["fraction 0.05", "100", "11 other"]),
     (["06", "--set", "other_alphas=[0.02]"], ["alpha 0.02 of 2 x 12 heads", "no head"]),
     (["01", "--set", "steps=9223372036854775807"], ["steps=9223372036854775807", "10000000"]),
+    (["06", "--set", "alpha=1"], ["alpha 1 takes all heads"]),
+    (["06", "--set", "delta=0.001"], ["delta 0.001 of", "steps"]),
     (["06", "--set", "alpha=0.02"], ["0.02 of 2 x 12 heads", "no head"]),
 ]
 

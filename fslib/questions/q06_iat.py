@@ -54,10 +54,12 @@ class EndingsUnit(SeededFineTuning, Unit):
     prune_examples: int | None = Field(None, ge=2)
 
     def check(self) -> None:
-        """Raise FslibError for what the encoder's heads do not allow."""
+        """Raise FslibError for what the encoder's heads or the number of steps do not allow."""
         super().check()
         checked_fractions(self.fractions, self.shape())
         for spec in self.endings.values():
+            if ending := make_ending(spec):
+                ending.start(self.steps)
             if spec and "alpha" in spec:
                 checked_fractions([spec["alpha"]], self.shape(), what="alpha")
 
