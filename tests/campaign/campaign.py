@@ -111,7 +111,7 @@ def one_line(tally: Tally, trial: str, code: int, err: str, wanted: set[int]) ->
     elif code not in wanted:
         tally.silent.append(f"{trial}: exit code {code}, not {sorted(wanted)}; {err.strip()[-200:]}")
     elif len(err.strip().splitlines()) > 1:
-        tally.tracebacks.append(f"{trial}: {len(err.strip().splitlines())} lines for one")
+        tally.tracebacks.append(f"{trial}: {len(err.strip().splitlines())} lines for one: {err.strip()!r:.400}")
 
 
 @contextlib.contextmanager
