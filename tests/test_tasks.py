@@ -237,6 +237,16 @@ def test_words_without_their_order_do_not_tell(embedded, name):
     assert binomtest(int(right), len(task.eval)).pvalue > 0.01
 
 
+def test_a_lone_article_has_next_sentences_but_no_others():
+    article = bbc.Article("a", "tech", "", tuple("pqrst"), (0, 2, 3))
+    firsts, seconds, labels, ids = bbc.next_rows([article], np.random.default_rng(0))
+    assert {*zip(firsts, seconds, strict=True)} < {("p", "q"), ("r", "s"), ("s", "t")} and labels == [1, 1]
+    other = bbc.Article("b", "tech", "", tuple("vw"), (0,))
+    *_, labels, ids = bbc.next_rows([article, other], np.random.default_rng(0))
+    assert all(set(d) == {"a", "b"} for d, y in zip(ids, labels, strict=True) if not y)
+    assert bbc.next_rows([bbc.Article("c", "tech", "", ("x", "y"))], np.random.default_rng(0))[2] == []
+
+
 @pytest.mark.parametrize("side", SIDES)
 def test_next_sentences_stand_next_to_each_other_in_the_file_and_others_are_of_the_topic(embedded, files, side):
     split = getattr(embedded["bbc-next"], side)

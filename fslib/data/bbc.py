@@ -145,16 +145,20 @@ def pair_rows(side: Iterable[Article], rng: np.random.Generator) -> Rows:
     )
 
 
+def _by_topic(side: Iterable[Article]) -> list[list[Article]]:
+    groups: dict[str, list[Article]] = {}
+    for article in side:
+        groups.setdefault(article.topic, []).append(article)
+    return list(groups.values())
+
+
 def headline_rows(side: Iterable[Article], rng: np.random.Generator) -> Rows:
     """Return the rows of `bbc-headline`: does this headline belong to this first sentence? (cf. QNLI)
 
     Negatives are headlines of the same topic.
     """
-    by_topic: dict[str, list[Article]] = {}
-    for article in side:
-        by_topic.setdefault(article.topic, []).append(article)
     rows: list[tuple[str, str, int, tuple[str, ...]]] = []
-    for group in by_topic.values():
+    for group in _by_topic(side):
         order = rng.permutation(len(group))
         for here, there in zip(order, np.roll(order, 1), strict=True):
             own, other = group[here], group[there]
@@ -198,11 +202,8 @@ def next_rows(side: Iterable[Article], rng: np.random.Generator, per_article: in
     begin); up to `per_article` of an article. Negatives have a second sentence of another article of the same topic, so
     that the topic does not tell. Every first and every second sentence is used twice, once per class.
     """
-    by_topic: dict[str, list[Article]] = {}
-    for article in side:
-        by_topic.setdefault(article.topic, []).append(article)
     rows: list[tuple[str, str, int, tuple[str, ...]]] = []
-    for group in by_topic.values():
+    for group in _by_topic(side):
         pairs = [
             (article, article.sentences[i], article.sentences[i + 1])
             for article in (group[k] for k in rng.permutation(len(group)))
@@ -210,7 +211,7 @@ def next_rows(side: Iterable[Article], rng: np.random.Generator, per_article: in
         ]
         # an article's pairs stand together, so a turn by as many as it may have brings those of another
         for k, (own, first, second) in enumerate(pairs):
-            other, _, strange = pairs[k - per_article]
+            other, _, strange = pairs[(k - per_article) % len(pairs)]
             rows.append((first, second, 1, (own.id,)))
             if other.id != own.id:
                 rows.append((first, strange, 0, (own.id, other.id)))
