@@ -81,7 +81,7 @@ class Measure:
 
     def __sub__(self, other: Measure) -> Measure:
         """Return the paired difference: same models, same examples."""
-        return weighted([self, other], [1, -1])
+        return weighted([self, other], [1.0, -1.0])
 
     def scaled(self, factor: float) -> Measure:
         """Return the same number in another unit."""
@@ -100,7 +100,7 @@ class Measure:
         by_example = [examples for examples, _ in parts]
         residual = [rest for _, rest in parts]
         by_seed = (float(np.var(self.values, ddof=1)) / seeds, seeds - 1) if seeds > 1 else (0.0, 1)
-        candidates: list[list[tuple[float, float]]] = [
+        candidates: list[list[tuple[float, int]]] = [
             [by_seed, *by_example, *((-v, df) for v, df in residual)],
             [by_seed],
             by_example,
@@ -138,7 +138,7 @@ class Cells:
         return Cells(self.values - other.values, {u: x - other.influence[u] for u, x in self.influence.items()})
 
 
-def _mean_squares(rows: Float[np.ndarray, "seeds n"]) -> tuple[tuple[float, float], tuple[float, float]]:
+def _mean_squares(rows: Float[np.ndarray, "seeds n"]) -> tuple[tuple[float, int], tuple[float, int]]:
     """Return the variance of the mean due to examples and to the residual, each with its degrees of freedom."""
     seeds, n = rows.shape
     if n < 2:

@@ -134,8 +134,8 @@ counts("IAT examples", lambda g, v: fslib.IAT(examples=v), 0)
 for setting in ("steps", "batch_size", "epochs", "evaluate_every"):
     counts(f"train {setting}", lambda g, v, s=setting: fslib.train(g.model, g.tasks, **({"steps": 2} | {s: v})), 0)
 counts("train seed", lambda g, v: fslib.train(g.model, g.tasks, steps=2, seed=v))
-counts("bootstrap draws", lambda g, v: g.iap.dissociation(draws=v), 0)
-counts("bootstrap seed", lambda g, v: g.iap.dissociation(draws=10, seed=v))
+counts("relabelling draws", lambda g, v: g.iap.dissociation(draws=v), 0)
+counts("relabelling seed", lambda g, v: g.iap.dissociation(draws=10, seed=v))
 counts("interval draws", lambda g, v: fslib.evaluate(g.model, g.single)["single"].interval(draws=v), 0)
 counts("representations batch_size", lambda g, v: similarity.representations(g.model, ["w1"], batch_size=v), 0)
 for setting in ("lr", "weight_decay", "warmup", "clip"):

@@ -30,7 +30,7 @@ TINY = {
     "fractions": [0.1, 0.3],
     "small_fractions": [0.1, 0.3],
     "controls": 1,
-    "draws": 50,
+    "draws": 99,
     "small_steps": 10,
     "small_examples": 4,
     "selection_examples": 4,

@@ -1,4 +1,4 @@
-"""IAP: which heads are pruned, what is evaluated, and what dissociation, interval and null make of it.
+"""IAP: which heads are pruned, what is evaluated, and what dissociation, interval and relabelling make of it.
 
 The statistics are tested on `IAP` objects made by hand, with so many right answers out of N that every score is known.
 """
@@ -13,7 +13,6 @@ from tinymodels import one_thread
 
 import fslib
 from fslib import IAP, evaluate, head_importance, mean_context, prune_important_heads, pruned, top_heads
-from fslib.scoring import interval
 
 N = 100  # evaluation examples of a hand-made IAP: scores are whole per cents
 SHAPE = (2, 12)  # of the model; layers != heads
@@ -177,7 +176,7 @@ class TestSeedsAndState:
         assert (back.tasks, back.metrics, back.fractions) == (iap.tasks, iap.metrics, iap.fractions)
         assert back.arrays().keys() == iap.arrays().keys()
         assert all(np.array_equal(array, back.arrays()[name]) for name, array in iap.arrays().items())
-        assert repr(back.dissociation(draws=50)) == repr(iap.dissociation(draws=50))
+        assert repr(back.dissociation()) == repr(iap.dissociation())
 
 
 class TestRefusals:
@@ -266,43 +265,57 @@ class TestDissociation:
     )
     def test_by_hand_with_both_means(self, convention, some_lost, none_lost):
         right = np.concatenate([OWN, np.broadcast_to(BASE, OWN.shape)], 1)  # at a second fraction nothing is lost
-        found = made(right, BASE).dissociation(convention, draws=50)
+        found = made(right, BASE, (0.1, 0.3)).dissociation(convention)
         rows = np.array([some_lost, none_lost])
         rows = np.vstack([rows, rows.mean(0)])
-        np.testing.assert_allclose(found.value, np.column_stack([rows, rows.mean(1)]), atol=1e-9)
+        np.testing.assert_allclose(found.top.values[0], np.column_stack([rows, rows.mean(1)]), atol=1e-9)
+
+    def test_only_10_and_30_per_cent_are_averaged_where_they_are_pruned(self):
+        lost = np.array([0, 1, 5, 7, 20])  # of task a, by its own lesion, at 10 to 50 %
+        right = np.broadcast_to(BASE, (1, 5, 2, 1, 2)).copy()
+        right[0, :, 0, 0, 0] -= lost
+        d = 100 * lost / 90
+        found = made(right, BASE).dissociation()
+        np.testing.assert_allclose(found.along("a").value, d)
+        assert found.of("a").value == pytest.approx((d[0] + d[2]) / 2)
+        assert found.mean.value == pytest.approx((d[0] + d[2]) / 4)
+        assert made(right[:, :2], BASE).dissociation().of("a").value == pytest.approx(d[0]), "20 % is left out"
+        others = made(right[:, 3:], BASE, (0.4, 0.5)).dissociation()
+        assert others.of("a").value == pytest.approx(d[3:].mean()), "neither is there, so all are averaged"
 
     def test_seeds_are_averaged_and_kept(self):
         seeds = np.concatenate([OWN, OWN + np.array([10, 0])])  # the second seed's a scores 10 more under any lesion
-        iap = made(seeds, np.array([[90, 80], [80, 80]]))
-        found = iap.dissociation(draws=50)
+        found = made(seeds, np.array([[90, 80], [80, 80]])).dissociation()
         expected = [100 * 0.4 / 0.9, 100 * 0.4 / 0.8]  # a, seed by seed
-        np.testing.assert_allclose(found.by_seed[:, 0, 0], expected)
-        assert found.value[0, 0] == pytest.approx(np.mean(expected))
+        np.testing.assert_allclose(found.along("a").by_seed[:, 0], expected)
+        assert found.along("a").value[0] == pytest.approx(np.mean(expected))
         row = found.frame().query("task == 'a'").iloc[0]
         assert (row["seed min"], row["seed max"]) == pytest.approx(tuple(expected))
 
     def test_task_that_scores_nothing_is_undefined_and_not_significant(self):
         right = np.zeros((1, 1, 2, 3, 2), dtype=int)
         right[..., 1] = [[80, 80, 80], [40, 80, 80]]
-        found = made(right, np.array([[0, 80]])).dissociation(draws=200)
-        assert found.value[0, 1] == pytest.approx(50)
-        assert np.isfinite(found.p[0, 1])
-        for array in (found.value, found.low, found.high, found.null_mean, found.p):
-            assert np.isnan(array[:, [0, 2]]).all()  # the task, and the mean over tasks
+        found = made(right, np.array([[0, 80]])).dissociation()
+        assert found.of("b").value == pytest.approx(50) and found.of("b").p == 0.5
+        for field in set(FIELDS) - {"by_seed"}:
+            assert np.isfinite(getattr(found.of("b"), field)), field
+            for point in (found.of("a"), found.mean, found.along("a"), found.along()):
+                assert np.isnan(getattr(point, field)).all(), field
 
     def test_frame(self):
-        frame = made(OWN.repeat(3, 1), BASE).dissociation("released", draws=50).frame()
+        frame = made(OWN.repeat(3, 1).repeat(2, 3), BASE).dissociation("released").frame()
         assert list(frame) == [
-            *("convention", "fraction", "task", "D", "low", "high"),
-            *("null mean", "null low", "null high", "p", "seed min", "seed max"),
+            *("convention", "fraction", "task", "D", "low", "high", "random"),
+            *("above random", "above low", "above high", "p", "p, shared", "seed min", "seed max"),
         ]
         assert set(frame["convention"]) == {"released"}
         assert list(frame["task"]) == ["a", "b", "mean"] * (len(frame) // 3)
         assert len(frame) == 3 * 4  # three fractions and their mean
-        assert frame["D"][0] == pytest.approx(100 * 0.5 / 0.9)
+        assert frame["D"][0] == frame["random"][0] == pytest.approx(100 * 0.5 / 0.9)
+        assert frame["above random"].tolist() == [0] * 12
 
     def test_shows_itself(self):
-        found = made(OWN, BASE).dissociation(draws=50)
+        found = made(OWN, BASE).dissociation()
         assert "44.444" in repr(found)
         assert "<table" in found._repr_html_()
 
@@ -354,19 +367,31 @@ class TestTopAndRandom:
         np.testing.assert_allclose(iap.top.scores[0, 0], [[0.3, 0.8], [0.7, 0.4]])
 
 
-FIELDS = ("value", "low", "high", "by_seed", "null_mean", "null_low", "null_high", "p")
+FIELDS = (
+    *("value", "low", "high", "by_seed", "random", "random_low", "random_high"),
+    *("above", "above_low", "above_high", "p", "p_shared"),
+)
 
 
-class TestCells:
+class TestPoints:
     """`Dissociation.mean`, `.of` and `.along` name places in its arrays: fractions by tasks, and their means."""
 
     @pytest.fixture(scope="class")
     def found(self):
-        return uneven()[0].dissociation(draws=100)
+        return uneven()[0].dissociation()
 
     @pytest.mark.parametrize("field", FIELDS)
     def test_each_is_its_place_in_the_arrays(self, found, field):
-        array = getattr(found, field)
+        cells = {"random": found.controls, "above": found.top - found.controls}.get(field.split("_")[0], found.top)
+        array = {
+            "by_seed": lambda: found.top.values,
+            "p": lambda: found.p,
+            "p_shared": lambda: found.p_shared,
+            "low": lambda: cells.intervals()[0],
+            "high": lambda: cells.intervals()[1],
+        }.get(
+            field if field in FIELDS[-2:] or field == "by_seed" else field.split("_")[-1], lambda: cells.values.mean(0)
+        )()
         assert array.shape[-2:] == (4, 3)
         assert np.array_equal(getattr(found.mean, field), array[..., 3, 2])
         for i, task in enumerate(("a", "b")):
@@ -382,25 +407,36 @@ class TestCells:
 
     def test_by_hand_from_right_answers(self, found):
         _, right, base = uneven()
-        top = right[:, :, :, 0]  # (seeds, fractions, pruned, scored)
-        a = 100 * (top[:, :, 1, 0] - top[:, :, 0, 0]) / base[:, None, 0]
-        b = 100 * (top[:, :, 0, 1] - top[:, :, 1, 1]) / base[:, None, 1]
+
+        def by_hand(sets: slice) -> tuple[np.ndarray, np.ndarray]:
+            each = right[:, :, :, sets].mean(3)  # (seeds, fractions, pruned, scored)
+            a = 100 * (each[:, :, 1, 0] - each[:, :, 0, 0]) / base[:, None, 0]
+            return a, 100 * (each[:, :, 0, 1] - each[:, :, 1, 1]) / base[:, None, 1]
+
+        a, b = by_hand(slice(1))
         np.testing.assert_allclose(found.along("a").value, a.mean(0))
         np.testing.assert_allclose(found.along("b").by_seed, b)
         np.testing.assert_allclose(found.along().value, (a + b).mean(0) / 2)
-        assert found.of("a").value == pytest.approx(a.mean())
-        assert found.mean.value == pytest.approx((a.mean() + b.mean()) / 2)
-        np.testing.assert_allclose(found.mean.by_seed, (a + b).mean(1) / 2)
+        headline = (a + b)[:, [0, 2]] / 2  # 10 and 30 % of 10, 20 and 30
+        assert found.of("a").value == pytest.approx(a[:, [0, 2]].mean())
+        assert found.mean.value == pytest.approx(headline.mean())
+        np.testing.assert_allclose(found.mean.by_seed, headline.mean(1))
+        random_a, random_b = by_hand(slice(1, None))
+        np.testing.assert_allclose(found.along("b").random, random_b.mean(0))
+        np.testing.assert_allclose(found.along("a").above, (a - random_a).mean(0))
+        assert found.mean.above == pytest.approx((headline - (random_a + random_b)[:, [0, 2]] / 2).mean())
 
-    def test_the_bootstrap_is_of_the_same_numbers(self, found):
-        drawn = uneven()[0].bootstrap(draws=100)
-        assert list(drawn) == ["a", "b", "mean"]
-        for name, point in {"a": found.of("a"), "b": found.of("b"), "mean": found.mean}.items():
-            assert drawn[name].value == point.value and drawn[name].draws.shape == (100,)
-            assert interval(drawn[name].draws) == pytest.approx((point.low, point.high))
+    def test_measures_are_of_the_same_numbers(self, found):
+        for task, point in {"a": found.of("a"), "b": found.of("b"), "mean": found.mean}.items():
+            d, above = found.measure(task), found.measure(task, above_random=True)
+            assert (d.interval().value, *d.interval().at(0.95)) == pytest.approx((point.value, point.low, point.high))
+            i = above.interval()
+            assert (i.value, i.low, i.high) == pytest.approx((point.above, point.above_low, point.above_high))
+            np.testing.assert_allclose(d.values, point.by_seed)
+            assert {u: x.shape for u, x in d.influence.items()} == {"a": (2, N), "b": (2, N)}
 
     def test_another_task_is_refused(self, found):
-        for ask in (found.of, found.along):
+        for ask in (found.of, found.along, found.measure):
             with refused("'aa'", "did you mean 'a'"):
                 ask("aa")
 
@@ -408,43 +444,73 @@ class TestCells:
 class TestInterval:
     def test_two_lesions_alike_have_an_interval_of_no_width(self):
         right = np.array([[[[[47, 63]], [[47, 63]]]]])
-        found = made(right, BASE).dissociation(draws=200)
-        assert (found.value[0], found.low[0], found.high[0]) == pytest.approx((0, 0, 0))
+        d = made(right, BASE).dissociation().mean
+        assert (d.value, d.low, d.high) == pytest.approx((0, 0, 0))
 
     def test_lesions_alike_in_score_but_not_in_examples_have_one(self):
         iap = made(np.array([[[[[50, 80]], [[50, 80]]]]]), BASE)
         iap.lesioned["a"][0, 0, 1, 0] = iap.lesioned["a"][0, 0, 1, 0][::-1]  # b's heads: the other half is wrong
         iap.lesioned["a"][0, 0, 1, 0] ^= 1  # labels alternate, so reversed answers are turned around
-        found = iap.dissociation(draws=500)
-        assert found.value[0, 0] == pytest.approx(0)
-        assert found.low[0, 0] < -10
-        assert found.high[0, 0] > 10
+        d = iap.dissociation().of("a")
+        assert d.value == pytest.approx(0) and d.low < -10 and d.high > 10
 
-    def test_width_is_that_of_the_binomial(self):
-        # Unpruned and without b's heads a is always right, without its own half right: D = 100 (1 - share), and the
-        # share of 50 right in 100 draws has standard error 0.05, so 95 % is 50 +- 9.8
-        found = made(np.array([[[[[50, 100]], [[100, 100]]]]]), np.array([[100, 100]])).dissociation(draws=4000)
-        assert found.value[0, 0] == pytest.approx(50)
-        assert found.low[0, 0] == pytest.approx(40.2, abs=1.1)
-        assert found.high[0, 0] == pytest.approx(59.8, abs=1.1)
-        assert found.low[0, 1] == found.high[0, 1] == 0
+    def test_width_of_one_seed_is_that_of_a_t_interval_over_examples(self):
+        # Unpruned and without b's heads a is always right, without its own half right: D = 100 (1 - share), and a share
+        # of 50 in 100 has standard error sqrt(0.25 / 99) = 0.05025; t at 97.5 % with 99 degrees of freedom is 1.984
+        found = made(np.array([[[[[50, 100]], [[100, 100]]]]]), np.array([[100, 100]])).dissociation()
+        d = found.of("a")
+        assert (d.value, d.low, d.high) == pytest.approx((50, 50 - 9.971, 50 + 9.971), abs=1e-3)
+        assert found.of("b").low == found.of("b").high == 0
+        # the mean of a and b: half of a's, since b does not vary
+        assert (found.mean.low, found.mean.high) == pytest.approx((25 - 4.985, 25 + 4.985), abs=1e-3)
 
-    def test_level_narrows_and_seed_repeats(self):
-        iap = made(OWN, BASE)
-        settings = ((0.95, 0), (0.5, 0), (0.95, 0), (0.95, 1))
-        wide, narrow, again, other = (iap.dissociation(level=level, draws=100, seed=seed) for level, seed in settings)
-        assert (wide.low[0] < narrow.low[0]).all()
-        assert (narrow.high[0] < wide.high[0]).all()
-        assert np.array_equal(wide.low, again.low)
-        assert not np.array_equal(wide.low, other.low)
+    def test_models_that_differ_widen_it_where_examples_do_not_vary(self):
+        """Two models, one specialized (D = 100) and one not (D = 0): examples cannot tell, seeds can."""
+        right = np.full((2, 1, 2, 1, 2), N)
+        right[0, 0, [0, 1], 0, [0, 1]] = 0
+        d = made(right, np.full((2, 2), N)).dissociation().mean
+        # standard error 50 with one degree of freedom, whose t at 97.5 % is 12.706
+        assert (d.value, d.low, d.high) == pytest.approx((50, 50 - 635.3, 50 + 635.3), abs=0.1)
 
-    def test_scores_with_intervals(self):
-        seeds = np.concatenate([OWN, OWN + 20])
-        mean, low, high = made(seeds, np.concatenate([BASE, BASE])).score_intervals(draws=200)
-        assert mean.shape == low.shape == high.shape == (2, 2, 2)  # 1 + fractions, pruned, scored
-        np.testing.assert_allclose(mean[0], [[0.9, 0.8], [0.9, 0.8]])
-        np.testing.assert_allclose(mean[1], [[0.4, 0.9], [0.8, 0.5]])
-        assert ((low < mean) & (mean < high)).all()
+    @pytest.mark.parametrize("convention", ["lesion", "released", "retention"])
+    def test_influences_are_those_of_an_explicit_jackknife(self, convention):
+        """Every example is really left out, one by one, and D computed anew from what is left."""
+        rng, n = np.random.default_rng(0), {"a": 9, "b": 14}
+        labels = {u: (np.arange(k) % 3 == 0).astype(int) for u, k in n.items()}
+        wrong = {u: rng.random((2, 2, 2, 3, k)) < 0.3 for u, k in n.items()}
+        unpruned = {u: np.where(np.arange(k) % 7 == 1, 1 - labels[u], labels[u]) for u, k in n.items()}
+        iap = IAP(
+            ("a", "b"),
+            ("accuracy", "f1"),
+            (0.1, 0.3),
+            np.zeros((2, 2, 2, 3, *SHAPE), dtype=bool),
+            labels,
+            {u: np.stack([x, x]) for u, x in unpruned.items()},
+            {u: np.where(wrong[u], 1 - y, y) for u, y in labels.items()},
+        )
+
+        def numbers(chosen: IAP) -> list[np.ndarray]:
+            found = chosen.dissociation(convention)
+            return [found.top.values, found.controls.values]
+
+        whole, found = numbers(iap), iap.dissociation(convention)
+        chance = iap.chance()
+        for u in iap.tasks:
+            for i in range(n[u]):
+                rest = IAP(
+                    iap.tasks,
+                    iap.metrics,
+                    iap.fractions,
+                    iap.heads,
+                    labels | {u: np.delete(labels[u], i)},
+                    iap.unpruned | {u: np.delete(iap.unpruned[u], i, -1)},
+                    iap.lesioned | {u: np.delete(iap.lesioned[u], i, -1)},
+                )
+                object.__setattr__(rest, "chance", lambda: chance)  # a constant of the task, not of a sample
+                for cells, value, without in zip((found.top, found.controls), whole, numbers(rest), strict=True):
+                    np.testing.assert_allclose(
+                        cells.influence[u][:, i], (n[u] - 1) * (value - without), rtol=1e-9, atol=1e-9
+                    )
 
 
 def lesioned(tasks: int, sets: int, seeds: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -455,59 +521,81 @@ def lesioned(tasks: int, sets: int, seeds: int = 1) -> tuple[np.ndarray, np.ndar
     return right, np.full((seeds, tasks), 90)
 
 
-class TestNull:
-    def test_p_by_full_enumeration(self):
-        # 2 tasks with 2 sets each: 4 draws. D_a is as large if a gets its top heads (2 of 4), the mean only if both do.
+class TestRelabelling:
+    def test_two_tasks_by_hand(self):
+        # one model: as labelled, or exchanged, which turns both D around
         found = made(*lesioned(tasks=2, sets=2)).dissociation()
-        np.testing.assert_allclose(found.p[0], [2 / 4, 2 / 4, 1 / 4])
+        np.testing.assert_allclose(found.p[0], [1 / 2, 1 / 2, 1 / 2])
+        assert sorted(found.null[:, 0, 0]) == pytest.approx([-100 * 8 / 9, 100 * 8 / 9])
+        # three models: 2 x 2 x 2 relabellings one by one; of all alike, two
+        three = made(*lesioned(tasks=2, sets=2, seeds=3)).dissociation()
+        np.testing.assert_allclose(three.p[0], 1 / 8)
+        np.testing.assert_allclose(three.p_shared[0], 1 / 2)
+
+    def test_three_tasks_by_hand(self):
+        # of 6 orders, 2 leave a task's own lesion with it; all three keep theirs in the true one alone
+        one = made(*lesioned(tasks=3, sets=1)).dissociation()
+        np.testing.assert_allclose(one.p[0], [1 / 3, 1 / 3, 1 / 3, 1 / 6])
+        two = made(*lesioned(tasks=3, sets=1, seeds=2)).dissociation()
+        np.testing.assert_allclose(two.p[0], [1 / 9, 1 / 9, 1 / 9, 1 / 36])
+        np.testing.assert_allclose(two.p_shared[0], [1 / 3, 1 / 3, 1 / 3, 1 / 6])
 
     def test_p_is_small_if_own_lesions_destroy_their_own_task(self):
-        found = made(*lesioned(tasks=3, sets=6, seeds=2)).dissociation(draws=2000)
-        # the mean over tasks is reached by 1 in 6**6 draws only, a task's own by 1 in 6**2
-        assert found.p[0, -1] <= 2 / 2001
-        np.testing.assert_allclose(found.p[0, :-1], 1 / 36, atol=0.015)
+        found = made(*lesioned(tasks=4, sets=2, seeds=3)).dissociation(draws=2000)  # of 24**3
+        assert found.mean.p <= 2 / 2000
+        np.testing.assert_allclose(found.p[0, :-1], 1 / 64, atol=0.01)
 
-    def test_p_is_one_if_all_sets_are_alike(self):
+    def test_p_is_one_if_all_lesions_are_alike(self):
         right = np.broadcast_to(np.array([70, 60]), (2, 2, 2, 4, 2))
-        assert (made(right, np.array([[90, 80]] * 2)).dissociation(draws=200).p == 1).all()
+        found = made(right, np.array([[90, 80]] * 2)).dissociation()
+        assert (found.p == 1).all() and (found.p_shared == 1).all()
 
-    def test_p_is_large_if_own_heads_matter_least(self):
-        right, base = lesioned(tasks=2, sets=4)
-        right = 100 - right  # own top heads leave 90, all others 10
-        assert (made(right, base).dissociation().p == 1).all()
+    def test_p_is_one_if_own_heads_matter_least(self):
+        right, base = lesioned(tasks=3, sets=1)
+        assert (made(100 - right, base).dissociation().p[:, -1] == 1).all()
 
-    def test_p_keeps_its_promise_for_exchangeable_sets(self):
+    def test_p_keeps_its_promise_where_labels_mean_nothing(self):
         rng = np.random.default_rng(0)
-        p = []
-        for _ in range(150):
-            right = rng.integers(20, 90, size=(1, 1, 2, 5, 2))
-            p.append(made(right, np.array([[90, 90]])).dissociation(draws=25).p[0])  # all 5**2 choices
-        for level in (0.04, 0.2, 0.5):  # of 25 choices, 1, 5 and 12 are at or below
-            share = (np.array(p) <= level + 1e-9).mean(0)
-            assert (share <= level + 2.6 * np.sqrt(level * (1 - level) / 150)).all()
-        np.testing.assert_allclose(np.mean(p, 0), 0.52, atol=0.08)  # mean of 1/25 ... 25/25
+        p = [
+            made(rng.integers(20, 90, size=(2, 1, 3, 1, 3)), np.full((2, 3), 90)).dissociation().p[0, -1]
+            for _ in range(300)  # all 36 relabellings
+        ]
+        for level in (2 / 36, 9 / 36, 0.5):
+            share = np.mean(np.array(p) <= level + 1e-9)
+            assert abs(share - level) <= 2.6 * np.sqrt(level * (1 - level) / 300)
 
-    def test_band_comes_from_the_controls_alone(self):
-        right = np.array([[[[[10, 90], [60, 90]], [[90, 10], [70, 80]]]]])  # set 1 is the only control
+    def test_more_orders_of_tasks_than_draws(self):
+        right = np.random.default_rng(0).integers(20, 90, size=(2, 1, 6, 1, 6))  # 720 orders
+        found = made(right, np.full((2, 6), 90)).dissociation(draws=99)
+        assert found.null.shape == (99, 2, 7)
+        np.testing.assert_allclose(found.null[0], found.top.values.mean(0))
+        np.testing.assert_allclose((found.p * 99) % 1, 0, atol=1e-9)
+
+    def test_random_heads_are_the_mean_of_the_controls_and_no_part_of_it(self):
+        right = np.array([[[[[10, 90], [60, 90], [80, 90]], [[90, 10], [70, 80], [90, 80]]]]])
         found = made(right, np.array([[90, 90]])).dissociation()
-        expected = [100 * (0.7 - 0.6) / 0.9, 100 * (0.9 - 0.8) / 0.9]
-        for array in (found.null_mean, found.null_low, found.null_high):
-            np.testing.assert_allclose(array[0], [*expected, np.mean(expected)])
+        expected = [100 * (0.8 - 0.7) / 0.9, 100 * (0.9 - 0.8) / 0.9]
+        np.testing.assert_allclose([found.of(t).random for t in "ab"], expected)
+        assert found.mean.random == pytest.approx(np.mean(expected))
+        assert found.mean.above == pytest.approx(found.mean.value - np.mean(expected))
+        alone = made(right[:, :, :, :1], np.array([[90, 90]])).dissociation()
+        assert np.array_equal(alone.p, found.p)
 
-    def test_without_controls_there_is_no_p(self):
-        found = made(OWN, BASE).dissociation(draws=50)
-        for array in (found.p, found.null_mean, found.null_low, found.null_high):
-            assert array.shape == found.value.shape
-            assert np.isnan(array).all()
-        assert np.isfinite(found.value).all()
+    def test_without_controls_nothing_is_said_of_random_heads(self):
+        found = made(OWN, BASE).dissociation()
+        for field in ("random", "random_low", "random_high", "above", "above_low", "above_high"):
+            assert np.isnan(getattr(found.mean, field)), field
+        assert found.controls is None and found.mean.p == 0.5
+        with refused("without random controls", "controls=1"):
+            found.measure(above_random=True)
 
     def test_seed_repeats(self):
-        right = np.random.default_rng(0).integers(20, 90, size=(2, 1, 3, 8, 3))  # 8**6 choices: too many to take all
-        iap = made(right, np.full((2, 3), 90))
+        right = np.random.default_rng(0).integers(20, 90, size=(3, 1, 4, 1, 4))  # 24**3: too many to take all
+        iap = made(right, np.full((3, 4), 90))
         one, again, other = (iap.dissociation(draws=60, seed=s) for s in (0, 0, 1))
-        assert np.array_equal(one.p, again.p)
-        assert np.array_equal(one.null_low, again.null_low)
-        assert not np.array_equal(one.null_low, other.null_low)
+        assert np.array_equal(one.p, again.p) and np.array_equal(one.null, again.null)
+        assert not np.array_equal(one.null, other.null)
+        assert one.mean[:3] == other.mean[:3], "the interval is computed, not drawn"
 
 
 class TestOverSeeds:

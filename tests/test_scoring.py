@@ -1,4 +1,4 @@
-"""Metrics, dissociation scores, intervals and nulls, against other libraries and by hand."""
+"""Metrics, dissociation scores and the interval of one score, against other libraries and by hand."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from fslib import FslibError, Score, dissociation, rank_correlation
-from fslib.dissociation import CONVENTIONS, random_choices
-from fslib.scoring import bootstrap_counts, chance_level, interval, metric_score, p_value
+from fslib.dissociation import CONVENTIONS
+from fslib.scoring import bootstrap_counts, chance_level, interval, metric_score
 
 REFERENCE = {
     "accuracy": accuracy_score,
@@ -296,43 +296,6 @@ class TestInterval:
             low, high = interval(draws, 0.9)
             hits += low <= 0.7 <= high
         assert 0.84 <= hits / 300 <= 0.95  # standard error 0.017; the percentile interval is a little short
-
-
-class TestNull:
-    def test_all_choices_if_they_are_few(self):
-        choices = random_choices(2, 3, 8, np.random.default_rng(0))
-        assert sorted(map(tuple, choices)) == [(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)]
-
-    def test_random_choices_if_they_are_many(self):
-        choices = random_choices(3, 4, 80, np.random.default_rng(0))  # 3**4 = 81
-        assert choices.shape == (80, 4)
-        assert set(choices.ravel()) == {0, 1, 2}
-        assert np.array_equal(choices, random_choices(3, 4, 80, np.random.default_rng(0)))
-        assert not np.array_equal(choices, random_choices(3, 4, 80, np.random.default_rng(1)))
-
-    @pytest.mark.parametrize(
-        ("observed", "exact", "sampled"),
-        [
-            (4.0, 1 / 4, 2 / 5),
-            (3.0, 3 / 4, 4 / 5),
-            (1.0, 1.0, 1.0),
-        ],  # tied twice at 3
-    )
-    def test_p_by_hand(self, observed, exact, sampled):
-        null = np.array([4.0, 3.0, 1.0, 3.0])
-        assert p_value(null, np.array(observed), exact=True) == pytest.approx(exact)
-        assert p_value(null, np.array(observed), exact=False) == pytest.approx(sampled)
-
-    def test_smallest_p_counts_the_observed_one(self):
-        assert p_value(np.zeros(99), np.array(1.0), exact=False) == pytest.approx(1 / 100)
-
-    def test_ties_count_even_after_rounding_errors(self):
-        assert p_value(np.array([0.3, 0.1]), np.array(0.1 + 0.2), exact=True) == pytest.approx(1 / 2)
-
-    def test_axes_and_undefined_scores(self):
-        null = np.array([[1.0, 5.0, np.nan], [2.0, 6.0, np.nan]])  # (draws, sets)
-        found = p_value(null, np.array([2.0, 4.0, np.nan]), exact=True)
-        np.testing.assert_allclose(found, [0.5, 1.0, np.nan])
 
 
 def test_rank_correlation_by_hand():

@@ -119,11 +119,11 @@ def dissociation_by_encoder(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _effects(iap: IAP, study: Study) -> dict[str, float]:
+def _effects(iap: IAP, study: Study) -> dict[str, float | int]:
     """Return D of one encoder, beside random heads', as columns; NaN where fewer than two tasks are learned."""
     passed = learned(above_constant(iap))
     names = ("D", "low", "high", "random heads", "above random", "above low", "above high", "above se", "p")
-    each = {f"D, {task}": np.nan for task in iap.tasks}
+    each: dict[str, float | int] = {f"D, {task}": np.nan for task in iap.tasks}
     if len(passed) < 2:
         return {"tasks": len(passed)} | dict.fromkeys(names, np.nan) | each
     result = iap.part(passed, SCORE_HALF).dissociation(draws=study.profile.draws)

@@ -255,7 +255,7 @@ def evidence(study: Study) -> dict[str, Evidence]:
     if share < LEAST_CHANGED:
         failed = f"{100 * share:.1f} % of predictions changed, and a treatment is {100 * LEAST_CHANGED:g} % or more"
     few = "" if len(dissociation_measures(study)["plain"]) > 1 else "fewer than two tasks are learned"
-    by_claim = {"C3": (dissociation_measures(study), 1), "C4": (score_measures(study), 100)}
+    by_claim = {"C3": (dissociation_measures(study), 1.0), "C4": (score_measures(study), 100.0)}
     found = {}
     for claim, (measures, scale) in by_claim.items():
         mean = {name: mean_of(list(measures[name].values())).scaled(scale) for name in ("IAT", "plain", RANDOM)}
