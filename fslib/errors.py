@@ -30,6 +30,11 @@ def first_line(error: Exception) -> str:
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200]
 
 
+def explained(error: Exception) -> str:
+    """Say in one line what kind of error it is, and what it says."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 def check_count(name: str, value: object, least: int = 1, *, none: bool = False) -> None:
     """Raise FslibError for what is no whole number of at least `least`; `none` allows None as well.
 

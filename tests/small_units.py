@@ -6,6 +6,7 @@ codes (-9: killed).
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -46,6 +47,25 @@ class NumbersUnit(Data, Unit):
         values = np.random.default_rng(self.n).random(20_000)
         time.sleep(0.005)
         return Result({"mean": float(values.mean()), "n": self.n}, {"values": values, "order": np.argsort(values)})
+
+
+class FailingUnit(NumbersUnit):
+    """A unit with a mistake in it."""
+
+    kind: ClassVar[str] = "failing"
+
+    def compute(self, store: Store) -> Result:
+        raise RuntimeError("size mismatch\nand more")
+
+
+class KilledUnit(NumbersUnit):
+    """A unit that takes more memory than there is."""
+
+    kind: ClassVar[str] = "killed"
+
+    def compute(self, store: Store) -> Result:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
 
 
 def write_tasks(place: Path) -> Path:

@@ -218,6 +218,12 @@ def without(settings: list[str], arguments: list[str]) -> list[str]:
     return [word for flag, pair in pairs if pair.partition("=")[0] not in given for word in (flag, pair)]
 
 
+@pytest.mark.parametrize("workers", ["0", "-2"])
+def test_run_refuses_fewer_than_one_worker(workers, results, capsys):
+    assert main(["run", "02", *SMOKE, *results, "--workers", workers]) == 2
+    assert capsys.readouterr().err == f"fslib: --workers {workers}: give 1 or more\n"
+
+
 @pytest.mark.parametrize("option", ["--sample", "--draw"])
 def test_verify_refuses_negative_numbers(option, results, capsys):
     assert main(["run", "02", *SMOKE, *results]) == 0
@@ -610,7 +616,8 @@ def test_a_terminal_of_few_characters_shows_the_rest_as_escapes(env, tmp_path):
 )
 @pytest.mark.parametrize("moment", ["while it is imported", "while it computes"])
 def test_a_signal_is_answered_in_one_line(number, code, word, moment, results):
-    process = start(["run", "01", "--profile", "smoke", "--set", "steps=100000", *results])
+    words = ["run", "01", "--profile", "smoke", "--set", "steps=100000", "--workers", "2"]
+    process = start([*words, *results])
     if moment == "while it computes":
         assert "to compute" in process.stdout.readline()
     time.sleep(1)

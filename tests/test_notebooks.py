@@ -86,7 +86,8 @@ def test_the_check_on_notebooks_can_fail(change, fault):
 
 
 def test_all_notebooks_run_from_scratch_in_smoke(tmp_path, capsys):
-    assert main(["run", "--profile", "smoke", "--fresh", "--results", str(tmp_path)]) == 0
+    # by this process, which enforces the types of all signatures
+    assert main(["run", "--profile", "smoke", "--fresh", "--workers", "1", "--results", str(tmp_path)]) == 0
     study = Study("smoke", results=tmp_path)
     for path in NOTEBOOKS:
         executed = nbformat.read(tmp_path / "smoke" / "notebooks" / path.name, as_version=4)

@@ -154,15 +154,15 @@ def test_a_unit_is_computed_once_and_then_read(store):
     assert {"torch", "numpy", "transformers"} <= set(first.versions)
 
 
-def test_a_forgotten_unit_is_computed_again_and_the_others_stay(store):
+def test_a_renewed_unit_is_computed_again_and_the_others_stay(store):
     for unit in NUMBERS[:2]:
         store.get(unit)
-    store.forget(UNIT)
-    assert store.find(UNIT) is None
-    assert Store(store.folder).find(UNIT) is None
+    store.renew(UNIT)
     store.get(UNIT)
     store.get(NUMBERS[1])
     assert computed(store.folder) == [0, 1, 0]
+    store.renew(NUMBERS[2])  # recorded or not
+    assert computed(store.folder) == [0, 1, 0, 2]
 
 
 def test_a_unit_that_fails_leaves_no_record_and_no_lock(store, monkeypatch):
@@ -522,15 +522,16 @@ def test_what_cannot_be_read_is_not_taken_for_damaged(store, monkeypatch):
     assert sorted(p.name for p in (store.folder / "runs").iterdir()) == before
 
 
-def test_a_checkpoint_is_not_forgotten_while_another_process_has_it(store):
+def test_a_checkpoint_is_not_renewed_while_another_process_has_it(store):
     MODEL.trained(store)
+    before = store.path("train", MODEL.key).stat().st_mtime_ns
     with store.lock(MODEL):
-        forgetting = threading.Thread(target=Store(store.folder).forget, args=[MODEL])
-        forgetting.start()
+        renewing = threading.Thread(target=Store(store.folder).renew, args=[MODEL])
+        renewing.start()
         time.sleep(0.3)
-        assert store.checkpoint(MODEL).is_dir() and store.path("train", MODEL.key).is_file()
-    forgetting.join(10)
-    assert not store.checkpoint(MODEL).exists() and not store.path("train", MODEL.key).exists()
+        assert store.checkpoint(MODEL).is_dir() and store.path("train", MODEL.key).stat().st_mtime_ns == before
+    renewing.join(30)
+    assert store.checkpoint(MODEL).is_dir() and store.path("train", MODEL.key).stat().st_mtime_ns > before
 
 
 def test_an_undefined_number_is_recorded_and_repeated_by_another(store):
@@ -575,7 +576,8 @@ def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypa
 
     def remove_after(self):
         content = read(self)
-        store.forget(UNIT)
+        for old in (path, path.with_suffix(".npz")):
+            old.unlink(missing_ok=True)
         return content
 
     monkeypatch.setattr(Path, "read_bytes", remove_after)

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import yaml
 
 from fslib.errors import FslibError, first_line
 from fslib.model.devices import keep_freed_memory
+from fslib.study.engine import Failure, compute, default_workers, missing
 from fslib.study.files import CannotWriteError, sweep
 from fslib.study.profiles import PROFILES
 from fslib.study.provenance import ROOT
@@ -127,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--seed", type=int, default=0, help="first seed (default: 0)")
     shared.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the profile")
     run = actions.add_parser("run", parents=[shared], help="compute what is missing and execute the notebooks")
-    run.add_argument("--fresh", action="store_true", help="compute everything anew, records or not")
+    run.add_argument("--workers", type=int, help="how many units at a time (default: cores / threads of the profile)")
+    run.add_argument("--fresh", action="store_true", help="compute everything anew, and replace records one by one")
     run.add_argument("--in-place", action="store_true", help="also write the outputs into notebooks/")
     run.set_defaults(action=_run)
     listing = actions.add_parser("list", parents=[shared], help="notebooks and their units, recorded or missing")
@@ -187,24 +189,23 @@ def _check_file_handles() -> None:
 
 def _run(study: Study, options: argparse.Namespace) -> int:
     _check_file_handles()
+    workers = default_workers(study.profile.threads) if options.workers is None else options.workers
+    if workers < 1:
+        raise FslibError(f"--workers {workers}: give 1 or more")
     notebooks = find_notebooks(options.notebooks)
     if options.in_place:
         check_in_place(study)
-    units = _units(study, notebooks)
+    units = missing(study.store, _units(study, notebooks), fresh=options.fresh)
     for unit in units:
-        if options.fresh or study.store.find(unit) is None:
-            unit.check()  # all of them before the first is computed, or forgotten
+        unit.check()  # all of them before the first is computed
     for folder in (notebooks_folder(), ROOT / "figures", Path(tempfile.gettempdir())):
         sweep(folder)
     study.store.sweep()
-    if options.fresh:
-        for unit in units:
-            study.store.forget(unit)
     started = time.perf_counter()
-    failed = []
-    for number, source in enumerate(notebooks, start=1):
-        if not _run_one(study, source, f"[{number}/{len(notebooks)}] {source.stem}", options.in_place):
-            failed.append(source.stem)
+    titles = {source: f"[{number}/{len(notebooks)}] {source.stem}" for number, source in enumerate(notebooks, start=1)}
+    _announce(study, titles, units)
+    failures = compute(study.store, units, workers, fresh=options.fresh, say=say) if units else {}
+    failed = [s.stem for s, title in titles.items() if not _run_one(study, s, title, failures, options.in_place)]
     if failed:
         return _fail(f"{len(failed)} of {len(notebooks)} notebooks failed: {', '.join(failed)}", 1)
     say(f"all done in {time.perf_counter() - started:.0f} s")
@@ -213,12 +214,23 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_one(study: Study, source: Path, title: str, in_place: bool) -> bool:
-    """Run one notebook, say how it went, and return whether it ran through."""
+def _announce(study: Study, titles: Mapping[Path, str], units: Sequence[Unit]) -> None:
+    """Say how many units will be computed for each notebook, those of an earlier one not counted again."""
+    left = {unit.key for unit in units}
+    for source, title in titles.items():
+        mine = {unit.key for unit in study.plan(source.stem)} & left
+        say(f"{title}: {len(mine) or 'nothing'} to compute")
+        left -= mine
+
+
+def _run_one(study: Study, source: Path, title: str, failures: Mapping[str, Failure], in_place: bool) -> bool:
+    """Run one notebook on its records, say how it went, and return whether it ran through."""
     begun = time.perf_counter()
-    missing = sum(study.store.find(unit) is None for unit in study.plan(source.stem))
-    say(f"{title}: {missing or 'nothing'} to compute")
     try:
+        for key in (unit.key for unit in study.plan(source.stem)):
+            if key in failures:
+                unit, reason = failures[key].unit, failures[key].reason
+                raise NotebookError(f"notebook {source.stem} failed, computing {unit.kind}-{unit.key}: {reason}")
         run_notebook(study, source, in_place=in_place)
     except NotebookError as error:
         _fail(str(error))

@@ -12,7 +12,6 @@ record is never used. Only who computes sets it aside; who lists or verifies ren
 import hashlib
 import json
 import os
-import shutil
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -156,17 +155,29 @@ class Store:
             return record
         with self.lock(unit):
             self._set_aside_if_damaged(unit)
-            if record := self.find(unit):  # another process was first
-                return record
-            for part in ("runs", "checkpoints"):
-                sweep(self.folder / part, f"{unit.kind}-{unit.key}.")
-            with fixed_threads(self.threads):
-                record = self._computed(unit)
-            self.save(record)
-            self._open[unit.key] = record
-            return record
+            return self.find(unit) or self._computed(unit)  # another process may have been first
+
+    def renew(self, unit: Unit) -> Record:
+        """Return the unit's record, computed now in any case; the old one stays until the new one takes its place."""
+        with self.lock(unit):
+            self._set_aside_if_damaged(unit)
+            return self._computed(unit)
+
+    def reread(self, unit: Unit) -> None:
+        """Read the unit's record anew when it is next asked for: another process may have written it."""
+        self._open.pop(unit.key, None)
 
     def _computed(self, unit: Unit) -> Record:
+        """Compute a unit, under its lock, and return its record, once it is written."""
+        for part in ("runs", "checkpoints"):
+            sweep(self.folder / part, f"{unit.kind}-{unit.key}.")
+        with fixed_threads(self.threads):
+            record = self._measured(unit)
+        self.save(record)
+        self._open[unit.key] = record
+        return record
+
+    def _measured(self, unit: Unit) -> Record:
         """Compute a unit, and return what is recorded of it."""
         started = time.perf_counter()
         result = unit.compute(self)
@@ -186,16 +197,6 @@ class Store:
             # not local paths: they say nothing to others, and a fingerprint says which data they hold
             {name: source for name, source in sources.items() if source and not Path(source).exists()},
         )
-
-    def forget(self, unit: Unit) -> None:
-        """Delete a unit's record and checkpoint, so that it is computed anew; waits for whoever computes or reads."""
-        self._open.pop(unit.key, None)
-        path = self.path(unit.kind, unit.key)
-        if path.parent.is_dir():
-            with self.lock(unit), writing(path):
-                for old in (path, path.with_suffix(".npz")):
-                    old.unlink(missing_ok=True)
-                shutil.rmtree(self.checkpoint(unit), ignore_errors=True)
 
     def sweep(self) -> None:
         """Delete what killed processes have left half written anywhere under the folder."""

@@ -6,9 +6,7 @@ import logging
 import os
 import sys
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,10 @@ import numpy as np
 import papermill
 from nbclient.exceptions import DeadKernelError
 
-from fslib.errors import FslibError, first_line, unknown
+from fslib.errors import FslibError, explained, unknown
 from fslib.scoring import rank_correlation
-from fslib.study.files import CannotWriteError, remove, scratch_folder, write_bytes, writing
+from fslib.study.engine import environment
+from fslib.study.files import remove, scratch_folder, write_bytes, writing
 from fslib.study.provenance import ROOT
 from fslib.study.records import Record, Store, Unit
 from fslib.study.study import Study
@@ -30,7 +29,6 @@ SCORE_TOLERANCE = 0.08  # metric values
 AGREEMENT = 0.85  # share of equal predictions
 RANK_TOLERANCE = 0.80  # rank correlation of other arrays
 
-PACKAGE = Path(__file__).resolve().parents[1]
 KERNEL = "python3"  # as the notebooks name it
 LOG = "kernel.log"
 # What a kernel says outside of its cells is kept, to be read where it does not start or dies.
@@ -76,15 +74,13 @@ def check_in_place(study: Study) -> None:
 
 
 def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
-    """Compute what is missing, execute the notebook on records, and return where it is, as executed.
+    """Execute a notebook on records, and return where it is, as executed.
 
     in_place: write the outputs into the source as well (only for a profile's plain results).
     Raises FslibError, naming the cell, if the notebook fails; what it had done is kept as <name>.failed.ipynb.
     """
     if in_place:
         check_in_place(study)
-    for unit in study.plan(source.stem):
-        compute(study, source, unit)
     study.write_settings()
     target = study.folder / "notebooks" / source.name
     failed = target.with_name(f"{source.stem}.failed.ipynb")
@@ -104,30 +100,6 @@ def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
     if in_place:
         write_bytes(source, content)
     return target
-
-
-def compute(study: Study, source: Path, unit: Unit) -> None:
-    """Compute a unit if it is missing. Raises NotebookError for whatever goes wrong with it alone."""
-    try:
-        study.store.get(unit)
-    except CannotWriteError:
-        raise
-    except OSError as error:
-        raise CannotWriteError(f"notebook {source.stem}: {error.strerror} ({error.filename})") from error
-    except Exception as error:  # a mistake in one unit should not keep the other notebooks from running
-        reason = first_line(error) if isinstance(error, FslibError) else f"{explained(error)}{place_of(error)}"
-        raise NotebookError(f"notebook {source.stem} failed, computing {unit.kind}-{unit.key}: {reason}") from error
-
-
-def explained(error: Exception) -> str:
-    """Say in one line what kind of error it is, and what it says."""
-    return f"{type(error).__name__}: {first_line(error)}"
-
-
-def place_of(error: Exception) -> str:
-    """Say where in this package an error came from."""
-    ours = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(PACKAGE))]
-    return f" (at {Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else ""
 
 
 def kernel_environment(study: Study, scratch: Path) -> dict[str, str]:
@@ -152,21 +124,6 @@ def kernel_environment(study: Study, scratch: Path) -> dict[str, str]:
     if paths := os.environ.get("PYTHONPATH"):
         wanted["PYTHONPATH"] = os.pathsep.join(str(Path(p).absolute()) for p in paths.split(os.pathsep))
     return wanted
-
-
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables inside the block."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def execute(study: Study, source: Path, output: Path) -> None:
