@@ -40,8 +40,9 @@ from fslib.study import provenance, records
 from fslib.study.files import save_table, write_bytes
 from fslib.study.plots import save_figure
 from fslib.study.records import Record, Result, Store, Unit, checked, key_of
-from fslib.study.runner import differences, tidy, verify_unit
+from fslib.study.runner import tidy
 from fslib.study.units import ImportanceUnit, PruneUnit, TrainUnit
+from fslib.study.verify import differences, verify_unit
 
 NUMBERS = small_units.units("numbers")
 UNIT = NUMBERS[0]

@@ -19,7 +19,7 @@ from fslib.scoring import rank_correlation
 from fslib.study.evidence import CONTRADICTED, NOT_TESTABLE, SESOI, SUPPORTED, Evidence, Part, decided
 from fslib.study.plots import COLOURS, GREY, looks, panels, set_limits, short, styled
 from fslib.study.records import Unit, distinct
-from fslib.study.study import Study, plans
+from fslib.study.study import Study, decides, plans
 
 
 @plans("08")
@@ -39,6 +39,7 @@ SAYS = {
 NOTEBOOK = {"C1": "03, 04", "C2": "05", "C3": "06", "C4": "06", "C5": "07", "C6": "06"}
 
 
+@decides
 def evidence(study: Study) -> dict[str, Evidence]:
     """Return what there is on claims C1 to C5, with p corrected for their number."""
     c1 = q03_pruning.evidence(q03_pruning.scored(study.iap()).dissociation(draws=study.profile.draws), "")

@@ -31,9 +31,9 @@ from fslib.study.runner import (
     find_notebooks,
     notebooks_folder,
     run_notebook,
-    verify_unit,
 )
 from fslib.study.study import Study
+from fslib.study.verify import Comparison, compare_claims, verify_unit
 
 FILE_HANDLES = 256  # a run and its kernel use about 100 each
 
@@ -289,14 +289,16 @@ def _verify(study: Study, options: argparse.Namespace) -> int:
         say(str(error))
     order = np.random.default_rng(options.draw).permutation(len(recorded))
     chosen = [recorded[i] for i in order[: options.sample or None]]
-    wrong = sum(not _repeats(study, unit) for unit in chosen)
+    compared = [_compare(study, unit) for unit in chosen]
+    wrong = sum(comparison is None or bool(comparison.problems) for comparison in compared)
+    changed = _compare_claims(study, [c.again for c in compared if c is not None and not c.exact])
     missed = f", {len(unread)} more could not be read" if unread else ""
     say(f"{len(chosen)} of {len(recorded)} records verified, {wrong} differ{missed}")
-    return 1 if wrong or unread else 0
+    return 1 if wrong or unread or changed else 0
 
 
-def _repeats(study: Study, unit: Unit) -> bool:
-    """Compute a recorded unit again, say how it compares, and return whether it agrees."""
+def _compare(study: Study, unit: Unit) -> Comparison | None:
+    """Compute a recorded unit again, say how it compares, and return that; None if it cannot be computed."""
     name = f"{unit.kind}-{unit.key} ({unit.describe()}"
     try:
         comparison = verify_unit(study, unit)
@@ -304,9 +306,21 @@ def _repeats(study: Study, unit: Unit) -> bool:
         raise
     except FslibError as error:
         say(f"{name}): cannot be computed again: {error}")
-        return False
+        return None
     how = "bit-equal" if comparison.exact else "within tolerance (another machine, other threads or other versions)"
     say(f"{name}, {comparison.seconds:.0f} s): {'DIFFERS' if comparison.problems else how}")
     for problem in comparison.problems:
         say(f"    {problem}")
-    return not comparison.problems
+    return comparison
+
+
+def _compare_claims(study: Study, again: Sequence[Record]) -> bool:
+    """Say what becomes of the claims with records of this machine, and return whether a verdict is another."""
+    claims = compare_claims(study, again) if again else None
+    if claims is None:
+        return False
+    for line in claims.lines:
+        say(f"    {line}")
+    for change in claims.changed:
+        say(f"with the records of this machine, the verdict on {change}")
+    return bool(claims.changed)

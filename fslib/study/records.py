@@ -133,6 +133,12 @@ class Store:
         self.folder, self.threads = folder, threads
         self._open: dict[str, Record] = {}
 
+    def with_records(self, records: Iterable[Record]) -> "Store":
+        """Return a store of the same folder that has these records in the place of those on the disk."""
+        other = Store(self.folder, self.threads)
+        other._open = self._open | {record.key: record for record in records}
+        return other
+
     def find(self, unit: Unit) -> Record | None:
         """Return the unit's record if there is a sound one; touches no file. Raises FslibError if it is unreadable."""
         key = unit.key

@@ -1,33 +1,22 @@
-"""Run notebooks through papermill, and verify records by computing them again."""
+"""Run notebooks through papermill: on records, in kernels of their own, tidied and put in place when they are whole."""
 
 import errno
 import json
 import logging
 import os
 import sys
-import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nbformat
-import numpy as np
 import papermill
 from nbclient.exceptions import DeadKernelError
 
 from fslib.errors import FslibError, explained, unknown
-from fslib.scoring import rank_correlation
 from fslib.study.engine import environment
 from fslib.study.files import remove, scratch_folder, write_bytes, writing
 from fslib.study.provenance import ROOT
-from fslib.study.records import Record, Store, Unit
 from fslib.study.study import Study
-
-# What may differ between machines of different types, where floating-point sums come out in another order.
-SCORE_TOLERANCE = 0.08  # metric values
-AGREEMENT = 0.85  # share of equal predictions
-RANK_TOLERANCE = 0.80  # rank correlation of other arrays
 
 KERNEL = "python3"  # as the notebooks name it
 LOG = "kernel.log"
@@ -177,69 +166,3 @@ def tidy(path: Path) -> bytes:
         if cell.metadata.get("tags") == []:
             cell.metadata.pop("tags")
     return (nbformat.writes(notebook) + "\n").encode()
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A recomputed record against the stored one: what differs beyond what is allowed, one line each."""
-
-    unit: Unit
-    exact: bool
-    problems: list[str]
-    seconds: float
-
-
-def verify_unit(study: Study, unit: Unit) -> Comparison:
-    """Compute a recorded unit from scratch, in an empty folder, and return how it compares with its record."""
-    stored = study.store.load(unit.kind, unit.key)
-    if stored is None:
-        raise FslibError(f"no record of {unit.kind}-{unit.key} to verify: run fslib run first")
-    started = time.perf_counter()
-    with scratch_folder() as scratch:
-        again = Store(scratch, study.store.threads).get(unit)
-    exact = stored.machine == again.machine and stored.versions == again.versions
-    return Comparison(unit, exact, differences(stored, again, exact), time.perf_counter() - started)
-
-
-def differences(stored: Record, again: Record, exact: bool) -> list[str]:
-    """Say where two records of one unit differ: bit by bit (exact), or beyond the tolerances above."""
-    problems = _result_differences(stored.result, again.result, exact, "result")
-    if stored.arrays.keys() != again.arrays.keys():
-        return [*problems, f"arrays {sorted(stored.arrays)} became {sorted(again.arrays)}"]
-    for name, old in stored.arrays.items():
-        new = again.arrays[name]
-        if old.shape != new.shape:
-            problems.append(f"{name}: shape {old.shape} became {new.shape}")
-            continue
-        different = (old != new) & ~(_nan(old) & _nan(new))
-        if not different.any():
-            continue
-        if exact:
-            share = float(np.mean(different))
-            problems.append(f"{name}: {share:.1%} of the values differ, where this machine must repeat them")
-        elif old.dtype.kind != "f":
-            if (same := 1 - float(np.mean(different))) < AGREEMENT:
-                problems.append(f"{name}: {same:.1%} of the values agree, below {AGREEMENT:.0%}")
-        elif (_nan(old) != _nan(new)).any():
-            problems.append(f"{name}: other values are undefined (NaN)")
-        elif (r := rank_correlation(old[~_nan(old)], new[~_nan(new)])) < RANK_TOLERANCE:
-            problems.append(f"{name}: rank correlation {r:.3f}, below {RANK_TOLERANCE}")
-    return problems
-
-
-def _nan(values: np.ndarray) -> np.ndarray:
-    """Tell, per value, whether it is NaN."""
-    return np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, dtype=bool)
-
-
-def _result_differences(old: Any, new: Any, exact: bool, where: str) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
-        return [p for k in old for p in _result_differences(old[k], new[k], exact, f"{where}.{k}")]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True))
-        return [p for i, (a, b) in pairs for p in _result_differences(a, b, exact, f"{where}[{i}]")]
-    if old == new or (old != old and new != new):  # NaN is repeated by NaN
-        return []
-    if not exact and isinstance(old, float) and isinstance(new, float) and abs(old - new) <= SCORE_TOLERANCE:
-        return []
-    return [f"{where}: {old} became {new}"]

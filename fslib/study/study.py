@@ -6,10 +6,11 @@ business of its question (`fslib.questions`), which registers a plan.
 """
 
 import ast
+import copy
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fslib.dissociation import IAP
 from fslib.errors import FslibError, checked_path, unknown
 from fslib.importance import Contributions
 from fslib.scoring import chance_level
+from fslib.study.evidence import Evidence
 from fslib.study.files import save_table, write_bytes, write_text
 from fslib.study.plots import save_figure
 from fslib.study.profiles import make_profile
@@ -32,7 +34,16 @@ from fslib.study.units import Chain, Data, FineTuning, TrainUnit, chain
 
 Plan = Callable[["Study"], list[Unit]]
 PLANS: dict[str, Plan] = {}
+Claims = Callable[["Study"], dict[str, Evidence]]
+CLAIMS: list[Claims] = []
+DECIDING = "08"  # the notebook that decides, on the records of all others
 PARAMETERS = ("profile", "seed", "overrides")  # of every notebook
+
+
+def decides(claims: Claims) -> Claims:
+    """Register the function that returns what there is on every claim, from a study's records."""
+    CLAIMS.append(claims)
+    return claims
 
 
 def plans(notebook: str) -> Callable[[Plan], Plan]:
@@ -161,6 +172,22 @@ class Study:
             raise FslibError("no question is registered: import fslib.questions, or take the study from fslib.Study")
         plan = PLANS.get(str(notebook)[:2])
         return plan(self) if plan else []
+
+    @property
+    def has_claims(self) -> bool:
+        """Whether the records of all claims are there."""
+        return all(self.store.find(unit) for unit in self.plan(DECIDING))
+
+    def claims(self) -> dict[str, Evidence]:
+        """Return what there is on every claim, with p corrected for their number; computes what is missing."""
+        (claims,) = CLAIMS
+        return claims(self)
+
+    def with_records(self, records: Sequence[Record]) -> "Study":
+        """Return the same study with these records in the place of its own; nothing is written."""
+        other = copy.copy(self)
+        other.store = self.store.with_records(records)
+        return other
 
     def multitask(self) -> list[Record]:
         """Return the training records of the main models, one per seed."""

@@ -1,0 +1,71 @@
+"""What becomes of the claims if records that another machine has computed take the place of the stored ones."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import fslib
+from fslib.questions import main
+from fslib.study import cli
+from fslib.study.verify import Comparison, compare_claims
+
+
+@pytest.fixture(scope="module")
+def study():
+    return fslib.Study("mini")
+
+
+def all_right(study, seed):
+    """A seed's pruning record in which no lesion hurts any task: nothing dissociates."""
+    record = study.store.get(study.units(seed).prune)
+    right = {}
+    for task in record.result["tasks"]:
+        labels = record.arrays[f"labels/{task}"]
+        for part in ("unpruned", "lesioned"):
+            old = record.arrays[f"{part}/{task}"]
+            right[f"{part}/{task}"] = np.broadcast_to(labels, old.shape).astype(old.dtype)
+    return replace(record, arrays=record.arrays | right)
+
+
+def test_the_same_records_move_nothing(study):
+    found = compare_claims(study, [study.store.get(study.units(0).prune)])
+    assert found.changed == []
+    for line in found.lines:
+        before, after = line.split(": ")[1].split(", ")[0].split(" became ")
+        assert before == after
+
+
+def test_every_number_is_set_beside_its_smallest_effect_of_interest(study):
+    lines = compare_claims(study, []).lines
+    assert [line.split(",")[0] for line in lines] == ["C1", "C1", "C2", "C3", "C3", "C4", "C4", "C5"]
+    assert lines[0].endswith("smallest effect of interest 2 points of D")
+
+
+def test_a_verdict_that_would_change_is_said(study):
+    found = compare_claims(study, [all_right(study, seed) for seed in study.seeds])
+    assert found.lines[0].startswith("C1, own lesion against others': +")
+    assert "became +0.00" in found.lines[0] and "became +0.00" in found.lines[1]
+    assert found.changed == ["C1: 'inconclusive' became 'no effect of 2 points of D or more'"]
+
+
+def test_the_records_on_the_disk_stay_what_they_are(study):
+    before = study.claims()["C1"].parts[0].interval.value
+    compare_claims(study, [all_right(study, seed) for seed in study.seeds])
+    assert study.claims()["C1"].parts[0].interval.value == before
+
+
+def test_without_all_records_claims_are_not_compared(tmp_path):
+    assert compare_claims(fslib.Study("mini", results=tmp_path), []) is None
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_verify_compares_claims_where_records_need_not_be_equal(study, exact, monkeypatch, capsys):
+    def verified(study, unit):
+        return Comparison(unit, exact, [], 0.0, all_right(study, 0) if unit.kind == "prune" else study.store.get(unit))
+
+    monkeypatch.setattr(cli, "verify_unit", verified)
+    code = main(["verify", "03", "--sample", "0"])
+    said = capsys.readouterr().out
+    assert ("smallest effect of interest" in said) == (not exact)
+    assert code == int("the verdict on C1" in said)
