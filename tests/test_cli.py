@@ -245,6 +245,7 @@ def test_list_shows_what_is_missing_then_what_run_recorded_and_run_reuses_it(res
     assert "[1/2] 00_hello: nothing to compute" in said
     assert "[2/2] 02_heads: 2 to compute" in said
     folder = folder_of(results)
+    assert set(json.loads((folder / "data.json").read_text())["tasks"]) == {"left", "right"}
     assert str(folder / "tables") in said
     assert {p.name for p in (folder / "notebooks").iterdir()} == {"00_hello.ipynb", "02_heads.ipynb"}
     assert "hello from smoke 0" in outputs(folder / "notebooks" / "00_hello.ipynb")

@@ -19,8 +19,9 @@ from fslib.model.multitask import MultiTaskModel
 from fslib.pruning import prune_important_heads
 from fslib.scoring import Bootstrap
 from fslib.study.evidence import SharedSamples, differences, verdict
+from fslib.study.fingerprints import cached_task
 from fslib.study.plots import forest, looks, panels, styled
-from fslib.study.records import Record, Result, Store, Unit, cached_task
+from fslib.study.records import Record, Result, Store, Unit
 from fslib.study.study import Study, plans
 from fslib.study.units import SeededFineTuning, TrainUnit, iap_arrays, in_bytes, recorded_iap
 from fslib.training import branch

@@ -20,7 +20,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,11 +28,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fslib.data.loading import load_task
-from fslib.data.tasks import Task
 from fslib.errors import FslibError, first_line, unknown
 from fslib.model.devices import fixed_threads
 from fslib.study.files import sweep, write_bytes, write_text, writing
+from fslib.study.fingerprints import cached_task, changed_cards, require, write_cards
 from fslib.study.provenance import ROOT, git_commit, machine, versions
 
 NEXT = ".next.npz"  # ends the name of arrays that wait for their JSON
@@ -44,12 +42,6 @@ def results_root() -> Path:
     if chosen := os.environ.get("FSLIB_RESULTS"):
         return Path(chosen).absolute()
     return (ROOT if (ROOT / "notebooks").is_dir() else Path.cwd()) / "results"
-
-
-@cache
-def cached_task(name: str) -> Task:
-    """Return a task by name, loaded once per process."""
-    return load_task(name)
 
 
 class Config(BaseModel):
@@ -183,7 +175,8 @@ class Store:
         return record
 
     def _measured(self, unit: Unit) -> Record:
-        """Compute a unit, and return what is recorded of it."""
+        """Compute a unit, and return what is recorded of it. Raises FslibError if its data are not at hand."""
+        require(unit.task_names(), f"{unit.kind}-{unit.key}")
         started = time.perf_counter()
         result = unit.compute(self)
         seconds = round(time.perf_counter() - started, 2)
@@ -202,6 +195,12 @@ class Store:
             # not local paths: they say nothing to others, and a fingerprint says which data they hold
             {name: source for name, source in sources.items() if source and not Path(source).exists()},
         )
+
+    def tell_data(self, names: Iterable[str]) -> None:
+        """Write into data.json which data the records are computed on, for who has the records and not the data."""
+        if changed_cards(self.folder, names := list(names)):
+            with self._lock("data"):
+                write_cards(self.folder, changed_cards(self.folder, names))
 
     def sweep(self) -> None:
         """Delete what killed processes have left half written anywhere under the folder."""
