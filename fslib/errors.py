@@ -15,6 +15,10 @@ class FslibError(ValueError):
     """Bad input. The message is one line that names the thing and says what to do about it."""
 
 
+class NotAtHandError(FslibError):
+    """Data are neither on this machine nor could they be fetched."""
+
+
 def unknown(kind: str, name: object, valid: Iterable[str], also: str = "") -> FslibError:
     """Return the error for a name that is not among `valid`, with the nearest valid one."""
     valid = list(valid)

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from fslib import Study
 from fslib.questions import main
 from fslib.study import runner
 from fslib.study.records import Store, cached_task, content_checksum
-from fslib.study.units import TrainUnit
+from fslib.study.units import ImportanceUnit, TrainUnit
 
 SETTINGS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={json.dumps(value)}")]
 SMOKE = ["--profile", "smoke", *SETTINGS]
@@ -247,6 +248,7 @@ def test_list_shows_what_is_missing_then_what_run_recorded_and_run_reuses_it(res
     assert "[1/2] 00_hello: nothing to compute" in said
     assert "[2/2] 02_heads: 2 to compute" in said
     folder = folder_of(results)
+    assert set(json.loads((folder / "data.json").read_text())["tasks"]) == {"left", "right"}
     assert str(folder / "tables") in said
     assert {p.name for p in (folder / "notebooks").iterdir()} == {"00_hello.ipynb", "02_heads.ipynb"}
     assert "hello from smoke 0" in outputs(folder / "notebooks" / "00_hello.ipynb")
@@ -323,6 +325,39 @@ def test_fresh_forgets_nothing_when_the_command_is_refused(results, capsys):
     assert main(["run", "02", "--fresh", "--in-place", *SMOKE, *results]) == 2
     assert main(["run", "02", "05", "--fresh", *SMOKE, *results]) == 2
     assert records(results) == before
+
+
+def test_an_interrupted_fresh_run_leaves_what_it_has_not_replaced(results, monkeypatch, capsys):
+    assert main(["run", "02", *SMOKE, *results]) == 0
+    before = records(results)
+    (scored,), (trained,) = ([name for name in before if name.startswith(kind)] for kind in ("importance", "train"))
+
+    def interrupt(unit, store):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImportanceUnit, "compute", interrupt)
+        assert main(["run", "02", "--fresh", *SMOKE, *results]) == 130
+    after = records(results)
+    assert after[scored] == before[scored] and after[trained] > before[trained]
+    capsys.readouterr()
+    assert main(["run", "02", *SMOKE, *results]) == 0
+    assert "nothing to compute" in capsys.readouterr().out
+    assert records(results) == after
+
+
+def test_a_fresh_run_measures_the_model_that_it_has_trained(results):
+    study = Study("smoke", overrides=SMALL, results=results[1])
+    unit = study.plan("02")[1]
+    honest = study.store.get(unit)
+    other = unit.model.model_copy(update={"seed": 9})
+    study.store.get(other)
+    checkpoint = study.store.checkpoint(unit.model)
+    shutil.rmtree(checkpoint)
+    shutil.copytree(study.store.checkpoint(other), checkpoint)  # as if the code that trains were another by now
+    assert main(["run", "02", "--fresh", *SMOKE, *results]) == 0
+    again = Store(study.folder).find(unit)
+    assert all((again.arrays[name] == values).all() for name, values in honest.arrays.items())
 
 
 def test_a_failing_notebook_exits_with_1_and_spoils_nothing(clone, results, capsys):
@@ -616,7 +651,7 @@ def test_a_terminal_of_few_characters_shows_the_rest_as_escapes(env, tmp_path):
 )
 @pytest.mark.parametrize("moment", ["while it is imported", "while it computes"])
 def test_a_signal_is_answered_in_one_line(number, code, word, moment, results):
-    words = ["run", "01", "--profile", "smoke", "--set", "steps=100000", "--workers", "2"]
+    words = ["run", "01", "--profile", "smoke", "--set", "steps=20000", "--workers", "2"]
     process = start([*words, *results])
     if moment == "while it computes":
         assert "to compute" in process.stdout.readline()

@@ -589,6 +589,74 @@ def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypa
     assert not path.exists()
 
 
+# Replaced
+
+
+def other_numbers(monkeypatch) -> None:
+    """From now on the units compute other arrays."""
+    compute = NumbersUnit.compute
+
+    def another(unit, store):
+        result = compute(unit, store)
+        return Result(result.values, {k: v + 1 for k, v in result.arrays.items()})
+
+    monkeypatch.setattr(NumbersUnit, "compute", another)
+
+
+@pytest.mark.parametrize("moment", ["computing", "writing arrays", "writing JSON"])
+def test_what_stops_a_renewal_leaves_the_old_record(store, monkeypatch, moment):
+    old = store.get(UNIT)
+    with monkeypatch.context() as patch:
+        other_numbers(patch)
+        stopped = {"computing": (NumbersUnit, "compute"), "writing arrays": (records, "write_bytes")}
+        place, name = stopped.get(moment, (records, "write_text"))
+
+        def interrupt(*words):
+            raise KeyboardInterrupt
+
+        patch.setattr(place, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            store.renew(UNIT)
+    for reader in (store, Store(store.folder)):
+        assert same(reader.find(UNIT), old)
+    Store(store.folder).sweep()
+    assert same(Store(store.folder).find(UNIT), old)
+    assert {p.name for p in (store.folder / "runs").glob("*.*")} == {
+        f"numbers-{UNIT.key}.json", f"numbers-{UNIT.key}.npz", ".locks"
+    }  # fmt: skip
+
+
+def test_a_renewal_that_was_killed_after_its_json_is_finished_by_the_next_run(store, monkeypatch):
+    old = store.get(UNIT)
+    with monkeypatch.context() as patch:
+        other_numbers(patch)
+        patch.setattr(records, "_settle", lambda waiting: None)  # killed here
+        store.renew(UNIT)
+    waiting = store.path(UNIT.kind, UNIT.key).with_suffix(records.NEXT)
+    before = waiting.read_bytes()
+    new = Store(store.folder).find(UNIT)
+    assert not same(new, old) and np.array_equal(new.arrays["values"], old.arrays["values"] + 1)
+    assert waiting.is_file()  # who only reads renames nothing
+    with store.lock(UNIT):
+        Store(store.folder).sweep()
+    assert waiting.is_file()  # another process is at it
+    Store(store.folder).sweep()
+    assert not waiting.is_file() and waiting.with_name(f"numbers-{UNIT.key}.npz").read_bytes() == before
+    assert same(Store(store.folder).find(UNIT), new)
+
+
+def test_a_reader_during_renewals_always_finds_a_whole_record(store, monkeypatch):
+    store.get(UNIT)
+    other_numbers(monkeypatch)
+    renewing = threading.Thread(target=lambda: [Store(store.folder).renew(UNIT) for _ in range(10)])
+    renewing.start()
+    found = 0
+    while renewing.is_alive():
+        assert Store(store.folder).load(UNIT.kind, UNIT.key) is not None
+        found += 1
+    assert found > 3
+
+
 @pytest.mark.parametrize(
     "file", ["fslib.json", "classifiers.safetensors", "encoder/model.safetensors", "encoder/config.json"]
 )

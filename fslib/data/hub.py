@@ -18,7 +18,7 @@ import numpy as np
 
 from fslib.data.bbc import SPLIT_SEED, Article, pair_rows
 from fslib.data.tasks import Task, make_task
-from fslib.errors import FslibError, check_count, first_line, unknown
+from fslib.errors import FslibError, NotAtHandError, check_count, first_line, unknown
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _fetched(name: str, source: Source, revision: str) -> tuple[dict[str, Any], 
         builder.download_and_prepare()
         data = dict(builder.as_dataset())
     except Exception as error:  # datasets, huggingface_hub, httpx and pyarrow raise here, each their own
-        raise FslibError(
+        raise NotAtHandError(
             f"task {name}: the Hub did not supply dataset {source.hub} ({source.config}, revision {revision}): "
             f"{first_line(error)}; check the network, or save a copy as {name} in the folder FSLIB_DATA points at"
         ) from error

@@ -29,8 +29,9 @@ from fslib.study.evidence import (
     differences,
     learned,
 )
+from fslib.study.fingerprints import cached_task
 from fslib.study.plots import forest, looks, panels, styled
-from fslib.study.records import Record, Result, Store, Unit, cached_task
+from fslib.study.records import Record, Result, Store, Unit
 from fslib.study.study import Study, plans
 from fslib.study.units import SeededFineTuning, TrainUnit, iap_arrays, in_bytes, recorded_iap
 from fslib.training import branch

@@ -17,8 +17,9 @@ from fslib.intervals import Measure, constant, mean_of, score_measure
 from fslib.progress import hidden
 from fslib.scoring import chance_level
 from fslib.study.evidence import GATE_HALF, NOT_TESTABLE, SCORE_HALF, Evidence, Part, differences
+from fslib.study.fingerprints import cached_task
 from fslib.study.plots import COLOURS, GREY, MARKERS, panels, percent, styled
-from fslib.study.records import Result, Store, Unit, cached_task
+from fslib.study.records import Result, Store, Unit
 from fslib.study.study import Study, plans
 from fslib.study.units import SeededFineTuning, in_bytes
 from fslib.training import branch

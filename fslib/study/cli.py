@@ -22,6 +22,7 @@ from fslib.errors import FslibError, first_line
 from fslib.model.devices import keep_freed_memory
 from fslib.study.engine import Failure, compute, default_workers, missing
 from fslib.study.files import CannotWriteError, sweep
+from fslib.study.fingerprints import require
 from fslib.study.profiles import PROFILES
 from fslib.study.provenance import ROOT
 from fslib.study.records import DamagedRecordError, Record, Unit, distinct, shown
@@ -195,12 +196,15 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     notebooks = find_notebooks(options.notebooks)
     if options.in_place:
         check_in_place(study)
-    units = missing(study.store, _units(study, notebooks), fresh=options.fresh)
-    for unit in units:
-        unit.check()  # all of them before the first is computed
+    planned = _units(study, notebooks)
+    units = missing(study.store, planned, fresh=options.fresh)
+    for unit in units:  # all of them before the first is computed
+        require(unit.task_names(), f"{unit.kind}-{unit.key}")
+        unit.check()
     for folder in (notebooks_folder(), ROOT / "figures", Path(tempfile.gettempdir())):
         sweep(folder)
     study.store.sweep()
+    study.store.tell_data(dict.fromkeys(name for unit in planned for name in unit.task_names()))
     started = time.perf_counter()
     titles = {source: f"[{number}/{len(notebooks)}] {source.stem}" for number, source in enumerate(notebooks, start=1)}
     _announce(study, titles, units)

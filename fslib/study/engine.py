@@ -27,6 +27,7 @@ from fslib.errors import FslibError, explained, first_line
 from fslib.model.devices import keep_freed_memory
 from fslib.progress import Board, hidden, span
 from fslib.study.files import CannotWriteError
+from fslib.study.fingerprints import SAID
 from fslib.study.records import Config, Store, Unit, distinct
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -280,7 +281,8 @@ class Processes(Engine):
         words = (theirs, self._store.folder, self._store.threads, self._fresh)
         process = context.Process(target=work, args=words, daemon=True, name=f"fslib worker {number + 1}")
         resource_tracker.ensure_running()  # its first start would let interrupts through
-        with environment(**dict.fromkeys(THREAD_LIMITS, str(self._store.threads))), _without_interrupts():
+        variables = dict.fromkeys(THREAD_LIMITS, str(self._store.threads)) | {SAID: "yes"}
+        with environment(**variables), _without_interrupts():
             process.start()
             self._crew[number] = _Worker(process, ours)
         theirs.close()  # so that the pipe ends with the worker

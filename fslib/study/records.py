@@ -5,8 +5,10 @@ config and the fingerprints of its data. A `Store` finds a unit's record or comp
 computed, one process at a time. Trained models are kept as checkpoints beside the records.
 
 A record is `<kind>-<key>.json` with `<kind>-<key>.npz` beside it; the JSON is written last and holds the checksums of
-the arrays and of itself. Reading checks them, and that kind, config and data are those of the key: an edited or damaged
-record is never used. Only who computes sets it aside; who lists or verifies renames nothing.
+the arrays and of itself. The arrays of a record that replaces another wait as `<kind>-<key>.next.npz` for its JSON, so
+that at any moment one of the two is whole. Reading checks the checksums, and that kind, config and data are those of
+the key: an edited or damaged record is never used. Only who computes sets it aside; who lists or verifies renames
+nothing.
 """
 
 import hashlib
@@ -16,22 +18,23 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fslib.data.loading import load_task
-from fslib.data.tasks import Task
 from fslib.errors import FslibError, first_line, unknown
 from fslib.model.devices import fixed_threads
 from fslib.study.files import sweep, write_bytes, write_text, writing
+from fslib.study.fingerprints import cached_task, changed_cards, require, write_cards
 from fslib.study.provenance import ROOT, git_commit, machine, versions
+
+NEXT = ".next.npz"  # ends the name of arrays that wait for their JSON
 
 
 def results_root() -> Path:
@@ -39,12 +42,6 @@ def results_root() -> Path:
     if chosen := os.environ.get("FSLIB_RESULTS"):
         return Path(chosen).absolute()
     return (ROOT if (ROOT / "notebooks").is_dir() else Path.cwd()) / "results"
-
-
-@cache
-def cached_task(name: str) -> Task:
-    """Return a task by name, loaded once per process."""
-    return load_task(name)
 
 
 class Config(BaseModel):
@@ -184,7 +181,8 @@ class Store:
         return record
 
     def _measured(self, unit: Unit) -> Record:
-        """Compute a unit, and return what is recorded of it."""
+        """Compute a unit, and return what is recorded of it. Raises FslibError if its data are not at hand."""
+        require(unit.task_names(), f"{unit.kind}-{unit.key}")
         started = time.perf_counter()
         result = unit.compute(self)
         seconds = round(time.perf_counter() - started, 2)
@@ -204,12 +202,21 @@ class Store:
             {name: source for name, source in sources.items() if source and not Path(source).exists()},
         )
 
+    def tell_data(self, names: Iterable[str]) -> None:
+        """Write into data.json which data the records are computed on, for who has the records and not the data."""
+        if changed_cards(self.folder, names := list(names)):
+            with self._lock("data"):
+                write_cards(self.folder, changed_cards(self.folder, names))
+
     def sweep(self) -> None:
         """Delete what killed processes have left half written anywhere under the folder."""
         if (self.folder / "runs").is_dir():
             with self._lock("sweep"):
                 for part in ("", "runs", "checkpoints", "tables", "figures", "notebooks"):
                     sweep(self.folder / part)
+            for waiting in (self.folder / "runs").glob(f"*{NEXT}"):
+                with suppress(Timeout), self._lock(waiting.name.removesuffix(NEXT)).acquire(timeout=0):
+                    _settle(waiting)
 
     def set_aside(self) -> list[Path]:
         """Return what was found damaged before, records and checkpoints, and is kept to be looked at."""
@@ -244,16 +251,20 @@ class Store:
         content = _read(path)
         if content is None:
             return None
-        arrays = _read(path.with_suffix(".npz"))
-        try:
-            record = _parsed(content, arrays)
-            if (record.kind, record.key) != (kind, key):
-                raise ValueError(f"it holds {record.kind}-{record.key}")
-            return record
-        except Exception as error:  # both files were read: whatever goes wrong now lies in their content
-            if _read(path) != content:  # another process has removed it, or computed it anew
-                return self.load(kind, key)
-            raise DamagedRecordError(f"record {path} is damaged ({first_line(error)})") from error
+        stored, wrong = path.with_suffix(".npz"), Exception()
+        # new arrays wait beside the old ones until their JSON is there; while this looks, they may take their place
+        for place in (stored, path.with_suffix(NEXT), stored):
+            arrays = _read(place)
+            try:
+                record = _parsed(content, arrays)
+                if (record.kind, record.key) != (kind, key):
+                    raise ValueError(f"it holds {record.kind}-{record.key}")
+                return record
+            except Exception as error:  # both files were read: whatever goes wrong now lies in their content
+                wrong = error
+        if _read(path) != content:  # another process has removed it, or computed it anew
+            return self.load(kind, key)
+        raise DamagedRecordError(f"record {path} is damaged ({first_line(wrong)})") from wrong
 
     def _set_aside_if_damaged(self, unit: Unit) -> None:
         """Rename a damaged record; only under its lock, or a good one could be hit that another process has made."""
@@ -267,16 +278,35 @@ class Store:
             warnings.warn(f"{error}: set aside as {aside.name}, to be computed again", stacklevel=3)
 
     def save(self, record: Record) -> None:
-        """Write a record, its arrays first and its JSON last: one without its arrays is never seen."""
+        """Write a record, its arrays first and its JSON last: one without its arrays is never seen.
+
+        One that it replaces is there, and whole, until the new JSON is.
+        """
         content = {k: v for k, v in asdict(record).items() if k != "arrays"} | {"arrays_sha256": ""}
         path = self.path(record.kind, record.key)
+        place = path.with_suffix(NEXT if path.is_file() else ".npz")
         if record.arrays:
             buffer = BytesIO()
             np.savez_compressed(buffer, **record.arrays)  # type: ignore[arg-type]
             content["arrays_sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
-            write_bytes(path.with_suffix(".npz"), buffer.getvalue())
+            write_bytes(place, buffer.getvalue())
         content["content_sha256"] = content_checksum(content)
         write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        if place.name.endswith(NEXT) and place.is_file():
+            _settle(place)
+
+
+def _settle(waiting: Path) -> None:
+    """Put arrays that wait for their JSON where they belong, or delete them if it was not written."""
+    path = waiting.with_name(waiting.name.removesuffix(NEXT) + ".json")
+    with writing(waiting):
+        try:
+            is_theirs = (
+                json.loads(path.read_bytes())["arrays_sha256"] == hashlib.sha256(waiting.read_bytes()).hexdigest()
+            )
+        except Exception:  # no JSON, or one that is damaged: it is dealt with where it is read
+            is_theirs = False
+        waiting.replace(path.with_suffix(".npz")) if is_theirs else waiting.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> bytes | None:

@@ -15,6 +15,7 @@ from nbclient.exceptions import DeadKernelError
 from fslib.errors import FslibError, explained, unknown
 from fslib.study.engine import environment
 from fslib.study.files import remove, scratch_folder, write_bytes, writing
+from fslib.study.fingerprints import SAID
 from fslib.study.provenance import ROOT
 from fslib.study.study import Study
 
@@ -107,6 +108,7 @@ def kernel_environment(study: Study, scratch: Path) -> dict[str, str]:
         "FSLIB_RESULTS": str(study.folder.parent),
         "JUPYTER_PATH": os.pathsep.join([str(scratch), *filter(None, [os.environ.get("JUPYTER_PATH")])]),
         "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
+        SAID: "yes",  # it need not stand in every notebook
     }
     if data := os.environ.get("FSLIB_DATA"):
         wanted["FSLIB_DATA"] = str(Path(data).absolute())

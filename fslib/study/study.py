@@ -19,6 +19,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fslib.data.batches import task_order
+from fslib.data.bbc import BUILDERS
+from fslib.data.loading import load_tasks
 from fslib.data.tasks import Task
 from fslib.dissociation import IAP
 from fslib.errors import FslibError, checked_path, unknown
@@ -26,10 +28,11 @@ from fslib.importance import Contributions
 from fslib.scoring import chance_level
 from fslib.study.evidence import Evidence
 from fslib.study.files import save_table, write_bytes, write_text
+from fslib.study.fingerprints import RecordedTask, cached_task, consult
 from fslib.study.plots import save_figure
 from fslib.study.profiles import make_profile
 from fslib.study.provenance import ROOT
-from fslib.study.records import Record, Store, Unit, cached_task, results_root, shown
+from fslib.study.records import Record, Store, Unit, results_root, shown
 from fslib.study.units import Chain, Data, FineTuning, TrainUnit, chain
 
 Plan = Callable[["Study"], list[Unit]]
@@ -84,6 +87,7 @@ class Study:
             profile, seed, self.overrides
         )
         self.store = Store(self.folder, self.profile.threads)
+        consult(self.folder)
 
     @classmethod
     def from_parameters(cls, namespace: Mapping[str, Any]) -> "Study":
@@ -119,6 +123,12 @@ class Study:
     def tasks(self) -> dict[str, Task]:
         """The study's tasks, with as many evaluation examples as the profile takes."""
         return self.data.load()
+
+    @cached_property
+    def example_tasks(self) -> dict[str, Task]:
+        """Real texts to show a method on: the study's tasks, or the embedded ones where their data are not at hand."""
+        at_hand = not any(isinstance(task, RecordedTask) for task in self.tasks.values())
+        return self.tasks if at_hand else load_tasks(list(BUILDERS))
 
     def chance(self) -> dict[str, float]:
         """Return, per task, the score of the best constant answer on the evaluation examples."""

@@ -25,7 +25,8 @@ from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.model.multitask import MultiTaskModel
 from fslib.pruning import prune_important_heads
 from fslib.study.files import writing
-from fslib.study.records import Config, Record, Result, Store, Unit, cached_task
+from fslib.study.fingerprints import cached_task
+from fslib.study.records import Config, Record, Result, Store, Unit
 from fslib.training import train
 
 
