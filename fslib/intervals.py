@@ -91,7 +91,8 @@ class Measure:
         """Return the two-way t interval of the mean over seeds; of one seed alone, over examples.
 
         A sum of squares that comes out below what the other parts make possible is chance: no component of the variance
-        is taken as negative.
+        is taken as negative. Where two or three seeds happen to agree, Satterthwaite's degrees of freedom are far too
+        many, so the seeds' share of the variance counts in full there, not squared.
         """
         seeds, value = len(self.values), float(np.mean(self.values))
         parts = [_mean_squares(rows) for rows in self.influence.values()]
@@ -109,6 +110,8 @@ class Measure:
         best = int(np.argmax(variances))
         squares = sum(v**2 / df for v, df in candidates[best])
         df = variances[best] ** 2 / squares if squares > 0 else 1.0
+        if by_seed[0] > 0:
+            df = min(df, by_seed[1] * (by_seed[0] + sum(v for v, _ in by_example)) / by_seed[0])
         return Interval(value, float(np.sqrt(variances[best])), float(df))
 
 

@@ -71,7 +71,7 @@ class Evidence:
         """The p of the claim: all parts are needed, so the largest; NaN where it is not testable."""
         if self.failed or not self.parts:
             return np.nan
-        return max(part.tested for part in self.parts) if self.p is None else self.p
+        return float(np.max([part.tested for part in self.parts])) if self.p is None else self.p  # of NaN, NaN
 
     @property
     def mde(self) -> float:
@@ -207,7 +207,7 @@ def mantel(
     if math.factorial(tasks) <= 5040:
         orders = np.array(list(permutations(range(tasks))))
     else:
-        orders = np.array([own, *(rng.permutation(tasks) for _ in range(EXCHANGES - 1))])
+        orders = np.vstack([own, rng.permuted(np.tile(own, (EXCHANGES - 1, 1)), axis=1)])
     # exchanged names are the same ranks in other places
     ranks, others = np.zeros((tasks, tasks)), stats.rankdata(other[upper])
     ranks[upper] = stats.rankdata(similarity[upper])

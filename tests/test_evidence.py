@@ -1,0 +1,412 @@
+"""From intervals to claims: the one verdict, its gates and tests, by hand and on data whose truth is known."""
+
+import itertools
+
+import numpy as np
+import pytest
+from refusal import refused
+from scipy import stats
+from simulations import (
+    WORLDS,
+    World,
+    decide_specialization,
+    five_claims,
+    mantel_p,
+    many,
+    matrix_of_tasks,
+    one_part,
+    pruned_models,
+    two_parts,
+    within,
+)
+
+from fslib.dissociation import IAP, double_dissociations
+from fslib.intervals import Interval
+from fslib.questions import q03_pruning
+from fslib.scoring import rank_correlation
+from fslib.study import evidence as module
+from fslib.study.evidence import (
+    CONTRADICTED,
+    GATE_HALF,
+    INCONCLUSIVE,
+    NOT_TESTABLE,
+    SCORE_HALF,
+    SUPPORTED,
+    Evidence,
+    Part,
+    above_constant,
+    changed_share,
+    decided,
+    holm,
+    learned,
+    mantel,
+    shown,
+)
+
+NONE = "no effect of 1 points or more"  # of C5, whose smallest effect of interest is 1 point
+
+# --- the verdict
+
+# With infinitely many degrees of freedom and standard error 1 a 95 % interval ends 1.96 away, a 90 % one 1.645.
+WIDE = {"above": 3.0, "just above": 1.97, "just not above": 1.95, "on 0": 0.0, "not below": -1.95, "below": -1.97}
+DECISIONS = [
+    # value, standard error, p of its own test (None: of the interval), verdict
+    (WIDE["above"], 1.0, None, SUPPORTED),
+    (WIDE["just above"], 1.0, None, SUPPORTED),
+    (WIDE["just not above"], 1.0, None, INCONCLUSIVE),
+    (WIDE["on 0"], 1.0, None, INCONCLUSIVE),
+    (WIDE["not below"], 1.0, None, INCONCLUSIVE),
+    (WIDE["below"], 1.0, None, CONTRADICTED),
+    (WIDE["above"], 1.0, np.nextafter(0.05, 0), SUPPORTED),
+    (WIDE["above"], 1.0, 0.05, INCONCLUSIVE),  # the interval alone supports nothing
+    (WIDE["just not above"], 1.0, 0.001, INCONCLUSIVE),  # nor does p
+    (WIDE["below"], 1.0, 0.001, CONTRADICTED),
+    # standard error 0.3: the 90 % interval ends 0.493 away, the 95 % one 0.588
+    (0.0, 0.3, None, NONE),
+    (0.5, 0.3, None, NONE),
+    (0.51, 0.3, None, INCONCLUSIVE),
+    (-0.5, 0.3, None, NONE),
+    (-0.55, 0.3, None, INCONCLUSIVE),
+    (0.6, 0.3, None, SUPPORTED),
+    (-0.6, 0.3, None, CONTRADICTED),
+    # order: a small effect that is there is supported or contradicted, though it is smaller than of interest
+    (0.4, 0.1, None, SUPPORTED),
+    (0.4, 0.1, 0.2, NONE),  # where its own test does not support it
+    (-0.4, 0.1, None, CONTRADICTED),
+    (0.0, 0.0, None, NONE),  # nothing varies
+    (0.7, 0.0, None, SUPPORTED),
+    (1.0, 0.0, 1.0, INCONCLUSIVE),  # as large as the smallest effect of interest is no "no effect"
+    (np.nan, np.nan, None, NOT_TESTABLE),
+    (1.0, np.nan, 0.001, NOT_TESTABLE),
+    (3.0, 1.0, np.nan, INCONCLUSIVE),  # a test that says nothing supports nothing
+]
+
+
+def part(value: float, se: float, p: float | None = None) -> Part:
+    return Part("it", Interval(value, se, np.inf), p)
+
+
+@pytest.mark.parametrize(("value", "se", "p", "verdict"), DECISIONS)
+def test_a_verdict_follows_from_its_one_part(value, se, p, verdict):
+    assert Evidence("C5", (part(value, se, p),)).verdict == verdict
+
+
+@pytest.mark.parametrize(("value", "se", "p", "verdict"), DECISIONS)
+def test_a_failed_gate_comes_before_all_numbers(value, se, p, verdict):
+    found = Evidence("C5", (part(value, se, p),), "the gate")
+    assert found.verdict == NOT_TESTABLE and np.isnan(found.claim_p)
+    assert str(found) == "not testable: the gate"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "verdict"),
+    [
+        ((3.0, 1.0), (3.0, 1.0), SUPPORTED),
+        ((3.0, 1.0), (1.9, 1.0), INCONCLUSIVE),  # both are needed
+        ((3.0, 1.0), (-3.0, 1.0), CONTRADICTED),  # one is enough
+        ((3.0, 1.0), (0.0, 0.3), NONE),
+        ((0.0, 0.3), (-3.0, 1.0), CONTRADICTED),
+        ((1.0, 1.0), (0.0, 0.3), NONE),
+        ((3.0, 1.0), (np.nan, np.nan), NOT_TESTABLE),
+        ((3.0, 1.0, 0.2), (3.0, 1.0), INCONCLUSIVE),
+        ((3.0, 1.0, 0.01), (3.0, 1.0, 0.04), SUPPORTED),
+        ((3.0, 1.0, 0.01), (3.0, 1.0, np.nan), INCONCLUSIVE),
+    ],
+)
+def test_a_claim_of_two_parts_needs_both_and_falls_with_one(one, other, verdict):
+    for parts in ((part(*one), part(*other)), (part(*other), part(*one))):
+        assert Evidence("C5", parts).verdict == verdict
+
+
+def test_a_claim_without_a_part_is_not_testable():
+    assert Evidence("C5", ()).verdict == NOT_TESTABLE
+    assert np.isnan([Evidence("C5", ()).claim_p, Evidence("C5", ()).mde]).all()
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        ("C1", "no effect of 2 points of D or more"),
+        ("C2", "no effect of 0.5 or more"),
+        ("C3", "no effect of 1 points of D or more"),
+        ("C4", "no effect of 0.5 points or more"),
+        ("C5", "no effect of 1 points or more"),
+    ],
+)
+def test_no_effect_says_of_what_size(claim, said):
+    assert Evidence(claim, (part(0.0, 0.1),)).verdict == said
+    size = float(said.split()[3])
+    assert Evidence(claim, (part(0.0, size / 1.644),)).verdict == INCONCLUSIVE
+    assert Evidence(claim, (part(0.0, size / 1.646),)).verdict == said
+
+
+def test_the_claim_has_the_larger_p_and_the_larger_minimum_detectable_effect_of_its_parts():
+    found = Evidence("C4", (part(3.0, 1.0, 0.01), part(1.0, 2.0)))
+    assert found.claim_p == pytest.approx(2 * stats.norm.sf(0.5))
+    assert found.mde == pytest.approx(2 * (1.95996 + 0.84162), abs=1e-4)
+    assert Evidence("C4", found.parts, p=0.77).claim_p == 0.77
+
+
+def test_it_says_its_verdict_and_every_number():
+    found = Evidence("C4", (Part("this", Interval(3.0, 1.0, np.inf), 0.012), Part("that", Interval(-1.0, 1.0, np.inf))))
+    assert str(found) == (
+        "inconclusive: this +3.00 [+1.04, +4.96], p = 0.012; that -1.00 [-2.96, +0.96], p = 0.317; "
+        "minimum detectable effect 2.8"
+    )
+    assert shown(Interval(3.0, 1.0, np.inf), 1) == "+3.0 [+1.0, +5.0]"
+
+
+# --- several claims
+
+
+def test_holm_by_hand():
+    # sorted: 0.01, 0.02, 0.03, 0.04, of four: 4 x 0.01, 3 x 0.02, 2 x 0.03, 1 x 0.04, never falling
+    np.testing.assert_allclose(holm([0.03, 0.01, 0.04, 0.02]), [0.06, 0.04, 0.06, 0.06])
+    np.testing.assert_allclose(holm([0.6, 0.7]), [1, 1])
+    np.testing.assert_allclose(holm([0.02, 0.02]), [0.04, 0.04])
+    assert len(holm([])) == 0
+
+
+def test_holm_counts_what_is_not_known_as_1():
+    # 0.01 is the first of three
+    np.testing.assert_allclose(holm([np.nan, 0.01, 0.2]), [np.nan, 0.03, 0.4])
+    np.testing.assert_allclose(holm([np.nan]), [np.nan])
+
+
+def test_claims_are_corrected_together():
+    claims = {
+        "C1": Evidence("C1", (part(3.0, 1.0, 0.02),)),
+        "C2": Evidence("C2", (part(3.0, 1.0, 0.001),)),
+        "C3": Evidence("C3", (part(3.0, 1.0, 0.001), part(9.0, 1.0, 0.03))),
+        "C5": Evidence("C5", (part(3.0, 1.0, 0.001),), "the gate"),
+    }
+    found = decided(claims)
+    # 0.001, 0.02, 0.03 and one that counts as 1: 4 x 0.001, 3 x 0.02, 2 x 0.03
+    assert [e.claim_p for e in found.values()] == pytest.approx([0.06, 0.004, 0.06, np.nan], nan_ok=True)
+    assert [e.verdict for e in found.values()] == [INCONCLUSIVE, SUPPORTED, INCONCLUSIVE, NOT_TESTABLE]
+    assert claims["C1"].verdict == SUPPORTED, "by itself"
+    assert all(found[name].parts == claims[name].parts for name in claims)
+
+
+# --- gates
+
+
+def made(right: dict[str, int], n: int = 40, seeds: int = 2) -> IAP:
+    """Models that are right about the first so many examples of either half, and pruned are right about none."""
+    labels = np.arange(n) // 2 % 2  # of either half, every second
+
+    def answers(count: int, shape: tuple[int, ...]) -> np.ndarray:
+        answered = np.where(np.arange(n) // 2 < count, labels, 1 - labels)
+        return np.broadcast_to(answered, (*shape, n)).copy()
+
+    sets = (seeds, 1, len(right), 2)
+    return IAP(
+        tuple(right),
+        ("accuracy",) * len(right),
+        (0.1,),
+        np.zeros((*sets, 1, 4), dtype=bool),
+        dict.fromkeys(right, labels),
+        {u: answers(k, (seeds,)) for u, k in right.items()},
+        {u: answers(0, sets) for u in right},
+    )
+
+
+def test_a_task_is_learned_if_it_is_above_the_best_constant_answer_beyond_its_interval():
+    # of 20 examples 20, 16, 14 and 10 are right; the constant answer is right about 10. One seed's standard error is
+    # sqrt(0.8 x 0.2 / 19) = 0.092 and sqrt(0.7 x 0.3 / 19) = 0.105; t with 19 degrees of freedom is 2.093
+    found = above_constant(made({"all": 20, "most": 16, "some": 14, "half": 10}))
+    assert [i.value for i in found.values()] == pytest.approx([0.5, 0.3, 0.2, 0])
+    assert [i.low for i in found.values()][:3] == pytest.approx([0.5, 0.3 - 0.192, 0.2 - 0.220], abs=1e-3)
+    assert learned(found) == ["all", "most"]
+
+
+def test_the_gate_sees_one_half_of_the_examples_and_the_score_the_other():
+    iap = made({"a": 20, "b": 16, "c": 4})
+    gate, score = above_constant(iap), q03_pruning.scored(iap)
+    other = made({"a": 20, "b": 16, "c": 4})
+    for u in iap.tasks:
+        for answers in (other.unpruned[u], other.lesioned[u]):
+            answers[..., SCORE_HALF] = 1 - answers[..., SCORE_HALF]
+    assert above_constant(other) == gate, "scores on the other half changed"
+    np.testing.assert_allclose(q03_pruning.scored(other).baseline(), 1 - score.baseline())
+    for u in iap.tasks:
+        for answers in (other.unpruned[u], other.lesioned[u]):
+            answers[..., SCORE_HALF] = 1 - answers[..., SCORE_HALF]
+            answers[..., GATE_HALF] = 1 - answers[..., GATE_HALF]
+    assert above_constant(other) != gate and learned(above_constant(other)) == ["c"]
+    kept = other.part(["a", "b"], SCORE_HALF)
+    assert np.array_equal(kept.baseline(), score.baseline()) and score.tasks == ("a", "b")
+
+
+def test_c1_needs_two_learned_tasks_two_seeds_and_random_heads():
+    assert q03_pruning.not_testable(made({"a": 20, "b": 16, "c": 4})) == ""
+    said = q03_pruning.not_testable(made({"a": 20, "b": 10, "c": 4}))
+    assert said == "1 of 3 tasks are learned (above the best constant answer)"
+    assert q03_pruning.scored(made({"a": 20, "b": 10})).tasks == ("a", "b"), "shown all the same"
+    assert q03_pruning.not_testable(made({"a": 20, "b": 20}, seeds=1)) == "one seed says nothing of other trainings"
+    iap = made({"a": 20, "b": 20})
+    alone = IAP(*(getattr(iap, k) for k in ("tasks", "metrics", "fractions")), iap.heads[:, :, :, :1], iap.labels,
+                iap.unpruned, {u: x[:, :, :, :1] for u, x in iap.lesioned.items()})  # fmt: skip
+    assert q03_pruning.not_testable(alone) == "there are no random heads to compare with"
+    assert len(q03_pruning.evidence(alone.dissociation(), "").parts) == 1
+
+
+def test_a_part_of_a_pruning_by_hand():
+    rng = np.random.default_rng(0)
+    labels = {"a": np.arange(6), "b": np.arange(5), "c": np.arange(4)}
+    lesioned = {u: rng.integers(9, size=(2, 1, 3, 2, len(y))) for u, y in labels.items()}
+    unpruned = {u: rng.integers(9, size=(2, len(y))) for u, y in labels.items()}
+    heads = rng.random((2, 1, 3, 2, 1, 4)) < 0.5
+    iap = IAP(("a", "b", "c"), ("accuracy", "f1", "matthews"), (0.1,), heads, labels, unpruned, lesioned)
+    found = iap.part(["c", "a"], slice(1, None, 2))
+    assert (found.tasks, found.metrics, found.fractions) == (("c", "a"), ("matthews", "accuracy"), (0.1,))
+    assert {u: y.tolist() for u, y in found.labels.items()} == {"c": [1, 3], "a": [1, 3, 5]}
+    assert np.array_equal(found.heads, heads[:, :, [2, 0]])
+    assert np.array_equal(found.unpruned["a"], unpruned["a"][:, [1, 3, 5]])
+    assert np.array_equal(found.lesioned["a"], lesioned["a"][:, :, [2, 0]][..., [1, 3, 5]])
+    assert all(np.array_equal(x, iap.part().arrays()[k]) for k, x in iap.arrays().items())
+    for tasks, examples, said in (
+        (["a", "d"], slice(None), "'d'"),
+        (["a"], slice(None), "at least two tasks"),
+        (["a", "c"], slice(3, None), "fewer than two examples of task c"),
+    ):
+        with refused(said):
+            iap.part(tasks, examples)
+
+
+def test_the_share_of_changed_predictions_by_hand():
+    a = {"x": np.array([[0, 1, 1, 0], [0, 0, 0, 0]]), "y": np.array([[1, 1], [1, 1]])}
+    b = {"x": np.array([[0, 1, 1, 1], [0, 0, 0, 0]]), "y": np.array([[1, 0], [0, 1]])}
+    assert changed_share(a, b) == pytest.approx((1 / 8 + 2 / 4) / 2)
+    assert changed_share(a, a) == 0
+
+
+def test_double_dissociations_by_hand():
+    # a and b: a's lesion leaves 40 of a and 80 of b, b's 90 of a and 50 of b: each hurts its own more.
+    # a and c: c's lesion leaves 30 of a, less than its own does: none. b and c: c suffers alike from both: none.
+    left = np.array([[40.0, 80, 90], [90, 50, 60], [30, 70, 60]])
+    expected = np.zeros((3, 3), dtype=bool)
+    expected[0, 1] = expected[1, 0] = True
+    assert np.array_equal(double_dissociations(left), expected)
+    assert double_dissociations(100 * (1 - np.eye(4))).sum() == 12
+    assert not double_dissociations(np.full((3, 3), np.nan)).any()
+
+
+# --- Mantel's test
+
+
+class TestMantel:
+    A = np.array([[0, 6, 5, 4], [6, 0, 3, 2], [5, 3, 0, 1], [4, 2, 1, 0]], dtype=float)
+    B = np.array([[0, 1, 2, 3], [1, 0, 5, 4], [2, 5, 0, 6], [3, 4, 6, 0]], dtype=float)
+
+    @staticmethod
+    def correlation(a: np.ndarray, b: np.ndarray) -> float:
+        pairs = np.triu_indices(len(a), 1)
+        return rank_correlation(a[pairs], b[pairs])
+
+    def test_four_tasks_by_hand(self):
+        # pairs 01 02 03 12 13 23: A has 6 5 4 3 2 1, B 1 2 3 5 4 6: d = 5 3 1 -2 -2 -5, sum of squares 68
+        found = mantel(self.A, self.B, np.random.default_rng(0))
+        assert found.interval.value == pytest.approx(1 - 6 * 68 / (6 * 35))
+        assert found.interval.df == 3
+        orders = [np.ix_(order, order) for order in itertools.permutations(range(4))]
+        null = [self.correlation(self.A[order], self.B) for order in orders]
+        assert len(null) == 24 and found.p == np.mean(np.array(null) <= found.interval.value + 1e-9)
+
+    def test_p_is_that_of_a_correlation_below_0(self):
+        rng = np.random.default_rng(0)
+        a = matrix_of_tasks(rng, 6)
+        assert mantel(a, -a, rng).interval.value == pytest.approx(-1)
+        assert mantel(a, -a, rng).p == pytest.approx(1 / 720)
+        assert mantel(a, a, rng).p == 1
+
+    def test_standard_error_is_the_jackknife_over_tasks(self):
+        rng = np.random.default_rng(1)
+        a, b = matrix_of_tasks(rng, 6), matrix_of_tasks(rng, 6)
+        left = []
+        for k in range(6):
+            rest = np.ix_([i for i in range(6) if i != k], [i for i in range(6) if i != k])
+            left.append(self.correlation(a[rest], b[rest]))
+        variance = 5 / 6 * sum((x - np.mean(left)) ** 2 for x in left)
+        assert mantel(a, b, rng).interval == pytest.approx((self.correlation(a, b), np.sqrt(variance), 5))
+
+    def test_ranks_decide_and_the_order_of_tasks_does_not(self):
+        rng = np.random.default_rng(2)
+        a, b, order = matrix_of_tasks(rng, 5), matrix_of_tasks(rng, 5), np.ix_(*[rng.permutation(5)] * 2)
+        found = mantel(a, b, rng)
+        for other in (mantel(np.exp(a), b**3, rng), mantel(a[order], b[order], rng)):
+            assert (*other.interval, other.p) == pytest.approx((*found.interval, found.p))
+
+    def test_fewer_than_four_tasks_and_undefined_entries_say_nothing(self):
+        broken = self.B.copy()
+        broken[1, 3] = broken[3, 1] = np.nan
+        for a, b in ((self.A[:3, :3], self.B[:3, :3]), (self.A, broken), (broken, self.A)):
+            found = mantel(a, b, np.random.default_rng(0))
+            assert np.isnan([*found.interval, found.p]).all()
+        diagonal = self.B + np.diag([np.nan] * 4)
+        assert (
+            mantel(self.A, diagonal, np.random.default_rng(0)).p == mantel(self.A, self.B, np.random.default_rng(0)).p
+        ), "of a task and itself nothing is read"
+
+    def test_more_than_seven_tasks_are_exchanged_at_random_and_repeat(self, monkeypatch):
+        monkeypatch.setattr(module, "EXCHANGES", 199)
+        rng = np.random.default_rng(3)
+        a, b = matrix_of_tasks(rng, 8), matrix_of_tasks(rng, 8)
+        p = [mantel(a, b, np.random.default_rng(seed)).p for seed in (0, 0, 1, 2, 3)]
+        assert p[0] == p[1] and len(set(p)) > 1
+        assert all((x * 199) % 1 == pytest.approx(0, abs=1e-9) or (x * 199) % 1 > 1 - 1e-9 for x in p)
+        assert mantel(a, -a, rng).p == pytest.approx(1 / 199), "the observed order counts"
+
+
+# --- data whose truth is known
+
+
+def test_mantel_keeps_its_promise_where_tasks_differ(monkeypatch):
+    """Two matrices that have nothing to do with each other, each with entries that depend on the task."""
+    monkeypatch.setattr(module, "EXCHANGES", 499)
+    p = np.array([mantel_p(np.random.default_rng([1, i]), 8) for i in range(200)])
+    for level in (0.05, 0.2, 0.5):
+        assert abs(np.mean(p < level) - level) <= 3 * np.sqrt(level * (1 - level) / 200)
+
+
+def test_relabelling_keeps_its_promise_where_no_lesion_is_special():
+    found = [decide_specialization(pruned_models(np.random.default_rng([2, i]), World(), n=80)) for i in range(150)]
+    assert np.mean([x.permutation_alone for x in found]) <= within(0.05, 150)
+    assert np.mean([x.supported for x in found]) <= within(0.05, 150)
+
+
+@pytest.mark.parametrize("world", list(WORLDS)[1:])
+def test_traps_are_not_called_specialization(world):
+    """A task at chance and a ranking that all tasks share look like specialization to the relabelling alone."""
+    found = [
+        decide_specialization(pruned_models(np.random.default_rng([3, i]), WORLDS[world], n=80)) for i in range(60)
+    ]
+    assert np.mean([x.supported for x in found]) <= within(0.05, 60)
+    if world == "shared ranking, a task at chance":
+        assert np.mean([x.permutation_alone for x in found]) > 0.3, "it is a trap"
+
+
+def test_specialization_that_is_there_is_found():
+    found = [
+        decide_specialization(pruned_models(np.random.default_rng([4, i]), World(specific=3.0))) for i in range(15)
+    ]
+    assert np.mean([x.supported for x in found]) > 0.8
+
+
+@pytest.mark.parametrize("truths", [(0.0, 0.0), (0.0, 9.0)])
+def test_a_claim_of_two_parts_is_supported_by_chance_in_at_most_5_of_100(truths):
+    found = many(lambda rng: two_parts(rng, truths).verdict == SUPPORTED, 400, 5)
+    assert np.mean(found) <= within(0.05, 400)
+
+
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+def test_an_effect_of_the_smallest_size_of_interest_is_called_none_in_at_most_5_of_100(side):
+    found = many(lambda rng: one_part(rng, side).verdict == NONE, 400, 6)
+    assert np.mean(found) <= within(0.05, 400)
+    nothing = many(lambda rng: one_part(rng, 0.0).verdict == NONE, 100, 6)
+    assert np.mean(nothing) > 0.5, "and none is often called none"
+
+
+def test_any_of_five_claims_is_supported_by_chance_in_at_most_5_of_100():
+    found = many(lambda rng: any(e.verdict == SUPPORTED for e in five_claims(rng).values()), 300, 7)
+    assert np.mean(found) <= within(0.05, 300)
