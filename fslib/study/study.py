@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fslib.data.batches import task_order
-from fslib.data.bbc import BUILDERS
+from fslib.data.bbc import EMBEDDED
 from fslib.data.loading import load_tasks
 from fslib.data.tasks import Task
 from fslib.dissociation import IAP
@@ -128,7 +128,7 @@ class Study:
     def example_tasks(self) -> dict[str, Task]:
         """Real texts to show a method on: the study's tasks, or the embedded ones where their data are not at hand."""
         at_hand = not any(isinstance(task, RecordedTask) for task in self.tasks.values())
-        return self.tasks if at_hand else load_tasks(list(BUILDERS))
+        return self.tasks if at_hand else load_tasks(list(EMBEDDED))
 
     def chance(self) -> dict[str, float]:
         """Return, per task, the score of the best constant answer on the evaluation examples."""
