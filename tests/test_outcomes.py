@@ -220,6 +220,17 @@ def test_a_treatment_of_any_dose_is_tested_on_both_parts(study, monkeypatch):
     assert found["C3"].parts[1].interval.value == pytest.approx(float(tasks.mean()))
 
 
+def test_c3_needs_two_tasks_that_are_learned_and_c4_none(study, monkeypatch):
+    monkeypatch.setattr(q06_iat, "LEAST_CHANGED", 0.0)
+    monkeypatch.setattr(q06_iat, "learned", lambda above: list(above)[:1])
+    found = q06_iat.evidence(study)
+    assert (found["C3"].failed, found["C4"].failed) == ("fewer than two tasks are learned", "")
+    assert found["C3"].verdict == NOT_TESTABLE
+    assert set(q06_iat.dissociation(study)["task"]) == {*study.profile.tasks, "mean"}, (
+        "shown all the same, of all tasks"
+    )
+
+
 def test_the_dissociation_of_c1_by_hand(claims, study):
     iap, odd = study.iap(), slice(1, None, 2)
     tasks = q03_pruning.gate(study).set_index("task")["enters"]
@@ -358,6 +369,7 @@ def test_every_difference_from_the_release_says_what_was_measured(study):
     assert len(table) == 9
     measured = table[~table.str.startswith("not measured")]
     assert len(measured) == 6 and measured.str.contains(r"\d").all()
+    assert not measured.str.contains("nan").any(), "what is not defined is said so"
 
 
 # --- other tables of the committed records

@@ -220,11 +220,16 @@ def scores(study: Study, reference: str = "plain") -> pd.DataFrame:
     return table
 
 
-def dissociation_measures(study: Study) -> dict[str, dict[str, Measure]]:
-    """Return {ending: {task: D of every seed's model}}, of the tasks that plain training has learned, or all."""
+def _pruned(study: Study) -> tuple[dict[str, IAP], list[str]]:
+    """Return what pruning did after each ending, and the tasks that plain training has learned."""
     records = _records(study)
     iaps = {name: IAP.over_seeds([recorded_iap(r, name) for r in records]) for name in PRUNED}
-    passed = learned(above_constant(iaps["plain"]))
+    return iaps, learned(above_constant(iaps["plain"]))
+
+
+def dissociation_measures(study: Study) -> dict[str, dict[str, Measure]]:
+    """Return {ending: {task: D of every seed's model}}, of the tasks that plain training has learned, or all."""
+    iaps, passed = _pruned(study)
     found = {}
     for name, iap in iaps.items():
         result = iap.part(passed if len(passed) > 1 else None, SCORE_HALF).dissociation(draws=study.profile.draws)
@@ -255,7 +260,7 @@ def evidence(study: Study) -> dict[str, Evidence]:
     share, failed = changed(study), ""
     if share < LEAST_CHANGED:
         failed = f"{100 * share:.1f} % of predictions changed, and a treatment is {100 * LEAST_CHANGED:g} % or more"
-    few = "" if len(dissociation_measures(study)["plain"]) > 1 else "fewer than two tasks are learned"
+    few = "" if len(_pruned(study)[1]) > 1 else "fewer than two tasks are learned"
     by_claim = {"C3": (dissociation_measures(study), 1.0), "C4": (score_measures(study), 100.0)}
     found = {}
     for claim, (measures, scale) in by_claim.items():

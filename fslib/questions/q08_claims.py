@@ -152,12 +152,16 @@ def _effect_of_convention(study: Study) -> str:
     iap, parts = q03_pruning.scored(study.iap()), []
     for convention in CONVENTIONS:
         result = iap.dissociation(convention, draws=study.profile.draws)
-        order = [iap.tasks[i] for i in np.argsort([-result.of(task).value for task in iap.tasks])]
+        known = [task for task in iap.tasks if np.isfinite(result.of(task).value)]  # retention: none at chance
+        order = sorted(known, key=lambda task: -result.of(task).value)
         d = result.mean
-        parts.append(
-            f"{convention}: mean D {d.value:.1f} [{d.low:.1f}, {d.high:.1f}], "
-            f"most specialized {order[0]}, least {order[-1]}"
+        mean = (
+            f"mean D {d.value:.1f} [{d.low:.1f}, {d.high:.1f}]"
+            if len(known) == len(iap.tasks)
+            else (f"D is defined in {len(known)} of {len(iap.tasks)} tasks")
         )
+        ends = f", most specialized {order[0]}, least {order[-1]}" if order else ""
+        parts.append(f"{convention}: {mean}{ends}")
     return "; ".join(parts)
 
 

@@ -1,6 +1,6 @@
 """How often the statistics are wrong, on data whose truth is known.
 
-    python tests/benchmarks/calibration.py        one Markdown table (about 6 minutes on one core, the same every time)
+    python tests/benchmarks/calibration.py        one Markdown table (3 to 9 minutes on one core, the same every time)
 
 Everything is computed by the package itself, on the simulators of `tests/simulations.py`, which the tests share. A
 row is a share of simulations with its standard error: of 95 % intervals that hold the truth, or of verdicts that are
@@ -66,7 +66,8 @@ def specialization() -> Iterator[Row]:
         alone = [x.permutation_alone for x in found]
         yield "C1 supported", f"false: {name}", "<= 0.05", [x.supported for x in found], alone
     found = [decide_specialization(pruned_models(rng, World(specific=1.0))) for rng in generators(200, 4)]
-    yield "C1 supported", "true: D of about 8 points", "high", [x.supported for x in found], [x.permutation_alone for x in found]
+    alone = [x.permutation_alone for x in found]
+    yield "C1 supported", "true: D of about 8 points", "high", [x.supported for x in found], alone
 
 
 def correlation() -> Iterator[Row]:
