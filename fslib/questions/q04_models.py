@@ -96,9 +96,9 @@ def encoder_units(study: Study, encoder: str) -> list[Chain]:
 @plans("04")
 def plan(study: Study) -> list[Unit]:
     """Return every encoder's training, importance and pruning, and one model's selections."""
-    models = [units for encoder in study.profile.encoders for units in encoder_units(study, encoder)]
     selected = selection_unit(study)
-    return [*distinct(unit for model in models for unit in model), selected.model, selected]
+    chains = [units for encoder in study.profile.encoders for units in encoder_units(study, encoder)]
+    return distinct([*(unit for units in chains for unit in units), selected.model, selected])
 
 
 def dissociation_by_encoder(study: Study) -> pd.DataFrame:
