@@ -98,7 +98,7 @@ def plan(study: Study) -> list[Unit]:
     """Return every encoder's training, importance and pruning, and one model's selections."""
     models = [units for encoder in study.profile.encoders for units in encoder_units(study, encoder)]
     selected = selection_unit(study)
-    return [*distinct(unit for model in models for unit in model), selected.model, selected]
+    return distinct([*(unit for model in models for unit in model), selected.model, selected])
 
 
 def dissociation_by_encoder(study: Study) -> pd.DataFrame:
