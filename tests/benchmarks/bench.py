@@ -2,11 +2,12 @@
 
     python tests/benchmarks/bench.py            importance, padding, throughput, memory (about 4 minutes)
     python tests/benchmarks/bench.py iat ranking branching       training's endings, by name (about 20 minutes)
+    python tests/benchmarks/bench.py workers                     units side by side (about 5 minutes)
     python tests/benchmarks/bench.py smoke reopen mini tests     the long ones, by name
 
 Speeds are ratios within one run, padding is a count. Each line ends with the target and whether it was met; the exit
 code is 1 if one was missed. FSLIB_DATA names a folder with SST-2 and QNLI; without it, the embedded tasks serve.
-FSLIB_BENCH_QUICK=1 makes iat, ranking and branching short: to see that they work, not to measure.
+FSLIB_BENCH_QUICK=1 makes iat, ranking, branching and workers short: to see that they work, not to measure.
 """
 
 import os
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,6 +33,9 @@ from fslib.evaluation import length_batches, predict
 from fslib.importance import contributions, gradients_for, head_products
 from fslib.model.attention import tapped
 from fslib.progress import hidden
+from fslib.study.engine import Engine, open_engine
+from fslib.study.records import Store
+from fslib.study.units import TrainUnit
 from fslib.training import Settings, Training
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -248,6 +253,35 @@ def branching() -> bool:
     return met & report("branching, six endings: time", f"{branched / alone:.1%}", "<= 35 %", branched <= 0.35 * alone)
 
 
+def workers() -> bool:
+    """Short trainings by two workers of one thread each against one after another on two threads: steps a second."""
+    steps, count = (2, 2) if QUICK else (60, 6)
+    units = [Study("mini").training(seed, small=True, steps=steps) for seed in range(2 + count)]
+
+    def through(engine: Engine, some: list[TrainUnit]) -> None:
+        left, running = list(some), 0
+        while left or running:
+            while left and running < engine.workers:
+                engine.begin(left.pop())
+                running += 1
+            if done := engine.ended(60.0):
+                assert not done.failure, done.failure
+                running -= 1
+
+    def rate(number: int, threads: int) -> float:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            closing(open_engine(Store(Path(folder), threads), number, fresh=False)) as engine,
+        ):
+            through(engine, units[:2])  # workers start, and everybody loads the data
+            return count * steps / seconds(lambda: through(engine, units[2:]))
+
+    side_by_side, one_by_one = rate(2, 1), rate(1, 2)
+    print(f"    {side_by_side:.2f} steps/s by 2 workers x 1 thread, {one_by_one:.2f} by 1 x 2")
+    ratio = side_by_side / one_by_one
+    return report("units by 2 workers x 1 thread: speed over 1 x 2 threads", f"{ratio:.2f} x", ">= 1.2 x", ratio >= 1.2)
+
+
 def timed(what: str, words: list[str], limit: float) -> bool:
     started = time.perf_counter()
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
@@ -285,6 +319,7 @@ BENCHMARKS: dict[str, Callable[[], bool]] = {
     "iat": iat,
     "ranking": ranking,
     "branching": branching,
+    "workers": workers,
     "smoke": smoke,
     "reopen": reopen,
     "mini": mini_run,
