@@ -201,6 +201,8 @@ def plot_pruning(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
                     color=style[pruned]["color"],
                     capsize=2,
                 )
+        least, most = part["score"].min(), part["score"].max()
+        ax.set_ylim(least - 0.3 * (most - least) - 0.02, most + 0.3 * (most - least) + 0.02)  # intervals may reach far
         ax.set_title(f"scored: {scored}", color=style[scored]["color"], fontweight="bold")
         ax.set_ylabel("score (%)")
         percent(ax)

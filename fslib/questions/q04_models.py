@@ -227,7 +227,7 @@ def plot_encoders(table: pd.DataFrame) -> Figure:
     figure, (left, right) = panels(2, 0.9 + 0.27 * len(table), sharey=True, width_ratios=[1.5, 1])
     names = table["encoder"]
     forest(left, names, table["D"], table["low"], table["high"])
-    set_limits(left, table["D"], table["low"], table["high"], "x")
+    set_limits(left, np.append(table["D"], table["random heads"]), table["low"], table["high"], "x")
     left.plot(
         table["random heads"], range(len(table)), "|", color=GREY, markersize=11, mew=2, label="random heads, matched"
     )
