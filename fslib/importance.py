@@ -64,6 +64,8 @@ class Estimate:
     ) -> Float[np.ndarray, "layers heads"]:
         """Return importance, (layers, heads), over all examples or a subset of them (positions; may repeat)."""
         subset = np.arange(len(self.weights)) if subset is None else np.asarray(subset)
+        if subset.ndim != 1 or (subset.size and subset.dtype.kind not in "iub"):
+            raise FslibError(f"subset of shape {subset.shape} must be positions of examples, one axis of whole numbers")
         if not len(subset):
             raise FslibError("importance needs at least one example")
         parts = np.abs(self.values[subset]) if self.unsigned else self.values[subset]

@@ -126,6 +126,10 @@ counts("importance examples", lambda g, v: fslib.head_importance(g.model, g.sing
 counts("importance batch_size", lambda g, v: fslib.head_importance(g.model, g.single, batch_size=v), 0)
 counts("importance seed", lambda g, v: fslib.head_importance(g.model, g.single, examples=4, seed=v))
 counts("importance steps", lambda g, v: fslib.head_importance(g.model, g.single, estimator="integrated", steps=v), 0)
+for value in (5, [[0, 1]], [0.5], ["a"], True):
+    CASES[f"importance subset={value!r}"] = lambda g, v=value: fslib.contributions(
+        g.model, g.single, examples=4
+    ).importance(subset=v)
 counts("mean_context examples", lambda g, v: fslib.mean_context(g.model, g.single, examples=v))
 counts("transfer size", lambda g, v: fslib.transfer(g.model, toy_task_named("new"), size=v))
 counts("transfer steps", lambda g, v: fslib.transfer(g.model, toy_task_named("new"), steps=v), 0)

@@ -38,7 +38,7 @@ class Profile(FineTuning):
     pair_seeds: Seeds = Field(1, ge=1)
     small_encoder: EncoderName
     small_steps: Steps = Field(ge=10)
-    small_lr: float = Field(gt=0)
+    small_lr: float = Field(gt=0, le=1)
     small_sampling: str = "uniform"  # a few hundred steps of sampling by size would starve the smaller tasks
     small_examples: int = Field(ge=4)
     small_eval_examples: int | None = Field(None, ge=2)

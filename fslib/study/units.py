@@ -77,7 +77,7 @@ class FineTuning(Data):
     max_length: int = Field(128, ge=4)
     steps: Steps = Field(ge=1)
     batch_size: int = Field(16, ge=1)
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=1)
     # left out where it is 0: a unit without a floor keeps the key that it had before there was one
     lr_floor: float = Field(0.0, ge=0, lt=1, exclude_if=lambda value: value == 0)
     sampling: str = "annealed"
