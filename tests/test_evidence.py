@@ -21,7 +21,7 @@ from simulations import (
 )
 
 from fslib.dissociation import IAP, double_dissociations
-from fslib.intervals import Interval
+from fslib.intervals import Interval, Measure
 from fslib.questions import q03_pruning
 from fslib.scoring import rank_correlation
 from fslib.study import evidence as module
@@ -410,3 +410,15 @@ def test_an_effect_of_the_smallest_size_of_interest_is_called_none_in_at_most_5_
 def test_any_of_five_claims_is_supported_by_chance_in_at_most_5_of_100():
     found = many(lambda rng: any(e.verdict == SUPPORTED for e in five_claims(rng).values()), 300, 7)
     assert np.mean(found) <= within(0.05, 300)
+
+
+@pytest.mark.parametrize(("seeds", "beside"), [(9, False), (10, True)])
+def test_the_multi_bootstrap_stands_beside_the_interval_from_ten_seeds_on(seeds, beside):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(1, 1, (seeds, 40))
+    measure = Measure(rows.mean(1), {"t": rows - rows.mean(1, keepdims=True)})
+    part = Part.of("it", measure)
+    assert part.interval == measure.interval()
+    assert (part.resampled is not None) == beside == ("Multi-Bootstrap [+" in str(part))
+    if part.resampled:
+        assert part.resampled == pytest.approx(measure.interval().at(0.95), abs=0.15)

@@ -7,13 +7,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fslib.dissociation import IAP, Dissociation, double_dissociations, score_left
-from fslib.intervals import mean_of, multi_bootstrap, score_measure
+from fslib.intervals import mean_of, score_measure
 from fslib.study.evidence import LEAST_SEEDS, SCORE_HALF, Evidence, Part, above_constant, learned
 from fslib.study.plots import GREY, looks, panels, percent, set_limits, styled
 from fslib.study.records import Unit
 from fslib.study.study import Study, plans
-
-BOOTSTRAP_SEEDS = 10  # with fewer, resampling seeds says too little of how they vary
 
 
 @plans("03")
@@ -61,10 +59,10 @@ def not_testable(iap: IAP) -> str:
 
 def evidence(result: Dissociation, failed: str) -> Evidence:
     """Return what there is on C1: D specific to the task, and beyond what random heads of the same layers give."""
-    specific = Part("own lesion against others'", result.measure().interval(), result.mean.p)
+    specific = Part.of("own lesion against others'", result.measure(), result.mean.p)
     parts = [specific]
     if result.controls is not None:
-        parts.append(Part("top heads against random ones", result.measure(above_random=True).interval()))
+        parts.append(Part.of("top heads against random ones", result.measure(above_random=True)))
     return Evidence("C1", tuple(parts), failed)
 
 
@@ -119,9 +117,6 @@ def sentence(result: Dissociation, failed: str) -> str:
         f"Both intervals lie above 0 in {len(carry)} of {len(result.tasks)} tasks: {', '.join(carry) or 'none'}."
     )
     lines.append(f"The same relabelling for all models, a stricter test: p = {result.mean.p_shared:.3f}.")
-    if len(seeds := result.mean.by_seed) >= BOOTSTRAP_SEEDS:
-        low, high = multi_bootstrap(result.measure(), 9999, np.random.default_rng(0))
-        lines.append(f"Multi-Bootstrap over {len(seeds)} seeds and examples: D in [{low:.1f}, {high:.1f}].")
     return "\n".join(lines)
 
 

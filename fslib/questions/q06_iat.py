@@ -34,7 +34,7 @@ from fslib.study.plots import forest, looks, panels, styled
 from fslib.study.records import Record, Result, Store, Unit
 from fslib.study.study import Study, plans
 from fslib.study.units import SeededFineTuning, TrainUnit, iap_arrays, in_bytes, recorded_iap
-from fslib.training import branch
+from fslib.training import branch, lr_share
 
 ENDINGS: dict[str, Any] = {"IAT": IAT, "PCGrad": PCGrad, "Stop": Stop}
 RANDOM = "IAT, random heads"
@@ -245,8 +245,13 @@ def dissociation(study: Study, reference: str = "plain") -> pd.DataFrame:
 
 
 def dose(study: Study) -> str:
-    """Say how much of a treatment IAT is: the share of predictions that it changes against plain training."""
-    return f"IAT changes {100 * changed(study):.1f} % of the predictions of plain training"
+    """Say how much of a treatment IAT is: its share of the steps and of the learning rate, and what it changes."""
+    p = study.profile
+    spent = 100 * lr_share(p.small_steps, p.delta, p.lr_floor)
+    return (
+        f"Dose: the last {100 * p.delta:g} % of the steps spend {spent:.1f} % of the learning rate, and IAT changes "
+        f"{100 * changed(study):.1f} % of the predictions of plain training."
+    )
 
 
 def changed(study: Study) -> float:
@@ -266,7 +271,7 @@ def evidence(study: Study) -> dict[str, Evidence]:
     for claim, (measures, scale) in by_claim.items():
         mean = {name: mean_of(list(measures[name].values())).scaled(scale) for name in ("IAT", "plain", RANDOM)}
         parts = [
-            Part(f"IAT minus {words}", (mean["IAT"] - mean[name]).interval())
+            Part.of(f"IAT minus {words}", mean["IAT"] - mean[name])
             for name, words in (("plain", "plain training"), (RANDOM, "IAT with random heads"))
         ]
         found[claim] = Evidence(claim, tuple(parts), failed or (few if claim == "C3" else ""))

@@ -171,7 +171,7 @@ def evidence(study: Study) -> Evidence:
         return Evidence("C5", (), reason)
     curves = _measures(study, SCORE_HALF)["full"]
     means = {source: mean_of(list(by_size.values())).scaled(100.0) for source, by_size in curves.items()}
-    part = Part("IAT minus plain multi-task training", (means["IAT"] - means["multi-task"]).interval())
+    part = Part.of("IAT minus plain multi-task training", means["IAT"] - means["multi-task"])
     return Evidence("C5", (part,), _floor(study) or "no source with random heads stands beside IAT's")
 
 

@@ -16,8 +16,8 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
-from fslib.dissociation import IAP
-from fslib.intervals import Interval, Measure, constant, mean_of, score_measure
+from fslib.dissociation import DRAWS, IAP
+from fslib.intervals import Interval, Measure, constant, mean_of, multi_bootstrap, score_measure
 from fslib.scoring import rank_correlation
 
 SIGNIFICANCE = 0.05
@@ -27,6 +27,7 @@ NO_EFFECT = "no effect of"  # followed by the smallest effect of interest
 LEAST_SEEDS = 2  # one model says nothing of others
 LEAST_TASKS = 8  # for a correlation over pairs of tasks
 LEAST_CHANGED = 0.03  # the share of predictions that a treatment must change to be one
+BOOTSTRAP_SEEDS = 10  # with fewer, resampling seeds says too little of how they vary
 EXCHANGES = 9999  # of the names of tasks; all of them where there are no more than 5040
 
 
@@ -42,16 +43,33 @@ SESOI = {
 
 @dataclass(frozen=True)
 class Part:
-    """One number that a claim says is above 0. p: of its own test, where that is not the t test of the interval."""
+    """One number that a claim says is above 0.
+
+    p: of its own test, where that is not the t test of the interval. resampled: (low, high) of the Multi-Bootstrap, the
+    sensitivity check.
+    """
 
     what: str
     interval: Interval
     p: float | None = None
+    resampled: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, what: str, measure: Measure, p: float | None = None) -> "Part":
+        """Return a part with its two-way t interval and, from ten seeds on, the Multi-Bootstrap's beside it."""
+        enough = len(measure.values) >= BOOTSTRAP_SEEDS
+        resampled = multi_bootstrap(measure, DRAWS, np.random.default_rng(0)) if enough else None
+        return cls(what, measure.interval(), p, resampled)
 
     @property
     def tested(self) -> float:
         """The p that counts."""
         return self.interval.p if self.p is None else self.p
+
+    def __str__(self) -> str:
+        """Say the number with its interval, or intervals, and its p."""
+        beside = f" (Multi-Bootstrap [{self.resampled[0]:+.2f}, {self.resampled[1]:+.2f}])" if self.resampled else ""
+        return f"{self.what} {shown(self.interval)}{beside}, p = {self.tested:.3f}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +119,7 @@ class Evidence:
         """Say the verdict and its reasons in one line."""
         if self.failed:
             return f"{NOT_TESTABLE}: {self.failed}"
-        said = "; ".join(f"{p.what} {shown(p.interval)}, p = {p.tested:.3f}" for p in self.parts)
+        said = "; ".join(map(str, self.parts))
         return f"{self.verdict}: {said}; minimum detectable effect {self.mde:.2g}"
 
 
