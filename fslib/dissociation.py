@@ -6,7 +6,7 @@ Scores S and S0 are in [-1, 1] (metrics as fractions), dissociation scores D in 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
@@ -146,9 +146,10 @@ class IAP:
     def _metric(self, task: str, predictions: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
         return metric_score(self.metrics[self.tasks.index(task)], predictions, self.labels[task], counts)
 
-    def part(self, tasks: Sequence[str] | None = None, examples: slice = slice(None)) -> "IAP":
+    def part(self, tasks: Sequence[str] | None = None, examples: Callable[[int], np.ndarray] = np.arange) -> "IAP":
         """Return the same for some of the tasks, as pruned and as scored, and some of every task's examples.
 
+        examples: returns the positions to keep of n examples, as `fslib.study.evidence.score_half` does.
         Raises FslibError for another task, for fewer than two, and where fewer than two examples are left.
         """
         names = self.tasks if tasks is None else tuple(tasks)
@@ -158,11 +159,12 @@ class IAP:
         if len(names) < 2:
             raise FslibError(f"dissociation compares at least two tasks, not {list(names)}")
         at = [self.tasks.index(name) for name in names]
-        labels = {u: self.labels[u][examples] for u in names}
+        kept = {u: examples(len(self.labels[u])) for u in names}
+        labels = {u: self.labels[u][kept[u]] for u in names}
         if short := [u for u in names if len(labels[u]) < 2]:
             raise FslibError(f"fewer than two examples of task {short[0]} are left")
-        unpruned = {u: self.unpruned[u][:, examples] for u in names}
-        lesioned = {u: self.lesioned[u][:, :, at][..., examples] for u in names}
+        unpruned = {u: self.unpruned[u][:, kept[u]] for u in names}
+        lesioned = {u: self.lesioned[u][:, :, at][..., kept[u]] for u in names}
         metrics = tuple(self.metrics[i] for i in at)
         return IAP(names, metrics, self.fractions, self.heads[:, :, at], labels, unpruned, lesioned)
 

@@ -13,7 +13,7 @@ from fslib.dissociation import IAP
 from fslib.heads import random_heads, top_heads
 from fslib.intervals import Measure
 from fslib.questions import q03_pruning
-from fslib.study.evidence import SCORE_HALF, SUPPORTED, Evidence, Part, decided, mantel
+from fslib.study.evidence import SUPPORTED, Evidence, Part, decided, mantel, score_half
 
 # standard deviations of what a seed, an example and the two together add to a value
 REGIMES = {"examples": (0.02, 1.0, 0.3), "seeds": (1.0, 1.0, 1.0), "interaction": (0.05, 0.2, 1.0)}
@@ -120,7 +120,7 @@ def decide_specialization(iap: IAP, draws: int = 999) -> Decided:
     found = q03_pruning.evidence(result, q03_pruning.not_testable(iap))
     alone = result
     if chosen.tasks != iap.tasks:
-        alone = iap.part(examples=SCORE_HALF).dissociation(draws=draws)
+        alone = iap.part(examples=score_half).dissociation(draws=draws)
     return Decided(found.verdict == SUPPORTED, bool(alone.mean.p < 0.05))
 
 

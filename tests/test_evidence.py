@@ -27,19 +27,19 @@ from fslib.scoring import rank_correlation
 from fslib.study import evidence as module
 from fslib.study.evidence import (
     CONTRADICTED,
-    GATE_HALF,
     INCONCLUSIVE,
     NOT_TESTABLE,
-    SCORE_HALF,
     SUPPORTED,
     Evidence,
     Part,
     above_constant,
     changed_share,
     decided,
+    gate_half,
     holm,
     learned,
     mantel,
+    score_half,
     shown,
 )
 
@@ -193,10 +193,12 @@ def test_claims_are_corrected_together():
 
 def made(right: dict[str, int], n: int = 40, seeds: int = 2) -> IAP:
     """Models that are right about the first so many examples of either half, and pruned are right about none."""
-    labels = np.arange(n) // 2 % 2  # of either half, every second
+    place = np.empty(n, dtype=int)  # of an example within its half
+    place[gate_half(n)], place[score_half(n)] = np.arange(n // 2), np.arange(n // 2)
+    labels = place % 2
 
     def answers(count: int, shape: tuple[int, ...]) -> np.ndarray:
-        answered = np.where(np.arange(n) // 2 < count, labels, 1 - labels)
+        answered = np.where(place < count, labels, 1 - labels)
         return np.broadcast_to(answered, (*shape, n)).copy()
 
     sets = (seeds, 1, len(right), 2)
@@ -221,20 +223,19 @@ def test_a_task_is_learned_if_it_is_above_the_best_constant_answer_beyond_its_in
 
 
 def test_the_gate_sees_one_half_of_the_examples_and_the_score_the_other():
-    iap = made({"a": 20, "b": 16, "c": 4})
+    iap, scored = made({"a": 20, "b": 16, "c": 4}), score_half(40)
     gate, score = above_constant(iap), q03_pruning.scored(iap)
     other = made({"a": 20, "b": 16, "c": 4})
     for u in iap.tasks:
         for answers in (other.unpruned[u], other.lesioned[u]):
-            answers[..., SCORE_HALF] = 1 - answers[..., SCORE_HALF]
+            answers[..., scored] = 1 - answers[..., scored]
     assert above_constant(other) == gate, "scores on the other half changed"
     np.testing.assert_allclose(q03_pruning.scored(other).baseline(), 1 - score.baseline())
     for u in iap.tasks:
         for answers in (other.unpruned[u], other.lesioned[u]):
-            answers[..., SCORE_HALF] = 1 - answers[..., SCORE_HALF]
-            answers[..., GATE_HALF] = 1 - answers[..., GATE_HALF]
+            answers[...] = 1 - answers
     assert above_constant(other) != gate and learned(above_constant(other)) == ["c"]
-    kept = other.part(["a", "b"], SCORE_HALF)
+    kept = other.part(["a", "b"], score_half)
     assert np.array_equal(kept.baseline(), score.baseline()) and score.tasks == ("a", "b")
 
 
@@ -258,7 +259,7 @@ def test_a_part_of_a_pruning_by_hand():
     unpruned = {u: rng.integers(9, size=(2, len(y))) for u, y in labels.items()}
     heads = rng.random((2, 1, 3, 2, 1, 4)) < 0.5
     iap = IAP(("a", "b", "c"), ("accuracy", "f1", "matthews"), (0.1,), heads, labels, unpruned, lesioned)
-    found = iap.part(["c", "a"], slice(1, None, 2))
+    found = iap.part(["c", "a"], lambda n: np.arange(1, n, 2))
     assert (found.tasks, found.metrics, found.fractions) == (("c", "a"), ("matthews", "accuracy"), (0.1,))
     assert {u: y.tolist() for u, y in found.labels.items()} == {"c": [1, 3], "a": [1, 3, 5]}
     assert np.array_equal(found.heads, heads[:, :, [2, 0]])
@@ -266,12 +267,22 @@ def test_a_part_of_a_pruning_by_hand():
     assert np.array_equal(found.lesioned["a"], lesioned["a"][:, :, [2, 0]][..., [1, 3, 5]])
     assert all(np.array_equal(x, iap.part().arrays()[k]) for k, x in iap.arrays().items())
     for tasks, examples, said in (
-        (["a", "d"], slice(None), "'d'"),
-        (["a"], slice(None), "at least two tasks"),
-        (["a", "c"], slice(3, None), "fewer than two examples of task c"),
+        (["a", "d"], np.arange, "'d'"),
+        (["a"], np.arange, "at least two tasks"),
+        (["a", "c"], lambda n: np.arange(3, n), "fewer than two examples of task c"),
     ):
         with refused(said):
             iap.part(tasks, examples)
+
+
+@pytest.mark.parametrize("n", [2, 3, 40, 597])
+def test_the_two_halves_share_no_example_and_are_random(n):
+    gate, scored = gate_half(n), score_half(n)
+    assert sorted([*gate, *scored]) == list(range(n)) and len(gate) - len(scored) in (0, 1)
+    assert np.array_equal(gate, gate_half(n)), "the same for every model"
+    if n > 10:  # labels may stand by turns, or one class before the other
+        assert 0.3 < np.mean(gate % 2) < 0.7 and 0.3 < np.mean(gate < n / 2) < 0.7
+        assert 0.3 < np.mean(scored % 2) < 0.7 and 0.3 < np.mean(scored < n / 2) < 0.7
 
 
 def test_the_share_of_changed_predictions_by_hand():

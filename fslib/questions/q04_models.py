@@ -14,7 +14,7 @@ from fslib.intervals import Interval, pooled
 from fslib.model.encoders import ENCODERS
 from fslib.pruning import prune_important_heads
 from fslib.scoring import rank_correlation
-from fslib.study.evidence import NOT_TESTABLE, SCORE_HALF, above_constant, differences, learned, shown
+from fslib.study.evidence import NOT_TESTABLE, above_constant, differences, learned, score_half, shown
 from fslib.study.plots import GREY, forest, panels, percent, set_limits, styled
 from fslib.study.records import Record, Result, Store, Unit, distinct
 from fslib.study.study import Study, plans
@@ -126,7 +126,7 @@ def _effects(iap: IAP, study: Study) -> dict[str, float | int]:
     each: dict[str, float | int] = {f"D, {task}": np.nan for task in iap.tasks}
     if len(passed) < 2:
         return {"tasks": len(passed)} | dict.fromkeys(names, np.nan) | each
-    result = iap.part(passed, SCORE_HALF).dissociation(draws=study.profile.draws)
+    result = iap.part(passed, score_half).dissociation(draws=study.profile.draws)
     d, above = result.mean, result.measure(above_random=True).interval()
     values = (d.value, d.low, d.high, d.random, above.value, above.low, above.high, above.se, d.p)
     each |= {f"D, {task}": float(result.of(task).value) for task in passed}
@@ -153,7 +153,7 @@ def selections(study: Study) -> pd.DataFrame:
     names = [*SELECTIONS, *_unmatched(record)]
     passed = learned(above_constant(recorded_iap(record, names[0])))
     kept = passed if len(passed) > 1 else None
-    values = {n: {"mean": recorded_iap(record, n).part(kept, SCORE_HALF).dissociation().measure()} for n in names}
+    values = {n: {"mean": recorded_iap(record, n).part(kept, score_half).dissociation().measure()} for n in names}
     table = differences(values, names[0], ("selection", "task"), value="D", with_mean=False).drop(columns="task")
     ranks = pd.DataFrame([_ranking(study, record, name) for name in names])
     table = pd.concat([table, ranks], axis=1)

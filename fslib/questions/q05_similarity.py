@@ -24,7 +24,7 @@ from fslib.similarity import (
     task_similarity,
     text_embedding,
 )
-from fslib.study.evidence import GATE_HALF, LEAST_TASKS, SCORE_HALF, Evidence, Part, learned, mantel
+from fslib.study.evidence import LEAST_TASKS, Evidence, Part, gate_half, halved, learned, mantel, score_half
 from fslib.study.plots import COLOURS, MARKERS, panels, set_limits, styled
 from fslib.study.records import Result, Store, Unit
 from fslib.study.study import Study, plans
@@ -115,9 +115,9 @@ def gate(study: Study) -> dict[str, Interval]:
     above, recorded = {}, _iaps(study)
     for task in study.profile.tasks:
         iaps = [iap for pair, iap in recorded.items() if task in pair]
-        labels = iaps[0].labels[task][GATE_HALF]
+        labels = halved(iaps[0].labels[task], gate_half)
         metric = iaps[0].metrics[iaps[0].tasks.index(task)]
-        predictions = np.concatenate([iap.unpruned[task][:, GATE_HALF] for iap in iaps])
+        predictions = np.concatenate([halved(iap.unpruned[task], gate_half) for iap in iaps])
         score = score_measure(task, metric, predictions, labels)
         above[task] = (score - constant(chance_level(metric, labels), score)).interval()
     return above
@@ -131,7 +131,7 @@ def pairs(study: Study) -> pd.DataFrame:
     matrices, passed = _matrices(study), learned(gate(study))
     rows = []
     for pair, iap in _iaps(study).items():
-        d = iap.part(examples=SCORE_HALF).dissociation(draws=study.profile.draws).mean
+        d = iap.part(examples=score_half).dissociation(draws=study.profile.draws).mean
         row: dict[str, object] = {"pair": " + ".join(pair)} | {m: matrices[m].loc[pair] for m in MEASURES}
         row |= {"enters": set(pair) <= set(passed), "D": d.value, "low": d.low, "high": d.high}
         rows.append(row | {"random heads": d.random, "p": d.p})

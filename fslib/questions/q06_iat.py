@@ -19,15 +19,17 @@ from fslib.intervals import Measure, mean_of, score_measure
 from fslib.model.multitask import MultiTaskModel
 from fslib.pruning import prune_important_heads
 from fslib.study.evidence import (
-    GATE_HALF,
     LEAST_CHANGED,
-    SCORE_HALF,
     Evidence,
+    Half,
     Part,
     above_constant,
     changed_share,
     differences,
+    gate_half,
+    halved,
     learned,
+    score_half,
 )
 from fslib.study.fingerprints import cached_task
 from fslib.study.plots import forest, looks, panels, styled
@@ -189,17 +191,18 @@ def _records(study: Study) -> list[Record]:
     return [study.store.get(endings_unit(study, s)) for s in seeds(study)]
 
 
-def _predictions(study: Study, half: slice) -> dict[str, dict[str, np.ndarray]]:
+def _predictions(study: Study, half: Half) -> dict[str, dict[str, np.ndarray]]:
     """Return {ending, or "single-task": {task: (seeds, n)}} on a half of the evaluation examples."""
     records = _records(study)
 
     def single(task: str) -> list[np.ndarray]:
         return [study.store.get(single_unit(study, s, task)).arrays[f"predictions/{task}"] for s in seeds(study)]
 
-    found = {"single-task": {t: np.stack(single(t))[:, half] for t in study.profile.tasks}}
+    found = {"single-task": {t: halved(np.stack(single(t)), half) for t in study.profile.tasks}}
     for name in records[0].config["endings"]:
         found[name] = {
-            t: np.stack([r.arrays[f"predictions/{name}/{t}"] for r in records])[:, half] for t in study.profile.tasks
+            t: halved(np.stack([r.arrays[f"predictions/{name}/{t}"] for r in records]), half)
+            for t in study.profile.tasks
         }
     return found
 
@@ -207,9 +210,10 @@ def _predictions(study: Study, half: slice) -> dict[str, dict[str, np.ndarray]]:
 def score_measures(study: Study) -> dict[str, dict[str, Measure]]:
     """Return {ending, or "single-task": {task: score of every seed's model, on the half that is scored}}."""
     tasks = {t: cached_task(t).limited(eval=study.profile.ending_examples) for t in study.profile.tasks}
+    labels = {t: halved(task.eval.labels, score_half) for t, task in tasks.items()}
     return {
-        name: {t: score_measure(t, tasks[t].metric, p, tasks[t].eval.labels[SCORE_HALF]) for t, p in by_task.items()}
-        for name, by_task in _predictions(study, SCORE_HALF).items()
+        name: {t: score_measure(t, tasks[t].metric, p, labels[t]) for t, p in by_task.items()}
+        for name, by_task in _predictions(study, score_half).items()
     }
 
 
@@ -232,7 +236,7 @@ def dissociation_measures(study: Study) -> dict[str, dict[str, Measure]]:
     iaps, passed = _pruned(study)
     found = {}
     for name, iap in iaps.items():
-        result = iap.part(passed if len(passed) > 1 else None, SCORE_HALF).dissociation(draws=study.profile.draws)
+        result = iap.part(passed if len(passed) > 1 else None, score_half).dissociation(draws=study.profile.draws)
         found[name] = {task: result.measure(task) for task in result.tasks}
     return found
 
@@ -256,7 +260,7 @@ def dose(study: Study) -> str:
 
 def changed(study: Study) -> float:
     """Return the share of predictions that IAT changes against plain training, on the half that no score is from."""
-    predictions = _predictions(study, GATE_HALF)
+    predictions = _predictions(study, gate_half)
     return changed_share(predictions["IAT"], predictions["plain"])
 
 

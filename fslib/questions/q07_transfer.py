@@ -16,7 +16,7 @@ from fslib.iat import IAT
 from fslib.intervals import Measure, constant, mean_of, score_measure
 from fslib.progress import hidden
 from fslib.scoring import chance_level
-from fslib.study.evidence import GATE_HALF, NOT_TESTABLE, SCORE_HALF, Evidence, Part, differences
+from fslib.study.evidence import NOT_TESTABLE, Evidence, Half, Part, differences, gate_half, halved, score_half
 from fslib.study.fingerprints import cached_task
 from fslib.study.plots import COLOURS, GREY, MARKERS, panels, percent, styled
 from fslib.study.records import Result, Store, Unit
@@ -132,17 +132,17 @@ def target(study: Study) -> Task:
 
 def chance(study: Study) -> float:
     """Return the score of the best constant answer on the target, on the half that is scored."""
-    return chance_level(target(study).metric, target(study).eval.labels[SCORE_HALF])
+    return chance_level(target(study).metric, halved(target(study).eval.labels, score_half))
 
 
-def _measures(study: Study, half: slice) -> dict[str, dict[str, dict[str, Measure]]]:
+def _measures(study: Study, half: Half) -> dict[str, dict[str, dict[str, Measure]]]:
     """Return {part: {source: {size: score of every seed's model}}} on a half of the evaluation examples."""
     records = [study.store.get(transfer_unit(study, s)) for s in seeds(study)]
     task = target(study)
 
     def score(source: str, part: str, size: str) -> Measure:
         stacked = np.stack([r.arrays[f"predictions/{source}/{part}/{size}"] for r in records])
-        return score_measure(task.name, task.metric, stacked[:, half], task.eval.labels[half])
+        return score_measure(task.name, task.metric, halved(stacked, half), halved(task.eval.labels, half))
 
     sizes = records[0].result["steps"]
     parts = records[0].result["parts"]
@@ -158,7 +158,7 @@ def learning_curves(study: Study) -> pd.DataFrame:
         return pd.DataFrame(columns=COLUMNS)
     frames = [
         differences(measures, "multi-task", ("source", "size")).assign(part=part)
-        for part, measures in _measures(study, SCORE_HALF).items()
+        for part, measures in _measures(study, score_half).items()
     ]
     table = pd.concat(frames, ignore_index=True)
     table.insert(2, "seeds", len(seeds(study)))
@@ -169,7 +169,7 @@ def evidence(study: Study) -> Evidence:
     """Return what there is on C5: the full model from IAT minus from plain multi-task training, mean over sizes."""
     if reason := not_testable(study):
         return Evidence("C5", (), reason)
-    curves = _measures(study, SCORE_HALF)["full"]
+    curves = _measures(study, score_half)["full"]
     means = {source: mean_of(list(by_size.values())).scaled(100.0) for source, by_size in curves.items()}
     part = Part.of("IAT minus plain multi-task training", means["IAT"] - means["multi-task"])
     return Evidence("C5", (part,), _floor(study) or "no source with random heads stands beside IAT's")
@@ -178,8 +178,8 @@ def evidence(study: Study) -> Evidence:
 def _floor(study: Study) -> str:
     """Say at which sizes a source is not above the best constant answer, on the half that no score is computed on."""
     task = target(study)
-    level, low = chance_level(task.metric, task.eval.labels[GATE_HALF]), []
-    for source, by_size in _measures(study, GATE_HALF)["full"].items():
+    level, low = chance_level(task.metric, halved(task.eval.labels, gate_half)), []
+    for source, by_size in _measures(study, gate_half)["full"].items():
         if source != "pre-trained":
             low += [size for size, score in by_size.items() if (score - constant(level, score)).interval().low <= 0]
     sizes = ", ".join(dict.fromkeys(low))

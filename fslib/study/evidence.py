@@ -7,21 +7,22 @@ its score is not scored on it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from scipy import stats
 
 from fslib.dissociation import DRAWS, IAP
 from fslib.intervals import Interval, Measure, constant, mean_of, multi_bootstrap, score_measure
 from fslib.scoring import rank_correlation
 
+Half = Callable[[int], np.ndarray]
+
 SIGNIFICANCE = 0.05
-GATE_HALF, SCORE_HALF = slice(0, None, 2), slice(1, None, 2)  # of every task's evaluation examples
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE = "supported", "contradicted", "inconclusive", "not testable"
 NO_EFFECT = "no effect of"  # followed by the smallest effect of interest
 LEAST_SEEDS = 2  # one model says nothing of others
@@ -144,9 +145,27 @@ def holm(p: Sequence[float]) -> Float[np.ndarray, " claims"]:
     return np.where(np.isnan(p), np.nan, corrected)
 
 
+def gate_half(n: int) -> Int[np.ndarray, " half"]:
+    """Return which of a task's n evaluation examples decide on gates: a random half, the same for every model.
+
+    Random, not every second one: some tasks have their labels by turns.
+    """
+    return np.sort(np.random.default_rng(n).permutation(n)[: (n + 1) // 2])
+
+
+def score_half(n: int) -> Int[np.ndarray, " half"]:
+    """Return which of a task's n evaluation examples are scored: those that decide on no gate."""
+    return np.setdiff1d(np.arange(n), gate_half(n))
+
+
+def halved(values: Shaped[np.ndarray, "*axes n"], half: Half) -> Shaped[np.ndarray, "*axes half"]:
+    """Return a half of the examples, which lie on the last axis."""
+    return values[..., half(values.shape[-1])]
+
+
 def above_constant(iap: IAP) -> dict[str, Interval]:
     """Return, per task, how far the unpruned score lies above the best constant answer, on the gate's half."""
-    half = iap.part(examples=GATE_HALF)
+    half = iap.part(examples=gate_half)
     found = {}
     for task, metric, chance in zip(half.tasks, half.metrics, half.chance(), strict=True):
         score = score_measure(task, metric, half.unpruned[task], half.labels[task])
