@@ -118,7 +118,7 @@ def outputs(path: Path) -> str:
         (["--set", "steps=true"], ["steps=True", "true and false"]),
         (["--set", "fractions=[true]"], ["fractions", "true and false"]),
         (["--set", "lr=.inf"], ["lr=inf", "finite"]),
-        (["--set", "lr=1e300"], ["lr=1e+300", "less than or equal to 1"]),
+        (["--set", "lr=2.5"], ["lr=2.5", "less than or equal to 1"]),
         (["--set", "fractions=[]"], ["fractions=[]"]),
         (["--set", "small_fractions=[]"], ["small_fractions=[]"]),
         (["--set", "transfer_sizes=[]"], ["transfer_sizes=[]"]),

@@ -143,6 +143,7 @@ def test_glue_mini_has_the_notebooks_it_is_for():
 def test_the_figures_of_the_readme_are_those_of_notebook_08():
     kept = {
         "teaser",
+        "claims",
         "importance_maps",
         "pruning_curves",
         "dissociation",
