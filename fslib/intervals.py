@@ -10,8 +10,6 @@ For a score that is no mean over examples (F1, a dissociation), an example's val
 by leaving the example out (jackknife; Efron and Stein, 1981).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -62,7 +60,7 @@ class Interval(NamedTuple):
         """The minimum detectable effect: found with 80 % power in a two-sided test at 5 % (Card et al., 2020)."""
         return self.se * float(stats.t.ppf((1 + LEVEL) / 2, self.df) + stats.t.ppf(POWER, self.df))
 
-    def scaled(self, factor: float) -> Interval:
+    def scaled(self, factor: float) -> "Interval":
         """Return the same in another unit."""
         return Interval(factor * self.value, abs(factor) * self.se, self.df)
 
@@ -79,11 +77,11 @@ class Measure:
     values: Float[np.ndarray, " seeds"]
     influence: Mapping[str, Float[np.ndarray, "seeds n"]]
 
-    def __sub__(self, other: Measure) -> Measure:
+    def __sub__(self, other: "Measure") -> "Measure":
         """Return the paired difference: same models, same examples."""
         return weighted([self, other], [1.0, -1.0])
 
-    def scaled(self, factor: float) -> Measure:
+    def scaled(self, factor: float) -> "Measure":
         """Return the same number in another unit."""
         return weighted([self], [factor])
 
@@ -136,7 +134,7 @@ class Cells:
             ends[:, row, column] = self.measure(row, column).interval().at(LEVEL)
         return ends[0], ends[1]
 
-    def __sub__(self, other: Cells) -> Cells:
+    def __sub__(self, other: "Cells") -> "Cells":
         """Return the paired difference, cell by cell."""
         return Cells(self.values - other.values, {u: x - other.influence[u] for u, x in self.influence.items()})
 
@@ -231,7 +229,7 @@ def pooled(intervals: Sequence[Interval]) -> Interval:
 
 def relabelling_p(
     values: Float[np.ndarray, "labellings models *cells"], draws: int, rng: np.random.Generator
-) -> tuple[Float[np.ndarray, "*cells"], Float[np.ndarray, "*cells"], Float[np.ndarray, draws * cells]]:
+) -> tuple[Float[np.ndarray, "*cells"], Float[np.ndarray, "*cells"], Float[np.ndarray, "draws *cells"]]:
     """Return one-sided p of the first labelling: models relabelled one by one; all alike; and the first one's draws.
 
     values: a number of every model under each labelling, the true one first. Where the combinations of labellings are

@@ -48,6 +48,25 @@ def tiny(tasks):
 
 
 @pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder of small tasks in GLUE's layout."""
+    from small_units import write_tasks
+
+    return write_tasks(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def small_tasks(data, monkeypatch):
+    """Tasks are those of the folder `data`, as long as a test runs."""
+    from fslib.study.fingerprints import cached_task
+
+    monkeypatch.setenv("FSLIB_DATA", str(data))
+    cached_task.cache_clear()
+    yield
+    cached_task.cache_clear()
+
+
+@pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     """Tiny random models of every architecture, made once a module, run on one thread."""
     from tinymodels import Zoo, one_thread

@@ -13,7 +13,7 @@ from fslib.dissociation import IAP
 from fslib.heads import random_heads, top_heads
 from fslib.intervals import Measure
 from fslib.questions import q03_pruning
-from fslib.study.evidence import SUPPORTED, Evidence, Part, decided, mantel, score_half
+from fslib.study.evidence import SUPPORTED, Evidence, Part, decided, entering, mantel, score_half
 
 # standard deviations of what a seed, an example and the two together add to a value
 REGIMES = {"examples": (0.02, 1.0, 0.3), "seeds": (1.0, 1.0, 1.0), "interaction": (0.05, 0.2, 1.0)}
@@ -115,7 +115,7 @@ class Decided(NamedTuple):
 
 def decide_specialization(iap: IAP, draws: int = 999) -> Decided:
     """Decide C1 by itself, as notebook 03 does."""
-    chosen = q03_pruning.scored(iap)
+    chosen = entering(iap)
     result = chosen.dissociation(draws=draws)
     found = q03_pruning.evidence(result, q03_pruning.not_testable(iap))
     alone = result

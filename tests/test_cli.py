@@ -19,12 +19,12 @@ import nbformat
 import papermill
 import pytest
 import torch
-from small_units import SMALL, write_tasks
+from small_units import SMALL
 
 from fslib import Study
 from fslib.questions import main
 from fslib.study import runner
-from fslib.study.records import Store, cached_task, content_checksum
+from fslib.study.records import Store, content_checksum
 from fslib.study.units import ImportanceUnit, TrainUnit
 
 SETTINGS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={json.dumps(value)}")]
@@ -46,27 +46,19 @@ def write_notebook(path: Path, *cells: str) -> None:
     nbformat.write(made, path)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_tasks(tmp_path_factory.mktemp("data"))
-
-
 @pytest.fixture(autouse=True)
-def clone(data, tmp_path, monkeypatch) -> Path:
+def clone(small_tasks, tmp_path, monkeypatch) -> Path:
     """A clone with small notebooks of its own: 00 says hello, 02 reads a record."""
     (tmp_path / "notebooks").mkdir()
     write_notebook(tmp_path / "notebooks" / "00_hello.ipynb", 'print("hello from", profile, seed)')
     write_notebook(tmp_path / "notebooks" / "02_heads.ipynb", READS_RECORD)
     monkeypatch.setattr(runner, "ROOT", tmp_path)
-    monkeypatch.setenv("FSLIB_DATA", str(data))
     monkeypatch.delenv("FSLIB_RESULTS", raising=False)
     monkeypatch.setattr("fslib.study.records.git_commit", lambda: "unknown")
-    cached_task.cache_clear()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path
     torch.set_num_threads(threads)
-    cached_task.cache_clear()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 from refusal import refused
-from small_units import write_tasks
 
 import fslib
 from fslib import Study
@@ -13,8 +12,10 @@ from fslib.questions.q04_models import SelectionUnit
 from fslib.questions.q05_similarity import MEASURES, SimilarityUnit
 from fslib.questions.q06_iat import EndingsUnit, make_ending
 from fslib.questions.q07_transfer import TransferUnit
-from fslib.study.records import Store, Unit, cached_task
+from fslib.study.records import Store, Unit
 from fslib.study.units import TrainUnit, recorded_iap
+
+pytestmark = pytest.mark.usefixtures("small_tasks")
 
 SETTINGS = {"encoder": "tiny-random", "max_length": 16, "steps": 10, "batch_size": 3, "lr": 1e-3, "curve_points": 1}
 IAT = {"kind": "IAT", "delta": 0.3}
@@ -28,18 +29,9 @@ ENDINGS = {
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    place = write_tasks(tmp_path_factory.mktemp("data"))
-    shutil.copytree(place / "right", place / "new")
-    return place
-
-
-@pytest.fixture(autouse=True)
-def small(data, monkeypatch):
-    monkeypatch.setenv("FSLIB_DATA", str(data))
-    cached_task.cache_clear()
-    yield
-    cached_task.cache_clear()
+def data(data):
+    shutil.copytree(data / "right", data / "new")
+    return data
 
 
 @pytest.fixture

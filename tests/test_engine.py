@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from small_units import SMALL, TASKS, FailingUnit, KilledUnit, NumbersUnit, training, write_tasks
+from small_units import SMALL, TASKS, FailingUnit, KilledUnit, NumbersUnit, training
 
 import fslib
 from fslib import FslibError, Study
@@ -19,26 +19,15 @@ from fslib.progress import Board, span
 from fslib.study import engine as engines
 from fslib.study.engine import Backlog, Done, Engine, Here, Processes, built_on, compute, missing, open_engine
 from fslib.study.files import CannotWriteError
-from fslib.study.records import Result, Store, Unit, cached_task
+from fslib.study.records import Result, Store, Unit
 from fslib.study.units import ImportanceUnit, PruneUnit
+
+pytestmark = pytest.mark.usefixtures("small_tasks")
 
 SCORED = [ImportanceUnit(model=training(seed), examples=4) for seed in (0, 1)]
 PRUNED = [PruneUnit(importance=scored, fractions=(0.25,), controls=1) for scored in SCORED]
 UNITS = [*(training(seed) for seed in (0, 1)), *SCORED, *PRUNED]
 NUMBERS = [NumbersUnit(tasks=TASKS, n=n) for n in range(6)]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_tasks(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def small(data, monkeypatch):
-    monkeypatch.setenv("FSLIB_DATA", str(data))
-    cached_task.cache_clear()
-    yield
-    cached_task.cache_clear()
 
 
 class Collection(NumbersUnit):

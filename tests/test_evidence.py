@@ -35,6 +35,7 @@ from fslib.study.evidence import (
     above_constant,
     changed_share,
     decided,
+    entering,
     gate_half,
     holm,
     learned,
@@ -224,13 +225,13 @@ def test_a_task_is_learned_if_it_is_above_the_best_constant_answer_beyond_its_in
 
 def test_the_gate_sees_one_half_of_the_examples_and_the_score_the_other():
     iap, scored = made({"a": 20, "b": 16, "c": 4}), score_half(40)
-    gate, score = above_constant(iap), q03_pruning.scored(iap)
+    gate, score = above_constant(iap), entering(iap)
     other = made({"a": 20, "b": 16, "c": 4})
     for u in iap.tasks:
         for answers in (other.unpruned[u], other.lesioned[u]):
             answers[..., scored] = 1 - answers[..., scored]
     assert above_constant(other) == gate, "scores on the other half changed"
-    np.testing.assert_allclose(q03_pruning.scored(other).baseline(), 1 - score.baseline())
+    np.testing.assert_allclose(entering(other).baseline(), 1 - score.baseline())
     for u in iap.tasks:
         for answers in (other.unpruned[u], other.lesioned[u]):
             answers[...] = 1 - answers
@@ -243,7 +244,7 @@ def test_c1_needs_two_learned_tasks_two_seeds_and_random_heads():
     assert q03_pruning.not_testable(made({"a": 20, "b": 16, "c": 4})) == ""
     said = q03_pruning.not_testable(made({"a": 20, "b": 10, "c": 4}))
     assert said == "1 of 3 tasks are learned (above the best constant answer)"
-    assert q03_pruning.scored(made({"a": 20, "b": 10})).tasks == ("a", "b"), "shown all the same"
+    assert entering(made({"a": 20, "b": 10})).tasks == ("a", "b"), "shown all the same"
     assert q03_pruning.not_testable(made({"a": 20, "b": 20}, seeds=1)) == "one seed says nothing of other trainings"
     iap = made({"a": 20, "b": 20})
     alone = IAP(*(getattr(iap, k) for k in ("tasks", "metrics", "fractions")), iap.heads[:, :, :, :1], iap.labels,

@@ -13,7 +13,7 @@ from fslib.intervals import Interval, Measure, pooled
 from fslib.questions import q03_pruning, q04_models, q05_similarity, q06_iat, q07_transfer, q08_claims
 from fslib.scoring import rank_correlation
 from fslib.study import plots
-from fslib.study.evidence import NOT_TESTABLE, SESOI, differences, gate_half, halved, score_half
+from fslib.study.evidence import NOT_TESTABLE, SESOI, differences, entering, gate_half, halved, score_half
 from fslib.study.units import recorded_iap
 
 
@@ -263,7 +263,7 @@ def test_a_task_enters_if_it_is_above_the_best_constant_answer_on_the_other_half
 
 
 def test_c1_says_its_evidence_its_tasks_and_the_stricter_test(study):
-    result = q03_pruning.scored(study.iap()).dissociation(draws=study.profile.draws)
+    result = entering(study.iap()).dissociation(draws=study.profile.draws)
     said = q03_pruning.sentence(result, q03_pruning.not_testable(study.iap()))
     first, carried, shared = said.splitlines()
     assert first == f"C1 {q03_pruning.evidence(result, '')}"

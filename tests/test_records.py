@@ -49,22 +49,14 @@ UNIT = NUMBERS[0]
 MODEL = training()
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_tasks(tmp_path_factory.mktemp("data"))
-
-
 @pytest.fixture(autouse=True)
-def small(data, monkeypatch):
+def small(small_tasks, monkeypatch):
     """Small tasks, on one thread, by code of no known commit."""
-    monkeypatch.setenv("FSLIB_DATA", str(data))
     monkeypatch.setattr(records, "git_commit", lambda: "unknown")
-    records.cached_task.cache_clear()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    records.cached_task.cache_clear()
 
 
 @pytest.fixture

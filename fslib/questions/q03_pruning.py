@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from fslib.dissociation import IAP, Dissociation, double_dissociations, score_left
 from fslib.intervals import mean_of, score_measure
-from fslib.study.evidence import LEAST_SEEDS, Evidence, Part, above_constant, learned, score_half
+from fslib.study.evidence import LEAST_SEEDS, Evidence, Part, above_constant, learned
 from fslib.study.plots import GREY, looks, panels, percent, set_limits, styled
 from fslib.study.records import Unit
 from fslib.study.study import Study, plans
@@ -39,12 +39,6 @@ def gate(study: Study) -> pd.DataFrame:
         for task, i in above.items()
     ]
     return pd.DataFrame(rows)
-
-
-def scored(iap: IAP) -> IAP:
-    """Return the tasks that enter D, on the half of the examples that is scored; all tasks if fewer than two enter."""
-    passed = learned(above_constant(iap))
-    return iap.part(passed if len(passed) > 1 else None, score_half)
 
 
 def not_testable(iap: IAP) -> str:

@@ -14,7 +14,7 @@ from fslib.intervals import Interval, pooled
 from fslib.model.encoders import ENCODERS
 from fslib.pruning import prune_important_heads
 from fslib.scoring import rank_correlation
-from fslib.study.evidence import NOT_TESTABLE, above_constant, differences, learned, score_half, shown
+from fslib.study.evidence import NOT_TESTABLE, above_constant, differences, entering, learned, score_half, shown
 from fslib.study.plots import GREY, forest, panels, percent, set_limits, styled
 from fslib.study.records import Record, Result, Store, Unit, distinct
 from fslib.study.study import Study, plans
@@ -151,9 +151,8 @@ def selections(study: Study) -> pd.DataFrame:
     """
     record = study.store.get(selection_unit(study))
     names = [*SELECTIONS, *_unmatched(record)]
-    passed = learned(above_constant(recorded_iap(record, names[0])))
-    kept = passed if len(passed) > 1 else None
-    values = {n: {"mean": recorded_iap(record, n).part(kept, score_half).dissociation().measure()} for n in names}
+    first = recorded_iap(record, names[0])
+    values = {n: {"mean": entering(recorded_iap(record, n), first).dissociation().measure()} for n in names}
     table = differences(values, names[0], ("selection", "task"), value="D", with_mean=False).drop(columns="task")
     ranks = pd.DataFrame([_ranking(study, record, name) for name in names])
     table = pd.concat([table, ranks], axis=1)

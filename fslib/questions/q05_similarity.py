@@ -11,9 +11,8 @@ from pydantic import Field
 from fslib.dissociation import IAP
 from fslib.heads import checked_fractions
 from fslib.importance import head_importance
-from fslib.intervals import Interval, constant, score_measure
+from fslib.intervals import Interval
 from fslib.model.multitask import MultiTaskModel
-from fslib.scoring import chance_level
 from fslib.similarity import (
     cosine,
     head_overlap,
@@ -24,7 +23,7 @@ from fslib.similarity import (
     task_similarity,
     text_embedding,
 )
-from fslib.study.evidence import LEAST_TASKS, Evidence, Part, gate_half, halved, learned, mantel, score_half
+from fslib.study.evidence import LEAST_TASKS, Evidence, Part, above_best_constant, learned, mantel, score_half
 from fslib.study.plots import COLOURS, MARKERS, panels, set_limits, styled
 from fslib.study.records import Result, Store, Unit
 from fslib.study.study import Study, plans
@@ -115,11 +114,9 @@ def gate(study: Study) -> dict[str, Interval]:
     above, recorded = {}, _iaps(study)
     for task in study.profile.tasks:
         iaps = [iap for pair, iap in recorded.items() if task in pair]
-        labels = halved(iaps[0].labels[task], gate_half)
         metric = iaps[0].metrics[iaps[0].tasks.index(task)]
-        predictions = np.concatenate([halved(iap.unpruned[task], gate_half) for iap in iaps])
-        score = score_measure(task, metric, predictions, labels)
-        above[task] = (score - constant(chance_level(metric, labels), score)).interval()
+        predictions = np.concatenate([iap.unpruned[task] for iap in iaps])
+        above[task] = above_best_constant(task, metric, predictions, iaps[0].labels[task])
     return above
 
 
@@ -159,7 +156,7 @@ def correlations(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for measure, frame in _matrices(study).items():
         found = mantel(frame.loc[tasks, tasks].to_numpy(dtype=float), d.to_numpy(), np.random.default_rng(0))
-        low, high = found.interval.at(0.95)
+        low, high = found.interval.low, found.interval.high
         row: dict[str, object] = {"similarity": measure, "rank correlation with D": found.interval.value}
         # a correlation lies in [-1, 1], and so does what is known of it
         row |= {"low": max(low, -1.0), "high": min(high, 1.0), "se": found.interval.se, "p": found.p}
@@ -176,7 +173,7 @@ def evidence(table: pd.DataFrame) -> Evidence:
     """Return what there is on C2, from `correlations`: the claim is that the correlation is below 0."""
     row = primary(table)
     tasks = int(row["tasks"])
-    interval = Interval(-float(row["rank correlation with D"]), float(row["se"]), tasks - 1)
+    interval = Interval(float(row["rank correlation with D"]), float(row["se"]), tasks - 1).scaled(-1.0)
     failed = (
         f"{tasks} tasks are learned, and a correlation over pairs needs {LEAST_TASKS}" if tasks < LEAST_TASKS else ""
     )

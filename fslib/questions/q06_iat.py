@@ -26,6 +26,7 @@ from fslib.study.evidence import (
     above_constant,
     changed_share,
     differences,
+    entering,
     gate_half,
     halved,
     learned,
@@ -224,19 +225,16 @@ def scores(study: Study, reference: str = "plain") -> pd.DataFrame:
     return table
 
 
-def _pruned(study: Study) -> tuple[dict[str, IAP], list[str]]:
-    """Return what pruning did after each ending, and the tasks that plain training has learned."""
-    records = _records(study)
-    iaps = {name: IAP.over_seeds([recorded_iap(r, name) for r in records]) for name in PRUNED}
-    return iaps, learned(above_constant(iaps["plain"]))
+def _pruned(study: Study, ending: str) -> IAP:
+    """Return what pruning did after an ending, over seeds."""
+    return IAP.over_seeds([recorded_iap(record, ending) for record in _records(study)])
 
 
 def dissociation_measures(study: Study) -> dict[str, dict[str, Measure]]:
     """Return {ending: {task: D of every seed's model}}, of the tasks that plain training has learned, or all."""
-    iaps, passed = _pruned(study)
-    found = {}
-    for name, iap in iaps.items():
-        result = iap.part(passed if len(passed) > 1 else None, score_half).dissociation(draws=study.profile.draws)
+    plain, found = _pruned(study, "plain"), {}
+    for name in PRUNED:
+        result = entering(_pruned(study, name), plain).dissociation(draws=study.profile.draws)
         found[name] = {task: result.measure(task) for task in result.tasks}
     return found
 
@@ -269,7 +267,8 @@ def evidence(study: Study) -> dict[str, Evidence]:
     share, failed = changed(study), ""
     if share < LEAST_CHANGED:
         failed = f"{100 * share:.1f} % of predictions changed, and a treatment is {100 * LEAST_CHANGED:g} % or more"
-    few = "" if len(_pruned(study)[1]) > 1 else "fewer than two tasks are learned"
+    passed = learned(above_constant(_pruned(study, "plain")))
+    few = "" if len(passed) > 1 else "fewer than two tasks are learned"
     by_claim = {"C3": (dissociation_measures(study), 1.0), "C4": (score_measures(study), 100.0)}
     found = {}
     for claim, (measures, scale) in by_claim.items():

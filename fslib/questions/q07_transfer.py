@@ -13,10 +13,10 @@ from fslib.errors import FslibError
 from fslib.evaluation import evaluate
 from fslib.heads import checked_fractions
 from fslib.iat import IAT
-from fslib.intervals import Measure, constant, mean_of, score_measure
+from fslib.intervals import Measure, mean_of, score_measure
 from fslib.progress import hidden
 from fslib.scoring import chance_level
-from fslib.study.evidence import NOT_TESTABLE, Evidence, Half, Part, differences, gate_half, halved, score_half
+from fslib.study.evidence import NOT_TESTABLE, Evidence, Part, above_best_constant, differences, halved, score_half
 from fslib.study.fingerprints import cached_task
 from fslib.study.plots import COLOURS, GREY, MARKERS, panels, percent, styled
 from fslib.study.records import Result, Store, Unit
@@ -135,18 +135,30 @@ def chance(study: Study) -> float:
     return chance_level(target(study).metric, halved(target(study).eval.labels, score_half))
 
 
-def _measures(study: Study, half: Half) -> dict[str, dict[str, dict[str, Measure]]]:
-    """Return {part: {source: {size: score of every seed's model}}} on a half of the evaluation examples."""
+def _predictions(study: Study) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Return {part: {source: {size: (seeds, n)}}} of the target's evaluation examples."""
     records = [study.store.get(transfer_unit(study, s)) for s in seeds(study)]
+    sizes, parts = records[0].result["steps"], records[0].result["parts"]
+
+    def stacked(part: str, source: str) -> dict[str, np.ndarray]:
+        return {n: np.stack([r.arrays[f"predictions/{source}/{part}/{n}"] for r in records]) for n in sizes}
+
+    return {part: {source: stacked(part, source) for source in SOURCES} for part in parts}
+
+
+def _measures(study: Study) -> dict[str, dict[str, dict[str, Measure]]]:
+    """Return {part: {source: {size: score of every seed's model}}} on the half that is scored."""
     task = target(study)
-
-    def score(source: str, part: str, size: str) -> Measure:
-        stacked = np.stack([r.arrays[f"predictions/{source}/{part}/{size}"] for r in records])
-        return score_measure(task.name, task.metric, halved(stacked, half), halved(task.eval.labels, half))
-
-    sizes = records[0].result["steps"]
-    parts = records[0].result["parts"]
-    return {part: {s: {size: score(s, part, size) for size in sizes} for s in SOURCES} for part in parts}
+    labels = halved(task.eval.labels, score_half)
+    return {
+        part: {
+            source: {
+                n: score_measure(task.name, task.metric, halved(p, score_half), labels) for n, p in by_size.items()
+            }
+            for source, by_size in by_source.items()
+        }
+        for part, by_source in _predictions(study).items()
+    }
 
 
 def learning_curves(study: Study) -> pd.DataFrame:
@@ -158,7 +170,7 @@ def learning_curves(study: Study) -> pd.DataFrame:
         return pd.DataFrame(columns=COLUMNS)
     frames = [
         differences(measures, "multi-task", ("source", "size")).assign(part=part)
-        for part, measures in _measures(study, score_half).items()
+        for part, measures in _measures(study).items()
     ]
     table = pd.concat(frames, ignore_index=True)
     table.insert(2, "seeds", len(seeds(study)))
@@ -169,7 +181,7 @@ def evidence(study: Study) -> Evidence:
     """Return what there is on C5: the full model from IAT minus from plain multi-task training, mean over sizes."""
     if reason := not_testable(study):
         return Evidence("C5", (), reason)
-    curves = _measures(study, score_half)["full"]
+    curves = _measures(study)["full"]
     means = {source: mean_of(list(by_size.values())).scaled(100.0) for source, by_size in curves.items()}
     part = Part.of("IAT minus plain multi-task training", means["IAT"] - means["multi-task"])
     return Evidence("C5", (part,), _floor(study) or "no source with random heads stands beside IAT's")
@@ -177,11 +189,11 @@ def evidence(study: Study) -> Evidence:
 
 def _floor(study: Study) -> str:
     """Say at which sizes a source is not above the best constant answer, on the half that no score is computed on."""
-    task = target(study)
-    level, low = chance_level(task.metric, halved(task.eval.labels, gate_half)), []
-    for source, by_size in _measures(study, gate_half)["full"].items():
+    task, low = target(study), []
+    for source, by_size in _predictions(study)["full"].items():
         if source != "pre-trained":
-            low += [size for size, score in by_size.items() if (score - constant(level, score)).interval().low <= 0]
+            above = {n: above_best_constant(task.name, task.metric, p, task.eval.labels) for n, p in by_size.items()}
+            low += [n for n, interval in above.items() if interval.low <= 0]
     sizes = ", ".join(dict.fromkeys(low))
     return f"with {sizes} examples a source is not above the best constant answer" if low else ""
 

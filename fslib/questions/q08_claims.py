@@ -1,7 +1,6 @@
 """Notebook 08: the claims one by one, how the released code differs from this package, and the teaser."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from fslib.dissociation import CONVENTIONS, Dissociation, score_left
 from fslib.intervals import Interval
 from fslib.questions import q02_importance, q03_pruning, q04_models, q05_similarity, q06_iat, q07_transfer
 from fslib.scoring import rank_correlation
-from fslib.study.evidence import CONTRADICTED, NOT_TESTABLE, SESOI, SUPPORTED, Evidence, Part, decided
+from fslib.study.evidence import CONTRADICTED, NOT_TESTABLE, SESOI, SUPPORTED, Evidence, Part, decided, entering
 from fslib.study.plots import COLOURS, GREY, looks, panels, set_limits, short, styled
 from fslib.study.records import Unit, distinct
 from fslib.study.study import Study, decides, plans
@@ -42,8 +41,8 @@ NOTEBOOK = {"C1": "03, 04", "C2": "05", "C3": "06", "C4": "06", "C5": "07", "C6"
 @decides
 def evidence(study: Study) -> dict[str, Evidence]:
     """Return what there is on claims C1 to C5, with p corrected for their number."""
-    c1 = q03_pruning.evidence(q03_pruning.scored(study.iap()).dissociation(draws=study.profile.draws), "")
-    c1 = replace(c1, failed=q03_pruning.not_testable(study.iap()))
+    iap = study.iap()
+    c1 = q03_pruning.evidence(entering(iap).dissociation(draws=study.profile.draws), q03_pruning.not_testable(iap))
     c2 = q05_similarity.evidence(q05_similarity.correlations(study, q05_similarity.pairs(study)))
     return decided({"C1": c1, "C2": c2, **q06_iat.evidence(study), "C5": q07_transfer.evidence(study)})
 
@@ -149,7 +148,7 @@ def _effect_of_selection(table: pd.DataFrame, name: str) -> str:
 
 
 def _effect_of_convention(study: Study) -> str:
-    iap, parts = q03_pruning.scored(study.iap()), []
+    iap, parts = entering(study.iap()), []
     for convention in CONVENTIONS:
         result = iap.dissociation(convention, draws=study.profile.draws)
         known = [task for task in iap.tasks if np.isfinite(result.of(task).value)]  # retention: none at chance

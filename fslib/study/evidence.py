@@ -13,12 +13,12 @@ from itertools import permutations
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Num, Shaped
 from scipy import stats
 
 from fslib.dissociation import DRAWS, IAP
 from fslib.intervals import Interval, Measure, constant, mean_of, multi_bootstrap, score_measure
-from fslib.scoring import rank_correlation
+from fslib.scoring import chance_level, rank_correlation
 
 Half = Callable[[int], np.ndarray]
 
@@ -163,19 +163,33 @@ def halved(values: Shaped[np.ndarray, "*axes n"], half: Half) -> Shaped[np.ndarr
     return values[..., half(values.shape[-1])]
 
 
+def above_best_constant(
+    task: str, metric: str, predictions: Num[np.ndarray, "seeds n"], labels: Num[np.ndarray, " n"]
+) -> Interval:
+    """Return how far a score lies above the best constant answer, on the half of the examples that decides on gates."""
+    predictions, labels = halved(predictions, gate_half), halved(labels, gate_half)
+    score = score_measure(task, metric, predictions, labels)
+    return (score - constant(chance_level(metric, labels), score)).interval()
+
+
 def above_constant(iap: IAP) -> dict[str, Interval]:
     """Return, per task, how far the unpruned score lies above the best constant answer, on the gate's half."""
-    half = iap.part(examples=gate_half)
-    found = {}
-    for task, metric, chance in zip(half.tasks, half.metrics, half.chance(), strict=True):
-        score = score_measure(task, metric, half.unpruned[task], half.labels[task])
-        found[task] = (score - constant(chance, score)).interval()
-    return found
+    metrics = zip(iap.tasks, iap.metrics, strict=True)
+    return {task: above_best_constant(task, metric, iap.unpruned[task], iap.labels[task]) for task, metric in metrics}
 
 
 def learned(above: Mapping[str, Interval]) -> list[str]:
     """Name the tasks that pass the gate: those above the best constant answer beyond their interval."""
     return [task for task, interval in above.items() if interval.low > 0]
+
+
+def entering(iap: IAP, gated: IAP | None = None) -> IAP:
+    """Return the tasks that enter D, on the half of the examples that is scored; all tasks if fewer than two enter.
+
+    gated: the models whose unpruned scores decide which enter, where they are others.
+    """
+    passed = learned(above_constant(gated or iap))
+    return iap.part(passed if len(passed) > 1 else None, score_half)
 
 
 def differences(

@@ -37,13 +37,13 @@ from fslib.study.units import Chain, Data, FineTuning, TrainUnit, chain
 
 Plan = Callable[["Study"], list[Unit]]
 PLANS: dict[str, Plan] = {}
-Claims = Callable[["Study"], dict[str, Evidence]]
-CLAIMS: list[Claims] = []
+Decider = Callable[["Study"], dict[str, Evidence]]
+CLAIMS: list[Decider] = []
 DECIDING = "08"  # the notebook that decides, on the records of all others
 PARAMETERS = ("profile", "seed", "overrides")  # of every notebook
 
 
-def decides(claims: Claims) -> Claims:
+def decides(claims: Decider) -> Decider:
     """Register the function that returns what there is on every claim, from a study's records."""
     CLAIMS.append(claims)
     return claims
