@@ -12,6 +12,7 @@ import fslib
 from fslib.intervals import Interval, Measure, pooled
 from fslib.questions import q03_pruning, q04_models, q05_similarity, q06_iat, q07_transfer, q08_claims
 from fslib.scoring import rank_correlation
+from fslib.study import evidence as rules
 from fslib.study import plots
 from fslib.study.evidence import NOT_TESTABLE, SESOI, differences, entering, gate_half, halved, score_half
 from fslib.study.units import recorded_iap
@@ -224,7 +225,8 @@ def test_a_treatment_of_any_dose_is_tested_on_both_parts(study, monkeypatch):
 
 def test_c3_needs_two_tasks_that_are_learned_and_c4_none(study, monkeypatch):
     monkeypatch.setattr(q06_iat, "LEAST_CHANGED", 0.0)
-    monkeypatch.setattr(q06_iat, "learned", lambda above: list(above)[:1])
+    for module in (q06_iat, rules):
+        monkeypatch.setattr(module, "learned", lambda above: list(above)[:1])
     found = q06_iat.evidence(study)
     assert (found["C3"].failed, found["C4"].failed) == ("fewer than two tasks are learned", "")
     assert found["C3"].verdict == NOT_TESTABLE
