@@ -320,4 +320,4 @@ def _draw_result(ax: Axes, result: Dissociation) -> None:
     ax.axhline(0, color="black", linewidth=0.6)
     set_limits(ax, np.append(mean.value, mean.random), mean.low, mean.high)
     ax.set(xlabel="heads pruned (%)", ylabel="dissociation $D$ (points)", xticks=x)
-    ax.legend(loc="upper right", bbox_to_anchor=(1.02, 1.02))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2))
