@@ -7,7 +7,7 @@ Scores S and S0 are in [-1, 1] (metrics as fractions), dissociation scores D in 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import permutations
 from typing import NamedTuple
@@ -92,6 +92,16 @@ class Lesions:
     scores: Float[np.ndarray, "seeds fractions tasks *controls scored"]
 
 
+class Unlesioned(NamedTuple):
+    """Evaluation examples of a task that no lesion was evaluated on: they may decide what is scored on the others.
+
+    labels: (n,). predictions: (seeds, n), of the unpruned models.
+    """
+
+    labels: Num[np.ndarray, " n"]
+    predictions: Num[np.ndarray, "seeds n"]
+
+
 @dataclass(frozen=True, eq=False)
 class IAP:
     """Predictions of every task under every lesion.
@@ -101,6 +111,7 @@ class IAP:
         heads, the others are its layer-matched random controls.
     labels[u]: (n,). unpruned[u]: (seeds, n). lesioned[u]: (seeds, fractions, tasks, 1 + controls, n),
         predictions of task u with that head set pruned.
+    apart[u]: more examples, which were not evaluated under lesions; of every task, or of none.
     """
 
     tasks: tuple[str, ...]
@@ -110,6 +121,7 @@ class IAP:
     labels: dict[str, Num[np.ndarray, " n"]]
     unpruned: dict[str, Num[np.ndarray, "seeds n"]]
     lesioned: dict[str, Num[np.ndarray, "seeds fractions tasks sets n"]]
+    apart: dict[str, Unlesioned] = field(default_factory=dict)
 
     @property
     def controls(self) -> int:
@@ -166,7 +178,8 @@ class IAP:
         unpruned = {u: self.unpruned[u][:, kept[u]] for u in names}
         lesioned = {u: self.lesioned[u][:, :, at][..., kept[u]] for u in names}
         metrics = tuple(self.metrics[i] for i in at)
-        return IAP(names, metrics, self.fractions, self.heads[:, :, at], labels, unpruned, lesioned)
+        apart = {u: self.apart[u] for u in names if u in self.apart}
+        return IAP(names, metrics, self.fractions, self.heads[:, :, at], labels, unpruned, lesioned, apart)
 
     def dissociation(self, convention: str = "lesion", *, draws: int = DRAWS, seed: int = 0) -> "Dissociation":
         """Return the dissociation score per fraction, per task and as their mean, with intervals and p.
@@ -232,6 +245,8 @@ class IAP:
                 f"unpruned/{u}": self.unpruned[u],
                 f"lesioned/{u}": self.lesioned[u],
             }
+        for u, (labels, predictions) in self.apart.items():
+            named |= {f"labels apart/{u}": labels, f"unpruned apart/{u}": predictions}
         return named
 
     @classmethod
@@ -239,8 +254,16 @@ class IAP:
         cls, tasks: Sequence[str], metrics: Sequence[str], fractions: Sequence[float], arrays: Mapping[str, np.ndarray]
     ) -> "IAP":
         """Make an `IAP` again from what `arrays` returned."""
-        parts = [{u: arrays[f"{part}/{u}"] for u in tasks} for part in ("labels", "unpruned", "lesioned")]
-        return cls(tuple(tasks), tuple(metrics), tuple(fractions), arrays["heads"], *parts)
+        labels, unpruned, lesioned = (
+            {u: arrays[f"{part}/{u}"] for u in tasks} for part in ("labels", "unpruned", "lesioned")
+        )
+        apart = {
+            u: Unlesioned(arrays[f"labels apart/{u}"], arrays[f"unpruned apart/{u}"])
+            for u in tasks
+            if f"labels apart/{u}" in arrays
+        }
+        named = tuple(tasks), tuple(metrics), tuple(fractions)
+        return cls(*named, arrays["heads"], labels, unpruned, lesioned, apart)
 
     @classmethod
     def over_seeds(cls, runs: Sequence["IAP"]) -> "IAP":
@@ -253,17 +276,17 @@ class IAP:
             raise FslibError("no runs to put together")
         if strange := [run for run in runs if not isinstance(run, IAP)]:
             raise FslibError(f"{strange[0]!r:.80} is no IAP: give a list of what prune_important_heads returns")
-        first = runs[0]
-        for run in runs:
+        first, each = runs[0], [run.arrays() for run in runs]
+        labels = {k: v for k, v in each[0].items() if k.startswith("labels")}
+        for run, arrays in zip(runs, each, strict=True):
             same = (run.tasks, run.metrics, run.fractions) == (first.tasks, first.metrics, first.fractions)
-            same &= run.heads.shape[1:] == first.heads.shape[1:]
-            if not same or any(not np.array_equal(run.labels[u], first.labels[u]) for u in first.tasks):
+            same &= run.heads.shape[1:] == first.heads.shape[1:] and arrays.keys() == each[0].keys()
+            if not same or any(not np.array_equal(arrays[k], v) for k, v in labels.items()):
                 raise FslibError(
                     "runs differ in tasks, fractions, controls, model shape or evaluation examples: "
                     "they cannot be averaged"
                 )
-        joined = {k: np.concatenate([run.arrays()[k] for run in runs]) for k in first.arrays() if "labels" not in k}
-        joined |= {f"labels/{u}": first.labels[u] for u in first.tasks}
+        joined = labels | {k: np.concatenate([arrays[k] for arrays in each]) for k in each[0] if k not in labels}
         return cls.from_arrays(first.tasks, first.metrics, first.fractions, joined)
 
 

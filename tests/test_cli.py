@@ -233,7 +233,7 @@ def test_list_shows_what_is_missing_then_what_run_recorded_and_run_reuses_it(res
     said = capsys.readouterr().out
     assert "00_hello" in said
     assert said.count("missing") == 2  # train and importance of one seed
-    assert "recorded" not in said
+    assert "0 of 2 units recorded" in said and "about" not in said, "nothing is known of what they take"
     assert not Path(results[1]).exists()
 
     assert main(["run", *SMOKE, *results]) == 0
@@ -255,7 +255,7 @@ def test_list_shows_what_is_missing_then_what_run_recorded_and_run_reuses_it(res
     said = capsys.readouterr().out
     assert "missing" not in said
     seconds = json.loads((folder / "runs" / next(n for n in before if "train" in n)).read_text())["seconds"]
-    assert f"recorded {seconds:8.1f} s  left+right, seed 0" in said
+    assert f"recorded {seconds:12.1f} s  left+right, seed 0" in said and "2 of 2 units recorded" in said
 
     assert main(["run", "heads", *SMOKE, *results]) == 0
     assert "[1/1] 02_heads: nothing to compute" in capsys.readouterr().out

@@ -10,8 +10,7 @@ import fslib
 from fslib import Study
 from fslib.questions.q04_models import SelectionUnit
 from fslib.questions.q05_similarity import MEASURES, SimilarityUnit
-from fslib.questions.q06_iat import EndingsUnit, make_ending
-from fslib.questions.q07_transfer import TransferUnit
+from fslib.study.branches import EndingsUnit, Targets, make_ending
 from fslib.study.records import Store, Unit
 from fslib.study.units import TrainUnit, recorded_iap
 
@@ -48,8 +47,9 @@ def unit(kind: str, **changes) -> Unit:
         options = {"endings": ENDINGS, "pruned": ("trunk", "IAT"), "fractions": (0.3,), "examples": 4}
         return EndingsUnit(**shared | options | changes)
     if kind == "transfer":
-        options = {"target": "new", "sizes": (4, None), "iat": {"delta": 0.3}, "passes": 1}
-        return TransferUnit(**shared | options | {"min_steps": 2, "max_steps": 3} | changes)
+        options = {"tasks": ("new",), "sources": ("plain", "IAT"), "sizes": (4, None), "passes": 1}
+        targets = Targets(**options | {"min_steps": 2, "max_steps": 3} | changes)
+        return EndingsUnit(**shared, endings={n: ENDINGS[n] for n in ("IAT", "plain")}, examples=4, targets=targets)
     return SimilarityUnit(**shared | {"examples": 6} | changes)
 
 
@@ -101,15 +101,31 @@ def test_endings_say_how_far_rows_moved(store):
 
 def test_transfer_learns_from_every_source_at_every_size(store):
     record = store.get(unit("transfer"))
-    assert record.result["steps"] == {"4": 2, "10": 3}
-    predictions = {k for k in record.arrays if k.startswith("predictions/")}
+    predictions = {k for k in record.arrays if k.startswith("transfer/")}
     assert predictions == {
-        f"predictions/{source}/{part}/{size}"
-        for source in ("pre-trained", "multi-task", "IAT")
+        f"transfer/new/{source}/{part}/{size}"
+        for source in ("pre-trained", "plain", "IAT")
         for part in ("full", "classifier")
-        for size in (4, 10)
+        for size in (4, "all")
     }
     assert set(record.data) == {"left", "right", "new"}, "the record knows its target's data"
+    assert [unit("transfer").targets.steps(n, 3) for n in (4, 7, 10)] == [2, 2, 3]
+
+
+def test_what_is_learned_from_an_ending_leaves_the_endings_as_they_are(store):
+    alone = {name: ENDINGS[name] for name in ("IAT", "plain")}
+    with_targets, without = store.get(unit("transfer")), store.get(unit("endings", endings=alone, pruned=()))
+    assert without.arrays and all(np.array_equal(with_targets.arrays[k], v) for k, v in without.arrays.items())
+
+
+def test_a_target_is_learned_as_by_transfer_from_a_training_with_that_ending(store):
+    record, tasks = store.get(unit("transfer")), fslib.load_tasks(["left", "right", "new"])
+    new = tasks.pop("new")
+    model = fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=16)
+    fslib.train(model, tasks, steps=10, batch_size=3, lr=1e-3, iat=fslib.IAT(delta=0.3))
+    for part in ("full", "classifier"):
+        learned = fslib.transfer(model, new, part=part, size=4, steps=2, batch_size=3, lr=1e-3)
+        assert np.array_equal(record.arrays[f"transfer/new/IAT/{part}/4"], learned.score.predictions)
 
 
 def test_similarity_is_one_matrix_a_measure(store):
@@ -136,13 +152,15 @@ def test_an_ending_that_is_none_is_refused(spec, parts):
 
 def test_a_target_that_is_in_the_source_is_refused(store):
     with refused("target 'left'", "source's tasks"):
-        store.get(unit("transfer", target="left"))
-    with refused("transfer_target"):
-        Study("smoke", overrides={"transfer_target": "bbcs"})
+        unit("transfer", tasks=("left",)).check()
+    with refused("left"):
+        store.get(unit("transfer", tasks=("left",)))
+    with refused("transfer_targets", "'bbcs'"):
+        Study("smoke", overrides={"transfer_targets": ["bbcs"]})
 
 
 def test_comparisons_are_units_like_others():
-    comparisons = {"selection", "endings", "transfer", "similarity"}
+    comparisons = {"selection", "endings", "similarity"}
     assert {unit(kind).kind for kind in comparisons} == comparisons
     assert all(isinstance(unit(kind), Unit) for kind in comparisons)
     planned = {planned.kind for planned in Study("smoke").plan("08")}

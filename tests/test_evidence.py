@@ -1,6 +1,7 @@
 """From intervals to claims: the one verdict, its gates and tests, by hand and on data whose truth is known."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from simulations import (
     within,
 )
 
-from fslib.dissociation import IAP, double_dissociations
+import fslib
+from fslib.dissociation import IAP, Unlesioned, double_dissociations
 from fslib.intervals import Interval, Measure
 from fslib.questions import q03_pruning
 from fslib.scoring import rank_correlation
@@ -41,8 +43,10 @@ from fslib.study.evidence import (
     learned,
     mantel,
     score_half,
+    scored,
     shown,
 )
+from fslib.study.units import lesioned
 
 NONE = "no effect of 1 points or more"  # of C5, whose smallest effect of interest is 1 point
 
@@ -224,12 +228,12 @@ def test_a_task_is_learned_if_it_is_above_the_best_constant_answer_beyond_its_in
 
 
 def test_the_gate_sees_one_half_of_the_examples_and_the_score_the_other():
-    iap, scored = made({"a": 20, "b": 16, "c": 4}), score_half(40)
+    iap, half = made({"a": 20, "b": 16, "c": 4}), score_half(40)
     gate, score = above_constant(iap), entering(iap)
     other = made({"a": 20, "b": 16, "c": 4})
     for u in iap.tasks:
         for answers in (other.unpruned[u], other.lesioned[u]):
-            answers[..., scored] = 1 - answers[..., scored]
+            answers[..., half] = 1 - answers[..., half]
     assert above_constant(other) == gate, "scores on the other half changed"
     np.testing.assert_allclose(entering(other).baseline(), 1 - score.baseline())
     for u in iap.tasks:
@@ -274,6 +278,34 @@ def test_a_part_of_a_pruning_by_hand():
     ):
         with refused(said):
             iap.part(tasks, examples)
+
+
+def test_lesions_of_the_scored_half_alone_say_the_same_as_those_of_all_examples(model_and_tasks, tmp_path):
+    """Gate and D of `lesioned(..., "scored")` are those of lesions on all examples, also when read from a record."""
+    model, tasks = model_and_tasks
+    options = {"fractions": (0.25,), "controls": 1, "examples": 8}
+    whole, scored_alone = (lesioned(model, tasks, on, **options) for on in ("all", "scored"))
+    assert {u: x.shape[-1] for u, x in scored_alone.lesioned.items()} == {"left": 5, "right": 5}
+    assert above_constant(scored_alone) == above_constant(whole)
+    kept = IAP.from_arrays(*(getattr(whole, k) for k in ("tasks", "metrics", "fractions")), scored_alone.arrays())
+    for found in (scored_alone, kept):
+        for one, other in ((scored(found), scored(whole)), (entering(found), entering(whole))):
+            arrays = {k: v for k, v in one.arrays().items() if "apart" not in k}
+            assert arrays.keys() == other.arrays().keys()
+            assert all(np.array_equal(arrays[k], v) for k, v in other.arrays().items())
+    two = IAP.over_seeds([scored_alone, kept])
+    assert two.apart["left"].predictions.shape == (2, 5) and two.apart["left"].labels.shape == (5,)
+    assert two.part(["right", "left"]).apart.keys() == {"left", "right"}
+    other = replace(kept, apart={u: Unlesioned(1 - x.labels, x.predictions) for u, x in kept.apart.items()})
+    for runs in ([scored_alone, other], [scored_alone, scored(whole)]):
+        with refused("runs differ"):
+            IAP.over_seeds(runs)
+
+
+@pytest.fixture
+def model_and_tasks(small_tasks):
+    tasks = fslib.load_tasks(["left", "right"])
+    return fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=16), tasks
 
 
 @pytest.mark.parametrize("n", [2, 3, 40, 597])

@@ -462,5 +462,5 @@ def test_tables_are_frames_with_one_row_a_thing(study):
     assert len(q04_models.dissociation_by_encoder(study)) == len(study.profile.encoders)
     assert len(q05_similarity.pairs(study)) == 6
     transfer = q07_transfer.learning_curves(study)
-    assert isinstance(transfer, pd.DataFrame) and len(transfer) == 3 * 2 * 5
+    assert isinstance(transfer, pd.DataFrame) and len(transfer) == 4 * 2 * 5
     assert not transfer.duplicated(["part", "source", "size"]).any()

@@ -71,7 +71,7 @@ def ratings(place: Path) -> dict[str, object]:
 def grammar(place: Path) -> dict[str, object]:
     """Matthews' correlation: 0 for a constant answer, so that retention and D can be undefined; rare labels."""
     rare = write(place, "rare", lambda i, side: "rare" if i % 12 == 0 else "common")
-    return {"tasks": [write(place, "cola", plain), rare, write(place, "plain", plain)], "transfer_target": "cola"}
+    return {"tasks": [write(place, "cola", plain), rare, write(place, "plain", plain)], "transfer_targets": ["cola"]}
 
 
 def formulas(place: Path) -> dict[str, object]:
@@ -85,7 +85,7 @@ def formulas(place: Path) -> dict[str, object]:
     ]
     long = "a-task-whose-name-is-as-long-as-a-name-can-be"
     tasks = [write(place, "prices", lambda i, side: names[i % 5]), write(place, long, plain)]
-    return {"tasks": tasks, "transfer_target": "bbc"}
+    return {"tasks": tasks, "transfer_targets": ["bbc"]}
 
 
 def one_sided(place: Path) -> dict[str, object]:
@@ -95,12 +95,12 @@ def one_sided(place: Path) -> dict[str, object]:
     for side in ("train", "dev"):
         path = place / same / f"{side}.tsv"
         path.write_text(path.read_text() + "the same text on both sides\tyes\n \tno\n")
-    return {"tasks": [constant, same, write(place, "plain", plain)], "transfer_target": "plain"}
+    return {"tasks": [constant, same, write(place, "plain", plain)], "transfer_targets": ["plain"]}
 
 
 def two(place: Path) -> dict[str, object]:
     """Two tasks: one pair, and none to leave out."""
-    return {"tasks": [write(place, "plain", plain), write(place, "other", plain)], "transfer_target": "plain"}
+    return {"tasks": [write(place, "plain", plain), write(place, "other", plain)], "transfer_targets": ["plain"]}
 
 
 def wordless(place: Path) -> dict[str, object]:
@@ -112,13 +112,13 @@ def wordless(place: Path) -> dict[str, object]:
             rows = [f"{'!?'[i % 2] * (1 + i // 2)} {i % 10}\t{i % 3}" for i in range(24)]
             (place / name / f"{side}.tsv").write_text("\n".join([f"sentence\t{column}", *rows]) + "\n")
     names.append(write(place, "plain", plain))
-    return {"tasks": names, "transfer_target": "signs", "transfer_sizes": [2, 6, 1000]}
+    return {"tasks": names, "transfer_targets": ["signs"], "transfer_sizes": [2, 6, 1000]}
 
 
 def crowd(place: Path) -> dict[str, object]:
     """More tasks than a batch has examples; no size that the target reaches."""
     names = [write(place, name, plain) for name in ("plain", "other", "third")]
-    return {"tasks": names, "batch_size": 2, "transfer_target": "plain", "transfer_sizes": [1000]}
+    return {"tasks": names, "batch_size": 2, "transfer_targets": ["plain"], "transfer_sizes": [1000]}
 
 
 def execute(path: Path, parameters: dict[str, object]) -> str:

@@ -14,7 +14,7 @@ from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.questions import q06_iat, q07_transfer
 from fslib.questions.q04_models import SELECTIONS
 from fslib.questions.q05_similarity import similarity_unit, task_pairs
-from fslib.questions.q07_transfer import transfer_unit
+from fslib.study.branches import source_unit
 from fslib.study.profiles import PROFILES, make_profile
 
 NOTEBOOKS = [f"{i:02d}" for i in range(9)]
@@ -26,7 +26,8 @@ def test_every_profile_is_whole(name):
     known = {*ENCODERS, *PRETRAINED}
     assert {profile.encoder, profile.small_encoder, *profile.encoders} <= known
     assert profile.ending_seeds >= 2 and profile.transfer_seeds >= 2
-    assert len(set(profile.tasks) - {profile.transfer_target}) >= 2, "IAT needs two source tasks"
+    ending_tasks = set(profile.ending_tasks or profile.tasks)
+    assert len(ending_tasks - set(profile.transfer_targets)) >= 2, "IAT needs two source tasks"
 
 
 def test_the_paper_has_seven_encoders_and_mini_at_least_five_seeds():
@@ -55,7 +56,7 @@ def test_every_task_gets_as_many_steps_whatever_it_is_trained_with():
     assert study.training(0, small=True).steps == p.small_steps
     assert all(study.small_units(tasks=pair).train.steps == 2 * each for pair in task_pairs(study))
     assert similarity_unit(study).steps == each
-    assert transfer_unit(study, 0).steps == each * (len(p.tasks) - 1)
+    assert source_unit(study, 0).steps == each * (len(p.tasks) - 1)
     assert sum(q06_iat.single_unit(study, 0, t).steps for t in p.tasks) == p.small_steps
 
 
@@ -116,12 +117,20 @@ def test_a_profile_is_refused_by_the_first_thing_wrong():
         ({"delta": 1.0}, ("delta",)),
         ({"other_alphas": [1.5]}, ("alpha",)),
         ({"ending_seeds": 1}, ("ending_seeds",)),
-        ({"transfer_target": "bbcs"}, ("transfer_target", "bbc")),
+        ({"transfer_targets": ["bbcs"]}, ("transfer_targets", "bbc")),
+        ({"pair_tasks": ["bbc"]}, ("pair_tasks", "at least two tasks")),
+        ({"ending_tasks": ["bbc", "bbcs"]}, ("ending_tasks", "bbc")),
+        ({"doses": [0.5, 0.5]}, ("doses", "twice")),
+        ({"doses": [1.5]}, ("delta",)),
+        ({"dose_floors": [1.0]}, ("dose_floors",)),
+        ({"other_endings": ["IAT, leeky"]}, ("other_endings", "IAT, leaky")),
+        ({"lesioned_on": "half"}, ("lesioned_on",)),
+        ({"encoder_lrs": {"minilm-l3": 2.0}}, ("encoder_lrs",)),
         ({"small_sampling": "even"}, ("sampling 'even'", "uniform")),
     ):
         with refused(*parts):
             Study("mini", overrides=changes)
-    two = Study("mini", overrides={"tasks": ["bbc", "bbc-pair"], "transfer_target": "bbc"})
+    two = Study("mini", overrides={"tasks": ["bbc", "bbc-pair"], "transfer_targets": ["bbc"]})
     assert two.plan("06"), "two tasks are enough for all but transfer"
     assert two.plan("07") == [] and "fewer than two tasks" in q07_transfer.not_testable(two)
 

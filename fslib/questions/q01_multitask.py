@@ -61,10 +61,15 @@ def words_unit(study: Study) -> WordsUnit:
     return WordsUnit(**study.data.model_dump())
 
 
+def alone_seeds(study: Study) -> list[int]:
+    """Return the seeds of which there is a model of every task alone, to compare with."""
+    return study.seeds_of(min(study.profile.alone_seeds or study.profile.seeds, study.profile.seeds))
+
+
 @plans("01")
 def plan(study: Study) -> list[Unit]:
     """Return the baseline, the multi-task models, and every task alone."""
-    single = [study.training(s, task) for s in study.seeds for task in study.profile.tasks]
+    single = [study.training(s, task) for s in alone_seeds(study) for task in study.profile.tasks]
     return [words_unit(study), *(study.training(s) for s in study.seeds), *single]
 
 
@@ -115,8 +120,8 @@ def _predictions(study: Study, task: str) -> dict[str, np.ndarray]:
     train, evaluation = study.tasks[task].train, study.tasks[task].eval
     constant = 0 if study.tasks[task].is_regression else np.bincount(train.labels).argmax()
     records = {
-        "multi-task": study.multitask(),
-        "single-task": [study.store.get(study.training(s, task)) for s in study.seeds],
+        "multi-task": [study.store.get(study.training(s)) for s in alone_seeds(study)],
+        "single-task": [study.store.get(study.training(s, task)) for s in alone_seeds(study)],
         "bag of words": [study.store.get(words_unit(study))],
     }
     predictions = {m: np.stack([r.arrays[f"predictions/{task}"] for r in rs]) for m, rs in records.items()}

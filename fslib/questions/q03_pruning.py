@@ -10,6 +10,7 @@ from fslib.dissociation import IAP, Dissociation, double_dissociations, score_le
 from fslib.intervals import mean_of, score_measure
 from fslib.study.evidence import LEAST_SEEDS, Evidence, Part, above_constant, learned
 from fslib.study.plots import GREY, looks, panels, percent, set_limits, styled
+from fslib.study.profiles import SHARED, shared_by
 from fslib.study.records import Unit
 from fslib.study.study import Study, plans
 
@@ -89,6 +90,36 @@ def retained(study: Study) -> dict[float, pd.DataFrame]:
     share = score_left(iap.top.scores, iap.baseline()[:, None, None]).mean(0)  # (fractions, pruned, scored)
     index, columns = pd.Index(iap.tasks, name="top heads pruned of"), pd.Index(iap.tasks, name="scored")
     return {f: pd.DataFrame(share[i], index, columns) for i, f in enumerate(iap.fractions)}
+
+
+def shared_lesions(iap: IAP) -> pd.DataFrame:
+    """Return one row per thing that two tasks may share: how much more a lesion hurts for it, in points of score.
+
+    Of the tasks scored, each under the lesion of every other: mean score under lesions of tasks that share neither
+    question nor text with the scored one, minus that under lesions of tasks that share the one. Mean over fractions and
+    over the scored tasks that have both kinds of neighbours. Own lesions are left out. Without a row where no task has.
+    """
+    rows = []
+    for what in SHARED[:-1]:
+        differences, tasks = [], []
+        for u, (task, metric) in enumerate(zip(iap.tasks, iap.metrics, strict=True)):
+            others = {t: shared_by(other, task) for t, other in enumerate(iap.tasks) if t != u}
+            like, unlike = ([t for t, shares in others.items() if shares == kind] for kind in (what, SHARED[-1]))
+            if like and unlike:
+                predictions, labels = iap.top.predictions[task], iap.labels[task]  # (seeds, fractions, tasks, n)
+                score = {
+                    t: mean_of(
+                        [score_measure(task, metric, predictions[:, f, t], labels) for f in range(len(iap.fractions))]
+                    )
+                    for t in (*like, *unlike)
+                }
+                differences.append(mean_of([score[t] for t in unlike]) - mean_of([score[t] for t in like]))
+                tasks.append(task)
+        if differences:
+            i = mean_of(differences).scaled(100.0).interval()
+            row = {"lesions share": what, "hurt more by": i.value, "low": i.low, "high": i.high, "p": i.p}
+            rows.append(row | {"MDE": i.mde, "scored": ", ".join(tasks)})
+    return pd.DataFrame(rows, columns=["lesions share", "hurt more by", "low", "high", "p", "MDE", "scored"])
 
 
 def by_task(result: Dissociation, seeds: Sequence[int]) -> pd.DataFrame:

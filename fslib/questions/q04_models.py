@@ -14,7 +14,7 @@ from fslib.intervals import Interval, pooled
 from fslib.model.encoders import ENCODERS
 from fslib.pruning import prune_important_heads
 from fslib.scoring import rank_correlation
-from fslib.study.evidence import NOT_TESTABLE, above_constant, differences, entering, learned, score_half, shown
+from fslib.study.evidence import NOT_TESTABLE, above_constant, differences, entering, learned, scored, shown
 from fslib.study.plots import GREY, forest, panels, percent, set_limits, styled
 from fslib.study.records import Record, Result, Store, Unit, distinct
 from fslib.study.study import Study, plans
@@ -55,6 +55,15 @@ class SelectionUnit(Unit):
         super().check()
         checked_fractions([self.fraction], self.model.shape(), self.randoms)
 
+    def passes(self) -> float:
+        """Return about how many tokens go through a layer."""
+        layers, heads = self.model.shape()
+        estimators = [options.get("estimator", "gradient") for options in self.selections.values()]
+        scored = sum(f + b for f, b in (passes(name, layers, heads) for name in estimators))
+        tasks = len(self.model.tasks)
+        sets = tasks * (len(self.selections) + 2 * self.randoms)
+        return self.model.through(scored * self.examples * tasks, sets + 1)
+
     def compute(self, store: Store) -> Result:
         """Prune by every selection, and by random sets: `randoms` per task matched by layer, and as many unmatched."""
         model, tasks, seed = self.model.trained(store), self.model.load(), self.model.seed
@@ -80,7 +89,7 @@ def selection_unit(study: Study) -> SelectionUnit:
     """Return one small model's heads, chosen in several ways."""
     p = study.profile
     return SelectionUnit(
-        model=study.training(study.seed, small=True),
+        model=study.training(study.seeds[0], small=True),
         selections=SELECTIONS,
         examples=p.selection_examples,
         fraction=max(p.small_fractions),
@@ -89,7 +98,10 @@ def selection_unit(study: Study) -> SelectionUnit:
 
 
 def encoder_units(study: Study, encoder: str) -> list[Chain]:
-    """Return training, importance and pruning of one encoder, per seed."""
+    """Return training, importance and pruning of one encoder, per seed: of 03's where that is trained as long."""
+    p = study.profile
+    if encoder == p.encoder and p.steps == p.small_steps:
+        return [study.units(s) for s in study.seeds]
     return [study.small_units(encoder, seed=s) for s in study.seeds_of(study.profile.encoder_seeds)]
 
 
@@ -126,7 +138,7 @@ def _effects(iap: IAP, study: Study) -> dict[str, float | int]:
     each: dict[str, float | int] = {f"D, {task}": np.nan for task in iap.tasks}
     if len(passed) < 2:
         return {"tasks": len(passed)} | dict.fromkeys(names, np.nan) | each
-    result = iap.part(passed, score_half).dissociation(draws=study.profile.draws)
+    result = scored(iap, passed).dissociation(draws=study.profile.draws)
     d, above = result.mean, result.measure(above_random=True).interval()
     values = (d.value, d.low, d.high, d.random, above.value, above.low, above.high, above.se, d.p)
     each |= {f"D, {task}": float(result.of(task).value) for task in passed}

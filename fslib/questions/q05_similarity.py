@@ -23,14 +23,25 @@ from fslib.similarity import (
     task_similarity,
     text_embedding,
 )
-from fslib.study.evidence import LEAST_TASKS, Evidence, Part, above_best_constant, learned, mantel, score_half
+from fslib.study.evidence import (
+    LEAST_TASKS,
+    Evidence,
+    Part,
+    above_best_constant,
+    gate_examples,
+    learned,
+    mantel,
+    scored,
+)
 from fslib.study.plots import COLOURS, MARKERS, panels, set_limits, styled
+from fslib.study.profiles import SHARED, shared_by
 from fslib.study.records import Result, Store, Unit
 from fslib.study.study import Study, plans
 from fslib.study.units import Chain, SeededFineTuning
 from fslib.training import train
 
 MEASURES = ("importance", "top heads", "TaskEmb", "TextEmb", "CKA")
+NAMED = 15  # pairs: more than that are told apart by what they share, not by name
 PRIMARY = "importance"  # the similarity that decides on C2, chosen beforehand; the others show how much hangs on it
 
 
@@ -45,6 +56,11 @@ class SimilarityUnit(SeededFineTuning, Unit):
         """Raise FslibError for what the encoder's heads do not allow."""
         super().check()
         checked_fractions([self.fraction], self.shape())
+
+    def passes(self) -> float:
+        """Return about how many tokens go through a layer."""
+        each = 3 * self.steps * self.batch_size + (2 + 2 + 1 + len(self.tasks)) * self.examples
+        return self.through(len(self.tasks) * each)
 
     def compute(self, store: Store) -> Result:
         """Measure on models that never saw the pair, so that no measure shares noise with the pair's dissociation."""
@@ -76,13 +92,13 @@ class SimilarityUnit(SeededFineTuning, Unit):
 def similarity_unit(study: Study) -> SimilarityUnit:
     """Return the similarity of all tasks, from models trained on one task as long as on it in a pair."""
     p = study.profile
-    model = study.training(study.seed, small=True, steps=p.small_steps // len(p.tasks))
+    model = study.training(study.seeds[0], small=True, tasks=study.pair_tasks, steps=p.small_steps // len(p.tasks))
     return SimilarityUnit(**model.model_dump(), examples=p.small_examples)
 
 
 def task_pairs(study: Study) -> list[tuple[str, str]]:
     """Return all pairs of the profile's tasks."""
-    return list(combinations(study.profile.tasks, 2))
+    return list(combinations(study.pair_tasks, 2))
 
 
 def pair_units(study: Study, pair: tuple[str, str]) -> list[Chain]:
@@ -112,24 +128,27 @@ def gate(study: Study) -> dict[str, Interval]:
     On the half of the evaluation examples that no score is computed on.
     """
     above, recorded = {}, _iaps(study)
-    for task in study.profile.tasks:
+    for task in study.pair_tasks:
         iaps = [iap for pair, iap in recorded.items() if task in pair]
         metric = iaps[0].metrics[iaps[0].tasks.index(task)]
-        predictions = np.concatenate([iap.unpruned[task] for iap in iaps])
-        above[task] = above_best_constant(task, metric, predictions, iaps[0].labels[task])
+        examples = [gate_examples(iap, task) for iap in iaps]
+        predictions = np.concatenate([part.predictions for part in examples])
+        above[task] = above_best_constant(task, metric, predictions, examples[0].labels)
     return above
 
 
 def pairs(study: Study) -> pd.DataFrame:
     """Return one row per pair of tasks: five similarities, and the dissociation of models trained on that pair.
 
-    enters: whether both tasks are learned, so that the pair counts. D: mean over seeds, with its interval.
+    shared: question, text, both or neither, where that is known. enters: whether both tasks are learned, so that the
+    pair counts. D: mean over seeds, with its interval.
     """
     matrices, passed = _matrices(study), learned(gate(study))
     rows = []
     for pair, iap in _iaps(study).items():
-        d = iap.part(examples=score_half).dissociation(draws=study.profile.draws).mean
-        row: dict[str, object] = {"pair": " + ".join(pair)} | {m: matrices[m].loc[pair] for m in MEASURES}
+        d = scored(iap).dissociation(draws=study.profile.draws).mean
+        row: dict[str, object] = {"pair": " + ".join(pair), "shared": shared_by(*pair) or ""}
+        row |= {m: matrices[m].loc[pair] for m in MEASURES}
         row |= {"enters": set(pair) <= set(passed), "D": d.value, "low": d.low, "high": d.high}
         rows.append(row | {"random heads": d.random, "p": d.p})
     return pd.DataFrame(rows)
@@ -186,15 +205,17 @@ def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
     measures = list(correlations["similarity"])
     figure, axes = panels(len(measures) + 1, 2.3, 3, sharey=True)
     for ax, (_, row) in zip(axes, correlations.iterrows(), strict=False):
-        for i, (_, pair) in enumerate(table.iterrows()):
+        for (_, pair), (colour, marker, name) in zip(table.iterrows(), _pair_looks(table), strict=True):
             ax.errorbar(
                 pair[row["similarity"]],
                 pair["D"],
                 yerr=[[pair["D"] - pair["low"]], [pair["high"] - pair["D"]]],
-                fmt=MARKERS[(i + i // 7) % 7],
-                color=COLOURS[i % 7],
+                fmt=marker,
+                color=colour,
+                markerfacecolor=colour if pair["enters"] else "white",
+                elinewidth=0.6,
                 capsize=2,
-                label=pair["pair"],
+                label=name,
             )
         ax.axhline(0, color="black", linewidth=0.6)
         set_limits(ax, table["D"], table["low"], table["high"])
@@ -205,6 +226,16 @@ def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
     for ax in axes[::3]:
         ax.set_ylabel("dissociation D (points)")
     handles, labels = axes[0].get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
     axes[-1].axis("off")
-    axes[-1].legend(handles, labels, loc="center", title="model trained on")
+    title = "model trained on" if len(once) == len(table) else "the two tasks share"
+    axes[-1].legend(once.values(), once.keys(), loc="center", title=title)
     return figure
+
+
+def _pair_looks(table: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Return colour, marker and name of every pair: its own, or, of many pairs, by what its tasks share."""
+    if len(table) > NAMED and table["shared"].all():
+        order = {what: i for i, what in enumerate(SHARED)}
+        return [(COLOURS[order[what]], MARKERS[order[what]], what) for what in table["shared"]]
+    return [(COLOURS[i % 7], MARKERS[(i + i // 7) % 7], name) for i, name in enumerate(table["pair"])]

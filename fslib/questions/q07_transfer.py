@@ -1,86 +1,38 @@
 """Notebook 07: claim C5, is an encoder that went through IAT a better start for a new task?"""
 
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import Field
 
 from fslib.data.tasks import Task
-from fslib.endings import Ending
-from fslib.errors import FslibError
-from fslib.evaluation import evaluate
-from fslib.heads import checked_fractions
-from fslib.iat import IAT
 from fslib.intervals import Measure, mean_of, score_measure
-from fslib.progress import hidden
 from fslib.scoring import chance_level
-from fslib.study.evidence import NOT_TESTABLE, Evidence, Part, above_best_constant, differences, halved, score_half
+from fslib.study.branches import PLAIN, PRETRAINED, RANDOM, TREATED, source_unit, targets, transfer_name
+from fslib.study.evidence import (
+    NOT_TESTABLE,
+    Evidence,
+    Half,
+    Part,
+    above_best_constant,
+    differences,
+    gate_half,
+    halved,
+    score_half,
+)
 from fslib.study.fingerprints import cached_task
 from fslib.study.plots import COLOURS, GREY, MARKERS, panels, percent, styled
-from fslib.study.records import Result, Store, Unit
+from fslib.study.records import Unit
 from fslib.study.study import Study, plans
-from fslib.study.units import SeededFineTuning, in_bytes
-from fslib.training import branch
-from fslib.transfer import PARTS, transfer
+from fslib.transfer import PARTS
 
-SOURCES = ("pre-trained", "multi-task", "IAT")
-DIFFERENCE = ("minus multi-task", "diff low", "diff high")
-COLUMNS = ("source", "size", "seeds", "score", "low", "high", *DIFFERENCE, "part")
+SOURCES = {PRETRAINED: PRETRAINED, "multi-task": PLAIN, "IAT": TREATED, RANDOM: RANDOM}  # as the records call them
+REFERENCE = "multi-task"
+DIFFERENCE = (f"minus {REFERENCE}", "diff low", "diff high")
+COLUMNS = ("part", "source", "target", "size", "seeds", "score", "low", "high", *DIFFERENCE)
 
-
-class TransferUnit(SeededFineTuning, Unit):
-    """From a source trained on `tasks`, plainly and with IAT, and from the encoder as it was, to a `target`."""
-
-    kind: ClassVar[str] = "transfer"
-    target: str
-    sizes: tuple[int | None, ...] = Field(min_length=1)
-    iat: dict[str, Any]
-    passes: int = Field(ge=1)
-    min_steps: int = Field(ge=1)
-    max_steps: int = Field(ge=1)
-
-    def task_names(self) -> list[str]:
-        """Name the source's tasks and the target."""
-        return [*self.tasks, self.target]
-
-    def target_steps(self, size: int) -> int:
-        """Return the steps for a training set of a size: `passes` over it, within the bounds."""
-        return min(self.max_steps, max(self.min_steps, self.passes * size // self.batch_size))
-
-    def check(self) -> None:
-        """Raise FslibError for what the encoder's heads do not allow."""
-        super().check()
-        checked_fractions([self.iat["alpha"]], self.shape(), what="alpha")
-
-    def compute(self, store: Store) -> Result:
-        """Learn the target at every size, from every source, in both ways."""
-        tasks, target = self.load(), cached_task(self.target)
-        if self.target in tasks:
-            raise FslibError(f"target {self.target!r} is one of the source's tasks {list(tasks)}: leave it out of them")
-        target = target.limited(eval=self.eval_examples)
-        model = self.new_model(tasks)
-        arrays: dict[str, np.ndarray] = {}
-        steps: dict[str, int] = {}
-
-        def learn(source: str) -> None:
-            for size in self.sizes:
-                n = len(target.train) if size is None else size
-                steps[str(n)] = self.target_steps(n)
-                options: dict[str, Any] = {"size": size, "seed": self.seed, "batch_size": self.batch_size}
-                for part in PARTS:
-                    with hidden():
-                        learned = transfer(model, target, part=part, steps=steps[str(n)], lr=self.lr, **options)
-                    arrays[f"predictions/{source}/{part}/{n}"] = in_bytes(learned.score.predictions)
-
-        learn("pre-trained")
-        endings: dict[str, Ending | None] = {"IAT": IAT(**self.iat), "multi-task": None}
-        for name, _ in branch(model, tasks, endings, **self.options()):
-            scores = evaluate(model, tasks)
-            arrays |= {f"source/{name}/{t}": in_bytes(s.predictions) for t, s in scores.items()}
-            learn(name)
-        return Result({"steps": steps, "metric": target.metric, "parts": list(PARTS)}, arrays)
+Results = dict[str, dict[str, dict[tuple[str, str], np.ndarray]]]  # {part: {source: {(target, size): (seeds, n)}}}
 
 
 def seeds(study: Study) -> list[int]:
@@ -89,145 +41,149 @@ def seeds(study: Study) -> list[int]:
 
 
 def source_tasks(study: Study) -> tuple[str, ...]:
-    """Return the tasks that sources are trained on: all but the target."""
-    return tuple(t for t in study.profile.tasks if t != study.profile.transfer_target.lower())
+    """Return the tasks that sources are trained on: none of the targets."""
+    return tuple(t for t in study.ending_tasks if t not in study.profile.transfer_targets)
 
 
 def not_testable(study: Study) -> str:
     """Say why the study's tasks leave nothing to transfer from, or nothing ("") if they do."""
     if len(source_tasks(study)) >= 2:
         return ""
-    return f"without {study.profile.transfer_target} there are fewer than two tasks to train a source on"
-
-
-def sizes(study: Study) -> tuple[int | None, ...]:
-    """Return the target's training sizes: those of the profile that it has examples for, at least one per class."""
-    labels = target(study).train.labels
-    classes = 1 if target(study).is_regression else len(np.unique(labels))
-    wanted = study.profile.transfer_sizes
-    return tuple(n for n in wanted if n is None or max(2, classes) <= n <= len(labels)) or (None,)
-
-
-def transfer_unit(study: Study, seed: int) -> TransferUnit:
-    """Return the learning curves of the target from all sources, for one seed."""
-    p = study.profile
-    if reason := not_testable(study):
-        raise FslibError(f"transfer_target {p.transfer_target!r}: {reason}")
-    options = {k: getattr(p, f"transfer_{k}") for k in ("target", "passes", "min_steps", "max_steps")}
-    options["sizes"] = sizes(study)
-    settings = study.training(seed, small=True, tasks=source_tasks(study), eval_examples=p.ending_examples).model_dump()
-    return TransferUnit(**settings, **options, iat={"delta": p.delta, "alpha": p.alpha})
+    without = " and ".join(study.profile.transfer_targets)
+    return f"without {without} there are fewer than two tasks to train a source on"
 
 
 @plans("07")
 def plan(study: Study) -> list[Unit]:
     """Return one unit per seed, or none if there is nothing to transfer from."""
-    return [] if not_testable(study) else [transfer_unit(study, s) for s in seeds(study)]
+    return [] if not_testable(study) else [source_unit(study, s) for s in seeds(study)]
 
 
-def target(study: Study) -> Task:
-    """Return the task that no source has seen."""
-    return cached_task(study.profile.transfer_target).limited(eval=study.profile.ending_examples)
+def target_tasks(study: Study) -> dict[str, Task]:
+    """Return the tasks that no source has seen."""
+    return {t: cached_task(t).limited(eval=study.profile.ending_examples) for t in study.profile.transfer_targets}
 
 
-def chance(study: Study) -> float:
-    """Return the score of the best constant answer on the target, on the half that is scored."""
-    return chance_level(target(study).metric, halved(target(study).eval.labels, score_half))
+def _sizes(study: Study, target: str) -> Iterator[tuple[int, int | None]]:
+    """Yield a target's numbers of training examples, each with the setting that it comes from (None: all)."""
+    for size in targets(study).sizes:
+        yield (len(cached_task(target).train) if size is None else size), size
 
 
-def _predictions(study: Study) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Return {part: {source: {size: (seeds, n)}}} of the target's evaluation examples."""
-    records = [study.store.get(transfer_unit(study, s)) for s in seeds(study)]
-    sizes, parts = records[0].result["steps"], records[0].result["parts"]
-
-    def stacked(part: str, source: str) -> dict[str, np.ndarray]:
-        return {n: np.stack([r.arrays[f"predictions/{source}/{part}/{n}"] for r in records]) for n in sizes}
-
-    return {part: {source: stacked(part, source) for source in SOURCES} for part in parts}
+def chance(study: Study) -> dict[str, float]:
+    """Return {target: score of the best constant answer}, on the half that is scored."""
+    return {
+        name: chance_level(task.metric, halved(task.eval.labels, score_half))
+        for name, task in target_tasks(study).items()
+    }
 
 
-def _measures(study: Study) -> dict[str, dict[str, dict[str, Measure]]]:
-    """Return {part: {source: {size: score of every seed's model}}} on the half that is scored."""
-    task = target(study)
-    labels = halved(task.eval.labels, score_half)
+def _predictions(study: Study, half: Half) -> Results:
+    """Return the predictions of the targets' evaluation examples, on a half of them."""
+    records = [study.store.get(source_unit(study, s)) for s in seeds(study)]
+    found: Results = {part: {source: {} for source in SOURCES} for part in PARTS}
+    for part, by_source in found.items():
+        for source, by_size in by_source.items():
+            for target in study.profile.transfer_targets:
+                for n, size in _sizes(study, target):
+                    name = transfer_name(target, SOURCES[source], part, size)
+                    by_size[target, str(n)] = halved(np.stack([r.arrays[name] for r in records]), half)
+    return found
+
+
+def _measures(study: Study) -> dict[str, dict[str, dict[tuple[str, str], Measure]]]:
+    """Return {part: {source: {(target, size): score of every seed's model}}} on the half that is scored."""
+    tasks = target_tasks(study)
+    labels = {t: halved(task.eval.labels, score_half) for t, task in tasks.items()}
     return {
         part: {
             source: {
-                n: score_measure(task.name, task.metric, halved(p, score_half), labels) for n, p in by_size.items()
+                (t, n): score_measure(t, tasks[t].metric, predictions, labels[t])
+                for (t, n), predictions in by_size.items()
             }
             for source, by_size in by_source.items()
         }
-        for part, by_source in _predictions(study).items()
+        for part, by_source in _predictions(study, score_half).items()
     }
 
 
 def learning_curves(study: Study) -> pd.DataFrame:
-    """Return one row per source, part and target size: score, and its difference from the multi-task source.
+    """Return one row per part, source, target and size: score, and its difference from the multi-task source.
 
-    Without a row if there is nothing to transfer from.
+    With rows for the mean over targets and sizes. Without a row if there is nothing to transfer from.
     """
     if not_testable(study):
         return pd.DataFrame(columns=COLUMNS)
-    frames = [
-        differences(measures, "multi-task", ("source", "size")).assign(part=part)
-        for part, measures in _measures(study).items()
-    ]
+    frames = []
+    for part, measures in _measures(study).items():
+        named = {s: {", ".join(item): m for item, m in by_size.items()} for s, by_size in measures.items()}
+        frames.append(differences(named, REFERENCE, ("source", "item")).assign(part=part))
     table = pd.concat(frames, ignore_index=True)
-    table.insert(2, "seeds", len(seeds(study)))
-    return table
+    table["target"] = [item.rpartition(", ")[0] or "mean" for item in table["item"]]
+    table["size"] = [item.rpartition(", ")[2] for item in table["item"]]
+    return table.assign(seeds=len(seeds(study)))[list(COLUMNS)]
 
 
 def evidence(study: Study) -> Evidence:
-    """Return what there is on C5: the full model from IAT minus from plain multi-task training, mean over sizes."""
+    """Return what there is on C5: the full model from IAT minus from plain training, and minus from random heads.
+
+    Mean over targets and sizes.
+    """
     if reason := not_testable(study):
         return Evidence("C5", (), reason)
     curves = _measures(study)["full"]
     means = {source: mean_of(list(by_size.values())).scaled(100.0) for source, by_size in curves.items()}
-    part = Part.of("IAT minus plain multi-task training", means["IAT"] - means["multi-task"])
-    return Evidence("C5", (part,), _floor(study) or "no source with random heads stands beside IAT's")
+    against = ((REFERENCE, "plain multi-task training"), (RANDOM, "IAT with random heads"))
+    parts = [Part.of(f"from IAT minus from {words}", means["IAT"] - means[source]) for source, words in against]
+    return Evidence("C5", tuple(parts), _floor(study))
 
 
 def _floor(study: Study) -> str:
-    """Say at which sizes a source is not above the best constant answer, on the half that no score is computed on."""
-    task, low = target(study), []
-    for source, by_size in _predictions(study)["full"].items():
-        if source != "pre-trained":
-            above = {n: above_best_constant(task.name, task.metric, p, task.eval.labels) for n, p in by_size.items()}
-            low += [n for n, interval in above.items() if interval.low <= 0]
-    sizes = ", ".join(dict.fromkeys(low))
-    return f"with {sizes} examples a source is not above the best constant answer" if low else ""
+    """Say where a source is not above the best constant answer, on the half that no score is computed on."""
+    tasks, low = target_tasks(study), []
+    labels = {t: halved(task.eval.labels, gate_half) for t, task in tasks.items()}
+    for source, by_size in _predictions(study, gate_half)["full"].items():
+        for (t, n), predictions in by_size.items() if source != PRETRAINED else ():
+            if above_best_constant(t, tasks[t].metric, predictions, labels[t]).low <= 0:
+                low.append(f"{n} of {t}")
+    where = ", ".join(dict.fromkeys(low))
+    return f"with {where} a source is not above the best constant answer" if low else ""
 
 
 @styled
-def plot_learning_curves(table: pd.DataFrame, chance: float) -> Figure:
-    """Draw the score on the target against its training examples, one panel per part trained, one line per source."""
-    parts = list(dict.fromkeys(table["part"]))
-    if not parts:
+def plot_learning_curves(table: pd.DataFrame, chance: Mapping[str, float]) -> Figure:
+    """Draw the score against training examples: a row of panels per target, one per part trained; a line per source.
+
+    chance: {target: score of the best constant answer}, of `chance`.
+    """
+    chosen = list(table[["target", "part"]][table["size"] != "mean"].drop_duplicates().itertuples(index=False))
+    if not chosen:
         figure, (ax,) = panels(1, 1.0)
         ax.set_axis_off()
         ax.text(0.5, 0.5, NOT_TESTABLE, ha="center", va="center")
         return figure
-    figure, axes = panels(len(parts), 2.7, sharey=True)
+    chosen.sort(key=lambda pair: list(chance).index(pair.target))
+    figure, axes = panels(len(chosen), 2.7, len(PARTS), sharey="row")
     sources = list(dict.fromkeys(table["source"]))
-    for ax, part in zip(axes, parts, strict=True):
+    for ax, (target, part) in zip(axes, chosen, strict=True):
         for i, source in enumerate(sources):
-            rows = table[(table["part"] == part) & (table["source"] == source) & (table["size"] != "mean")]
+            rows = table[(table["part"] == part) & (table["source"] == source) & (table["target"] == target)]
             x = np.array([float(s) for s in rows["size"]]) * (1 + 0.05 * (i - 1))  # side by side, not on top
             ax.errorbar(
                 x,
                 rows["score"],
                 yerr=[rows["score"] - rows["low"], rows["high"] - rows["score"]],
-                color=GREY if source == "pre-trained" else COLOURS[i - 1],
+                color=GREY if source == PRETRAINED else COLOURS[i - 1],
                 marker=MARKERS[i],
                 capsize=2,
                 label=source,
             )
-        ax.axhline(chance, color=GREY, linestyle=":", linewidth=1)
+        ax.axhline(chance[target], color=GREY, linestyle=":", linewidth=1)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.set(title=f"trained on the target: {part}" + (" model" if part == "full" else " only"))
-        ax.set(xlabel="training examples of the target")
+        ax.set(title=f"{target}, {part}" + (" model" if part == "full" else " only"), xlabel="training examples")
         percent(ax)
-    axes[0].set_ylabel("score on the target (%)")
+    for ax in axes[:: len(PARTS)]:
+        ax.set_ylabel("score (%)")
     axes[0].legend()
     return figure

@@ -20,6 +20,7 @@ import yaml
 
 from fslib.errors import FslibError, first_line
 from fslib.model.devices import keep_freed_memory
+from fslib.study.costs import seconds_left
 from fslib.study.engine import Failure, compute, default_workers, missing
 from fslib.study.files import CannotWriteError, sweep
 from fslib.study.fingerprints import require
@@ -258,19 +259,28 @@ def _state(study: Study, unit: Unit) -> Record | FslibError | None:
 
 def _list(study: Study, options: argparse.Namespace) -> int:
     say(f"profile {study.name}, seeds {study.seeds}, results in {study.folder}")
-    states: dict[str, Record | FslibError | None] = {}  # a record is read once, however many notebooks ask for it
-    for source in find_notebooks(options.notebooks):
+    notebooks = {source: study.plan(source.stem) for source in find_notebooks(options.notebooks)}
+    units = {unit.key: unit for plan in notebooks.values() for unit in plan}
+    states = {key: _state(study, unit) for key, unit in units.items()}  # a record is read once
+    recorded = [(units[key], record) for key, record in states.items() if isinstance(record, Record)]
+    left = seconds_left([unit for key, unit in units.items() if states[key] is None], recorded)
+    said = set()
+    for source, plan in notebooks.items():
         say(source.stem)
-        for unit in study.plan(source.stem):
-            key = unit.key
-            again = "  (as above)" if key in states else ""
-            record = states[key] if key in states else states.setdefault(key, _state(study, unit))
-            state = "missing            "
+        for unit in plan:
+            record, key = states[unit.key], unit.key
+            state = f"missing, about {left[key]:6.0f} s" if key in left else "missing"
             if isinstance(record, Record):
-                state = f"recorded {record.seconds:8.1f} s"
+                state = f"recorded {record.seconds:12.1f} s"
             elif record is not None:
-                state = f"{'DAMAGED' if isinstance(record, DamagedRecordError) else 'UNREADABLE':19}"
-            say(f"    {unit.kind:11} {key}  {state}  {unit.describe()}{again}")
+                state = "DAMAGED" if isinstance(record, DamagedRecordError) else "UNREADABLE"
+            again = "  (as above)" if key in said else ""
+            said.add(key)
+            say(f"    {unit.kind:11} {key}  {state:23}  {unit.describe()}{again}")
+    missing = sum(state is None for state in states.values())
+    workers = default_workers(study.profile.threads)
+    hours = f"; about {sum(left.values()) / 3600 / workers:.1f} hours with --workers {workers}" if left else ""
+    say(f"{len(recorded)} of {len(units)} units recorded{hours if len(left) == missing else ''}")
     for trouble in states.values():
         if isinstance(trouble, FslibError):
             say(str(trouble))

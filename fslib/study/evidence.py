@@ -16,7 +16,7 @@ import pandas as pd
 from jaxtyping import Float, Int, Num, Shaped
 from scipy import stats
 
-from fslib.dissociation import DRAWS, IAP
+from fslib.dissociation import DRAWS, IAP, Unlesioned
 from fslib.intervals import Interval, Measure, constant, mean_of, multi_bootstrap, score_measure
 from fslib.scoring import chance_level, rank_correlation
 
@@ -166,16 +166,25 @@ def halved(values: Shaped[np.ndarray, "*axes n"], half: Half) -> Shaped[np.ndarr
 def above_best_constant(
     task: str, metric: str, predictions: Num[np.ndarray, "seeds n"], labels: Num[np.ndarray, " n"]
 ) -> Interval:
-    """Return how far a score lies above the best constant answer, on the half of the examples that decides on gates."""
-    predictions, labels = halved(predictions, gate_half), halved(labels, gate_half)
+    """Return how far a score lies above that of the best constant answer."""
     score = score_measure(task, metric, predictions, labels)
     return (score - constant(chance_level(metric, labels), score)).interval()
 
 
+def gate_examples(iap: IAP, task: str) -> Unlesioned:
+    """Return the examples that decide on a task's gates: those kept apart from lesions, or else the gate's half."""
+    if task in iap.apart:
+        return iap.apart[task]
+    return Unlesioned(halved(iap.labels[task], gate_half), halved(iap.unpruned[task], gate_half))
+
+
 def above_constant(iap: IAP) -> dict[str, Interval]:
-    """Return, per task, how far the unpruned score lies above the best constant answer, on the gate's half."""
-    metrics = zip(iap.tasks, iap.metrics, strict=True)
-    return {task: above_best_constant(task, metric, iap.unpruned[task], iap.labels[task]) for task, metric in metrics}
+    """Return, per task, how far the unpruned score lies above the best constant answer, on the gate's examples."""
+    found = {}
+    for task, metric in zip(iap.tasks, iap.metrics, strict=True):
+        labels, predictions = gate_examples(iap, task)
+        found[task] = above_best_constant(task, metric, predictions, labels)
+    return found
 
 
 def learned(above: Mapping[str, Interval]) -> list[str]:
@@ -183,13 +192,18 @@ def learned(above: Mapping[str, Interval]) -> list[str]:
     return [task for task, interval in above.items() if interval.low > 0]
 
 
+def scored(iap: IAP, tasks: Sequence[str] | None = None) -> IAP:
+    """Return some of the tasks (None: all) on the examples that are scored: none that decides on gates."""
+    return iap.part(tasks, np.arange if iap.apart else score_half)
+
+
 def entering(iap: IAP, gated: IAP | None = None) -> IAP:
-    """Return the tasks that enter D, on the half of the examples that is scored; all tasks if fewer than two enter.
+    """Return the tasks that enter D, on the examples that are scored; all tasks if fewer than two enter.
 
     gated: the models whose unpruned scores decide which enter, where they are others.
     """
     passed = learned(above_constant(gated or iap))
-    return iap.part(passed if len(passed) > 1 else None, score_half)
+    return scored(iap, passed if len(passed) > 1 else None)
 
 
 def differences(

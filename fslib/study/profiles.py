@@ -6,15 +6,17 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fslib.data.batches import SAMPLINGS
+from fslib.data.bbc import EMBEDDED
 from fslib.data.loading import task_names
 from fslib.errors import FslibError, unknown
 from fslib.iat import IAT
 from fslib.model.encoders import PRETRAINED
 from fslib.study.records import checked, shown
-from fslib.study.units import EncoderName, FineTuning, Steps, TaskNames
+from fslib.study.units import EncoderName, FineTuning, LesionedOn, Steps, TaskNames
 
 Fractions = Annotated[tuple[float, ...], Field(min_length=1)]
 Seeds = Annotated[int, Field(le=10_000)]
+OTHER_ENDINGS = ("IAT, least heads", "PCGrad", "mixed batches", "IAT, others frozen", "IAT, leaky")
 
 
 class Profile(FineTuning):
@@ -27,15 +29,20 @@ class Profile(FineTuning):
     tasks: TaskNames = ("bbc", "bbc-pair", "bbc-headline", "bbc-shift")
     lr_floor: float = Field(0.0, ge=0, lt=1)  # of all trainings; unlike a unit's, always among the settings
     seeds: Seeds = Field(2, ge=1)
+    first_seed: int = Field(0, ge=0, le=1_000_000)  # added to the study's own
+    alone_seeds: Seeds | None = Field(None, ge=1)  # notebook 01, every task alone; None: as many as seeds
     importance_examples: int = Field(ge=4)
     fractions: Fractions = (0.1, 0.2, 0.3, 0.4, 0.5)
     controls: int = Field(ge=1)
+    lesioned_on: LesionedOn = "all"
     draws: int = Field(9999, ge=99, le=100_000)  # relabellings of tasks
     threads: int = Field(1, ge=1, le=1024)  # of a unit, however many cores there are; no part of its key
     # 04 to 07
     encoders: tuple[EncoderName, ...] = Field(min_length=1)
     encoder_seeds: Seeds = Field(1, ge=1)
+    encoder_lrs: dict[EncoderName, Annotated[float, Field(gt=0, le=1)]] = Field({})  # where it is not small_lr
     pair_seeds: Seeds = Field(1, ge=1)
+    pair_tasks: TaskNames | None = None  # notebook 05; None: tasks
     small_encoder: EncoderName
     small_steps: Steps = Field(ge=10)
     small_lr: float = Field(gt=0, le=1)
@@ -47,15 +54,21 @@ class Profile(FineTuning):
     selection_examples: int = Field(ge=1)
     selection_randoms: int = Field(ge=1)
     # 06, endings
+    ending_tasks: TaskNames | None = None  # None: tasks
     ending_seeds: Seeds = Field(5, ge=2)
     ending_examples: int | None = Field(None, ge=2)
+    ending_fractions: Fractions | None = None  # None: alpha
+    prune_examples: int | None = Field(None, ge=4)  # of evaluation, for D after endings; None: eval_examples
     delta: float = 0.1
     alpha: float = 0.3
     other_deltas: tuple[float, ...] = (0.3,)
     other_alphas: tuple[float, ...] = (0.1, 0.5)
+    other_endings: tuple[str, ...] = OTHER_ENDINGS
+    doses: tuple[float, ...] = ()  # deltas at which random heads stand beside IAT's, and D is measured
+    dose_floors: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()  # learning rates, as a share of lr
     # 07, transfer
     transfer_seeds: Seeds = Field(3, ge=2)
-    transfer_target: str = "bbc-headline"
+    transfer_targets: TaskNames = ("bbc-headline",)
     transfer_sizes: tuple[Annotated[int, Field(ge=1)] | None, ...] = Field((32, 128, 512, None), min_length=1)
     transfer_passes: int = Field(2, ge=1)
     transfer_min_steps: Steps = Field(ge=1)
@@ -127,7 +140,55 @@ PROFILES: dict[str, dict[str, Any]] = {
     # The same encoder on tasks of the paper, from FSLIB_DATA or the Hub.
     "glue-mini": _MINI
     | {"tasks": ("sst-2", "qnli", "ag-pair"), "seeds": 1, "steps": 400, "eval_examples": 150, "ending_examples": 150}
-    | {"ending_seeds": 3, "transfer_target": "ag-pair"},
+    | {"ending_seeds": 3, "transfer_targets": ("ag-pair",)},
+    # What the claims are decided on: ten tasks, many seeds, hours. Fixed before it was run.
+    "evidence": {
+        "tasks": ("sst-2", "sst-shift", "qnli", "bbc", "bbc-headline", "bbc-shift"),
+        "first_seed": 100,  # those before were for pilots
+        "max_length": 80,
+        "encoder": "minilm-l6",
+        "seeds": 12,
+        "alone_seeds": 2,
+        "steps": 1800,
+        "lr": 1e-4,
+        "sampling": "uniform",
+        "eval_examples": 800,
+        "curve_points": 6,
+        "curve_examples": 100,
+        "importance_examples": 256,
+        "fractions": (0.1, 0.3),
+        "controls": 3,
+        "lesioned_on": "scored",
+        "encoders": ("minilm-l3", "minilm-l4", "minilm-l6", "minilm-l6-random"),
+        "encoder_seeds": 8,
+        "encoder_lrs": {"minilm-l4": 2e-4, "minilm-l6": 1e-4, "minilm-l6-random": 1e-4},
+        "small_encoder": "minilm-l3",
+        "small_steps": 1800,
+        "small_lr": 3e-4,
+        "small_examples": 256,
+        "small_eval_examples": 800,
+        "selection_examples": 64,
+        "selection_randoms": 3,
+        "pair_tasks": (*EMBEDDED, "sst-2", "sst-shift", "qnli", "ag-pair"),
+        "pair_seeds": 2,
+        "ending_tasks": ("sst-2", "qnli", "bbc", "bbc-headline"),
+        "ending_seeds": 20,
+        "ending_examples": 1000,
+        "ending_fractions": (0.1, 0.3),
+        "prune_examples": 400,
+        "delta": 0.3,
+        "doses": (0.1, 0.5, 0.9),
+        "dose_floors": (0.3,),
+        "other_deltas": (),
+        "other_alphas": (),
+        "other_endings": ("IAT, leaky",),
+        "transfer_seeds": 15,
+        "transfer_targets": ("bbc-pair", "bbc-shift"),
+        "transfer_sizes": (512, None),
+        "transfer_passes": 3,
+        "transfer_min_steps": 96,
+        "transfer_max_steps": 300,
+    },
     # The paper's scale, for GPUs: seven pre-trained encoders and tasks of GLUE's size, from the Hub.
     "paper": {
         "tasks": ("mnli", "qnli", "qqp", "sst-2", "ag-pair"),
@@ -149,12 +210,43 @@ PROFILES: dict[str, dict[str, Any]] = {
         "small_fractions": (0.1, 0.2, 0.3, 0.4, 0.5),
         "selection_examples": 512,
         "selection_randoms": 5,
-        "transfer_target": "mrpc",
+        "transfer_targets": ("mrpc",),
         "transfer_passes": 3,
         "transfer_min_steps": 100,
         "transfer_max_steps": 3000,
     },
 }
+
+
+REPEATS_REFUSED = (
+    "pair_tasks", "ending_tasks", "transfer_targets", "fractions", "small_fractions", "ending_fractions", "encoders",
+    "other_deltas", "doses", "other_alphas", "other_endings", "dose_floors", "transfer_sizes",
+)  # fmt: skip
+
+
+# What each of ten tasks asks, and of whose text: they are crossed, so that two tasks may share the one, the other, both
+# or neither.
+QUESTION_AND_TEXT = {
+    "sst-2": ("sentiment", "film reviews"),
+    "sst-shift": ("wording", "film reviews"),
+    "qnli": ("belonging", "Wikipedia"),
+    "ag-pair": ("topic", "AG news"),
+    "bbc": ("topic", "BBC news"),
+    "bbc-pair": ("topic", "BBC news"),
+    "bbc-headline": ("belonging", "BBC news"),
+    "bbc-next": ("belonging", "BBC news"),
+    "bbc-shift": ("wording", "BBC news"),
+    "bbc-somo": ("wording", "BBC news"),
+}
+SHARED = ("question and text", "question", "text", "neither")
+
+
+def shared_by(a: str, b: str) -> str | None:
+    """Return what two tasks share, one of `SHARED`; None where it is not known of one of them."""
+    if not {a, b} <= QUESTION_AND_TEXT.keys():
+        return None
+    question, text = (x == y for x, y in zip(QUESTION_AND_TEXT[a], QUESTION_AND_TEXT[b], strict=True))
+    return SHARED[0 if question and text else 1 if question else 2 if text else 3]
 
 
 def make_profile(name: str, changes: Mapping[str, Any]) -> Profile:
@@ -167,17 +259,23 @@ def make_profile(name: str, changes: Mapping[str, Any]) -> Profile:
     for sampling in (profile.sampling, profile.small_sampling):
         if sampling not in SAMPLINGS:
             raise unknown("sampling", sampling, SAMPLINGS)
-    if len(profile.tasks) < 2:
-        raise FslibError(f"tasks={list(profile.tasks)}: a multi-task study needs at least two tasks")
+    for field in ("tasks", "pair_tasks", "ending_tasks"):
+        names = getattr(profile, field)
+        if names is not None and len(names) < 2:
+            raise FslibError(f"{field}={list(names)}: a multi-task study needs at least two tasks")
     _refuse_repeats(profile)
-    for fraction in (*profile.fractions, *profile.small_fractions):
+    for fraction in (*profile.fractions, *profile.small_fractions, *(profile.ending_fractions or ())):
         if not 0 < fraction <= 1:
             raise FslibError(f"fraction {fraction} is outside (0, 1]: 0.3 means the top 30 % of all heads")
     known = [*task_names(hub_too=True), "xnli"]
-    for what, task in (*(("task", t) for t in profile.tasks), ("transfer_target", profile.transfer_target)):
-        if task.lower() not in known:
-            raise unknown(what, task, known)
-    for delta in (profile.delta, *profile.other_deltas):
+    for field in ("tasks", "pair_tasks", "ending_tasks", "transfer_targets"):
+        for task in getattr(profile, field) or ():
+            if task.lower() not in known:
+                raise unknown("task" if field == "tasks" else field, task, known)
+    for ending in profile.other_endings:
+        if ending not in OTHER_ENDINGS:
+            raise unknown("other_endings", ending, OTHER_ENDINGS)
+    for delta in (profile.delta, *profile.other_deltas, *profile.doses):
         IAT(delta=delta)  # refuses what is out of range
     for alpha in (profile.alpha, *profile.other_alphas):
         IAT(alpha=alpha)
@@ -188,8 +286,8 @@ def _refuse_repeats(profile: Profile) -> None:
     """Raise FslibError for what is named twice, and would be computed or counted as if it were two."""
     if repeated := _repeated(profile.tasks):
         raise FslibError(f"two tasks are called {repeated[0]!r}: rename one")
-    for field in ("fractions", "small_fractions", "encoders", "other_deltas", "other_alphas", "transfer_sizes"):
-        if repeated := _repeated(getattr(profile, field)):
+    for field in REPEATS_REFUSED:
+        if repeated := _repeated(getattr(profile, field) or ()):
             raise FslibError(f"setting {field}: {repeated[0]} stands there twice, leave one out")
 
 

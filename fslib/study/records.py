@@ -86,6 +86,13 @@ class Unit(Config, ABC):
     def describe(self) -> str:
         """Say in a few words which tasks and seed the unit is about."""
 
+    def passes(self) -> float:
+        """Return about how many tokens go forward through one layer of an encoder, for planning; 0 where not known.
+
+        A token that is trained on counts three times, for the backward pass.
+        """
+        return 0.0
+
     def data(self) -> dict[str, str]:
         """Return {task: fingerprint of its data}."""
         return {name: cached_task(name).fingerprint for name in self.task_names()}

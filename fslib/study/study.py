@@ -124,6 +124,16 @@ class Study:
         """The study's tasks, with as many evaluation examples as the profile takes."""
         return self.data.load()
 
+    @property
+    def pair_tasks(self) -> tuple[str, ...]:
+        """The tasks of which notebook 05 makes pairs."""
+        return self.profile.pair_tasks or self.profile.tasks
+
+    @property
+    def ending_tasks(self) -> tuple[str, ...]:
+        """The tasks of the trunks and endings of notebooks 06 and 07."""
+        return self.profile.ending_tasks or self.profile.tasks
+
     @cached_property
     def example_tasks(self) -> dict[str, Task]:
         """Real texts to show a method on: the study's tasks, or the embedded ones where their data are not at hand."""
@@ -141,7 +151,8 @@ class Study:
 
     def seeds_of(self, count: int) -> list[int]:
         """Return so many seeds, from the study's first on."""
-        return list(range(self.seed, self.seed + count))
+        first = self.seed + self.profile.first_seed
+        return list(range(first, first + count))
 
     def training(self, seed: int, task: str | None = None, *, small: bool = False, **changes: Any) -> TrainUnit:
         """Return a multi-task training; with `task`, one on it alone, for as many steps as it gets there.
@@ -153,7 +164,9 @@ class Study:
         shared = {k: getattr(p, k) for k in FineTuning.model_fields} | {"seed": seed}
         if small:
             steps = p.small_steps * len(changes.get("tasks", p.tasks)) // len(p.tasks)
-            shared |= {"encoder": p.small_encoder, "steps": steps, "lr": p.small_lr, "curve_points": 1}
+            encoder = changes.get("encoder", p.small_encoder)
+            lr = p.encoder_lrs.get(encoder, p.small_lr)
+            shared |= {"encoder": encoder, "steps": steps, "lr": lr, "curve_points": 1}
             shared |= {"sampling": p.small_sampling, "eval_examples": p.small_eval_examples}
         shared |= changes
         if task is not None:
@@ -166,15 +179,15 @@ class Study:
     def units(self, seed: int) -> Chain:
         """Return the main model of a seed: its training, importance and pruning."""
         p = self.profile
-        return chain(self.training(seed), p.importance_examples, p.fractions, p.controls)
+        return chain(self.training(seed), p.importance_examples, p.fractions, p.controls, p.lesioned_on)
 
     def small_units(
         self, encoder: str | None = None, tasks: tuple[str, ...] | None = None, seed: int | None = None
     ) -> Chain:
         """Return training, importance and pruning of one encoder on some tasks, at the scale of notebooks 04 to 07."""
-        p, seed = self.profile, self.seed if seed is None else seed
+        p, seed = self.profile, self.seeds[0] if seed is None else seed
         model = self.training(seed, small=True, encoder=encoder or p.small_encoder, tasks=tasks or p.tasks)
-        return chain(model, p.small_examples, p.small_fractions, p.controls)
+        return chain(model, p.small_examples, p.small_fractions, p.controls, p.lesioned_on)
 
     def plan(self, notebook: str) -> list[Unit]:
         """Return all units behind a notebook (by its number or name), those they depend on first."""

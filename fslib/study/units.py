@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -15,7 +17,7 @@ from pydantic import AfterValidator, Field
 from fslib.data.batches import SAMPLINGS
 from fslib.data.loading import one_case
 from fslib.data.tasks import Task
-from fslib.dissociation import IAP
+from fslib.dissociation import IAP, Unlesioned
 from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
 from fslib.heads import checked_fractions
@@ -24,6 +26,7 @@ from fslib.model.devices import fixed_threads
 from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.model.multitask import MultiTaskModel
 from fslib.pruning import prune_important_heads
+from fslib.study.evidence import gate_half, score_half
 from fslib.study.files import writing
 from fslib.study.fingerprints import cached_task
 from fslib.study.records import Config, Record, Result, Store, Unit
@@ -46,8 +49,9 @@ def _one_path(name: str) -> str:
 
 # As the tasks call themselves, so that one piece of work has one key wherever the data lie.
 TaskNames = Annotated[tuple[str, ...], AfterValidator(_plain_names), Field(min_length=1)]
-# A local folder by its whole path, so that it has one key, and is one folder, wherever a process works.
 Steps = Annotated[int, Field(le=10_000_000)]  # the task of every step is drawn before the first
+LesionedOn = Literal["all", "scored"]  # evaluation examples: all, or the half that scores are from
+# A local folder by its whole path, so that it has one key, and is one folder, wherever a process works.
 EncoderName = Annotated[str, Field(min_length=1), AfterValidator(_one_path)]
 
 
@@ -96,6 +100,35 @@ class FineTuning(Data):
         """Return how many layers the encoder has, and how many heads a layer."""
         return encoder_shape(self.encoder, self.max_length, self.tasks[0])
 
+    def through(self, examples: int, evaluated: int | float = 0) -> float:
+        """Return how many tokens go through a layer: of training examples, and of `evaluated` whole evaluation sets."""
+        tokens = [self.tokens(task) for task in self.tasks]
+        sizes = [self.evaluated(task) for task in self.tasks]
+        each = examples * np.mean(tokens) + evaluated * np.dot(tokens, sizes)
+        return float(self.shape()[0] * each)
+
+    def tokens(self, task: str) -> float:
+        """Return about how many tokens an example of a task has."""
+        return min(self.max_length, mean_tokens(task))
+
+    def evaluated(self, task: str) -> int:
+        """Return how many examples of a task are evaluated."""
+        return min(self.eval_examples or sys.maxsize, len(cached_task(task).eval))
+
+
+@cache
+def mean_tokens(task: str, sample: int = 200) -> float:
+    """Return about how many tokens an example of a task has, from the words of the first; 40 where they are not known.
+
+    For planning alone: a word is taken as 1.3 tokens, and nothing is loaded.
+    """
+    split = cached_task(task).train
+    try:
+        texts, pairs = split.texts[:sample], (split.pairs or ())[:sample]
+    except FslibError:  # of data that are not at hand
+        return 40.0
+    return 1.3 * sum(len(text.split()) for text in (*texts, *pairs)) / len(texts) + 3
+
 
 @cache
 def encoder_shape(encoder: str, max_length: int, task: str) -> tuple[int, int]:
@@ -126,6 +159,11 @@ class TrainUnit(SeededFineTuning, Unit):
     """One training run, on one or more tasks; the model of several tasks is kept as a checkpoint."""
 
     kind: ClassVar[str] = "train"
+
+    def passes(self) -> float:
+        """Return about how many tokens go through a layer."""
+        curve = (self.curve_points + 1) * min(self.curve_examples, self.evaluated(self.tasks[0])) * len(self.tasks)
+        return self.through(3 * self.steps * self.batch_size + curve, 1)
 
     def compute(self, store: Store) -> Result:
         """Train and evaluate."""
@@ -192,6 +230,10 @@ class ImportanceUnit(Unit):
         """Say which tasks and seed the model is of."""
         return self.model.describe()
 
+    def passes(self) -> float:
+        """Return about how many tokens go through a layer; no gradient of a weight is computed."""
+        return self.model.through(2 * self.examples * len(self.model.tasks))
+
     def compute(self, store: Store) -> Result:
         """Score every head, and keep every example's part."""
         model = self.model.trained(store)
@@ -218,6 +260,8 @@ class PruneUnit(Unit):
     reduction: str = "token"
     normalize: str | None = None
     ablation: str = "zero"
+    # left out where it is "all": such a unit keeps the key that it had before there was another
+    on: LesionedOn = Field("all", exclude_if=lambda value: value == "all")
 
     def task_names(self) -> list[str]:
         """Name the model's tasks."""
@@ -232,26 +276,41 @@ class PruneUnit(Unit):
         super().check()
         checked_fractions(self.fractions, self.importance.model.shape(), self.controls)
 
+    def passes(self) -> float:
+        """Return about how many tokens go through a layer."""
+        sets = len(self.fractions) * len(self.task_names()) * (1 + self.controls)
+        return self.importance.model.through(0, 1 + sets * (0.5 if self.on == "scored" else 1))
+
     def compute(self, store: Store) -> Result:
         """Prune, and keep every prediction."""
         model = self.importance.model
         options: dict[str, Any] = {"reduction": self.reduction, "normalize": self.normalize}
         maps = {t: parts.importance(**options) for t, parts in self.importance.contributions(store).items()}
-        iap = prune_important_heads(
-            model.trained(store),
-            model.load(),
-            self.fractions,
-            self.controls,
-            importance=maps,
-            ablation=self.ablation,
-            examples=self.importance.examples,
-            seed=model.seed,
-        )
+        options = {"ablation": self.ablation, "examples": self.importance.examples, "seed": model.seed}
+        sets = {"fractions": self.fractions, "controls": self.controls, "importance": maps}
+        iap = lesioned(model.trained(store), model.load(), self.on, **sets, **options)
         return Result(iap_values(iap), iap_arrays(iap))
 
     def iap(self, store: Store) -> IAP:
         """Return the pruning results, from the record."""
         return recorded_iap(store.get(self))
+
+
+def lesioned(model: MultiTaskModel, tasks: dict[str, Task], on: str, **options: Any) -> IAP:
+    """Return `prune_important_heads` on all evaluation examples, or, on "scored", on the half that scores are from.
+
+    The other half, which decides on gates, then needs no lesion: it costs one pass of the unpruned model.
+    options: of `prune_important_heads`.
+    """
+    if on == "all":
+        return prune_important_heads(model, tasks, **options)
+    halves = [
+        {name: replace(task, eval=task.eval.take(half(len(task.eval)))) for name, task in tasks.items()}
+        for half in (score_half, gate_half)
+    ]
+    gates = evaluate(model, halves[1])
+    apart = {name: Unlesioned(score.labels, score.predictions[None]) for name, score in gates.items()}
+    return replace(prune_important_heads(model, halves[0], **options), apart=apart)
 
 
 class Chain(NamedTuple):
@@ -262,10 +321,10 @@ class Chain(NamedTuple):
     prune: PruneUnit
 
 
-def chain(model: TrainUnit, examples: int, fractions: Sequence[float], controls: int) -> Chain:
+def chain(model: TrainUnit, examples: int, fractions: Sequence[float], controls: int, on: LesionedOn) -> Chain:
     """Return the units of one model: its training, the importance of its heads, their pruning."""
     scored = ImportanceUnit(model=model, examples=examples)
-    return Chain(model, scored, PruneUnit(importance=scored, fractions=tuple(fractions), controls=controls))
+    return Chain(model, scored, PruneUnit(importance=scored, fractions=tuple(fractions), controls=controls, on=on))
 
 
 def iap_values(iap: IAP) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def bad_inputs() -> list[list[str]]:
         "draws=1", "encoder=minilm-l7", "encoder=[]", "encoders=[]", "encoders=[tiny-random, tiny-randon]",
         "small_encoder=nothing", "max_length=0", "max_length=3", "batch_size=0", "alpha=0", "alpha=1.5",
         "alpha=0.001", "delta=0", "delta=1", "other_alphas=[2]", "other_deltas=[0]", "ending_seeds=1",
-        "transfer_target=bbcs", "eval_examples=1", "importance_examples=0", "curve_points=0", "epochs=0",
+        "transfer_targets=[bbcs]", "eval_examples=1", "importance_examples=0", "curve_points=0", "epochs=0",
     ]  # fmt: skip
     lines = [["run", "08", *SMOKE, "--set", setting] for setting in settings]
     lines += [
