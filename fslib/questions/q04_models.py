@@ -102,7 +102,9 @@ def encoder_units(study: Study, encoder: str) -> list[Chain]:
     p = study.profile
     if encoder == p.encoder and p.steps == p.small_steps:
         return [study.units(s) for s in study.seeds]
-    return [study.small_units(encoder, seed=s) for s in study.seeds_of(study.profile.encoder_seeds)]
+    return [
+        study.small_units(encoder, seed=s) for s in study.seeds_of(p.encoder_seeds_of.get(encoder, p.encoder_seeds))
+    ]
 
 
 @plans("04")

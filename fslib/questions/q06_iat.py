@@ -1,5 +1,7 @@
 """Notebook 06: claims C3, C4 and C6, does training only a task's own heads raise specialization and scores?"""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -10,7 +12,9 @@ from fslib.study.branches import (
     PLAIN,
     RANDOM,
     TREATED,
+    EndingsUnit,
     at_dose,
+    dose_seeds,
     endings_unit,
     floor_unit,
     pruned_after,
@@ -51,45 +55,81 @@ def single_unit(study: Study, seed: int, task: str) -> TrainUnit:
 
 @plans("06")
 def plan(study: Study) -> list[Unit]:
-    """Return every seed's trunk with its endings, the trunks with a floor under the learning rate, every task alone."""
-    floors = [floor_unit(study, s, floor) for s in seeds(study) for floor in study.profile.dose_floors]
-    single = [single_unit(study, s, t) for s in seeds(study) for t in study.ending_tasks]
+    """Return every seed's trunk with its endings, and every task alone; at some seeds, trunks with floors."""
+    floors = [floor_unit(study, s, floor) for s in dose_seeds(study) for floor in study.profile.dose_floors]
+    alone = seeds(study) if study.profile.alone_seeds is None else []
+    single = [single_unit(study, s, t) for s in alone for t in study.ending_tasks]
     return [*(endings_unit(study, s) for s in seeds(study)), *floors, *single]
 
 
-def _records(study: Study, floor: float | None = None) -> list[Record]:
-    units = [endings_unit(study, s) if floor is None else floor_unit(study, s, floor) for s in seeds(study)]
-    return [study.store.get(unit) for unit in units]
+@dataclass(frozen=True)
+class Dose:
+    """An ending with IAT, the same with random heads, and where they stand: in which trunks, of which seeds.
+
+    floor: under the trunk's learning rate, as a share of the highest. decides: whether claims are decided at this dose.
+    """
+
+    ending: str
+    control: str
+    delta: float
+    floor: float
+    decides: bool
+    units: tuple[EndingsUnit, ...]
+
+    @property
+    def share(self) -> float:
+        """The share of the learning rate, summed over steps, that the ending gets."""
+        return lr_share(self.units[0].steps, self.delta, self.floor)
 
 
-def _predictions(study: Study, half: Half, floor: float | None = None) -> dict[str, dict[str, np.ndarray]]:
-    """Return {ending: {task: (seeds, n)}} on a half of the evaluation examples."""
-    records, found = _records(study, floor), {}
+def deciding(study: Study) -> Dose:
+    """Return the dose that claims are decided at."""
+    p = study.profile
+    return Dose(TREATED, RANDOM, p.delta, p.lr_floor, True, tuple(endings_unit(study, s) for s in seeds(study)))
+
+
+def all_doses(study: Study) -> list[Dose]:
+    """Return every dose: the one that decides, other lengths of the ending, and floors under the learning rate."""
+    p, chosen = study.profile, dose_seeds(study)
+    trunks = tuple(endings_unit(study, s) for s in chosen)
+    lengths = [Dose(at_dose(TREATED, d), at_dose(RANDOM, d), d, p.lr_floor, False, trunks) for d in p.doses]
+    lifted = [tuple(floor_unit(study, s, floor) for s in chosen) for floor in p.dose_floors]
+    floors = [Dose(TREATED, RANDOM, p.delta, floor, False, u) for floor, u in zip(p.dose_floors, lifted, strict=True)]
+    return [deciding(study), *lengths, *floors]
+
+
+def _predictions(study: Study, dose: Dose, half: Half) -> dict[str, dict[str, np.ndarray]]:
+    """Return {ending: {task: (seeds, n)}} on a half of the evaluation examples, of the endings that all trunks have."""
+    records, found = [study.store.get(unit) for unit in dose.units], {}
     for name in records[0].config["endings"]:
-        found[name] = {
-            t: halved(np.stack([r.arrays[f"predictions/{name}/{t}"] for r in records]), half)
-            for t in study.ending_tasks
-        }
+        if all(name in r.config["endings"] for r in records):
+            found[name] = {
+                t: halved(np.stack([r.arrays[f"predictions/{name}/{t}"] for r in records]), half)
+                for t in study.ending_tasks
+            }
     return found
 
 
-def _single(study: Study) -> dict[str, np.ndarray]:
-    """Return {task: (seeds, n)} of models trained on that task alone, on the half that is scored."""
+def _single(study: Study) -> dict[str, dict[str, np.ndarray]]:
+    """Return {"single-task": {task: (seeds, n)}} of models trained on one task, on the half that is scored."""
+    if study.profile.alone_seeds is not None:
+        return {}
     found = {}
     for task in study.ending_tasks:
         records = [study.store.get(single_unit(study, s, task)) for s in seeds(study)]
         found[task] = halved(np.stack([r.arrays[f"predictions/{task}"] for r in records]), score_half)
-    return found
+    return {"single-task": found}
 
 
-def score_measures(study: Study, floor: float | None = None) -> dict[str, dict[str, Measure]]:
+def score_measures(study: Study, dose: Dose | None = None) -> dict[str, dict[str, Measure]]:
     """Return {ending: {task: score of every seed's model, on the half that is scored}}.
 
-    With "single-task" first among the endings; floor: of the trunks with that floor under the learning rate, without.
+    Of the trunks of a dose, or (None) of those that decide, with "single-task" first among the endings.
     """
     tasks = {t: cached_task(t).limited(eval=study.profile.ending_examples) for t in study.ending_tasks}
     labels = {t: halved(task.eval.labels, score_half) for t, task in tasks.items()}
-    predictions = ({"single-task": _single(study)} if floor is None else {}) | _predictions(study, score_half, floor)
+    single = _single(study) if dose is None else {}
+    predictions = single | _predictions(study, dose or deciding(study), score_half)
     return {
         name: {t: score_measure(t, tasks[t].metric, p, labels[t]) for t, p in by_task.items()}
         for name, by_task in predictions.items()
@@ -103,17 +143,22 @@ def scores(study: Study, reference: str = "plain") -> pd.DataFrame:
     return table
 
 
-def _pruned(study: Study, ending: str, floor: float | None = None) -> IAP:
+def _pruned(study: Study, dose: Dose, ending: str) -> IAP:
     """Return what pruning did after an ending, over seeds."""
-    return pruned_after(_records(study, floor), ending)
+    return pruned_after([study.store.get(unit) for unit in dose.units], ending)
 
 
-def dissociation_measures(study: Study, floor: float | None = None) -> dict[str, dict[str, Measure]]:
-    """Return {ending: {task: D of every seed's model}}, of the tasks that plain training has learned, or all."""
-    plain, found = _pruned(study, PLAIN, floor), {}
-    for name in _records(study, floor)[0].config["pruned"]:
-        result = entering(_pruned(study, name, floor), plain).dissociation(draws=study.profile.draws)
-        found[name] = {task: result.measure(task) for task in result.tasks}
+def dissociation_measures(study: Study, dose: Dose | None = None) -> dict[str, dict[str, Measure]]:
+    """Return {ending: {task: D of every seed's model}}, of the tasks that plain training has learned, or all.
+
+    Of the trunks of a dose, or (None) of those that decide.
+    """
+    dose = dose or deciding(study)
+    plain, found = _pruned(study, dose, PLAIN), {}
+    for name in dose.units[0].pruned:
+        if all(name in unit.pruned for unit in dose.units):
+            result = entering(_pruned(study, dose, name), plain).dissociation(draws=study.profile.draws)
+            found[name] = {task: result.measure(task) for task in result.tasks}
     return found
 
 
@@ -126,65 +171,64 @@ def dissociation(study: Study, reference: str = "plain") -> pd.DataFrame:
 
 def dose(study: Study) -> str:
     """Say how much of a treatment IAT is: its share of the steps and of the learning rate, and what it changes."""
-    p = study.profile
-    spent = 100 * lr_share(endings_unit(study, study.seeds[0]).steps, p.delta, p.lr_floor)
+    found = deciding(study)
     return (
-        f"Dose: the last {100 * p.delta:g} % of the steps spend {spent:.1f} % of the learning rate, and IAT changes "
-        f"{100 * changed(study):.1f} % of the predictions of plain training."
+        f"Dose: the last {100 * found.delta:g} % of the steps spend {100 * found.share:.1f} % of the learning rate, "
+        f"and IAT changes {100 * changed(study, found):.1f} % of the predictions of plain training."
     )
 
 
-def changed(study: Study, ending: str = TREATED, floor: float | None = None) -> float:
+def changed(study: Study, dose: Dose) -> float:
     """Return the share of predictions that IAT changes against plain training, on the half that no score is from."""
-    predictions = _predictions(study, gate_half, floor)
-    return changed_share(predictions[ending], predictions[PLAIN])
+    predictions = _predictions(study, dose, gate_half)
+    return changed_share(predictions[dose.ending], predictions[PLAIN])
 
 
-def _effects(study: Study, ending: str, control: str, floor: float | None = None) -> dict[str, tuple[Part, Part]]:
-    """Return the two parts of C3 and of C4: an ending minus plain training, and minus the same with random heads."""
-    by_claim = {"C3": (dissociation_measures(study, floor), 1.0), "C4": (score_measures(study, floor), 100.0)}
+def _effects(study: Study, dose: Dose) -> dict[str, tuple[Part, Part]]:
+    """Return the two parts of C3 and of C4: IAT minus plain training, and minus IAT with random heads."""
+    by_claim = {"C3": (dissociation_measures(study, dose), 1.0), "C4": (score_measures(study, dose), 100.0)}
     found = {}
     for claim, (measures, scale) in by_claim.items():
-        mean = {name: mean_of(list(measures[name].values())).scaled(scale) for name in (ending, PLAIN, control)}
-        against = ((PLAIN, "plain training"), (control, "IAT with random heads"))
-        one, two = (Part.of(f"IAT minus {words}", mean[ending] - mean[name]) for name, words in against)
-        found[claim] = one, two
+        names = (dose.ending, PLAIN, dose.control)
+        treated, plain, random = (mean_of(list(measures[name].values())).scaled(scale) for name in names)
+        found[claim] = (
+            Part.of("IAT minus plain training", treated - plain),
+            Part.of("IAT minus IAT with random heads", treated - random),
+        )
     return found
 
 
 def evidence(study: Study) -> dict[str, Evidence]:
     """Return what there is on C3 and C4: IAT minus plain training, and minus IAT with random heads; both are needed."""
-    share, failed = changed(study), ""
-    if share < LEAST_CHANGED:
+    dose, failed = deciding(study), ""
+    if (share := changed(study, dose)) < LEAST_CHANGED:
         failed = f"{100 * share:.1f} % of predictions changed, and a treatment is {100 * LEAST_CHANGED:g} % or more"
-    passed = learned(above_constant(_pruned(study, PLAIN)))
+    passed = learned(above_constant(_pruned(study, dose, PLAIN)))
     few = "" if len(passed) > 1 else "fewer than two tasks are learned"
-    effects = _effects(study, TREATED, RANDOM)
+    effects = _effects(study, dose)
     return {claim: Evidence(claim, parts, failed or (few if claim == "C3" else "")) for claim, parts in effects.items()}
 
 
 def doses(study: Study) -> pd.DataFrame:
-    """Return one row per dose and claim part: how much of a treatment it is, and its effect with the interval.
+    """Return one row per dose and part of a claim: how much of a treatment it is, and its effect with the interval.
 
     dose: the share of the learning rate, summed over steps, that the ending gets. changed: of the predictions of plain
     training. decides: whether the claims are decided at this dose.
     """
-    p = study.profile
-    treated: list[tuple[float, float | None, str, str]] = [
-        (d, None, at_dose(TREATED, d), at_dose(RANDOM, d)) for d in p.doses
-    ]
-    treated += [(p.delta, None, TREATED, RANDOM), *((p.delta, floor, TREATED, RANDOM) for floor in p.dose_floors)]
     rows = []
-    for delta, floor, ending, control in treated:
-        steps, lowest = endings_unit(study, study.seeds[0]).steps, p.lr_floor if floor is None else floor
-        shared: dict[str, object] = {"delta": delta, "floor": lowest, "dose": lr_share(steps, delta, lowest)}
-        shared |= {"changed": changed(study, ending, floor), "decides": floor is None and delta == p.delta}
-        for claim, parts in _effects(study, ending, control, floor).items():
+    for dose in all_doses(study):
+        shared = {"delta": dose.delta, "floor": dose.floor, "dose": dose.share, "changed": changed(study, dose)}
+        for claim, parts in _effects(study, dose).items():
             for part in parts:
                 i = part.interval
-                row = shared | {"claim": claim, "difference": part.what, "value": i.value, "low": i.low, "high": i.high}
-                rows.append(row | {"p": part.tested, "MDE": i.mde})
+                row = {"claim": claim, "difference": part.what, **shared, "seeds": len(dose.units), "value": i.value}
+                row |= {"low": i.low, "high": i.high, "p": part.tested, "MDE": i.mde, "decides": dose.decides}
+                rows.append(row)
     return pd.DataFrame(rows).sort_values(["claim", "difference", "floor", "dose"], ignore_index=True)
+
+
+def _records(study: Study) -> list[Record]:
+    return [study.store.get(unit) for unit in deciding(study).units]
 
 
 def movement(study: Study) -> pd.DataFrame:

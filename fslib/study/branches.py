@@ -212,9 +212,16 @@ def at_dose(name: str, delta: float) -> str:
     return f"{name}, delta {delta:g}"
 
 
-def design(study: Study) -> dict[str, dict[str, Any] | None]:
-    """Return every ending by name, as a unit describes it; None is plain training."""
+def dose_seeds(study: Study) -> list[int]:
+    """Return the seeds of the trunks with an ending at every dose."""
     p = study.profile
+    return study.seeds_of(min(p.dose_seeds or p.ending_seeds, p.ending_seeds))
+
+
+def design(study: Study, *, doses: bool = True) -> dict[str, dict[str, Any] | None]:
+    """Return every ending by name, as a unit describes it; None is plain training. doses: with those at other doses."""
+    p = study.profile
+    others_at = p.doses if doses else ()
     iat = {"kind": "IAT", "delta": p.delta, "alpha": p.alpha}
     others: dict[str, dict[str, Any]] = {
         "IAT, least heads": iat | {"heads": "least"},
@@ -231,8 +238,8 @@ def design(study: Study) -> dict[str, dict[str, Any] | None]:
         RANDOM: iat | {"heads": "random"},
         **{name: others[name] for name in chosen},
         **{f"IAT, alpha {a:g}": iat | {"alpha": a} for a in p.other_alphas},
-        **{at_dose(TREATED, d): iat | {"delta": d} for d in (*p.other_deltas, *p.doses)},
-        **{at_dose(RANDOM, d): iat | {"delta": d, "heads": "random"} for d in p.doses},
+        **{at_dose(TREATED, d): iat | {"delta": d} for d in (*p.other_deltas, *others_at)},
+        **{at_dose(RANDOM, d): iat | {"delta": d, "heads": "random"} for d in others_at},
     }
 
 
@@ -245,8 +252,8 @@ def left_out(study: Study) -> str:
 def endings_unit(study: Study, seed: int) -> EndingsUnit:
     """Return one trunk and all its endings; for the seeds of notebook 07, with what is learned from them."""
     p = study.profile
-    endings = design(study)
-    doses = [at_dose(name, d) for d in p.doses for name in (TREATED, RANDOM)]
+    endings = design(study, doses=seed in dose_seeds(study))
+    doses = [name for d in p.doses for name in (at_dose(TREATED, d), at_dose(RANDOM, d)) if name in endings]
     transferred = seed in study.seeds_of(p.transfer_seeds) and not set(p.transfer_targets) & set(study.ending_tasks)
     return _unit(study, seed, study.ending_tasks, endings, (TRUNK, PLAIN, TREATED, RANDOM, *doses), transferred)
 

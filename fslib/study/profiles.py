@@ -30,7 +30,7 @@ class Profile(FineTuning):
     lr_floor: float = Field(0.0, ge=0, lt=1)  # of all trainings; unlike a unit's, always among the settings
     seeds: Seeds = Field(2, ge=1)
     first_seed: int = Field(0, ge=0, le=1_000_000)  # added to the study's own
-    alone_seeds: Seeds | None = Field(None, ge=1)  # notebook 01, every task alone; None: as many as seeds
+    alone_seeds: Seeds | None = Field(None, ge=1)  # 01, every task alone; None: as many as seeds, and in 06 as well
     importance_examples: int = Field(ge=4)
     fractions: Fractions = (0.1, 0.2, 0.3, 0.4, 0.5)
     controls: int = Field(ge=1)
@@ -41,6 +41,7 @@ class Profile(FineTuning):
     encoders: tuple[EncoderName, ...] = Field(min_length=1)
     encoder_seeds: Seeds = Field(1, ge=1)
     encoder_lrs: dict[EncoderName, Annotated[float, Field(gt=0, le=1)]] = Field({})  # where it is not small_lr
+    encoder_seeds_of: dict[EncoderName, Annotated[Seeds, Field(ge=1)]] = Field({})  # where it is not encoder_seeds
     pair_seeds: Seeds = Field(1, ge=1)
     pair_tasks: TaskNames | None = None  # notebook 05; None: tasks
     small_encoder: EncoderName
@@ -65,6 +66,7 @@ class Profile(FineTuning):
     other_alphas: tuple[float, ...] = (0.1, 0.5)
     other_endings: tuple[str, ...] = OTHER_ENDINGS
     doses: tuple[float, ...] = ()  # deltas at which random heads stand beside IAT's, and D is measured
+    dose_seeds: Seeds | None = Field(None, ge=2)  # None: as many as ending_seeds
     dose_floors: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()  # learning rates, as a share of lr
     # 07, transfer
     transfer_seeds: Seeds = Field(3, ge=2)
