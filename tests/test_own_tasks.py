@@ -9,6 +9,7 @@ import IPython.display
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -121,6 +122,37 @@ def crowd(place: Path) -> dict[str, object]:
     return {"tasks": names, "batch_size": 2, "transfer_targets": ["plain"], "transfer_sizes": [1000]}
 
 
+def crossed(place: Path) -> dict[str, object]:
+    """A design like that of `evidence`: other tasks for pairs, endings and transfer, doses at fewer seeds."""
+    place.mkdir()
+    few = dict.fromkeys(("eval_examples", "small_eval_examples", "ending_examples"), 24)
+    return few | {
+        "tasks": ["bbc", "bbc-headline", "bbc-shift", "bbc-next"],
+        "pair_tasks": ["bbc", "bbc-pair", "bbc-shift", "bbc-somo"],
+        "pair_seeds": 2,
+        "ending_tasks": ["bbc-headline", "bbc-shift"],
+        "ending_seeds": 3,
+        "ending_fractions": [0.1, 0.3],
+        "prune_examples": 16,
+        "dose_seeds": 2,
+        "doses": [0.3, 0.5],
+        "dose_floors": [0.3],
+        "delta": 0.8,
+        "other_deltas": [],
+        "other_endings": ["IAT, leaky"],
+        "transfer_targets": ["bbc", "bbc-next"],
+        "lesioned_on": "scored",
+        "first_seed": 100,
+        "seeds": 2,
+        "alone_seeds": 1,
+        "encoders": ["tiny-random", "minilm-l1"],
+        "small_steps": 20,
+        "encoder_seeds": 2,
+        "encoder_seeds_of": {"minilm-l1": 1},
+        "encoder_lrs": {"minilm-l1": 1e-4},
+    }
+
+
 def execute(path: Path, parameters: dict[str, object]) -> str:
     """Run a notebook's code here, with other parameters; returns what it printed and showed."""
     shown: list[str] = []
@@ -152,7 +184,7 @@ def calm(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kind", [ratings, grammar, formulas, one_sided, two, wordless, crowd], ids=lambda kind: kind.__name__
+    "kind", [ratings, grammar, formulas, one_sided, two, wordless, crowd, crossed], ids=lambda kind: kind.__name__
 )
 def test_every_notebook_goes_through(kind, calm, tmp_path, monkeypatch):
     monkeypatch.setenv("FSLIB_DATA", str(tmp_path / "data"))
@@ -168,5 +200,23 @@ def test_every_notebook_goes_through(kind, calm, tmp_path, monkeypatch):
         assert "left: (6,)" in said["07"]
     if kind is crowd:
         assert "no PCGrad" in said["06"] and "left: (None,)" in said["07"]
+    if kind is crossed:
+        doses = pd.read_csv(study.folder / "tables" / "06_doses.csv")
+        assert sorted(doses["delta"].unique()) == [0.3, 0.5, 0.8] and set(doses["seeds"]) == {2, 3}
+        assert doses.groupby("decides")["seeds"].unique().map(list).to_dict() == {False: [2], True: [3]}
+        endings = pd.read_csv(study.folder / "tables" / "06_endings.csv").groupby("ending")["seeds"].unique().map(tuple)
+        assert endings.to_dict() == {
+            **dict.fromkeys(["trunk", "IAT", "plain", "IAT, random heads"], (3,)),
+            **dict.fromkeys(["IAT, leaky", "IAT, delta 0.3", "IAT, delta 0.5"], (2,)),
+            **dict.fromkeys(["IAT, random heads, delta 0.3", "IAT, random heads, delta 0.5"], (2,)),
+        }
+        shared = pd.read_csv(study.folder / "tables" / "03_shared.csv")
+        assert shared.empty, "all four are on BBC's texts: none shares neither question nor text"
+        pairs = pd.read_csv(study.folder / "tables" / "05_pairs.csv")
+        assert pairs["shared"].value_counts().to_dict() == {"text": 4, "question and text": 2}
+        assert pd.read_csv(study.folder / "tables" / "07_transfer.csv")["target"].unique().tolist() == [
+            "bbc", "bbc-next", "mean",
+        ]  # fmt: skip
+        assert {u.seed for u in study.plan("06")} == {100, 101, 102}
     if kind is two:
         assert "not testable" in said["07"] and "not testable" in claims

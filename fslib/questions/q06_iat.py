@@ -1,6 +1,7 @@
 """Notebook 06: claims C3, C4 and C6, does training only a task's own heads raise specialization and scores?"""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -136,11 +137,26 @@ def score_measures(study: Study, dose: Dose | None = None) -> dict[str, dict[str
     }
 
 
-def scores(study: Study, reference: str = "plain") -> pd.DataFrame:
+def scores(study: Study, reference: str = PLAIN) -> pd.DataFrame:
     """Return one row per ending (and single-task training) and task, and their mean: score, minus the reference's."""
-    table = differences(score_measures(study), reference, ("ending", "task"))
-    table.insert(2, "seeds", len(seeds(study)))
-    return table
+    return _compared(study, score_measures, reference, "score")
+
+
+def _compared(
+    study: Study, measures: Callable[[Study, Dose | None], dict[str, dict[str, Measure]]], reference: str, value: str
+) -> pd.DataFrame:
+    """Return every ending beside the reference: on all seeds, or those that fewer trunks have on the seeds of these."""
+    groups = [(deciding(study), measures(study, None))]
+    whole = replace(groups[0][0], units=tuple(endings_unit(study, s) for s in dose_seeds(study)))
+    more = measures(study, whole)
+    extra = {name: items for name, items in more.items() if name not in groups[0][1]}
+    groups += [(whole, extra | {reference: more[reference]})] if extra else []
+    frames = []
+    for number, (dose, found) in enumerate(groups):
+        table = differences(found, reference, ("ending", "task"), value=value)
+        table.insert(2, "seeds", len(dose.units))
+        frames.append(table[table["ending"] != reference] if number else table)
+    return pd.concat(frames, ignore_index=True)
 
 
 def _pruned(study: Study, dose: Dose, ending: str) -> IAP:
@@ -162,11 +178,9 @@ def dissociation_measures(study: Study, dose: Dose | None = None) -> dict[str, d
     return found
 
 
-def dissociation(study: Study, reference: str = "plain") -> pd.DataFrame:
-    """Return D (lesion, at IAT's alpha) before and after each ending, per task and as mean, minus the reference's."""
-    table = differences(dissociation_measures(study), reference, ("ending", "task"), value="D")
-    table.insert(2, "seeds", len(seeds(study)))
-    return table
+def dissociation(study: Study, reference: str = PLAIN) -> pd.DataFrame:
+    """Return D (lesion) before and after each ending, per task and as mean over tasks, minus the reference's."""
+    return _compared(study, dissociation_measures, reference, "D")
 
 
 def dose(study: Study) -> str:
@@ -235,9 +249,11 @@ def movement(study: Study) -> pd.DataFrame:
     """Return one row per ending: how far head rows moved (root mean square), in units of plain training's."""
     moved = [r.result["moved"] for r in _records(study)]
     rows = []
-    for name in moved[0]:
-        if all(name in m and m[name] for m in moved):
-            shares = {k: np.mean([m[name][k] / m["plain"][k] for m in moved if k in m[name]]) for k in moved[0][name]}
+    for name in dict.fromkeys(name for m in moved for name in m):
+        mine = [m for m in moved if m.get(name)]
+        parts = dict.fromkeys(k for m in mine for k in m[name])
+        shares = {k: np.mean([m[name][k] / m["plain"][k] for m in mine if k in m[name]]) for k in parts}
+        if shares:
             rows.append({"ending": name, **{f"rows of heads {k}": v for k, v in shares.items()}})
     return pd.DataFrame(rows)
 

@@ -15,7 +15,18 @@ from fslib.dissociation import CONVENTIONS, Dissociation, score_left
 from fslib.intervals import Interval
 from fslib.questions import q02_importance, q03_pruning, q04_models, q05_similarity, q06_iat, q07_transfer
 from fslib.scoring import rank_correlation
-from fslib.study.evidence import CONTRADICTED, NOT_TESTABLE, SESOI, SUPPORTED, Evidence, Part, decided, entering
+from fslib.study.evidence import (
+    CONTRADICTED,
+    LEAST_CHANGED,
+    LEAST_TASKS,
+    NOT_TESTABLE,
+    SESOI,
+    SUPPORTED,
+    Evidence,
+    Part,
+    decided,
+    entering,
+)
 from fslib.study.plots import COLOURS, GREY, looks, panels, set_limits, short, styled
 from fslib.study.records import Unit, distinct
 from fslib.study.study import Study, decides, plans
@@ -52,6 +63,51 @@ def seeds(study: Study) -> dict[str, int]:
     p = study.profile
     endings = dict.fromkeys(("C3", "C4", "C6"), p.ending_seeds)
     return {"C1": p.seeds, "C2": p.pair_seeds, "C5": p.transfer_seeds} | endings
+
+
+def design(study: Study) -> pd.DataFrame:
+    """Return one row per claim: what decides on it, in how many models, and what must hold, as the profile fixes it."""
+    p, mean = study.profile, "mean over tasks, and over 10 and 30 % of heads pruned where both are"
+    ending = f"last {100 * p.delta:g} % of {study.training(0, small=True, tasks=study.ending_tasks).steps} steps"
+    rows: dict[str, tuple[str, str, tuple[str, ...], str]] = {
+        "C1": (
+            f"D ({mean}): own lesion against others', and top heads against random ones of the same layers",
+            p.encoder,
+            p.tasks,
+            "two tasks are learned",
+        ),
+        "C2": (
+            f"minus the rank correlation, over pairs of tasks, of {q05_similarity.PRIMARY} similarity with D",
+            p.small_encoder,
+            study.pair_tasks,
+            f"{LEAST_TASKS} tasks are learned",
+        ),
+        "C3": (
+            f"D ({mean}) after IAT ({ending}), minus plain training's, and minus that with random heads",
+            p.small_encoder,
+            study.ending_tasks,
+            f"two tasks are learned, and IAT changes {100 * LEAST_CHANGED:g} % of predictions",
+        ),
+        "C4": (
+            f"score, mean over tasks, after IAT ({ending}), minus the same two",
+            p.small_encoder,
+            study.ending_tasks,
+            f"IAT changes {100 * LEAST_CHANGED:g} % of predictions",
+        ),
+        "C5": (
+            "score on new tasks, full model, mean over tasks and sizes, from these endings, minus the same two",
+            p.small_encoder,
+            p.transfer_targets,
+            "each new task is learned from every ending at every size",
+        ),
+    }
+    counts, table = seeds(study), []
+    for claim, (number, encoder, tasks, gate) in rows.items():
+        row: dict[str, object] = {"claim": claim, "what decides": number, "encoder": encoder, "tasks": ", ".join(tasks)}
+        row |= {"seeds": f"{study.seeds[0]} to {study.seeds[0] + counts[claim] - 1}"}
+        sesoi, unit = SESOI[claim]
+        table.append(row | {"smallest effect of interest": f"{sesoi:g} {unit}".strip(), "testable if": gate})
+    return pd.DataFrame(table)
 
 
 def claims(study: Study) -> pd.DataFrame:

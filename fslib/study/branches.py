@@ -128,7 +128,8 @@ class EndingsUnit(SeededFineTuning, Unit):
             arrays |= {f"heads/{name}/{t}": heads for t, heads in history.heads.items()}
             if isinstance(endings[name], Stop):
                 movement = Movement(model, history.branched)
-            elif movement is not None and history.branched == movement.step:
+            # plain training went on from the same step, however late other endings branch off
+            elif movement is not None and (history.branched == movement.step or endings[name] is None):
                 values["moved"][name] = movement.since(history.heads)
             if name in self.pruned:
                 arrays |= iap_arrays(self._prune(model), name)
@@ -213,16 +214,26 @@ def at_dose(name: str, delta: float) -> str:
 
 
 def dose_seeds(study: Study) -> list[int]:
-    """Return the seeds of the trunks with an ending at every dose."""
+    """Return the seeds of the trunks with every ending, not only those that claims are decided on."""
     p = study.profile
     return study.seeds_of(min(p.dose_seeds or p.ending_seeds, p.ending_seeds))
 
 
-def design(study: Study, *, doses: bool = True) -> dict[str, dict[str, Any] | None]:
-    """Return every ending by name, as a unit describes it; None is plain training. doses: with those at other doses."""
+def design(study: Study, *, whole: bool = True) -> dict[str, dict[str, Any] | None]:
+    """Return every ending by name, as a unit describes it; None is plain training.
+
+    whole: with all that the profile names, or those alone that claims are decided on.
+    """
     p = study.profile
-    others_at = p.doses if doses else ()
     iat = {"kind": "IAT", "delta": p.delta, "alpha": p.alpha}
+    deciding = {
+        TRUNK: {"kind": "Stop", "delta": p.delta},
+        TREATED: iat,
+        PLAIN: None,
+        RANDOM: iat | {"heads": "random"},
+    }
+    if not whole:
+        return deciding
     others: dict[str, dict[str, Any]] = {
         "IAT, least heads": iat | {"heads": "least"},
         "PCGrad": {"kind": "PCGrad", "delta": p.delta},
@@ -232,14 +243,11 @@ def design(study: Study, *, doses: bool = True) -> dict[str, dict[str, Any] | No
     }
     chosen = [n for n in others if n in p.other_endings and not (others[n]["kind"] == "PCGrad" and left_out(study))]
     return {
-        TRUNK: {"kind": "Stop", "delta": p.delta},
-        TREATED: iat,
-        PLAIN: None,
-        RANDOM: iat | {"heads": "random"},
+        **deciding,
         **{name: others[name] for name in chosen},
         **{f"IAT, alpha {a:g}": iat | {"alpha": a} for a in p.other_alphas},
-        **{at_dose(TREATED, d): iat | {"delta": d} for d in (*p.other_deltas, *others_at)},
-        **{at_dose(RANDOM, d): iat | {"delta": d, "heads": "random"} for d in others_at},
+        **{at_dose(TREATED, d): iat | {"delta": d} for d in (*p.other_deltas, *p.doses)},
+        **{at_dose(RANDOM, d): iat | {"delta": d, "heads": "random"} for d in p.doses},
     }
 
 
@@ -252,15 +260,17 @@ def left_out(study: Study) -> str:
 def endings_unit(study: Study, seed: int) -> EndingsUnit:
     """Return one trunk and all its endings; for the seeds of notebook 07, with what is learned from them."""
     p = study.profile
-    endings = design(study, doses=seed in dose_seeds(study))
+    endings = design(study, whole=seed in dose_seeds(study))
     doses = [name for d in p.doses for name in (at_dose(TREATED, d), at_dose(RANDOM, d)) if name in endings]
     transferred = seed in study.seeds_of(p.transfer_seeds) and not set(p.transfer_targets) & set(study.ending_tasks)
-    return _unit(study, seed, study.ending_tasks, endings, (TRUNK, PLAIN, TREATED, RANDOM, *doses), transferred)
+    before = (TRUNK,) if seed in dose_seeds(study) else ()
+    return _unit(study, seed, study.ending_tasks, endings, (*before, PLAIN, TREATED, RANDOM, *doses), transferred)
 
 
 def floor_unit(study: Study, seed: int, floor: float) -> EndingsUnit:
-    """Return a trunk whose learning rate does not fall below a floor, and the endings that decide."""
-    endings = {name: design(study)[name] for name in (PLAIN, TREATED, RANDOM)}
+    """Return a trunk whose learning rate does not fall below a floor, and its endings of `floor_delta`."""
+    iat = {"kind": "IAT", "delta": study.profile.floor_delta, "alpha": study.profile.alpha}
+    endings = {PLAIN: None, TREATED: iat, RANDOM: iat | {"heads": "random"}}
     return _unit(study, seed, study.ending_tasks, endings, tuple(endings), False, lr_floor=floor)
 
 
