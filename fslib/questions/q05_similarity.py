@@ -41,6 +41,7 @@ from fslib.study.units import Chain, SeededFineTuning
 from fslib.training import train
 
 MEASURES = ("importance", "top heads", "TaskEmb", "TextEmb", "CKA")
+UNKNOWN = "(not known)"
 NAMED = 15  # pairs: more than that are told apart by what they share, not by name
 PRIMARY = "importance"  # the similarity that decides on C2, chosen beforehand; the others show how much hangs on it
 
@@ -235,7 +236,7 @@ def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
 
 def _pair_looks(table: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Return colour, marker and name of every pair: its own, or, of many pairs, by what its tasks share."""
-    if len(table) > NAMED and table["shared"].all():
-        order = {what: i for i, what in enumerate(SHARED)}
-        return [(COLOURS[order[what]], MARKERS[order[what]], what) for what in table["shared"]]
+    if len(table) > NAMED:
+        order = {what: i for i, what in enumerate((*SHARED, UNKNOWN))}
+        return [(COLOURS[order[w]], MARKERS[order[w]], w) for w in table["shared"].replace("", UNKNOWN)]
     return [(COLOURS[i % 7], MARKERS[(i + i // 7) % 7], name) for i, name in enumerate(table["pair"])]

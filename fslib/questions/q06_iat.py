@@ -36,7 +36,7 @@ from fslib.study.evidence import (
     score_half,
 )
 from fslib.study.fingerprints import cached_task
-from fslib.study.plots import COLOURS, MARKERS, forest, looks, panels, percent, set_limits, styled
+from fslib.study.plots import COLOURS, MARKERS, forest, looks, panels, percent, styled
 from fslib.study.records import Record, Unit
 from fslib.study.study import Study, plans
 from fslib.study.units import TrainUnit
@@ -238,7 +238,13 @@ def doses(study: Study) -> pd.DataFrame:
                 row = {"claim": claim, "difference": part.what, **shared, "seeds": len(dose.units), "value": i.value}
                 row |= {"low": i.low, "high": i.high, "p": part.tested, "MDE": i.mde, "decides": dose.decides}
                 rows.append(row)
-    return pd.DataFrame(rows).sort_values(["claim", "difference", "floor", "dose"], ignore_index=True)
+    order = {what: i for i, what in enumerate(dict.fromkeys(row["difference"] for row in rows))}
+    keys = {"difference": order.get}
+    return pd.DataFrame(rows).sort_values(
+        ["claim", "difference", "floor", "dose"],
+        key=lambda column: column.map(keys[column.name]) if column.name in keys else column,
+        ignore_index=True,
+    )
 
 
 def _records(study: Study) -> list[Record]:
@@ -314,13 +320,13 @@ def plot_dissociation(table: pd.DataFrame, reference: str = "plain") -> Figure:
 
 @styled
 def plot_doses(table: pd.DataFrame) -> Figure:
-    """Draw the effect of IAT over its dose, one panel per claim and control: a line over delta, crosses with a floor.
+    """Draw the effect of IAT over its dose, one panel per claim and control, one line per floor of the learning rate.
 
     table: of `doses`. Band: below the smallest effect of interest. Filled: the dose that decides.
     """
     pairs = list(table[["claim", "difference"]].drop_duplicates().itertuples(index=False))
-    figure, axes = panels(len(pairs), 2.5, 2, sharex=True)
-    for ax, (claim, difference) in zip(axes, pairs, strict=True):
+    figure, axes = panels(len(pairs), 2.5, 2, sharex=True, sharey="row")
+    for number, (ax, (claim, difference)) in enumerate(zip(axes, pairs, strict=True)):
         sesoi, unit = SESOI[claim]
         ax.axhspan(-sesoi, sesoi, color="#eeeeee", lw=0)
         ax.axhline(0, color="black", linewidth=0.6)
@@ -342,10 +348,12 @@ def plot_doses(table: pd.DataFrame) -> Figure:
                     rf"$\delta$ {row['delta']:g}", (row["dose"], row["high"]), fontsize=6.5, ha="center", va="bottom"
                 )
             ax.plot([], [], color=COLOURS[i], marker=MARKERS[i], label=f"floor {floor:g}" if floor else "decay to 0")
-        set_limits(ax, rows["value"], rows["low"], rows["high"])
         ax.set_title(f"{claim}: {difference}")
-        ax.set_ylabel(unit)
         percent(ax, "x")
+        if number % 2 == 0:  # the first of a row, whose axes are shared
+            mine = table[table["claim"] == claim]
+            ends, most = np.array([*mine["low"], *mine["high"], -sesoi, sesoi]), table["dose"].max()
+            ax.set(ylabel=unit, xlim=(-0.05 * most, 1.1 * most), ylim=(1.2 * np.nanmin(ends), 1.2 * np.nanmax(ends)))
     for ax in axes[-2:]:
         ax.set_xlabel("share of the learning rate in the ending (%)")
     axes[0].legend(loc="best")

@@ -1,0 +1,93 @@
+"""Tasks that share their question, their text, both or neither: what lesions and pairs of them show, by hand."""
+
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fslib.dissociation import IAP
+from fslib.questions import q03_pruning, q05_similarity, q06_iat
+from fslib.study.profiles import QUESTION_AND_TEXT, SHARED, make_profile, shared_by
+
+N = 100
+
+
+def pruned(left: dict[str, dict[str, int]], seeds: int = 2) -> IAP:
+    """Models of which `left[scored][lesion]` of 100 answers are right, in one order, at two fractions."""
+    tasks, labels = tuple(left), np.zeros(N, dtype=np.int64)
+
+    def answers(right: int, shape: tuple[int, ...]) -> np.ndarray:
+        return np.broadcast_to((np.arange(N) >= right).astype(np.int64), (*shape, N)).copy()
+
+    lesioned = {
+        u: np.stack([answers(left[u][t], (seeds, 2, 1)) for t in tasks], axis=2) for u in tasks
+    }  # (seeds, fractions, tasks, sets, n)
+    heads = np.zeros((seeds, 2, len(tasks), 1, 1, 4), dtype=bool)
+    unpruned = {u: answers(90, (seeds,)) for u in tasks}
+    return IAP(tasks, ("accuracy",) * len(tasks), (0.1, 0.3), heads, dict.fromkeys(tasks, labels), unpruned, lesioned)
+
+
+def test_what_ten_tasks_share():
+    counted = Counter(shared_by(a, b) for a, b in combinations(QUESTION_AND_TEXT, 2))
+    assert counted == {"question and text": 3, "question": 6, "text": 13, "neither": 23}
+    assert shared_by("sst-2", "sst-shift") == "text" and shared_by("bbc-shift", "sst-shift") == "question"
+    assert shared_by("bbc", "bbc-pair") == "question and text" and shared_by("sst-2", "qnli") == "neither"
+    assert shared_by("bbc", "mine") is None
+    profile = make_profile("evidence", {})
+    assert set(profile.pair_tasks) == set(QUESTION_AND_TEXT) and set(profile.tasks) < set(QUESTION_AND_TEXT)
+    assert set(profile.ending_tasks) | set(profile.transfer_targets) == set(profile.tasks)
+
+
+def test_lesions_that_share_a_text_or_a_question_by_hand():
+    """Own lesions leave 10 of 100, those of the same question 50, of the same text 60, of neither 80 (or 70)."""
+    leaves = {"question": 50, "text": 60, "neither": 80}
+    tasks = ("sst-2", "sst-shift", "bbc-shift", "qnli")
+    left = {u: {t: 10 if t == u else leaves[shared_by(t, u)] for t in tasks} for u in tasks}
+    left["sst-2"]["bbc-shift"] = 70  # of neither: with qnli's 80, 75 in the mean
+    table = q03_pruning.shared_lesions(pruned(left)).set_index("lesions share")
+    # text: sst-2 (60 against 75) and sst-shift (60 against 80); question: sst-shift and bbc-shift, 50 against 80
+    assert table["hurt more by"].to_dict() == pytest.approx({"question": 30, "text": (15 + 20) / 2})
+    assert table["scored"].to_dict() == {"question": "sst-shift, bbc-shift", "text": "sst-2, sst-shift"}
+    assert (table["low"] <= table["hurt more by"]).all() and (table["high"] >= table["hurt more by"]).all()
+
+
+def test_tasks_of_ones_own_share_what_nobody_knows():
+    left = {u: dict.fromkeys(("mine", "bbc", "sst-2"), 50) for u in ("mine", "bbc", "sst-2")}
+    assert q03_pruning.shared_lesions(pruned(left)).empty
+
+
+def test_many_pairs_are_told_apart_by_what_they_share_and_a_few_by_name():
+    tasks = list(QUESTION_AND_TEXT)
+    rows = [
+        {"pair": f"{a} + {b}", "shared": shared_by(a, b), "enters": a != "bbc-somo", "D": 1.0, "low": 0.0, "high": 2.0}
+        | dict.fromkeys(q05_similarity.MEASURES, 0.5)
+        for a, b in combinations(tasks, 2)
+    ]
+    correlations = pd.DataFrame({"similarity": q05_similarity.MEASURES, "rank correlation with D": -0.2, "low": -1.0})
+    correlations["high"] = 0.5
+    for table, names in ((pd.DataFrame(rows), set(SHARED)), (pd.DataFrame(rows[:6]), {r["pair"] for r in rows[:6]})):
+        figure = q05_similarity.plot_similarity(table, correlations)
+        legend = figure.axes[-1].get_legend()
+        assert {text.get_text() for text in legend.get_texts()} == names
+    unknown = pd.DataFrame(rows).assign(shared="")
+    figure = q05_similarity.plot_similarity(unknown, correlations)
+    assert [t.get_text() for t in figure.axes[-1].get_legend().get_texts()] == [q05_similarity.UNKNOWN]
+
+
+def test_the_curve_over_dose_shows_every_dose_and_marks_the_one_that_decides():
+    rows = [
+        {"claim": claim, "difference": what, "delta": delta, "floor": floor, "dose": dose, "value": 0.1, "low": -1.0}
+        | {"high": high, "decides": delta == 0.9}
+        for claim in ("C3", "C4")
+        for what in ("IAT minus plain training", "IAT minus IAT with random heads")
+        for delta, floor, dose, high in ((0.1, 0.0, 0.01, 1.0), (0.9, 0.0, 0.9, np.nan), (0.3, 0.3, 0.2, 4.0))
+    ]
+    figure = q06_iat.plot_doses(pd.DataFrame(rows))
+    assert [ax.get_title() for ax in figure.axes][:2] == [f"C3: {row['difference']}" for row in rows[:6:3]]
+    for ax in figure.axes:
+        assert sorted(text.get_text() for text in ax.texts) == ["$\\delta$ 0.1", "$\\delta$ 0.3", "$\\delta$ 0.9"]
+        low, high = ax.get_ylim()
+        assert low < -1 and high > 4
+        assert sum(line.get_markerfacecolor() != "white" for line in ax.lines if line.get_marker() == "o") >= 1
