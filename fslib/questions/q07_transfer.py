@@ -140,14 +140,15 @@ def evidence(study: Study) -> Evidence:
 
 def _floor(study: Study) -> str:
     """Say where a source is not above the best constant answer, on the half that no score is computed on."""
-    tasks, low = target_tasks(study), []
+    tasks = target_tasks(study)
     labels = {t: halved(task.eval.labels, gate_half) for t, task in tasks.items()}
+    low: dict[str, dict[str, None]] = {t: {} for t in tasks}  # {target: sizes}, each once
     for source, by_size in _predictions(study, gate_half)["full"].items():
         for (t, n), predictions in by_size.items() if source != PRETRAINED else ():
             if above_best_constant(t, tasks[t].metric, predictions, labels[t]).low <= 0:
-                low.append(f"{n} of {t}")
-    where = ", ".join(dict.fromkeys(low))
-    return f"with {where} a source is not above the best constant answer" if low else ""
+                low[t][n] = None
+    where = " and ".join(f"{', '.join(sizes)} examples of {t}" for t, sizes in low.items() if sizes)
+    return f"with {where} a source is not above the best constant answer" if where else ""
 
 
 @styled
