@@ -464,3 +464,25 @@ def test_tables_are_frames_with_one_row_a_thing(study):
     transfer = q07_transfer.learning_curves(study)
     assert isinstance(transfer, pd.DataFrame) and len(transfer) == 4 * 2 * 5
     assert not transfer.duplicated(["part", "source", "size"]).any()
+
+
+def test_profiles_stand_side_by_side_by_what_is_measured(claims, tmp_path):
+    study = fslib.Study("mini", results=tmp_path)
+    assert list(q08_claims.by_profile(study, claims)) == ["mini"], "nothing else was computed here"
+    other = claims.assign(**{k: claims[k] + 1 for k in ("value", "low", "high")}).iloc[::-1]
+    (tmp_path / "evidence" / "tables").mkdir(parents=True)
+    other.to_csv(tmp_path / "evidence" / "tables" / "08_claims.csv", index=False)
+    tables = q08_claims.by_profile(study, claims)
+    assert list(tables) == ["mini", "evidence"]
+    shown = q08_claims.side_by_side(tables)
+    assert shown[["claim", "measured here"]].equals(claims[["claim", "measured here"]])
+    for _, row in shown[shown["mini: estimate"] != "none"].iterrows():
+        here, there = (float(row[f"{name}: estimate"].split()[0]) for name in tables)
+        assert there - here == pytest.approx(1, abs=0.011)
+    assert shown["mini: verdict"].equals(shown["evidence: verdict"]) and shown["mini: p"].equals(claims["p"])
+    c2 = shown.set_index("claim").loc["C2"]
+    assert c2["evidence: estimate"] == "none" and c2["evidence: verdict"] == NOT_TESTABLE
+    figure = q08_claims.plot_claims(tables)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["mini", "evidence"]
+    overridden = fslib.Study("mini", overrides={"seeds": 1}, results=tmp_path)
+    assert list(q08_claims.by_profile(overridden, claims)) == ["mini"], "other settings are not compared"

@@ -27,7 +27,7 @@ from fslib.study.evidence import (
     decided,
     entering,
 )
-from fslib.study.plots import COLOURS, GREY, looks, panels, set_limits, short, styled
+from fslib.study.plots import COLOURS, GREY, MARKERS, looks, panels, set_limits, short, styled
 from fslib.study.records import Unit, distinct
 from fslib.study.study import Study, decides, plans
 
@@ -46,6 +46,7 @@ SAYS = {
     "C5": "IAT transfers better to new tasks",
     "C6": "no parameter is added",
 }
+PROFILES_SHOWN = ("mini", "evidence")  # side by side
 NOTEBOOK = {"C1": "03, 04", "C2": "05", "C3": "06", "C4": "06", "C5": "07", "C6": "06"}
 
 
@@ -246,31 +247,82 @@ def _missed(study: Study) -> float:
     return 1 - len(np.unique(seen)) / n
 
 
+def by_profile(study: Study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return {profile: its table of claims}: the study's own, and of `PROFILES_SHOWN` those that notebook 08 has saved.
+
+    table: of `claims`. Other profiles are only looked for beside a study without other settings.
+    """
+    found = {study.name: table}
+    for name in PROFILES_SHOWN if not study.overrides and study.seed == 0 else ():
+        saved = study.folder.parent / name / "tables" / "08_claims.csv"
+        if name != study.name and saved.is_file():
+            found[name] = pd.read_csv(saved, keep_default_na=False, na_values=["", "nan"]).fillna({"why": ""})
+    return {name: found[name] for name in (*PROFILES_SHOWN, *found) if name in found}
+
+
+def side_by_side(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return one row per number that a claim stands on: estimate with interval, p, MDE and verdict in every profile."""
+    first = next(iter(tables.values()))
+    number = ["claim", "measured here"]
+    shown = first[number].copy()
+    for name, table in tables.items():
+        rows = table.set_index(number).reindex(pd.MultiIndex.from_frame(first[number]))
+        shown[f"{name}: estimate"] = [
+            f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" if np.isfinite(row["value"]) else "none"
+            for _, row in rows.iterrows()
+        ]
+        shown[f"{name}: p"], shown[f"{name}: MDE"] = rows["p"].to_numpy(), rows["MDE"].to_numpy()
+        shown[f"{name}: verdict"] = rows["verdict"].to_numpy()
+    return shown
+
+
 @styled
-def plot_claims(table: pd.DataFrame) -> Figure:
+def plot_claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw every number that claims C1 to C5 stand on, in units of the smallest effect of interest (band: below it).
 
-    Dot and line: estimate and 95 % interval. Bar: the minimum detectable effect. Hollow: the claim is not testable.
+    tables: {profile: of `claims`}, a line per profile in every row. Dot and line: estimate and 95 % interval. Bar: the
+    minimum detectable effect. Hollow: the claim is not testable.
     """
-    rows = table[table["SESOI"].notna()].reset_index(drop=True)
-    unit = rows["SESOI"]
-    value, low, high, mde = (rows[k] / unit for k in ("value", "low", "high", "MDE"))
-    figure, (ax,) = panels(1, 0.8 + 0.3 * len(rows))
+    first = next(iter(tables.values()))
+    rows = first[first["SESOI"].notna()].set_index(["claim", "measured here"]).index
+    figure, (ax,) = panels(1, 0.8 + (0.12 + 0.18 * len(tables)) * len(rows))
     ax.axvspan(-1, 1, color="#eeeeee", lw=0)
     ax.axvline(0, color="black", linewidth=0.6)
-    for i, row in rows.iterrows():
-        colour = COLOURS[int(row["claim"][1]) - 1]
-        face = "white" if row["verdict"] == NOT_TESTABLE else colour
-        error = [[value[i] - low[i]], [high[i] - value[i]]]
-        ax.errorbar(value[i], i, xerr=error, fmt="o", color=colour, markerfacecolor=face, capsize=2)
-        ax.plot([mde[i], mde[i]], [i - 0.25, i + 0.25], color=GREY, linewidth=2)
+    for number, (name, table) in enumerate(tables.items()):
+        shift = (number - (len(tables) - 1) / 2) * 0.3
+        shown = table.set_index(["claim", "measured here"])
+        for i, key in enumerate(rows):
+            if key not in shown.index:
+                continue
+            row, colour = shown.loc[key], COLOURS[number]
+            value, low, high, mde = (row[k] / row["SESOI"] for k in ("value", "low", "high", "MDE"))
+            face = "white" if row["verdict"] == NOT_TESTABLE else colour
+            ax.errorbar(
+                value,
+                i + shift,
+                xerr=[[value - low], [high - value]],
+                fmt=MARKERS[number],
+                color=colour,
+                markerfacecolor=face,
+                capsize=2,
+            )
+            ax.plot([mde, mde], [i + shift - 0.13, i + shift + 0.13], color=GREY, linewidth=2)
+            ax.text(
+                1.01,
+                i + shift,
+                row["verdict"],
+                transform=ax.get_yaxis_transform(),
+                va="center",
+                fontsize=7,
+                color=colour,
+            )
+        ax.plot([], [], color=COLOURS[number], marker=MARKERS[number], label=name)
     ax.set_xlim(-8, 8)  # an interval of two or three seeds may reach far beyond
-    names = [f"{c}: {what}" for c, what in zip(rows["claim"], rows["measured here"], strict=True)]
-    ax.set_yticks(range(len(rows)), names)
-    ax.invert_yaxis()
+    ax.set_yticks(range(len(rows)), [f"{claim}: {what}" for claim, what in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlabel("effect, in smallest effects of interest (above 0: as the paper says)")
-    for i, text in enumerate(rows["verdict"]):
-        ax.text(1.01, i, text, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
+    if len(tables) > 1:
+        ax.legend(loc="lower left")
     return figure
 
 
