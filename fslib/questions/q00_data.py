@@ -10,6 +10,7 @@ from fslib.data.batches import Encoded
 from fslib.data.bbc import articles, raw_articles, split_articles
 from fslib.model.encoders import ENCODERS
 from fslib.model.multitask import MultiTaskModel
+from fslib.scoring import chance_level
 from fslib.study.plots import looks, panels, percent, styled
 from fslib.study.records import Unit
 from fslib.study.study import Study, plans
@@ -28,9 +29,9 @@ def task_table(study: Study) -> pd.DataFrame:
 
     truncated: training examples of which a part is cut off. lost: those of which a text is lost wholly.
     """
-    rows, chance = [], study.chance()
+    rows = []
     for name, encoded in _encoded(study).items():
-        task, tokens = study.tasks[name], encoded.lengths
+        task, tokens = study.every_task[name], encoded.lengths
         rows.append(
             {
                 "task": name,
@@ -40,7 +41,7 @@ def task_table(study: Study) -> pd.DataFrame:
                 "train": len(task.train),
                 "eval": len(task.eval),
                 "metric": task.metric,
-                "chance": chance[name],
+                "chance": chance_level(task.metric, task.eval.labels),
                 "tokens": float(tokens.mean()),
                 "longest": int(tokens.max()),
                 "truncated": int(encoded.truncated.sum()),
@@ -57,15 +58,16 @@ def lengths(study: Study) -> dict[str, np.ndarray]:
 
 
 def _encoded(study: Study) -> dict[str, Encoded]:
-    model = MultiTaskModel.from_pretrained(study.profile.encoder, study.tasks, max_length=study.profile.max_length)
-    return {name: model.encode(task.train) for name, task in study.tasks.items()}
+    tasks, p = study.every_task, study.profile
+    model = MultiTaskModel.from_pretrained(p.encoder, tasks, max_length=p.max_length)
+    return {name: model.encode(task.train) for name, task in tasks.items()}
 
 
 def balance(study: Study) -> dict[str, dict[str, int]]:
     """Count how often each label occurs in training, task by task."""
     return {
         name: {label: int((task.train.labels == i).sum()) for i, label in enumerate(task.label_names)}
-        for name, task in study.tasks.items()
+        for name, task in study.every_task.items()
         if not task.is_regression
     }
 
@@ -73,7 +75,7 @@ def balance(study: Study) -> dict[str, dict[str, int]]:
 def examples(study: Study) -> pd.DataFrame:
     """Return the first training example of each task's first two labels, in the order of the labels."""
     rows = []
-    for name, task in study.tasks.items():
+    for name, task in study.every_task.items():
         for label in np.unique(task.train.labels)[:2]:
             i = int(np.flatnonzero(task.train.labels == label)[0])
             pair = task.train.pairs[i] if task.train.pairs else ""
@@ -85,14 +87,14 @@ def examples(study: Study) -> pd.DataFrame:
 def sentences(study: Study) -> str:
     """Say what a reader of scores should know: shared or blank texts, an answer that is nearly always right."""
     lines = []
-    for name, task in study.tasks.items():
+    for name, task in study.every_task.items():
         if shared := task.shared_texts():
             lines.append(f"{name}: {len(shared)} texts are in both splits, so its score may be too high.")
         if blank := sum(not text.strip() for side in (task.train, task.eval) for text in side.texts):
             lines.append(f"{name}: {blank} texts are blank.")
         if len(np.unique(task.eval.labels)) < 2:
             lines.append(f"{name}: all evaluation examples have one label, so its score says nothing.")
-        elif (share := study.chance()[name]) > UNBALANCED:
+        elif (share := chance_level(task.metric, task.eval.labels)) > UNBALANCED:
             lines.append(f"{name}: always the same answer scores {share:.2f}; compare scores with that.")
     return "\n".join(lines) or "No text is in both splits or blank, and no answer is nearly always right."
 

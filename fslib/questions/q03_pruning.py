@@ -65,7 +65,7 @@ def pruning(study: Study) -> pd.DataFrame:
     """Return scores under every lesion: one row per scored task, fraction, and pruned task or "random".
 
     low, high: 95 % interval of the score, over seeds and examples; "random" is the mean over the scored task's own
-    matched controls. On all tasks and all evaluation examples.
+    matched controls. On all tasks, and all examples that lesions were evaluated on.
     """
     iap = study.iap()
     rows = []

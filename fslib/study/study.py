@@ -135,6 +135,13 @@ class Study:
         return self.profile.ending_tasks or self.profile.tasks
 
     @cached_property
+    def every_task(self) -> dict[str, Task]:
+        """All tasks that some notebook takes: the study's own first, then those of pairs, endings and transfer."""
+        names = (*self.profile.tasks, *self.pair_tasks, *self.ending_tasks, *self.profile.transfer_targets)
+        others = {name: cached_task(name) for name in names if name not in self.tasks}
+        return self.tasks | {n: t.limited(eval=self.profile.eval_examples) for n, t in others.items()}
+
+    @cached_property
     def example_tasks(self) -> dict[str, Task]:
         """Real texts to show a method on: the study's tasks, or the embedded ones where their data are not at hand."""
         at_hand = not any(isinstance(task, RecordedTask) for task in self.tasks.values())
