@@ -12,7 +12,7 @@ import fslib
 from fslib import Study
 from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.questions import q06_iat, q07_transfer
-from fslib.questions.q04_models import SELECTIONS
+from fslib.questions.q04_models import SELECTIONS, encoder_units
 from fslib.questions.q05_similarity import similarity_unit, task_pairs
 from fslib.study.branches import source_unit
 from fslib.study.profiles import PROFILES, make_profile
@@ -58,6 +58,32 @@ def test_every_task_gets_as_many_steps_whatever_it_is_trained_with():
     assert similarity_unit(study).steps == each
     assert source_unit(study, 0).steps == each * (len(p.tasks) - 1)
     assert sum(q06_iat.single_unit(study, 0, t).steps for t in p.tasks) == p.small_steps
+
+
+def test_an_encoder_has_seeds_and_a_learning_rate_of_its_own_and_the_main_models_serve_twice():
+    changes = {"encoders": ["minilm-l3", "minilm-l4", "minilm-l6"], "encoder_seeds": 2, "first_seed": 7}
+    study = Study("mini", overrides=changes | {"encoder_seeds_of": {"minilm-l4": 1}, "encoder_lrs": {"minilm-l4": 0.5}})
+    chains = {name: encoder_units(study, name) for name in study.profile.encoders}
+    assert {name: [c.train.seed for c in each] for name, each in chains.items()} == {
+        "minilm-l3": [7, 8],
+        "minilm-l4": [7],
+        "minilm-l6": [7, 8],
+    }
+    assert [chains[name][0].train.lr for name in ("minilm-l3", "minilm-l4")] == [study.profile.small_lr, 0.5]
+    assert chains["minilm-l6"][0].train.steps == study.profile.small_steps != study.profile.steps
+    as_long = Study("mini", overrides={"small_steps": study.profile.steps, "encoders": ["minilm-l6"]})
+    assert encoder_units(as_long, "minilm-l6") == [as_long.units(seed) for seed in as_long.seeds]
+
+
+def test_every_task_of_a_profile_is_shown_once():
+    changes = {
+        "tasks": ["bbc", "bbc-pair"],
+        "pair_tasks": ["bbc", "bbc-somo"],
+        "ending_tasks": ["bbc-next", "bbc-somo"],
+    }
+    study = Study("mini", overrides=changes | {"transfer_targets": ["bbc-shift"], "eval_examples": 10})
+    assert list(study.every_task) == ["bbc", "bbc-pair", "bbc-somo", "bbc-next", "bbc-shift"]
+    assert all(len(task.eval) == 10 for task in study.every_task.values())
 
 
 def test_the_default_selection_is_the_papers():

@@ -1,16 +1,18 @@
 """Notebook 00: what the models learn from, and which models they are."""
 
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from fslib.data.batches import Encoded
-from fslib.data.bbc import articles, raw_articles, split_articles
+from fslib.data.bbc import EMBEDDED, articles, raw_articles, split_articles
 from fslib.model.encoders import ENCODERS
 from fslib.model.multitask import MultiTaskModel
 from fslib.scoring import chance_level
+from fslib.study.fingerprints import cached_task
 from fslib.study.plots import looks, panels, percent, styled
 from fslib.study.records import Unit
 from fslib.study.study import Study, plans
@@ -115,11 +117,12 @@ def corpus() -> pd.DataFrame:
     return pd.DataFrame([{"what": what, "articles": count} for what, count in counts.items()])
 
 
-def embedded_encoders(study: Study) -> pd.DataFrame:
-    """Return one row per encoder that needs no download."""
-    rows = []
+@cache
+def embedded_encoders() -> pd.DataFrame:
+    """Return one row per encoder that needs no download; it is the same whatever the tasks."""
+    rows, task = [], cached_task(next(iter(EMBEDDED)))
     for name, (_, pretrained) in ENCODERS.items():
-        model = MultiTaskModel.from_pretrained(name, study.tasks)
+        model = MultiTaskModel.from_pretrained(name, task)
         rows.append(
             {
                 "encoder": name,
