@@ -155,6 +155,10 @@ def test_a_target_that_is_in_the_source_is_refused(store):
         unit("transfer", tasks=("left",)).check()
     with refused("left"):
         store.get(unit("transfer", tasks=("left",)))
+    with refused("ending 'IAT, leeky'"):
+        unit("transfer", sources=("IAT, leeky",)).check()
+    with refused("ending 'IAP'", "did you mean"):
+        unit("endings", pruned=("IAP",)).check()
     with refused("transfer_targets", "'bbcs'"):
         Study("smoke", overrides={"transfer_targets": ["bbcs"]})
 

@@ -23,20 +23,20 @@ def test_tokens_by_hand():
     mean, model = (left + right) / 2, training()
     curve = 2 * 4 * 2  # points, examples, tasks
     trained = 2 * ((3 * 2 * 16 + curve) * mean + 10 * (left + right))  # layers; steps of 16, each three times
-    assert model.passes() == pytest.approx(trained)
+    assert model.token_layers() == pytest.approx(trained)
     importance = ImportanceUnit(model=model, examples=4)
-    assert importance.passes() == pytest.approx(2 * (2 * 4 * 2) * mean)
+    assert importance.token_layers() == pytest.approx(2 * (2 * 4 * 2) * mean)
     prune = {on: PruneUnit(importance=importance, fractions=(0.1, 0.3), controls=2, on=on) for on in ("all", "scored")}
-    assert prune["all"].passes() == pytest.approx(2 * (1 + 12) * 10 * (left + right))
-    assert prune["scored"].passes() == pytest.approx(2 * (1 + 6) * 10 * (left + right))
+    assert prune["all"].token_layers() == pytest.approx(2 * (1 + 12) * 10 * (left + right))
+    assert prune["scored"].token_layers() == pytest.approx(2 * (1 + 6) * 10 * (left + right))
 
 
 def test_seconds_are_taken_from_records_of_the_kind_or_else_of_all():
     known, unknown = training(0), training(1)
-    rate = 6.0 / known.passes()
+    rate = 6.0 / known.token_layers()
     importance = ImportanceUnit(model=known, examples=4)
     found = seconds_left([unknown, importance], [(known, record(6.0))])
-    assert found == pytest.approx({unknown.key: 6.0, importance.key: importance.passes() * rate})
+    assert found == pytest.approx({unknown.key: 6.0, importance.key: importance.token_layers() * rate})
     both = seconds_left([unknown, importance], [(known, record(6.0)), (importance, record(100.0))])
     assert both == pytest.approx({unknown.key: 6.0, importance.key: 100.0})
     assert seconds_left([unknown], []) == {}
@@ -46,7 +46,7 @@ def test_every_unit_of_a_profile_counts_its_tokens_but_the_bag_of_words():
     study = Study("smoke", overrides={"tasks": ["left", "right"], "transfer_targets": ["bbc"], "doses": [0.5]})
     for notebook in range(1, 8):
         for unit in study.plan(f"{notebook:02d}"):
-            assert unit.passes() > 0 or unit.kind == "words"
+            assert unit.token_layers() > 0 or unit.kind == "words"
     with_targets = endings_unit(study, 0)
     assert with_targets.targets is not None
-    assert with_targets.passes() > with_targets.model_copy(update={"targets": None}).passes() > 0
+    assert with_targets.token_layers() > with_targets.model_copy(update={"targets": None}).token_layers() > 0

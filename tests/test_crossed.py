@@ -90,4 +90,6 @@ def test_the_curve_over_dose_shows_every_dose_and_marks_the_one_that_decides():
         assert sorted(text.get_text() for text in ax.texts) == ["$\\delta$ 0.1", "$\\delta$ 0.3", "$\\delta$ 0.9"]
         low, high = ax.get_ylim()
         assert low < -1 and high > 4
-        assert sum(line.get_markerfacecolor() != "white" for line in ax.lines if line.get_marker() == "o") >= 1
+        dots = [line for line in ax.lines if line.get_marker() in ("o", "s") and len(line.get_xdata())]
+        filled = [line.get_xdata()[0] for line in dots if line.get_markerfacecolor() != "white"]
+        assert len(dots) == 3 and filled == [0.9], "one dose decides"

@@ -466,3 +466,13 @@ def test_the_multi_bootstrap_stands_beside_the_interval_from_ten_seeds_on(seeds,
     assert (part.resampled is not None) == beside == ("Multi-Bootstrap [+" in str(part))
     if part.resampled:
         assert part.resampled == pytest.approx(measure.interval().at(0.95), abs=0.15)
+
+
+def test_a_number_counts_as_changed_from_a_tenth_of_the_spread_on():
+    labels = {"kind": np.array([[0, 1, 1, 0]])}
+    numbers = {"number": np.array([[0.0, 2.0, 0.0, 2.0]])}  # their standard deviation is 1
+    assert changed_share(labels, {"kind": np.array([[0, 1, 0, 1]])}) == 0.5
+    moved = numbers["number"] + np.array([[1e-7, 0.09, -0.11, 0.5]])
+    assert changed_share({"number": moved}, numbers) == 0.5
+    both = changed_share(labels | {"number": moved}, {"kind": labels["kind"]} | numbers)
+    assert both == 0.25

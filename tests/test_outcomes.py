@@ -399,8 +399,9 @@ def test_one_trunk_costs_less_than_every_ending_alone(study):
     unit = q06_iat.endings_unit(study, 0)
     ends = {name: 0 if spec is None else round(spec["delta"] * unit.steps) for name, spec in unit.endings.items()}
     ends["plain"] = min(e for e in ends.values() if e)  # it leaves the trunk last
-    assert steps["every ending from the first step"] == len(ends) * unit.steps
-    assert steps["one trunk, all endings"] == unit.steps - min(ends.values()) + sum(ends.values())
+    stopped = ends.pop("trunk")  # it takes no step of its own
+    assert steps["every ending from the first step"] == len(ends) * unit.steps + unit.steps - stopped
+    assert steps["one trunk, all endings"] == unit.steps - ends["plain"] + sum(ends.values())
 
 
 def test_selections_are_compared_with_the_first(study):
@@ -486,3 +487,49 @@ def test_profiles_stand_side_by_side_by_what_is_measured(claims, tmp_path):
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["mini", "evidence"]
     overridden = fslib.Study("mini", overrides={"seeds": 1}, results=tmp_path)
     assert list(q08_claims.by_profile(overridden, claims)) == ["mini"], "other settings are not compared"
+
+
+def test_c5_by_hand(study):
+    """Both parts of C5 from the records: which source is which, and which half is scored."""
+    task = next(iter(q07_transfer.target_tasks(study).values()))
+    labels, sizes = halved(task.eval.labels, score_half), study.profile.transfer_sizes
+    records = [study.store.get(unit) for unit in study.plan("07")]
+
+    def mean(source: str) -> float:
+        names = [f"transfer/{task.name}/{source}/full/{size or 'all'}" for size in sizes]
+        return 100 * np.mean([[(halved(r.arrays[n], score_half) == labels).mean() for n in names] for r in records])
+
+    found = [part.interval.value for part in q07_transfer.evidence(study).parts]
+    expected = [mean("IAT") - mean("plain"), mean("IAT") - mean("IAT, random heads")]
+    assert found == pytest.approx(expected) and found[0] != found[1]
+    table = q07_transfer.learning_curves(study).query("part == 'full' and size == 'mean'").set_index("source")["score"]
+    assert 100 * table["multi-task"] == pytest.approx(mean("plain"))
+    assert 100 * table["pre-trained"] == pytest.approx(mean("pre-trained"))
+
+
+def test_the_dose_that_decides_is_the_evidence(study):
+    table = q06_iat.doses(study)
+    assert table["decides"].all() and (table["delta"] == study.profile.delta).all()
+    found = {claim: [part.interval.value for part in e.parts] for claim, e in q06_iat.evidence(study).items()}
+    for claim, values in found.items():
+        assert table[table["claim"] == claim]["value"].tolist() == pytest.approx(values)
+    assert table["changed"].unique() == pytest.approx([q06_iat.changed(study, q06_iat.deciding(study))])
+    assert q06_iat.changed_beside_d(study, q06_iat.deciding(study)) == pytest.approx(table["changed"].iloc[0])
+
+
+def test_the_gate_of_c3_sees_no_example_that_its_d_is_scored_on(study, monkeypatch):
+    """D is scored on half of fewer examples than C4; its gate must not look at the others' other half."""
+    seen = {}
+
+    def look(a, b):
+        seen["shapes"] = {task: values.shape for task, values in a.items()}
+        return 1.0
+
+    monkeypatch.setattr(q06_iat, "changed_share", look)
+    dose = q06_iat.deciding(study)
+    q06_iat.changed_beside_d(study, dose)
+    iap = q06_iat._pruned(study, dose, "plain")
+    n = {task: len(y) for task, y in iap.labels.items()}
+    assert seen["shapes"] == {task: (5, (size + 1) // 2) for task, size in n.items()}
+    scored = {t: len(y) for t, y in entering(iap).labels.items()}
+    assert all(seen["shapes"][t][1] + size == n[t] for t, size in scored.items()), "the rest is what D is scored on"

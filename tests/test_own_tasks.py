@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import fslib
+from fslib.questions import q06_iat
 from fslib.study import records
 from fslib.study.profiles import PROFILES
+from fslib.training import lr_share
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -139,9 +141,10 @@ def crossed(place: Path) -> dict[str, object]:
         "dose_seeds": 2,
         "doses": [0.3, 0.5],
         "dose_floors": [0.3],
+        "floor_delta": 0.6,
         "delta": 0.8,
         "other_deltas": [],
-        "other_endings": ["IAT, leaky"],
+        "other_endings": ["IAT, least heads"],
         "transfer_targets": ["bbc", "bbc-next"],
         "transfer_sizes": [6, 12],
         "lesioned_on": "scored",
@@ -202,12 +205,16 @@ def test_every_notebook_goes_through(kind, calm, tmp_path, monkeypatch):
         assert "no PCGrad" in said["06"] and "left: (None,)" in said["07"]
     if kind is crossed:
         doses = pd.read_csv(study.folder / "tables" / "06_doses.csv")
-        assert sorted(doses["delta"].unique()) == [0.3, 0.5, 0.8] and set(doses["seeds"]) == {2, 3}
+        steps = q06_iat.endings_unit(study, 100).steps
+        wanted = [(0.3, 0.0), (0.5, 0.0), (0.6, 0.3), (0.8, 0.0)]
+        found = sorted(doses[["delta", "floor", "dose"]].drop_duplicates().itertuples(index=False, name=None))
+        assert np.allclose(found, [(d, floor, lr_share(steps, d, floor)) for d, floor in wanted])
         assert doses.groupby("decides")["seeds"].unique().map(list).to_dict() == {False: [2], True: [3]}
         endings = pd.read_csv(study.folder / "tables" / "06_endings.csv").groupby("ending")["seeds"].unique().map(tuple)
         assert endings.to_dict() == {
+            "single-task": (1,),
             **dict.fromkeys(["trunk", "IAT", "plain", "IAT, random heads"], (3,)),
-            **dict.fromkeys(["IAT, leaky", "IAT, delta 0.3", "IAT, delta 0.5"], (2,)),
+            **dict.fromkeys(["IAT, least heads", "IAT, delta 0.3", "IAT, delta 0.5"], (2,)),
             **dict.fromkeys(["IAT, random heads, delta 0.3", "IAT, random heads, delta 0.5"], (2,)),
         }
         shared = pd.read_csv(study.folder / "tables" / "03_shared.csv")
@@ -218,5 +225,6 @@ def test_every_notebook_goes_through(kind, calm, tmp_path, monkeypatch):
             "bbc", "bbc-next", "mean",
         ]  # fmt: skip
         assert {u.seed for u in study.plan("06")} == {100, 101, 102}
+        assert "no such ending" in (study.folder / "tables" / "08_differences.md").read_text()
     if kind is two:
         assert "not testable" in said["07"] and "not testable" in claims

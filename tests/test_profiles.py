@@ -71,8 +71,16 @@ def test_an_encoder_has_seeds_and_a_learning_rate_of_its_own_and_the_main_models
     }
     assert [chains[name][0].train.lr for name in ("minilm-l3", "minilm-l4")] == [study.profile.small_lr, 0.5]
     assert chains["minilm-l6"][0].train.steps == study.profile.small_steps != study.profile.steps
-    as_long = Study("mini", overrides={"small_steps": study.profile.steps, "encoders": ["minilm-l6"]})
+    alike = {"small_steps": study.profile.steps, "encoders": ["minilm-l6"], "small_sampling": study.profile.sampling}
+    as_long = Study("mini", overrides=alike)
     assert encoder_units(as_long, "minilm-l6") == [as_long.units(seed) for seed in as_long.seeds]
+    for change in (
+        {"small_sampling": "sqrt"},
+        {"encoder_lrs": {"minilm-l6": 0.1}},
+        {"encoder_seeds_of": {"minilm-l6": 1}},
+    ):
+        other = Study("mini", overrides=alike | change)
+        assert encoder_units(other, "minilm-l6")[0] == other.small_units("minilm-l6", seed=0), "as the setting says"
 
 
 def test_every_task_of_a_profile_is_shown_once():
@@ -81,9 +89,11 @@ def test_every_task_of_a_profile_is_shown_once():
         "pair_tasks": ["bbc", "bbc-somo"],
         "ending_tasks": ["bbc-next", "bbc-somo"],
     }
-    study = Study("mini", overrides=changes | {"transfer_targets": ["bbc-shift"], "eval_examples": 10})
+    changes |= {"transfer_targets": ["bbc-shift"]}
+    limits = {"eval_examples": 10, "small_eval_examples": 12, "ending_examples": 14}
+    study = Study("mini", overrides=changes | limits)
     assert list(study.every_task) == ["bbc", "bbc-pair", "bbc-somo", "bbc-next", "bbc-shift"]
-    assert all(len(task.eval) == 10 for task in study.every_task.values())
+    assert [len(task.eval) for task in study.every_task.values()] == [10, 10, 12, 14, 14]
 
 
 def test_the_default_selection_is_the_papers():
@@ -151,6 +161,11 @@ def test_a_profile_is_refused_by_the_first_thing_wrong():
         ({"dose_floors": [1.0]}, ("dose_floors",)),
         ({"other_endings": ["IAT, leeky"]}, ("other_endings", "IAT, leaky")),
         ({"lesioned_on": "half"}, ("lesioned_on",)),
+        ({"encoder_lrs": {"minilm-l33": 0.1}}, ("encoder in encoder_lrs", "did you mean 'minilm-l3'")),
+        ({"encoder_seeds_of": {"minilm-l33": 1}}, ("encoder in encoder_seeds_of", "minilm-l3")),
+        ({"encoder_seeds_of": {"minilm-l3": True}}, ("encoder_seeds_of", "neither numbers nor names")),
+        ({"doses": [0.1]}, ("doses", "the dose that decides")),
+        ({"lr_floor": 0.2, "dose_floors": [0.2]}, ("dose_floors", "the dose that decides")),
         ({"encoder_lrs": {"minilm-l3": 2.0}}, ("encoder_lrs",)),
         ({"small_sampling": "even"}, ("sampling 'even'", "uniform")),
     ):

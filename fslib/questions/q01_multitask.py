@@ -99,7 +99,10 @@ def curves(study: Study) -> pd.DataFrame:
 
 
 def scores(study: Study) -> pd.DataFrame:
-    """Return one row per task and method: score, interval, and its paired difference from multi-task training."""
+    """Return one row per task and method: score, interval, and its paired difference from multi-task training.
+
+    Of `alone_seeds`, so that every comparison is between models of the same seeds.
+    """
     frames = []
     for name, task in study.tasks.items():
         measures = {

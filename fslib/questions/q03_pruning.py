@@ -17,9 +17,11 @@ from fslib.study.study import Study, plans
 
 @plans("03")
 def plan(study: Study) -> list[Unit]:
-    """Return the main models, the importance of their heads, and their pruning."""
-    units = [study.units(s) for s in study.seeds]
-    return [*(u.train for u in units), *(u.importance for u in units), *(u.prune for u in units)]
+    """Return the main models, the importance of their heads, and their pruning: seed by seed.
+
+    A run that is cut short then has whole seeds, and no model that would have to be trained again for what is missing.
+    """
+    return [unit for s in study.seeds for unit in study.units(s)]
 
 
 def gate(study: Study) -> pd.DataFrame:

@@ -55,8 +55,8 @@ class SelectionUnit(Unit):
         super().check()
         checked_fractions([self.fraction], self.model.shape(), self.randoms)
 
-    def passes(self) -> float:
-        """Return about how many tokens go through a layer."""
+    def token_layers(self) -> float:
+        """Return about how often a token goes through a layer."""
         layers, heads = self.model.shape()
         estimators = [options.get("estimator", "gradient") for options in self.selections.values()]
         scored = sum(f + b for f, b in (passes(name, layers, heads) for name in estimators))
@@ -98,9 +98,13 @@ def selection_unit(study: Study) -> SelectionUnit:
 
 
 def encoder_units(study: Study, encoder: str) -> list[Chain]:
-    """Return training, importance and pruning of one encoder, per seed: of 03's where that is trained as long."""
+    """Return training, importance and pruning of one encoder, per seed.
+
+    The main models of notebook 03 serve here as well where they are trained as the others are.
+    """
     p = study.profile
-    if encoder == p.encoder and p.steps == p.small_steps:
+    alike = (p.steps, p.sampling) == (p.small_steps, p.small_sampling)
+    if encoder == p.encoder and alike and encoder not in (*p.encoder_lrs, *p.encoder_seeds_of):
         return [study.units(s) for s in study.seeds]
     return [
         study.small_units(encoder, seed=s) for s in study.seeds_of(p.encoder_seeds_of.get(encoder, p.encoder_seeds))

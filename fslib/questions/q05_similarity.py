@@ -58,8 +58,8 @@ class SimilarityUnit(SeededFineTuning, Unit):
         super().check()
         checked_fractions([self.fraction], self.shape())
 
-    def passes(self) -> float:
-        """Return about how many tokens go through a layer."""
+    def token_layers(self) -> float:
+        """Return about how often a token goes through a layer."""
         each = 3 * self.steps * self.batch_size + (2 + 2 + 1 + len(self.tasks)) * self.examples
         return self.through(len(self.tasks) * each)
 

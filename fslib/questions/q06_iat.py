@@ -30,6 +30,7 @@ from fslib.study.evidence import (
     changed_share,
     differences,
     entering,
+    gate_examples,
     gate_half,
     halved,
     learned,
@@ -48,6 +49,11 @@ def seeds(study: Study) -> list[int]:
     return study.seeds_of(study.profile.ending_seeds)
 
 
+def alone_seeds(study: Study) -> list[int]:
+    """Return the seeds of which every task is also trained alone."""
+    return seeds(study)[: study.profile.alone_seeds]
+
+
 def single_unit(study: Study, seed: int, task: str) -> TrainUnit:
     """Return a task trained alone, for as many steps as it gets on the trunk and its plain ending."""
     p = study.profile
@@ -58,8 +64,7 @@ def single_unit(study: Study, seed: int, task: str) -> TrainUnit:
 def plan(study: Study) -> list[Unit]:
     """Return every seed's trunk with its endings, and every task alone; at some seeds, trunks with floors."""
     floors = [floor_unit(study, s, floor) for s in dose_seeds(study) for floor in study.profile.dose_floors]
-    alone = seeds(study) if study.profile.alone_seeds is None else []
-    single = [single_unit(study, s, t) for s in alone for t in study.ending_tasks]
+    single = [single_unit(study, s, t) for s in alone_seeds(study) for t in study.ending_tasks]
     return [*(endings_unit(study, s) for s in seeds(study)), *floors, *single]
 
 
@@ -95,7 +100,9 @@ def all_doses(study: Study) -> list[Dose]:
     trunks = tuple(endings_unit(study, s) for s in chosen)
     lengths = [Dose(at_dose(TREATED, d), at_dose(RANDOM, d), d, p.lr_floor, False, trunks) for d in p.doses]
     lifted = [tuple(floor_unit(study, s, floor) for s in chosen) for floor in p.dose_floors]
-    floors = [Dose(TREATED, RANDOM, p.delta, floor, False, u) for floor, u in zip(p.dose_floors, lifted, strict=True)]
+    floors = [
+        Dose(TREATED, RANDOM, p.floor_delta, floor, False, u) for floor, u in zip(p.dose_floors, lifted, strict=True)
+    ]
     return [deciding(study), *lengths, *floors]
 
 
@@ -111,41 +118,46 @@ def _predictions(study: Study, dose: Dose, half: Half) -> dict[str, dict[str, np
     return found
 
 
-def _single(study: Study) -> dict[str, dict[str, np.ndarray]]:
-    """Return {"single-task": {task: (seeds, n)}} of models trained on one task, on the half that is scored."""
-    if study.profile.alone_seeds is not None:
-        return {}
-    found = {}
-    for task in study.ending_tasks:
-        records = [study.store.get(single_unit(study, s, task)) for s in seeds(study)]
-        found[task] = halved(np.stack([r.arrays[f"predictions/{task}"] for r in records]), score_half)
-    return {"single-task": found}
-
-
 def score_measures(study: Study, dose: Dose | None = None) -> dict[str, dict[str, Measure]]:
     """Return {ending: {task: score of every seed's model, on the half that is scored}}.
 
-    Of the trunks of a dose, or (None) of those that decide, with "single-task" first among the endings.
+    Of the trunks of a dose, or (None) of those that decide.
     """
+    return _measured(study, _predictions(study, dose or deciding(study), score_half))
+
+
+def _measured(study: Study, predictions: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, Measure]]:
+    """Return the scores of predictions, {ending: {task: (seeds, n)}}, on the half that is scored."""
     tasks = {t: cached_task(t).limited(eval=study.profile.ending_examples) for t in study.ending_tasks}
     labels = {t: halved(task.eval.labels, score_half) for t, task in tasks.items()}
-    single = _single(study) if dose is None else {}
-    predictions = single | _predictions(study, dose or deciding(study), score_half)
     return {
         name: {t: score_measure(t, tasks[t].metric, p, labels[t]) for t, p in by_task.items()}
         for name, by_task in predictions.items()
     }
 
 
+def _single(study: Study) -> dict[str, dict[str, Measure]]:
+    """Return {"single-task": {task: score of models trained on it alone, of `alone_seeds`}}."""
+    found = {}
+    for task in study.ending_tasks:
+        records = [study.store.get(single_unit(study, s, task)) for s in alone_seeds(study)]
+        found[task] = halved(np.stack([r.arrays[f"predictions/{task}"] for r in records]), score_half)
+    return _measured(study, {"single-task": found})
+
+
 def scores(study: Study, reference: str = PLAIN) -> pd.DataFrame:
     """Return one row per ending (and single-task training) and task, and their mean: score, minus the reference's."""
-    return _compared(study, score_measures, reference, "score")
+    alone = replace(deciding(study), units=tuple(endings_unit(study, s) for s in alone_seeds(study)))
+    single = _single(study) | {reference: score_measures(study, alone)[reference]}
+    table = differences(single, reference, ("ending", "task")).query("ending == 'single-task'")
+    table.insert(2, "seeds", len(alone.units))
+    return pd.concat([table, _compared(study, score_measures, reference, "score")], ignore_index=True)
 
 
 def _compared(
     study: Study, measures: Callable[[Study, Dose | None], dict[str, dict[str, Measure]]], reference: str, value: str
 ) -> pd.DataFrame:
-    """Return every ending beside the reference: on all seeds, or those that fewer trunks have on the seeds of these."""
+    """Return every ending beside the reference, both on as many seeds as have that ending."""
     groups = [(deciding(study), measures(study, None))]
     whole = replace(groups[0][0], units=tuple(endings_unit(study, s) for s in dose_seeds(study)))
     more = measures(study, whole)
@@ -167,13 +179,14 @@ def _pruned(study: Study, dose: Dose, ending: str) -> IAP:
 def dissociation_measures(study: Study, dose: Dose | None = None) -> dict[str, dict[str, Measure]]:
     """Return {ending: {task: D of every seed's model}}, of the tasks that plain training has learned, or all.
 
-    Of the trunks of a dose, or (None) of those that decide.
+    Of the trunks of a dose, or (None) of those that decide. Whatever the dose, the trunks that decide say which tasks
+    are learned, so that all doses are compared on the same ones.
     """
+    gated, found = _pruned(study, deciding(study), PLAIN), {}
     dose = dose or deciding(study)
-    plain, found = _pruned(study, dose, PLAIN), {}
     for name in dose.units[0].pruned:
         if all(name in unit.pruned for unit in dose.units):
-            result = entering(_pruned(study, dose, name), plain).dissociation(draws=study.profile.draws)
+            result = entering(_pruned(study, dose, name), gated).dissociation(draws=study.profile.draws)
             found[name] = {task: result.measure(task) for task in result.tasks}
     return found
 
@@ -198,6 +211,12 @@ def changed(study: Study, dose: Dose) -> float:
     return changed_share(predictions[dose.ending], predictions[PLAIN])
 
 
+def changed_beside_d(study: Study, dose: Dose) -> float:
+    """Return the same on the examples that stand beside those D is scored on: fewer are evaluated under lesions."""
+    pruned = [_pruned(study, dose, name) for name in (dose.ending, PLAIN)]
+    return changed_share(*({t: gate_examples(iap, t).predictions for t in iap.tasks} for iap in pruned))
+
+
 def _effects(study: Study, dose: Dose) -> dict[str, tuple[Part, Part]]:
     """Return the two parts of C3 and of C4: IAT minus plain training, and minus IAT with random heads."""
     by_claim = {"C3": (dissociation_measures(study, dose), 1.0), "C4": (score_measures(study, dose), 100.0)}
@@ -214,13 +233,18 @@ def _effects(study: Study, dose: Dose) -> dict[str, tuple[Part, Part]]:
 
 def evidence(study: Study) -> dict[str, Evidence]:
     """Return what there is on C3 and C4: IAT minus plain training, and minus IAT with random heads; both are needed."""
-    dose, failed = deciding(study), ""
-    if (share := changed(study, dose)) < LEAST_CHANGED:
-        failed = f"{100 * share:.1f} % of predictions changed, and a treatment is {100 * LEAST_CHANGED:g} % or more"
-    passed = learned(above_constant(_pruned(study, dose, PLAIN)))
-    few = "" if len(passed) > 1 else "fewer than two tasks are learned"
-    effects = _effects(study, dose)
-    return {claim: Evidence(claim, parts, failed or (few if claim == "C3" else "")) for claim, parts in effects.items()}
+    dose = deciding(study)
+    failed = {"C3": _too_weak(changed_beside_d(study, dose)), "C4": _too_weak(changed(study, dose))}
+    if len(learned(above_constant(_pruned(study, dose, PLAIN)))) < 2:
+        failed["C3"] = failed["C3"] or "fewer than two tasks are learned"
+    return {claim: Evidence(claim, parts, failed[claim]) for claim, parts in _effects(study, dose).items()}
+
+
+def _too_weak(share: float) -> str:
+    """Say that a treatment is none, by the share of predictions that it changes, or nothing ("") if it is one."""
+    if share >= LEAST_CHANGED:
+        return ""
+    return f"{100 * share:.1f} % of predictions changed, and a treatment is {100 * LEAST_CHANGED:g} % or more"
 
 
 def doses(study: Study) -> pd.DataFrame:
@@ -276,10 +300,15 @@ def parameters(study: Study) -> pd.DataFrame:
 
 def counted_steps(study: Study) -> pd.DataFrame:
     """Count the steps that the endings took by branching, and would have taken one by one."""
-    record = study.store.get(endings_unit(study, study.seeds[0]))
-    steps, full = record.result["steps"], record.config["steps"]
-    named = {"one trunk, all endings": steps["branching"], "every ending from the first step": steps["unbroken"]}
-    return pd.DataFrame([{"how": how, "steps": n, "trainings": n / full} for how, n in named.items()])
+    unit = endings_unit(study, study.seeds[0])
+    branched = study.store.get(unit).result["branched"]
+    stops = {name: unit.steps if ending is None else ending.stop(unit.steps) for name, ending in unit.made().items()}
+    trunk = max(branched.values())
+    named = {
+        "one trunk, all endings": trunk + sum(stops[name] - start for name, start in branched.items()),
+        "every ending from the first step": sum(stops.values()),
+    }
+    return pd.DataFrame([{"how": how, "steps": n, "trainings": n / unit.steps} for how, n in named.items()])
 
 
 def sentences(study: Study) -> str:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from fslib.data.tasks import Task
 from fslib.intervals import Measure, mean_of, score_measure
 from fslib.scoring import chance_level
-from fslib.study.branches import PLAIN, PRETRAINED, RANDOM, TREATED, source_unit, targets, transfer_name
+from fslib.study.branches import AS_IT_WAS, PLAIN, RANDOM, TREATED, source_unit, targets, transfer_name
 from fslib.study.evidence import (
     NOT_TESTABLE,
     Evidence,
@@ -27,7 +27,7 @@ from fslib.study.records import Unit
 from fslib.study.study import Study, plans
 from fslib.transfer import PARTS
 
-SOURCES = {PRETRAINED: PRETRAINED, "multi-task": PLAIN, "IAT": TREATED, RANDOM: RANDOM}  # as the records call them
+SOURCES = {AS_IT_WAS: AS_IT_WAS, "multi-task": PLAIN, "IAT": TREATED, RANDOM: RANDOM}  # as the records call them
 REFERENCE = "multi-task"
 DIFFERENCE = (f"minus {REFERENCE}", "diff low", "diff high")
 COLUMNS = ("part", "source", "target", "size", "seeds", "score", "low", "high", *DIFFERENCE)
@@ -144,7 +144,7 @@ def _floor(study: Study) -> str:
     labels = {t: halved(task.eval.labels, gate_half) for t, task in tasks.items()}
     low: dict[str, dict[str, None]] = {t: {} for t in tasks}  # {target: sizes}, each once
     for source, by_size in _predictions(study, gate_half)["full"].items():
-        for (t, n), predictions in by_size.items() if source != PRETRAINED else ():
+        for (t, n), predictions in by_size.items() if source != AS_IT_WAS else ():
             if above_best_constant(t, tasks[t].metric, predictions, labels[t]).low <= 0:
                 low[t][n] = None
     where = " and ".join(f"{', '.join(sizes)} examples of {t}" for t, sizes in low.items() if sizes)
@@ -174,7 +174,7 @@ def plot_learning_curves(table: pd.DataFrame, chance: Mapping[str, float]) -> Fi
                 x,
                 rows["score"],
                 yerr=[rows["score"] - rows["low"], rows["high"] - rows["score"]],
-                color=GREY if source == PRETRAINED else COLOURS[i - 1],
+                color=GREY if source == AS_IT_WAS else COLOURS[i - 1],
                 marker=MARKERS[i],
                 capsize=2,
                 label=source,

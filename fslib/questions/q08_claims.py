@@ -70,12 +70,14 @@ def design(study: Study) -> pd.DataFrame:
     """Return one row per claim: what decides on it, in how many models, and what must hold, as the profile fixes it."""
     p, mean = study.profile, "mean over tasks, and over 10 and 30 % of heads pruned where both are"
     ending = f"last {100 * p.delta:g} % of {study.training(0, small=True, tasks=study.ending_tasks).steps} steps"
+    known = set(p.transfer_targets) & set(study.ending_tasks)
+    sources = f"IAT on {', '.join(q07_transfer.source_tasks(study))}" if known else "these endings"
     rows: dict[str, tuple[str, str, tuple[str, ...], str]] = {
         "C1": (
             f"D ({mean}): own lesion against others', and top heads against random ones of the same layers",
             p.encoder,
             p.tasks,
-            "two tasks are learned",
+            "two tasks are learned, in two models or more",
         ),
         "C2": (
             f"minus the rank correlation, over pairs of tasks, of {q05_similarity.PRIMARY} similarity with D",
@@ -96,7 +98,7 @@ def design(study: Study) -> pd.DataFrame:
             f"IAT changes {100 * LEAST_CHANGED:g} % of predictions",
         ),
         "C5": (
-            "score on new tasks, full model, mean over tasks and sizes, from these endings, minus the same two",
+            f"score on new tasks, full model, mean over tasks and sizes, from {sources}, minus the same two",
             p.small_encoder,
             p.transfer_targets,
             "each new task is learned from every ending at every size",
@@ -105,7 +107,8 @@ def design(study: Study) -> pd.DataFrame:
     counts, table = seeds(study), []
     for claim, (number, encoder, tasks, gate) in rows.items():
         row: dict[str, object] = {"claim": claim, "what decides": number, "encoder": encoder, "tasks": ", ".join(tasks)}
-        row |= {"seeds": f"{study.seeds[0]} to {study.seeds[0] + counts[claim] - 1}"}
+        first, last = study.seeds[0], study.seeds[0] + counts[claim] - 1
+        row |= {"seeds": f"{first} to {last}" if last > first else str(first)}
         sesoi, unit = SESOI[claim]
         table.append(row | {"smallest effect of interest": f"{sesoi:g} {unit}".strip(), "testable if": gate})
     return pd.DataFrame(table)
@@ -222,6 +225,8 @@ def _effect_of_convention(study: Study) -> str:
 
 
 def _effect_of_leak(study: Study) -> str:
+    if "IAT, leaky" not in study.profile.other_endings:
+        return "not measured: this profile has no such ending"
     moved = q06_iat.movement(study).set_index("ending")["rows of heads in no set"]
     score = q06_iat.scores(study, reference="IAT").set_index(["ending", "task"]).loc[("IAT, leaky", "mean")]
     return (
@@ -262,11 +267,10 @@ def by_profile(study: Study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def side_by_side(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return one row per number that a claim stands on: estimate with interval, p, MDE and verdict in every profile."""
-    first = next(iter(tables.values()))
-    number = ["claim", "measured here"]
-    shown = first[number].copy()
+    keys = _numbers(tables)
+    shown = keys.to_frame(index=False)
     for name, table in tables.items():
-        rows = table.set_index(number).reindex(pd.MultiIndex.from_frame(first[number]))
+        rows = table.set_index(keys.names).reindex(keys)
         shown[f"{name}: estimate"] = [
             f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" if np.isfinite(row["value"]) else "none"
             for _, row in rows.iterrows()
@@ -276,6 +280,12 @@ def side_by_side(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return shown
 
 
+def _numbers(tables: Mapping[str, pd.DataFrame]) -> pd.MultiIndex:
+    """Return (claim, what is measured) of every number in some of the tables, in the order of the claims."""
+    every = pd.concat([table[["claim", "measured here"]] for table in tables.values()]).drop_duplicates()
+    return pd.MultiIndex.from_frame(every.sort_values("claim", kind="stable"))
+
+
 @styled
 def plot_claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw every number that claims C1 to C5 stand on, in units of the smallest effect of interest (band: below it).
@@ -283,14 +293,13 @@ def plot_claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
     tables: {profile: of `claims`}, a line per profile in every row. Dot and line: estimate and 95 % interval. Bar: the
     minimum detectable effect. Hollow: the claim is not testable.
     """
-    first = next(iter(tables.values()))
-    rows = first[first["SESOI"].notna()].set_index(["claim", "measured here"]).index
+    rows = [key for key in _numbers(tables) if key[0] in SESOI]
     figure, (ax,) = panels(1, 0.8 + (0.12 + 0.18 * len(tables)) * len(rows))
     ax.axvspan(-1, 1, color="#eeeeee", lw=0)
     ax.axvline(0, color="black", linewidth=0.6)
     for number, (name, table) in enumerate(tables.items()):
         shift = (number - (len(tables) - 1) / 2) * 0.3
-        shown = table.set_index(["claim", "measured here"])
+        shown = table.set_index(["claim", "measured here"]).sort_index()
         for i, key in enumerate(rows):
             if key not in shown.index:
                 continue

@@ -33,7 +33,7 @@ from fslib.transfer import PARTS, transfer
 
 ENDINGS: dict[str, Any] = {"IAT": IAT, "PCGrad": PCGrad, "Stop": Stop}
 TRUNK, PLAIN, TREATED, RANDOM = "trunk", "plain", "IAT", "IAT, random heads"
-PRETRAINED = "pre-trained"  # the encoder as it was, a source of transfer beside the endings
+AS_IT_WAS = "pre-trained"  # the encoder as it was, a source of transfer beside the endings
 
 
 class Targets(Config):
@@ -85,13 +85,20 @@ class EndingsUnit(SeededFineTuning, Unit):
                 ending.start(self.steps)
             if spec and "alpha" in spec:
                 checked_fractions([spec["alpha"]], self.shape(), what="alpha")
+        for name in (*self.pruned, *(self.targets.sources if self.targets else ())):
+            if name not in self.endings:
+                raise unknown("ending", name, self.endings)
         for name in self.targets.tasks if self.targets else ():
             if name in self.tasks:
                 raise FslibError(f"target {name!r} is one of the source's tasks {list(self.tasks)}: leave it out there")
 
-    def passes(self) -> float:
-        """Return about how many tokens go through a layer."""
-        endings = [make_ending(spec) for spec in self.endings.values()]
+    def made(self) -> dict[str, Ending | None]:
+        """Return the endings by name, made of their descriptions."""
+        return {name: make_ending(spec) for name, spec in self.endings.items()}
+
+    def token_layers(self) -> float:
+        """Return about how often a token goes through a layer."""
+        endings = list(self.made().values())
         spans = [(e.start(self.steps), e.stop(self.steps)) for e in endings if e]
         last = max((start for start, _ in spans), default=0)
         steps = last + sum(stop - start for start, stop in spans) + (self.steps - last) * endings.count(None)
@@ -99,28 +106,28 @@ class EndingsUnit(SeededFineTuning, Unit):
         share = min(1.0, (self.prune_examples or sys.maxsize) / max(map(self.evaluated, self.tasks)))
         scored = 2 * self.examples * len(self.tasks) * len(self.pruned)
         tokens = self.through(3 * steps * self.batch_size + scored, len(endings) + sets * share)
-        return tokens + (self._transfer_passes(self.targets) if self.targets else 0)
+        return tokens + (self._transfer_token_layers(self.targets) if self.targets else 0)
 
-    def _transfer_passes(self, plan: Targets) -> float:
-        """Return about how many tokens go through a layer while the targets are learned, in both ways."""
+    def _transfer_token_layers(self, plan: Targets) -> float:
+        """Return about how often a token goes through a layer while the targets are learned, in both ways."""
         total = 0.0
         for target in plan.tasks:
             n, tested = len(cached_task(target).train), min(plan.eval_examples or sys.maxsize, self.evaluated(target))
             for size in plan.sizes:
                 examples = 3 * self.batch_size * plan.steps(size or n, self.batch_size) + (size or n) + 2 * tested
                 total += examples * self.tokens(target)
-        return total * self.shape()[0] * (1 + len(plan.sources))
+        return total * self.layers() * (1 + len(plan.sources))
 
     def compute(self, store: Store) -> Result:
         """Train the trunk, then every ending from it; score each, prune and transfer from those that are named."""
         tasks = self.load()
         model = self.new_model(tasks)
-        endings = {name: make_ending(spec) for name, spec in self.endings.items()}
+        endings = self.made()
         values: dict[str, Any] = {"branched": {}, "parameters": {}, "moved": {}}
         arrays: dict[str, np.ndarray] = {}
         movement: Movement | None = None
         if self.targets:
-            arrays |= self._learned(model, PRETRAINED)
+            arrays |= self._learned(model, AS_IT_WAS)
         for name, history in branch(model, tasks, endings, **self.options()):
             values["branched"][name], values["parameters"][name] = history.branched, model.n_parameters()
             scores = evaluate(model, tasks)
@@ -275,7 +282,7 @@ def floor_unit(study: Study, seed: int, floor: float) -> EndingsUnit:
 
 
 def source_unit(study: Study, seed: int) -> EndingsUnit:
-    """Return the unit with the sources of transfer: 06's endings, or, where these know a target, some without it."""
+    """Return the unit that transfer begins with: 06's endings, or others if a target is among their tasks."""
     p = study.profile
     tasks = tuple(t for t in study.ending_tasks if t not in p.transfer_targets)
     if tasks == study.ending_tasks:

@@ -263,7 +263,8 @@ def _list(study: Study, options: argparse.Namespace) -> int:
     units = {unit.key: unit for plan in notebooks.values() for unit in plan}
     states = {key: _state(study, unit) for key, unit in units.items()}  # a record is read once
     recorded = [(units[key], record) for key, record in states.items() if isinstance(record, Record)]
-    left = seconds_left([unit for key, unit in units.items() if states[key] is None], recorded)
+    done = {unit.key for unit, _ in recorded}
+    left = seconds_left([unit for key, unit in units.items() if key not in done], recorded)
     said = set()
     for source, plan in notebooks.items():
         say(source.stem)
@@ -277,10 +278,9 @@ def _list(study: Study, options: argparse.Namespace) -> int:
             again = "  (as above)" if key in said else ""
             said.add(key)
             say(f"    {unit.kind:11} {key}  {state:23}  {unit.describe()}{again}")
-    missing = sum(state is None for state in states.values())
     workers = default_workers(study.profile.threads)
     hours = f"; about {sum(left.values()) / 3600 / workers:.1f} hours with --workers {workers}" if left else ""
-    say(f"{len(recorded)} of {len(units)} units recorded{hours if len(left) == missing else ''}")
+    say(f"{len(recorded)} of {len(units)} units recorded{hours}")
     for trouble in states.values():
         if isinstance(trouble, FslibError):
             say(str(trouble))

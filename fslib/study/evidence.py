@@ -27,6 +27,7 @@ SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE = "supported", "contradicted
 NO_EFFECT = "no effect of"  # followed by the smallest effect of interest
 LEAST_SEEDS = 2  # one model says nothing of others
 LEAST_TASKS = 8  # for a correlation over pairs of tasks
+CHANGED_BY = 0.1  # standard deviations: what a number must move by to count as changed
 LEAST_CHANGED = 0.03  # the share of predictions that a treatment must change to be one
 BOOTSTRAP_SEEDS = 10  # with fewer, resampling seeds says too little of how they vary
 EXCHANGES = 9999  # of the names of tasks; all of them where there are no more than 5040
@@ -283,5 +284,14 @@ def mantel(
 
 
 def changed_share(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
-    """Return the share of predictions, {task: (seeds, n)}, that differ between two methods, mean over tasks."""
-    return float(np.mean([np.mean(a[task] != b[task]) for task in a]))
+    """Return the share of predictions, {task: (seeds, n)}, that differ between two methods, mean over tasks.
+
+    A number (of a regression) counts as changed if it differs by a tenth of the numbers' standard deviation or more.
+    """
+    return float(np.mean([np.mean(_differ(a[task], b[task])) for task in a]))
+
+
+def _differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if a.dtype.kind != "f":
+        return np.asarray(a != b)
+    return np.asarray(np.abs(a - b) > CHANGED_BY * b.std())

@@ -40,6 +40,7 @@ class Profile(FineTuning):
     # 04 to 07
     encoders: tuple[EncoderName, ...] = Field(min_length=1)
     encoder_seeds: Seeds = Field(1, ge=1)
+    # an encoder that is named in one of these has models of its own in 04, also if it is the one of 01 to 03
     encoder_lrs: dict[EncoderName, Annotated[float, Field(gt=0, le=1)]] = Field({})  # where it is not small_lr
     encoder_seeds_of: dict[EncoderName, Annotated[Seeds, Field(ge=1)]] = Field({})  # where it is not encoder_seeds
     pair_seeds: Seeds = Field(1, ge=1)
@@ -177,7 +178,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         # C2
         "pair_tasks": (*EMBEDDED, "sst-2", "sst-shift", "qnli", "ag-pair"),
         "pair_seeds": 2,
-        # C3, C4: of the doses tried in the pilot, the smallest that changed 3 % of predictions decides
+        # C3, C4: of the doses tried in the pilot (with other tasks, tests/benchmarks/pilot.py), the smallest that
+        # changed 3 % of predictions decides
         "ending_tasks": ("sst-shift", "qnli", "bbc-headline", "bbc-shift"),
         "ending_seeds": 20,
         "ending_examples": 1000,
@@ -281,6 +283,15 @@ def make_profile(name: str, changes: Mapping[str, Any]) -> Profile:
         for task in getattr(profile, field) or ():
             if task.lower() not in known:
                 raise unknown("task" if field == "tasks" else field, task, known)
+    trained = {profile.small_encoder, *profile.encoders}
+    for field in ("encoder_lrs", "encoder_seeds_of"):
+        for encoder in getattr(profile, field):
+            if encoder not in trained:
+                raise unknown(f"encoder in {field}", encoder, trained)
+    if profile.delta in profile.doses or profile.lr_floor in profile.dose_floors:
+        raise FslibError(
+            "doses and dose_floors: leave out the dose that decides (delta, lr_floor), which is there anyway"
+        )
     for ending in profile.other_endings:
         if ending not in OTHER_ENDINGS:
             raise unknown("other_endings", ending, OTHER_ENDINGS)

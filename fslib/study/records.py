@@ -86,8 +86,8 @@ class Unit(Config, ABC):
     def describe(self) -> str:
         """Say in a few words which tasks and seed the unit is about."""
 
-    def passes(self) -> float:
-        """Return about how many tokens go forward through one layer of an encoder, for planning; 0 where not known.
+    def token_layers(self) -> float:
+        """Return about how often a token goes forward through a layer of an encoder, for planning; 0 where not known.
 
         A token that is trained on counts three times, for the backward pass.
         """
@@ -392,7 +392,8 @@ def checked(config: type[Config], values: Mapping[str, Any], what: str) -> Any:
         if name not in config.model_fields:
             raise unknown(what, shown(name) if not isinstance(name, str) else name, config.model_fields)
         # pydantic would take True for the number 1; no field is a flag
-        if any(isinstance(v, bool) for v in (value if isinstance(value, list | tuple) else [value])):
+        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(v, bool) for v in parts):
             raise FslibError(f"{what} {name}={shown(value)}: true and false are neither numbers nor names")
     try:
         return config(**values)

@@ -62,9 +62,9 @@ def plans(notebook: str) -> Callable[[Plan], Plan]:
 class Study:
     """One profile's results.
 
-    profile: smoke, mini, glue-mini or paper. seed: the first of the profile's seeds. overrides: {field: value} of the
-    profile; an overridden profile keeps its results in a folder of its own, named by a hash of the settings, which are
-    written there in settings.json. results: default `results_root()`.
+    profile: smoke, mini, glue-mini, evidence or paper. seed: added to the profile's seeds. overrides: {field: value} of
+    the profile; an overridden profile keeps its results in a folder of its own, named by a hash of the settings, which
+    are written there in settings.json. results: default `results_root()`.
     Raises FslibError for an unknown profile, field, task, sampling or a value out of range.
     """
 
@@ -136,10 +136,15 @@ class Study:
 
     @cached_property
     def every_task(self) -> dict[str, Task]:
-        """All tasks that some notebook takes: the study's own first, then those of pairs, endings and transfer."""
-        names = (*self.profile.tasks, *self.pair_tasks, *self.ending_tasks, *self.profile.transfer_targets)
-        others = {name: cached_task(name) for name in names if name not in self.tasks}
-        return self.tasks | {n: t.limited(eval=self.profile.eval_examples) for n, t in others.items()}
+        """All tasks that some notebook takes: the study's own, then those of pairs, endings and transfer.
+
+        Each with as many evaluation examples as the first notebook that takes it evaluates.
+        """
+        p, found = self.profile, dict(self.tasks)
+        ending = (*self.ending_tasks, *p.transfer_targets)
+        for names, limit in ((self.pair_tasks, p.small_eval_examples), (ending, p.ending_examples)):
+            found |= {name: cached_task(name).limited(eval=limit) for name in names if name not in found}
+        return found
 
     @cached_property
     def example_tasks(self) -> dict[str, Task]:

@@ -101,11 +101,15 @@ class FineTuning(Data):
         return encoder_shape(self.encoder, self.max_length, self.tasks[0])
 
     def through(self, examples: int, evaluated: int | float = 0) -> float:
-        """Return how many tokens go through a layer: of training examples, and of `evaluated` whole evaluation sets."""
+        """Return how often a token goes through a layer: of examples, and of `evaluated` whole evaluation sets."""
         tokens = [self.tokens(task) for task in self.tasks]
         sizes = [self.evaluated(task) for task in self.tasks]
         each = examples * np.mean(tokens) + evaluated * np.dot(tokens, sizes)
-        return float(self.shape()[0] * each)
+        return float(self.layers() * each)
+
+    def layers(self) -> int:
+        """Return how many layers the encoder has; one of the paper's is not fetched for that."""
+        return PRETRAINED[self.encoder][1][1] if self.encoder in PRETRAINED else self.shape()[0]
 
     def tokens(self, task: str) -> float:
         """Return about how many tokens an example of a task has."""
@@ -120,7 +124,7 @@ class FineTuning(Data):
 def mean_tokens(task: str, sample: int = 200) -> float:
     """Return about how many tokens an example of a task has, from the words of the first; 40 where they are not known.
 
-    For planning alone: a word is taken as 1.3 tokens, and nothing is loaded.
+    For planning alone: a word is taken as 1.3 tokens, and no tokenizer is loaded.
     """
     split = cached_task(task).train
     try:
@@ -160,8 +164,8 @@ class TrainUnit(SeededFineTuning, Unit):
 
     kind: ClassVar[str] = "train"
 
-    def passes(self) -> float:
-        """Return about how many tokens go through a layer."""
+    def token_layers(self) -> float:
+        """Return about how often a token goes through a layer."""
         curve = (self.curve_points + 1) * min(self.curve_examples, self.evaluated(self.tasks[0])) * len(self.tasks)
         return self.through(3 * self.steps * self.batch_size + curve, 1)
 
@@ -230,8 +234,8 @@ class ImportanceUnit(Unit):
         """Say which tasks and seed the model is of."""
         return self.model.describe()
 
-    def passes(self) -> float:
-        """Return about how many tokens go through a layer; no gradient of a weight is computed."""
+    def token_layers(self) -> float:
+        """Return about how often a token goes through a layer; no gradient of a weight is computed."""
         return self.model.through(2 * self.examples * len(self.model.tasks))
 
     def compute(self, store: Store) -> Result:
@@ -276,8 +280,8 @@ class PruneUnit(Unit):
         super().check()
         checked_fractions(self.fractions, self.importance.model.shape(), self.controls)
 
-    def passes(self) -> float:
-        """Return about how many tokens go through a layer."""
+    def token_layers(self) -> float:
+        """Return about how often a token goes through a layer."""
         sets = len(self.fractions) * len(self.task_names()) * (1 + self.controls)
         return self.importance.model.through(0, 1 + sets * (0.5 if self.on == "scored" else 1))
 
