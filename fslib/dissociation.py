@@ -22,6 +22,7 @@ from fslib.scoring import chance_level, metric_score
 
 CONVENTIONS = ("lesion", "released", "retention")
 HEADLINE = (0.1, 0.3)  # the fractions that D is averaged over: from 40 % on, most of a random set are top heads
+PARTS = ("labels", "unpruned", "lesioned")  # of an IAP, a task each
 DRAWS = 9999  # relabellings drawn; if there are no more than that, all of them: an exact p
 
 
@@ -239,12 +240,8 @@ class IAP:
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all arrays by name, as stored beside a record."""
         named = {"heads": self.heads}
-        for u in self.tasks:
-            named |= {
-                f"labels/{u}": self.labels[u],
-                f"unpruned/{u}": self.unpruned[u],
-                f"lesioned/{u}": self.lesioned[u],
-            }
+        for part in PARTS:
+            named |= {f"{part}/{u}": getattr(self, part)[u] for u in self.tasks}
         for u, (labels, predictions) in self.apart.items():
             named |= {f"labels apart/{u}": labels, f"unpruned apart/{u}": predictions}
         return named
@@ -254,23 +251,15 @@ class IAP:
         cls, tasks: Sequence[str], metrics: Sequence[str], fractions: Sequence[float], arrays: Mapping[str, np.ndarray]
     ) -> "IAP":
         """Make an `IAP` again from what `arrays` returned."""
-        labels, unpruned, lesioned = (
-            {u: arrays[f"{part}/{u}"] for u in tasks} for part in ("labels", "unpruned", "lesioned")
-        )
-        apart = {
-            u: Unlesioned(arrays[f"labels apart/{u}"], arrays[f"unpruned apart/{u}"])
-            for u in tasks
-            if f"labels apart/{u}" in arrays
-        }
-        named = tuple(tasks), tuple(metrics), tuple(fractions)
-        return cls(*named, arrays["heads"], labels, unpruned, lesioned, apart)
+        names = tuple(tasks), tuple(metrics), tuple(fractions)
+        labels, unpruned, lesioned = ({u: arrays[f"{k}/{u}"] for u in tasks} for k in PARTS)
+        kept = [u for u in tasks if f"labels apart/{u}" in arrays]
+        apart = {u: Unlesioned(arrays[f"labels apart/{u}"], arrays[f"unpruned apart/{u}"]) for u in kept}
+        return cls(*names, arrays["heads"], labels, unpruned, lesioned, apart)
 
     @classmethod
     def over_seeds(cls, runs: Sequence["IAP"]) -> "IAP":
-        """Put several runs (models trained with different seeds), evaluated on the same examples, together as one.
-
-        Raises FslibError for no run, and for runs that differ in anything but the seed.
-        """
+        """Put runs that differ in nothing but the seed together as one. Raises FslibError for no run, and others."""
         runs = list(runs) if isinstance(runs, Sequence) else [runs]
         if not runs:
             raise FslibError("no runs to put together")
@@ -282,10 +271,8 @@ class IAP:
             same = (run.tasks, run.metrics, run.fractions) == (first.tasks, first.metrics, first.fractions)
             same &= run.heads.shape[1:] == first.heads.shape[1:] and arrays.keys() == each[0].keys()
             if not same or any(not np.array_equal(arrays[k], v) for k, v in labels.items()):
-                raise FslibError(
-                    "runs differ in tasks, fractions, controls, model shape or evaluation examples: "
-                    "they cannot be averaged"
-                )
+                what = "tasks, fractions, controls, model shape or evaluation examples"
+                raise FslibError(f"runs differ in {what}: they cannot be averaged")
         joined = labels | {k: np.concatenate([arrays[k] for arrays in each]) for k in each[0] if k not in labels}
         return cls.from_arrays(first.tasks, first.metrics, first.fractions, joined)
 

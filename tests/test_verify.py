@@ -38,7 +38,7 @@ def test_the_same_records_move_nothing(study):
 
 def test_every_number_is_set_beside_its_smallest_effect_of_interest(study):
     lines = compare_claims(study, []).lines
-    assert [line.split(",")[0] for line in lines] == ["C1", "C1", "C2", "C3", "C3", "C4", "C4", "C5"]
+    assert [line.split(",")[0] for line in lines] == ["C1", "C1", "C2", "C3", "C3", "C4", "C4", "C5", "C5"]
     assert lines[0].endswith("smallest effect of interest 2 points of D")
 
 

@@ -87,10 +87,7 @@ class Unit(Config, ABC):
         """Say in a few words which tasks and seed the unit is about."""
 
     def token_layers(self) -> float:
-        """Return about how often a token goes forward through a layer of an encoder, for planning; 0 where not known.
-
-        A token that is trained on counts three times, for the backward pass.
-        """
+        """Return about how often a token goes through a layer of an encoder, trained on three times; 0: not known."""
         return 0.0
 
     def data(self) -> dict[str, str]:
@@ -384,16 +381,13 @@ def shown(value: object) -> str:
 
 
 def checked(config: type[Config], values: Mapping[str, Any], what: str) -> Any:
-    """Return a config made from untrusted values.
-
-    Raises FslibError for the first thing wrong with them, with the nearest valid name.
-    """
+    """Return a config of untrusted values. Raises FslibError for the first thing wrong, with the nearest valid name."""
     for name, value in values.items():
         if name not in config.model_fields:
             raise unknown(what, shown(name) if not isinstance(name, str) else name, config.model_fields)
         # pydantic would take True for the number 1; no field is a flag
-        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(v, bool) for v in parts):
+        inside = list(value.values()) if isinstance(value, Mapping) else value
+        if any(isinstance(v, bool) for v in (inside if isinstance(inside, list | tuple) else [inside])):
             raise FslibError(f"{what} {name}={shown(value)}: true and false are neither numbers nor names")
     try:
         return config(**values)

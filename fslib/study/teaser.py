@@ -1,0 +1,100 @@
+"""The teaser: the method on two tasks in three pictures, and beside it the main result."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+
+from fslib.dissociation import Dissociation
+from fslib.study.plots import GREY, looks, panels, set_limits, short, styled
+
+
+class Story(NamedTuple):
+    """What the teaser shows: the method on two tasks, and the main result.
+
+    maps, heads: importance and top heads of the two tasks. left: pruned task by scored task, % of the unpruned score.
+    random_left: the same under matched random heads, per task. tasks: all of the study, for their colours.
+    """
+
+    maps: Mapping[str, Float[np.ndarray, "layers heads"]]
+    heads: Mapping[str, Bool[np.ndarray, "layers heads"]]
+    left: pd.DataFrame
+    random_left: Mapping[str, float]
+    result: Dissociation
+    tasks: tuple[str, ...]
+
+
+@styled
+def plot_teaser(story: Story) -> Figure:
+    """Draw the method on two tasks in three pictures, and the main result."""
+    figure, (score, choose, lesion, result) = panels(4, 2.75, width_ratios=[1, 1, 1.3, 1.35])
+    _draw_heads(score, choose, story)
+    _draw_lesions(lesion, story)
+    _draw_result(result, story.result)
+    return figure
+
+
+def _draw_heads(score: Axes, choose: Axes, story: Story) -> None:
+    """Draw every head of two tasks, one above the other: how important it is, and whether it is pruned."""
+    style = looks(story.tasks)
+    layers, heads = next(iter(story.maps.values())).shape
+    for ax, title in ((score, "1  score every head"), (choose, "2  prune a task's top heads")):
+        ax.set_title(title, loc="left")
+        ax.set(xlim=(-0.6, heads - 0.4), ylim=(-0.6, 2 * layers + 1.9), aspect="equal", xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    for i, (task, values) in enumerate(story.maps.items()):
+        base, colour = (1 - i) * (layers + 1.3), style[task]["color"]
+        share, chosen = values / values.max(), story.heads[task]
+        for layer, head in np.ndindex(layers, heads):
+            corner = (head - 0.42, base + layer - 0.42)
+            dark, grey = 0.06 + 0.94 * share[layer, head], "white" if chosen[layer, head] else "#cccccc"
+            score.add_patch(Rectangle(corner, 0.84, 0.84, facecolor=colour, alpha=dark, lw=0))
+            choose.add_patch(Rectangle(corner, 0.84, 0.84, facecolor=grey, lw=0))
+            if chosen[layer, head]:
+                choose.plot(head, base + layer, marker="x", color=colour, markersize=4, mew=1.3)
+        for ax in (score, choose):
+            ax.text(-0.5, base + layers - 0.35, short(task), color=colour, fontweight="bold", va="bottom")
+    score.set_xlabel(f"{heads} heads, {layers} layers (first below)", fontsize=7.5)
+    choose.set_xlabel("output set to 0", fontsize=7.5)
+
+
+def _draw_lesions(ax: Axes, story: Story) -> None:
+    """Draw what is left of two tasks' scores under their own lesion, the other's and random heads', and D between."""
+    style, tasks, left = looks(story.tasks), list(story.maps), story.left
+    ax.set_title("3  who suffers?", loc="left")
+    for i, scored in enumerate(tasks):
+        other = tasks[1 - i]
+        bars = (
+            (left.loc[scored, scored], style[scored]["color"], "own"),
+            (left.loc[other, scored], style[other]["color"], "other's"),
+            (story.random_left[scored], "#bbbbbb", "random"),
+        )
+        for j, (height, colour, name) in enumerate(bars):
+            ax.bar(4 * i + j, height, color=colour, width=0.85)
+            ax.text(4 * i + j, height + 2, name, ha="center", fontsize=6.5, rotation=90, va="bottom")
+    ax.set_xticks([1, 5], [short(task) for task in tasks], fontsize=7)
+    ax.set(ylabel="score left (%)", ylim=(0, 130), yticks=[0, 25, 50, 75, 100])
+    own, others = left.loc[tasks[0], tasks[0]], left.loc[tasks[1], tasks[0]]
+    if np.isfinite(own - others):
+        ax.add_patch(FancyArrowPatch((-0.62, others), (-0.62, own), arrowstyle="<->", mutation_scale=6, lw=0.9))
+        ax.text(-0.75, (own + others) / 2, "$D$", ha="right", va="center")
+    ax.set_xlim(-1.6, 6.8)
+
+
+def _draw_result(ax: Axes, result: Dissociation) -> None:
+    """Draw the mean dissociation at every fraction, and that of matched random heads, with their intervals."""
+    ax.set_title("Result: all tasks", loc="left")
+    x, mean = 100 * np.array(result.fractions), result.along()
+    ax.fill_between(x, mean.random_low, mean.random_high, color=GREY, alpha=0.25, lw=0)
+    ax.plot(x, mean.random, color=GREY, linestyle="--", linewidth=1, label="random heads")
+    error = [mean.value - mean.low, mean.high - mean.value]
+    ax.errorbar(x, mean.value, yerr=error, color="black", marker="o", capsize=3, label="top heads")
+    ax.axhline(0, color="black", linewidth=0.6)
+    set_limits(ax, np.append(mean.value, mean.random), mean.low, mean.high)
+    ax.set(xlabel="heads pruned (%)", ylabel="dissociation $D$ (points)", xticks=x)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2))
