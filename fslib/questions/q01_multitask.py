@@ -63,7 +63,7 @@ def words_unit(study: Study) -> WordsUnit:
 
 def alone_seeds(study: Study) -> list[int]:
     """Return the seeds of which there is a model of every task alone, to compare with."""
-    return study.seeds_of(min(study.profile.alone_seeds or study.profile.seeds, study.profile.seeds))
+    return study.seeds[: study.profile.alone_seeds]
 
 
 @plans("01")

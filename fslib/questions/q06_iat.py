@@ -1,6 +1,6 @@
 """Notebook 06: claims C3, C4 and C6, does training only a task's own heads raise specialization and scores?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,6 @@ from fslib.study.branches import (
     dose_seeds,
     endings_unit,
     floor_unit,
-    pruned_after,
 )
 from fslib.study.evidence import (
     LEAST_CHANGED,
@@ -40,7 +39,7 @@ from fslib.study.fingerprints import cached_task
 from fslib.study.plots import COLOURS, MARKERS, forest, looks, panels, percent, styled
 from fslib.study.records import Record, Unit
 from fslib.study.study import Study, plans
-from fslib.study.units import TrainUnit
+from fslib.study.units import TrainUnit, recorded_iap
 from fslib.training import lr_share
 
 
@@ -106,24 +105,27 @@ def all_doses(study: Study) -> list[Dose]:
     return [deciding(study), *lengths, *floors]
 
 
-def _predictions(study: Study, dose: Dose, half: Half) -> dict[str, dict[str, np.ndarray]]:
-    """Return {ending: {task: (seeds, n)}} on a half of the evaluation examples, of the endings that all trunks have."""
-    records, found = [study.store.get(unit) for unit in dose.units], {}
-    for name in records[0].config["endings"]:
-        if all(name in r.config["endings"] for r in records):
-            found[name] = {
-                t: halved(np.stack([r.arrays[f"predictions/{name}/{t}"] for r in records]), half)
-                for t in study.ending_tasks
-            }
-    return found
+def _predictions(study: Study, dose: Dose, half: Half, names: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Return {ending: {task: (seeds, n)}} on a half of the evaluation examples, of the endings that are named."""
+    records = [study.store.get(unit) for unit in dose.units]
+    return {
+        name: {
+            t: halved(np.stack([r.arrays[f"predictions/{name}/{t}"] for r in records]), half)
+            for t in study.ending_tasks
+        }
+        for name in names
+    }
 
 
-def score_measures(study: Study, dose: Dose | None = None) -> dict[str, dict[str, Measure]]:
-    """Return {ending: {task: score of every seed's model, on the half that is scored}}.
+def _shared(lists: Iterable[Iterable[str]]) -> list[str]:
+    """Return the names that stand in all lists, in the order of the first."""
+    first, *others = map(list, lists)
+    return [name for name in first if all(name in other for other in others)]
 
-    Of the trunks of a dose, or (None) of those that decide.
-    """
-    return _measured(study, _predictions(study, dose or deciding(study), score_half))
+
+def score_measures(study: Study, dose: Dose, names: Iterable[str]) -> dict[str, dict[str, Measure]]:
+    """Return {ending: {task: score of every seed's model, on the half that is scored}}, in the trunks of a dose."""
+    return _measured(study, _predictions(study, dose, score_half, names))
 
 
 def _measured(study: Study, predictions: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, Measure]]:
@@ -148,52 +150,54 @@ def _single(study: Study) -> dict[str, dict[str, Measure]]:
 def scores(study: Study, reference: str = PLAIN) -> pd.DataFrame:
     """Return one row per ending (and single-task training) and task, and their mean: score, minus the reference's."""
     alone = replace(deciding(study), units=tuple(endings_unit(study, s) for s in alone_seeds(study)))
-    single = _single(study) | {reference: score_measures(study, alone)[reference]}
+    single = _single(study) | score_measures(study, alone, [reference])
     table = differences(single, reference, ("ending", "task")).query("ending == 'single-task'")
     table.insert(2, "seeds", len(alone.units))
-    return pd.concat([table, _compared(study, score_measures, reference, "score")], ignore_index=True)
+    every = _compared(study, score_measures, lambda unit: unit.endings, reference, "score")
+    return pd.concat([table, every], ignore_index=True)
 
 
 def _compared(
-    study: Study, measures: Callable[[Study, Dose | None], dict[str, dict[str, Measure]]], reference: str, value: str
+    study: Study,
+    measures: Callable[[Study, Dose, list[str]], dict[str, dict[str, Measure]]],
+    endings: Callable[[EndingsUnit], Iterable[str]],
+    reference: str,
+    value: str,
 ) -> pd.DataFrame:
     """Return every ending beside the reference, both on as many seeds as have that ending."""
-    groups = [(deciding(study), measures(study, None))]
-    whole = replace(groups[0][0], units=tuple(endings_unit(study, s) for s in dose_seeds(study)))
-    more = measures(study, whole)
-    extra = {name: items for name, items in more.items() if name not in groups[0][1]}
-    groups += [(whole, extra | {reference: more[reference]})] if extra else []
+    every = deciding(study)
+    whole = replace(every, units=tuple(endings_unit(study, s) for s in dose_seeds(study)))
+    common = _shared(map(endings, every.units))
+    extra = [name for name in _shared(map(endings, whole.units)) if name not in common]
     frames = []
-    for number, (dose, found) in enumerate(groups):
-        table = differences(found, reference, ("ending", "task"), value=value)
-        table.insert(2, "seeds", len(dose.units))
-        frames.append(table[table["ending"] != reference] if number else table)
+    for dose, names in ((every, common), (whole, [*extra, reference] if extra else [])):
+        if names:
+            table = differences(measures(study, dose, names), reference, ("ending", "task"), value=value)
+            table.insert(2, "seeds", len(dose.units))
+            frames.append(table if dose is every else table[table["ending"] != reference])
     return pd.concat(frames, ignore_index=True)
 
 
 def _pruned(study: Study, dose: Dose, ending: str) -> IAP:
     """Return what pruning did after an ending, over seeds."""
-    return pruned_after([study.store.get(unit) for unit in dose.units], ending)
+    return IAP.over_seeds([recorded_iap(study.store.get(unit), ending) for unit in dose.units])
 
 
-def dissociation_measures(study: Study, dose: Dose | None = None) -> dict[str, dict[str, Measure]]:
+def dissociation_measures(study: Study, dose: Dose, names: Iterable[str]) -> dict[str, dict[str, Measure]]:
     """Return {ending: {task: D of every seed's model}}, of the tasks that plain training has learned, or all.
 
-    Of the trunks of a dose, or (None) of those that decide. Whatever the dose, the trunks that decide say which tasks
-    are learned, so that all doses are compared on the same ones.
+    Whatever the dose, the trunks that decide say which tasks are learned: all doses are compared on the same ones.
     """
     gated, found = _pruned(study, deciding(study), PLAIN), {}
-    dose = dose or deciding(study)
-    for name in dose.units[0].pruned:
-        if all(name in unit.pruned for unit in dose.units):
-            result = entering(_pruned(study, dose, name), gated).dissociation(draws=study.profile.draws)
-            found[name] = {task: result.measure(task) for task in result.tasks}
+    for name in names:
+        result = entering(_pruned(study, dose, name), gated).dissociation(draws=study.profile.draws)
+        found[name] = {task: result.measure(task) for task in result.tasks}
     return found
 
 
 def dissociation(study: Study, reference: str = PLAIN) -> pd.DataFrame:
     """Return D (lesion) before and after each ending, per task and as mean over tasks, minus the reference's."""
-    return _compared(study, dissociation_measures, reference, "D")
+    return _compared(study, dissociation_measures, lambda unit: unit.pruned, reference, "D")
 
 
 def dose(study: Study) -> str:
@@ -207,7 +211,7 @@ def dose(study: Study) -> str:
 
 def changed(study: Study, dose: Dose) -> float:
     """Return the share of predictions that IAT changes against plain training, on the half that no score is from."""
-    predictions = _predictions(study, dose, gate_half)
+    predictions = _predictions(study, dose, gate_half, [dose.ending, PLAIN])
     return changed_share(predictions[dose.ending], predictions[PLAIN])
 
 
@@ -219,10 +223,13 @@ def changed_beside_d(study: Study, dose: Dose) -> float:
 
 def _effects(study: Study, dose: Dose) -> dict[str, tuple[Part, Part]]:
     """Return the two parts of C3 and of C4: IAT minus plain training, and minus IAT with random heads."""
-    by_claim = {"C3": (dissociation_measures(study, dose), 1.0), "C4": (score_measures(study, dose), 100.0)}
+    names = (dose.ending, PLAIN, dose.control)
+    by_claim = {
+        "C3": (dissociation_measures(study, dose, names), 1.0),
+        "C4": (score_measures(study, dose, names), 100.0),
+    }
     found = {}
     for claim, (measures, scale) in by_claim.items():
-        names = (dose.ending, PLAIN, dose.control)
         treated, plain, random = (mean_of(list(measures[name].values())).scaled(scale) for name in names)
         found[claim] = (
             Part.of("IAT minus plain training", treated - plain),

@@ -17,7 +17,7 @@ from fslib.importance import head_importance
 from fslib.model.multitask import MultiTaskModel
 from fslib.progress import hidden
 from fslib.study.fingerprints import cached_task
-from fslib.study.records import Config, Record, Result, Store, Unit
+from fslib.study.records import Config, Result, Store, Unit
 from fslib.study.study import Study
 from fslib.study.units import (
     LesionedOn,
@@ -26,7 +26,6 @@ from fslib.study.units import (
     iap_arrays,
     in_bytes,
     lesioned,
-    recorded_iap,
 )
 from fslib.training import branch
 from fslib.transfer import PARTS, transfer
@@ -222,8 +221,7 @@ def at_dose(name: str, delta: float) -> str:
 
 def dose_seeds(study: Study) -> list[int]:
     """Return the seeds of the trunks with every ending, not only those that claims are decided on."""
-    p = study.profile
-    return study.seeds_of(min(p.dose_seeds or p.ending_seeds, p.ending_seeds))
+    return study.seeds_of(study.profile.ending_seeds)[: study.profile.dose_seeds]
 
 
 def design(study: Study, *, whole: bool = True) -> dict[str, dict[str, Any] | None]:
@@ -324,8 +322,3 @@ def _suits(names: tuple[str, ...], size: int) -> bool:
         if not max(2, classes) <= size <= len(task.train.labels):
             return False
     return True
-
-
-def pruned_after(records: list[Record], ending: str) -> IAP:
-    """Return what pruning did after an ending, over seeds."""
-    return IAP.over_seeds([recorded_iap(record, ending) for record in records])
