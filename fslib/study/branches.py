@@ -141,8 +141,6 @@ class EndingsUnit(SeededFineTuning, Unit):
                 arrays |= iap_arrays(self._prune(model), name)
             if self.targets and name in self.targets.sources:
                 arrays |= self._learned(model, name)
-        each = [self.steps - start for start in values["branched"].values()]
-        values["steps"] = {"branching": self.steps - min(each) + sum(each), "unbroken": self.steps * len(each)}
         metrics = [task.metric for task in tasks.values()]
         return Result(values | {"tasks": list(tasks), "metrics": metrics, "fractions": sorted(self.fractions)}, arrays)
 
