@@ -100,17 +100,22 @@ def training_subset(task: Task, size: int | None, seed: int = 0) -> Task:
     check_count(f"task {task.name}, size", size, none=True)
     if size is None:
         return task
-    labels = task.train.labels
-    classes = 1 if task.is_regression else len(np.unique(labels))
-    if not max(2, classes) <= size <= len(labels):
+    labels, (least, most) = task.train.labels, subset_sizes(task)
+    if not least <= size <= most:
         raise FslibError(
-            f"size {size} does not suit task {task.name}: give {max(2, classes)} (one example of each class) to "
-            f"{len(labels)} (all its training examples)"
+            f"size {size} does not suit task {task.name}: give {least} (one example of each class) to {most} (all its "
+            "training examples)"
         )
     order = np.random.default_rng(seed).permutation(len(labels))
-    first = np.unique(labels[order], return_index=True)[1] if classes > 1 else np.array([], dtype=np.int64)
+    first = np.array([], dtype=np.int64) if task.is_regression else np.unique(labels[order], return_index=True)[1]
     order = np.concatenate([order[first], np.delete(order, first)])
     return replace(task, train=task.train.take(np.sort(order[:size])))
+
+
+def subset_sizes(task: Task) -> tuple[int, int]:
+    """Return the smallest `training_subset` of a task, 2 examples or one of each class, and the largest."""
+    classes = 1 if task.is_regression else len(np.unique(task.train.labels))
+    return max(2, classes), len(task.train)
 
 
 def _refuse_known(source: MultiTaskModel, target: Task) -> None:

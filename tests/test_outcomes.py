@@ -135,7 +135,7 @@ def found(study):
 def test_the_table_of_claims_has_one_row_per_number_that_a_claim_stands_on(claims):
     assert list(claims) == [*COLUMNS, "why", "seeds", "notebook"]
     assert claims["claim"].tolist() == ["C1", "C1", "C2", "C3", "C3", "C4", "C4", "C5", "C5", "C6"]
-    assert claims.groupby("claim")["seeds"].first().tolist() == [2, 1, 5, 5, 3, 5]
+    assert claims.groupby("claim")["seeds"].first().tolist() == [4, 1, 4, 4, 3, 4]
     assert (claims.groupby("claim")[["verdict", "the paper says", "notebook"]].nunique() == 1).all(axis=None)
     assert claims.groupby("claim")["SESOI"].first().tolist()[:5] == [2, 0.5, 1, 0.5, 1]
     assert claims["measured here"].tolist()[:7] == [
@@ -181,16 +181,14 @@ def test_parameters_are_counted_and_none_is_added(claims, study):
 def right(study, name: str, half) -> np.ndarray:
     """Whether every seed's model is right after an ending: (tasks, seeds, n)."""
     records = [study.store.get(q06_iat.endings_unit(study, s)) for s in q06_iat.seeds(study)]
-    tasks = {t: halved(study.tasks[t].eval.labels, half) for t in study.profile.tasks}
+    evaluated = {t: q06_iat.cached_task(t).limited(eval=study.profile.ending_examples) for t in study.ending_tasks}
+    tasks = {t: halved(task.eval.labels, half) for t, task in evaluated.items()}
     return np.array(
         [[halved(r.arrays[f"predictions/{name}/{t}"], half) == y for r in records] for t, y in tasks.items()]
     )
 
 
-def test_the_score_of_iat_minus_plain_by_hand(claims, study, monkeypatch):
-    study = fslib.Study("mini")
-    tasks = {t: q06_iat.cached_task(t).limited(eval=study.profile.ending_examples) for t in study.profile.tasks}
-    monkeypatch.setattr(study, "tasks", tasks)
+def test_the_score_of_iat_minus_plain_by_hand(claims, study):
     endings = ("IAT", "plain", "IAT, random heads")
     iat, plain, random = (right(study, name, score_half).mean((0, 1, 2)) for name in endings)
     rows = claims[claims["claim"] == "C4"]["value"].tolist()
@@ -200,7 +198,7 @@ def test_the_score_of_iat_minus_plain_by_hand(claims, study, monkeypatch):
     differ = [
         halved(r.arrays[f"predictions/IAT/{t}"] != r.arrays[f"predictions/plain/{t}"], gate_half)
         for r in records
-        for t in study.profile.tasks
+        for t in study.ending_tasks
     ]
     assert q06_iat.changed(study, q06_iat.deciding(study)) == pytest.approx(np.mean(differ))
     why = claims[claims["claim"] == "C4"]["why"].iloc[0]
@@ -230,9 +228,7 @@ def test_c3_needs_two_tasks_that_are_learned_and_c4_none(study, monkeypatch):
     found = q06_iat.evidence(study)
     assert (found["C3"].failed, found["C4"].failed) == ("fewer than two tasks are learned", "")
     assert found["C3"].verdict == NOT_TESTABLE
-    assert set(q06_iat.dissociation(study)["task"]) == {*study.profile.tasks, "mean"}, (
-        "shown all the same, of all tasks"
-    )
+    assert set(q06_iat.dissociation(study)["task"]) == {*study.ending_tasks, "mean"}, "shown all the same, of all tasks"
 
 
 def test_the_dissociation_of_c1_by_hand(claims, study):
@@ -381,16 +377,18 @@ def test_every_difference_from_the_release_says_what_was_measured(study):
 
 def test_plain_training_differs_from_itself_by_nothing(study):
     scores = q06_iat.scores(study).set_index(["ending", "task"])
-    assert (scores["seeds"] == 5).all()
+    p, whole = study.profile, scores[scores["seeds"] == study.profile.ending_seeds].index.get_level_values("ending")
+    assert set(whole) == {"plain", "IAT", "IAT, random heads", "trunk"}, "what claims are decided on, at every seed"
+    assert set(scores["seeds"]) == {p.alone_seeds, p.dose_seeds, p.ending_seeds}
     assert (scores.loc["plain"][["minus plain", "diff low", "diff high"]] == 0).all(axis=None)
-    assert set(scores.index.get_level_values("task")) == {*study.profile.tasks, "mean"}
+    assert set(scores.index.get_level_values("task")) == {*study.ending_tasks, "mean"}
     means = scores.drop("mean", level="task")["score"].groupby("ending").mean()
     assert means.to_numpy() == pytest.approx(scores.xs("mean", level="task")["score"].loc[means.index].to_numpy())
 
 
 def test_a_row_of_no_set_stays_where_it_was_unless_the_freeze_leaks(study):
     moved = q06_iat.movement(study).set_index("ending")["rows of heads in no set"]
-    assert moved["IAT"] == moved["IAT, others frozen"] == 0 and moved["plain"] == 1
+    assert moved["IAT"] == moved["IAT, random heads"] == 0 and moved["plain"] == 1
     assert moved["IAT, leaky"] > 0.1
 
 

@@ -28,7 +28,7 @@ from fslib.study.units import (
     lesioned,
 )
 from fslib.training import branch
-from fslib.transfer import PARTS, transfer
+from fslib.transfer import PARTS, subset_sizes, transfer
 
 ENDINGS: dict[str, Any] = {"IAT": IAT, "PCGrad": PCGrad, "Stop": Stop}
 TRUNK, PLAIN, TREATED, RANDOM = "trunk", "plain", "IAT", "IAT, random heads"
@@ -308,15 +308,13 @@ def targets(study: Study) -> Targets:
     """Return what is learned from the endings."""
     p = study.profile
     options = {k: getattr(p, f"transfer_{k}") for k in ("passes", "min_steps", "max_steps")}
-    sizes = tuple(n for n in p.transfer_sizes if n is None or _suits(p.transfer_targets, n)) or (None,)
+    bounds = [subset_sizes(cached_task(name)) for name in p.transfer_targets]
+    suiting = (n for n in p.transfer_sizes if n is None or all(least <= n <= most for least, most in bounds))
     sources = (PLAIN, TREATED, RANDOM)
-    return Targets(tasks=p.transfer_targets, sources=sources, sizes=sizes, eval_examples=p.ending_examples, **options)
-
-
-def _suits(names: tuple[str, ...], size: int) -> bool:
-    """Return whether every one of the tasks has so many training examples, and as few classes."""
-    for task in map(cached_task, names):
-        classes = 1 if task.is_regression else len(np.unique(task.train.labels))
-        if not max(2, classes) <= size <= len(task.train.labels):
-            return False
-    return True
+    return Targets(
+        tasks=p.transfer_targets,
+        sources=sources,
+        sizes=tuple(suiting) or (None,),
+        eval_examples=p.ending_examples,
+        **options,
+    )
