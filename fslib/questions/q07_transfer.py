@@ -181,6 +181,8 @@ def plot_learning_curves(table: pd.DataFrame, chance: Mapping[str, float]) -> Fi
             )
         ax.axhline(chance[target], color=GREY, linestyle=":", linewidth=1)
         ax.set_xscale("log", base=2)
+        sizes = [float(s) for s in table["size"][table["size"] != "mean"]]
+        ax.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.set(title=f"{target}, {part}" + (" model" if part == "full" else " only"), xlabel="training examples")
         percent(ax)

@@ -44,6 +44,7 @@ SAYS = {
     "C6": "no parameter is added",
 }
 PROFILES_SHOWN = ("mini", "evidence")  # side by side
+REACH = 8  # smallest effects of interest that the figure shows; an interval of a few seeds may go far beyond
 NOTEBOOK = {"C1": "03, 04", "C2": "05", "C3": "06", "C4": "06", "C5": "07", "C6": "06"}
 
 
@@ -288,7 +289,7 @@ def plot_claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw every number that claims C1 to C5 stand on, in units of the smallest effect of interest (band: below it).
 
     tables: {profile: of `claims`}, a line per profile in every row. Dot and line: estimate and 95 % interval. Bar: the
-    minimum detectable effect. Hollow: the claim is not testable.
+    minimum detectable effect, or a triangle where it lies beyond the panel. Hollow: the claim is not testable.
     """
     rows = [key for key in _numbers(tables) if key[0] in SESOI]
     figure, (ax,) = panels(1, 0.8 + (0.12 + 0.18 * len(tables)) * len(rows))
@@ -312,6 +313,8 @@ def plot_claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
                 markerfacecolor=face,
                 capsize=2,
             )
+            if mde > REACH:
+                ax.plot(0.98 * REACH, i + shift, ">", color=GREY)
             ax.plot([mde, mde], [i + shift - 0.13, i + shift + 0.13], color=GREY, linewidth=2)
             ax.text(
                 1.01,
@@ -323,7 +326,7 @@ def plot_claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
                 color=colour,
             )
         ax.plot([], [], color=COLOURS[number], marker=MARKERS[number], label=name)
-    ax.set_xlim(-8, 8)  # an interval of two or three seeds may reach far beyond
+    ax.set_xlim(-REACH, REACH)
     ax.set_yticks(range(len(rows)), [f"{claim}: {what}" for claim, what in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlabel("effect, in smallest effects of interest (above 0: as the paper says)")
