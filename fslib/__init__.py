@@ -18,12 +18,14 @@ from fslib.iat import IAT
 from fslib.importance import contributions, head_importance, mean_context
 from fslib.model.attention import pruned
 from fslib.model.multitask import MultiTaskModel
+from fslib.model.released import load_released
 from fslib.pruning import prune_important_heads
 from fslib.scoring import Score, rank_correlation
 from fslib.training import History, branch, train
 from fslib.transfer import transfer
 
 if TYPE_CHECKING:
+    from fslib.study.compatibility import check
     from fslib.study.profiles import PROFILES, Profile
     from fslib.study.study import Study
 
@@ -38,6 +40,7 @@ __all__ = [
     "Task",
     "Split",
     "MultiTaskModel",
+    "load_released",
     "train",
     "branch",
     "IAT",
@@ -60,6 +63,7 @@ __all__ = [
     "rank_correlation",
     "similarity",
     "transfer",
+    "check",
     "Study",
     "Profile",
     "PROFILES",
@@ -68,6 +72,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Open the studies and their questions when they are first asked for: the method alone needs no plots."""
+    if name == "check":
+        from fslib.study.compatibility import check
+
+        return check
     if name not in ("Study", "Profile", "PROFILES"):
         raise AttributeError(f"module 'fslib' has no attribute {name!r}")
     from fslib import questions  # noqa: F401 - registers what each notebook needs

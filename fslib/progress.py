@@ -71,7 +71,7 @@ def span(seconds: float) -> str:
 class Board:
     """What several workers are on, and how much is done: live lines in a terminal, a plain line now and then in a log.
 
-    say: takes a line of the log. workers: how many there are at most.
+    say: takes a line of the log. workers: of how many there is a line each; of others only what is done is told.
     """
 
     quiet = 5.0  # seconds between two lines of a log
@@ -94,18 +94,23 @@ class Board:
 
     def begin(self, worker: int, what: str) -> None:
         """Show that a worker, counted from 0, is on something."""
-        self._on[worker] = (what, time.perf_counter())
+        self._set(worker, what)
         self.tick()
 
     def end(self, worker: int, how: str, left: str, *, urgent: bool, skipped: int) -> None:
         """Show how it ended. skipped: how many will not be begun. urgent: an end that no log may leave out."""
-        self._on[worker], self._left = ("", 0.0), left
+        self._set(worker, "")
+        self._left = left
         self._done += 1
         now, is_last = time.perf_counter(), self._done + skipped == self._total
         if not self._lines and (urgent or is_last or now - self._said >= self.quiet):
             self._say(f"[{self._done}/{self._total}] {how}{left}")
             self._said = now
         self.tick()
+
+    def _set(self, worker: int, what: str) -> None:
+        if worker < len(self._on):
+            self._on[worker] = (what, time.perf_counter())
 
     def tick(self) -> None:
         """Bring live lines up to date."""

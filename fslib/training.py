@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fslib.data.batches import Batch, task_order
+from fslib.data.batches import task_order
 from fslib.data.tasks import Task, as_tasks
 from fslib.endings import Ending, PCGrad, Rule, Trunk
 from fslib.errors import FslibError, check_count, check_number, unknown
@@ -254,12 +254,12 @@ class Training:
                 self.history.order.append(self.history.tasks.index(names[0]) if len(names) == 1 else MIXED)
                 losses = []
                 for name in names:
-                    loss = self.wrapped(self._next_batch(name), name) / len(names)
+                    loss = self._loss(name) / len(names)
                     self.accelerator.backward(loss)
                     self.rule.collect(name)
                     losses.append(loss.detach())
                 updated = self.rule.gradients()
-                self._record(torch.stack(losses).sum())
+                self._record(self.accelerator.reduce(torch.stack(losses).sum(), "mean"))
                 self.accelerator.clip_grad_norm_(updated, self.settings.clip)
                 self.optimizer.step()
                 self.schedule.step()
@@ -280,11 +280,14 @@ class Training:
         optimizer, s = self.optimizer.optimizer, self.settings
         return Trunk(self.model, self.tasks, self.order, optimizer, s.batch_size, s.seed, self.step, self.cache)
 
-    def _next_batch(self, name: str) -> Batch:
-        indices = next(self.streams[name])  # all processes draw the same task and share the batch
+    def _loss(self, name: str) -> Tensor:
+        """Return the mean loss of a task's next batch: the mean over processes of what each of them returns."""
+        indices, processes = next(self.streams[name]), self.accelerator.num_processes
         self.drawn[name] += 1
-        mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
-        return self.encoded[name].batch(mine if len(mine) else indices[:1]).to(self.accelerator.device)
+        mine = indices[self.accelerator.process_index :: processes]
+        batch = self.encoded[name].batch(mine if len(mine) else indices[:1]).to(self.accelerator.device)
+        # every example of the batch counts the same, also where this process has fewer of them, or none
+        return self.wrapped(batch, name) * (len(mine) * processes / len(indices))
 
     def _streams(self, batch_size: int, salt: int = 1) -> dict[str, Iterator[np.ndarray]]:
         return {

@@ -68,6 +68,27 @@ class KilledUnit(NumbersUnit):
         raise AssertionError
 
 
+class PlacedUnit(NumbersUnit):
+    """A unit of a cluster that says where it is computed, in the file `log`, and takes its time."""
+
+    kind: ClassVar[str] = "placed"
+    log: str
+    seconds: float = 0.0
+    base: NumbersUnit | None = None
+
+    def compute(self, store: Store) -> Result:
+        """Return the machine, its GPUs and threads."""
+        import ray
+        import torch
+
+        node = ray.get_runtime_context().get_node_id()
+        with Path(self.log).open("a") as file:
+            file.write(f"{self.n} {node}\n")
+        time.sleep(self.seconds)
+        seen = {"node": node, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "threads": torch.get_num_threads()}
+        return Result(seen | {"base": self.base and store.get(self.base).result["n"]})
+
+
 def write_tasks(place: Path) -> Path:
     """Two tasks of ten examples a side in GLUE's layout, `left` of pairs."""
     for task in TASKS:

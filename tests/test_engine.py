@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,11 +17,13 @@ from small_units import SMALL, TASKS, FailingUnit, KilledUnit, NumbersUnit, trai
 import fslib
 from fslib import FslibError, Study
 from fslib.progress import Board, span
-from fslib.study import engine as engines
-from fslib.study.engine import Backlog, Done, Engine, Here, Processes, built_on, compute, missing, open_engine
+from fslib.study import schedule
+from fslib.study.engine import Done, Engine, built_on
 from fslib.study.files import CannotWriteError
 from fslib.study.records import Result, Store, Unit
+from fslib.study.schedule import Backlog, Where, compute, missing, open_engine
 from fslib.study.units import ImportanceUnit, PruneUnit
+from fslib.study.workers import Here, Processes, default_workers
 
 pytestmark = pytest.mark.usefixtures("small_tasks")
 
@@ -44,19 +47,25 @@ class Collection(NumbersUnit):
 class Pretended(Engine):
     """An engine that computes nothing, ends what began last, and fails what it is told to."""
 
-    def __init__(self, workers: int, failing: tuple[Unit, ...] = ()) -> None:
-        self.workers, self.failing, self.log, self.under_way, self.closed = workers, failing, [], [], False
+    workers = 0
 
-    def begin(self, unit: Unit) -> int:
-        self.log.append(("begin", unit.key))
-        self.under_way.append(unit)
-        assert len(self.under_way) <= self.workers
+    def __init__(self, workers: int, failing: tuple[Unit, ...] = (), *, takes_chains: bool = False) -> None:
+        self.workers, self.failing, self.log, self.under_way, self.closed = workers, failing, [], [], False
+        self.takes_chains = takes_chains
+
+    def has_room(self) -> bool:
+        return len(self.under_way) < self.workers
+
+    def begin(self, units: Sequence[Unit]) -> int:
+        assert self.has_room() and (self.takes_chains or len(units) == 1)
+        self.log += [("begin", unit.key) for unit in units]
+        self.under_way.append(list(units))
         return len(self.under_way) - 1
 
-    def ended(self, patience: float) -> Done | None:
-        unit = self.under_way.pop()
-        self.log.append(("end", unit.key))
-        return Done(unit, len(self.under_way), 10.0, "it was told to" if unit in self.failing else "")
+    def ended(self, patience: float) -> list[Done]:
+        chain, number = self.under_way.pop(), len(self.under_way)
+        self.log += [("end", unit.key) for unit in chain]
+        return [Done(unit, number, 10.0, "it was told to" if unit in self.failing else "") for unit in chain]
 
     def close(self) -> None:
         self.closed = True
@@ -66,9 +75,9 @@ class Pretended(Engine):
 def pretend(monkeypatch):
     """Put a pretended engine in the place of the one that would be chosen."""
 
-    def put(*words) -> Pretended:
-        pretended = Pretended(*words)
-        monkeypatch.setattr(engines, "open_engine", lambda *words, **options: pretended)
+    def put(*words, **options) -> Pretended:
+        pretended = Pretended(*words, **options)
+        monkeypatch.setattr(schedule, "open_engine", lambda *words, **options: pretended)
         return pretended
 
     return put
@@ -96,7 +105,7 @@ def test_what_a_missing_unit_is_built_on_is_computed_first_and_what_is_recorded_
 @pytest.mark.parametrize("workers", [1, 2, 3, 9])
 def test_every_unit_begins_after_what_it_is_built_on(tmp_path, pretend, workers):
     pretended = pretend(workers)
-    assert compute(Store(tmp_path), UNITS[::-1], workers, say=[].append) == {}
+    assert compute(Store(tmp_path), UNITS[::-1], Where(workers), say=[].append) == {}
     assert pretended.closed
     places = {entry: place for place, entry in enumerate(pretended.log)}
     assert len(places) == 2 * len(UNITS)
@@ -108,7 +117,7 @@ def test_every_unit_begins_after_what_it_is_built_on(tmp_path, pretend, workers)
 def test_a_failure_takes_what_is_built_on_it_and_nothing_else(tmp_path, pretend):
     pretended = pretend(2, (SCORED[0],))
     lines = []
-    failures = compute(Store(tmp_path), [*UNITS, *NUMBERS], 2, say=lines.append)
+    failures = compute(Store(tmp_path), [*UNITS, *NUMBERS], Where(2), say=lines.append)
     assert failures.keys() == {SCORED[0].key, PRUNED[0].key}
     assert all((f.unit, f.reason) == (SCORED[0], "it was told to") for f in failures.values())
     assert ("begin", PRUNED[0].key) not in pretended.log
@@ -121,7 +130,7 @@ def test_a_unit_waits_for_no_model_that_another_is_training_if_there_is_somethin
     store = Store(tmp_path)
     other = PruneUnit(importance=SCORED[0], fractions=(0.5,), controls=1)
     backlog = Backlog(store, [PRUNED[0], other, NUMBERS[0]])  # as if all that they are built on were recorded
-    assert [backlog.next(), backlog.next(), backlog.next(), backlog.next()] == [PRUNED[0], NUMBERS[0], other, None]
+    assert [backlog.next() for _ in range(4)] == [[PRUNED[0]], [NUMBERS[0]], [other], []]
 
 
 def test_the_time_left_is_that_of_units_of_the_same_kind(tmp_path):
@@ -134,18 +143,18 @@ def test_the_time_left_is_that_of_units_of_the_same_kind(tmp_path):
 
 
 def test_one_worker_or_a_chain_needs_no_other_process(tmp_path, monkeypatch):
-    assert isinstance(open_engine(Store(tmp_path), 1, fresh=False), Here)
-    assert isinstance(open_engine(Store(tmp_path), 2, fresh=False), Processes)
-    monkeypatch.setattr(engines, "Processes", None)
-    assert compute(Store(tmp_path), [UNITS[0], SCORED[0], PRUNED[0]], 2, say=[].append) == {}
+    assert isinstance(open_engine(Store(tmp_path), Where(1), fresh=False), Here)
+    assert isinstance(open_engine(Store(tmp_path), Where(2), fresh=False), Processes)
+    monkeypatch.setattr(schedule, "Processes", None)
+    assert compute(Store(tmp_path), [UNITS[0], SCORED[0], PRUNED[0]], Where(2), say=[].append) == {}
 
 
 @pytest.mark.parametrize(("threads", "workers"), [(1, 6), (2, 3), (4, 1), (7, 1)])
 def test_there_are_as_many_workers_as_the_cores_have_threads_for(monkeypatch, threads, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
-    assert engines.default_workers(threads) == workers
+    assert default_workers(threads) == workers
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert engines.default_workers(threads) == 1
+    assert default_workers(threads) == 1
 
 
 # Progress
@@ -187,11 +196,11 @@ def test_records_are_the_same_bits_from_workers_and_from_here_and_trouble_is_a_l
     study = Study("smoke", overrides=SMALL | {"seeds": 2}, results=tmp_path / "here")
     units = study.plan("03")
     assert len(units) == 6
-    assert compute(study.store, units, 1, say=[].append) == {}
+    assert compute(study.store, units, Where(1), say=[].append) == {}
 
     other = Store(tmp_path / "workers")
     trouble = [KilledUnit(tasks=TASKS, n=0), FailingUnit(tasks=TASKS, n=0)]
-    failures = compute(other, [*trouble, *units], 2, say=[].append)
+    failures = compute(other, [*trouble, *units], Where(2), say=[].append)
     assert failures.keys() == {unit.key for unit in trouble}
     assert failures[trouble[0].key].reason.startswith("its worker was killed (SIGKILL; out of memory?")
     assert failures[trouble[1].key].reason.startswith("RuntimeError: size mismatch (at ")
@@ -214,16 +223,16 @@ def test_a_worker_that_cannot_write_ends_them_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(NumbersUnit, "compute", full)
     with pytest.raises(CannotWriteError, match="No space left"):
-        compute(Store(tmp_path), NUMBERS, 1, say=[].append)
+        compute(Store(tmp_path), NUMBERS, Where(1), say=[].append)
 
     def gone(unit, store):
         raise FileNotFoundError(2, "No such file", "/x")
 
     monkeypatch.setattr(NumbersUnit, "compute", gone)
     with pytest.raises(CannotWriteError, match=r"numbers-.*No such file \(/x\)"):
-        compute(Store(tmp_path), NUMBERS, 1, say=[].append)
+        compute(Store(tmp_path), NUMBERS, Where(1), say=[].append)
     monkeypatch.setattr(NumbersUnit, "compute", lambda *words: (_ for _ in ()).throw(FslibError("mend this")))
-    failures = compute(Store(tmp_path), NUMBERS[:2], 1, say=[].append)
+    failures = compute(Store(tmp_path), NUMBERS[:2], Where(1), say=[].append)
     assert [f.reason for f in failures.values()] == ["mend this", "mend this"]
 
 

@@ -37,9 +37,10 @@ import fslib
 from fslib import Study
 from fslib.model.multitask import MultiTaskModel
 from fslib.study import provenance, records
+from fslib.study.config import checked
 from fslib.study.files import save_table, write_bytes
 from fslib.study.plots import save_figure
-from fslib.study.records import Record, Result, Store, Unit, checked, key_of
+from fslib.study.records import Record, Result, Store, Unit, key_of
 from fslib.study.runner import tidy
 from fslib.study.units import ImportanceUnit, PruneUnit, TrainUnit
 from fslib.study.verify import differences, verify_unit

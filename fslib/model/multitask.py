@@ -71,6 +71,19 @@ class Classifiers(nn.ModuleDict):
             super().__setattr__(name, value)
 
 
+class DenseClassifier(nn.Module):
+    """A classifier behind a dense layer and a tanh, as checkpoints of the paper's released code have them."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.out_features = outputs
+        self.dense, self.out = nn.Linear(width, width), nn.Linear(width, outputs)
+
+    def forward(self, pooled: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch outputs"]:
+        """Return logits, or the one regression value."""
+        return self.out(torch.tanh(self.dense(pooled)))
+
+
 class MultiTaskModel(nn.Module):
     """One shared encoder and one linear classifier per task (Li et al., 2023).
 
@@ -99,14 +112,13 @@ class MultiTaskModel(nn.Module):
         self.dropout = nn.Dropout(0.1)
         self.set_classifiers(answers)
 
-    def set_classifiers(self, answers: Mapping[str, Answer]) -> None:
-        """Give the model new classifiers, with random weights, in the place of those it has."""
-        width = self.encoder.config.hidden_size
+    def set_classifiers(self, answers: Mapping[str, Answer], *, dense: bool = False) -> None:
+        """Give the model new classifiers, with random weights, in the place of those it has: linear, or dense ones."""
+        width, kind = self.encoder.config.hidden_size, DenseClassifier if dense else nn.Linear
         self.answers = dict(answers)
-        self.classifiers = Classifiers({task: nn.Linear(width, a.outputs) for task, a in answers.items()})
-        for classifier in self.classifiers.values():
-            nn.init.normal_(classifier.weight, std=0.02)
-            nn.init.zeros_(classifier.bias)
+        self.classifiers = Classifiers({task: kind(width, a.outputs) for task, a in answers.items()})
+        for name, parameter in self.classifiers.named_parameters():
+            nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=0.02)
         like = next(self.encoder.parameters())
         self.classifiers.to(like.device, like.dtype)
 
@@ -260,7 +272,9 @@ class MultiTaskModel(nn.Module):
         if card["pooling"] not in POOLINGS:
             raise unknown("pooling", card["pooling"], POOLINGS)
         model = cls(encoder, tokenizer, _answers(card), card["pooling"], card["max_length"], card["source"])
-        model.eval().classifiers.load_state_dict(safetensors.torch.load_file(folder / "classifiers.safetensors"))
+        weights = safetensors.torch.load_file(folder / "classifiers.safetensors")
+        model.set_classifiers(model.answers, dense=any(name.endswith(".dense.weight") for name in weights))
+        model.eval().classifiers.load_state_dict(weights)
         return model
 
 

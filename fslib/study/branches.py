@@ -16,8 +16,9 @@ from fslib.iat import IAT, HeadRows, head_rows
 from fslib.importance import head_importance
 from fslib.model.multitask import MultiTaskModel
 from fslib.progress import hidden
+from fslib.study.config import Config
 from fslib.study.fingerprints import cached_task
-from fslib.study.records import Config, Result, Store, Unit
+from fslib.study.records import Result, Store, Unit
 from fslib.study.study import Study
 from fslib.study.units import (
     LesionedOn,

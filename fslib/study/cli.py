@@ -5,6 +5,7 @@ nothing to verify, or no place to write, 130 interrupted, 141 nobody reads the o
 """
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -20,13 +21,13 @@ import yaml
 
 from fslib.errors import FslibError, first_line
 from fslib.model.devices import keep_freed_memory
+from fslib.study.config import shown
 from fslib.study.costs import seconds_left
-from fslib.study.engine import Failure, compute, default_workers, missing
 from fslib.study.files import CannotWriteError, sweep
 from fslib.study.fingerprints import require
 from fslib.study.profiles import PROFILES
 from fslib.study.provenance import ROOT
-from fslib.study.records import DamagedRecordError, Record, Unit, distinct, shown
+from fslib.study.records import DamagedRecordError, Record, Unit, distinct
 from fslib.study.runner import (
     NotebookError,
     check_in_place,
@@ -34,8 +35,10 @@ from fslib.study.runner import (
     notebooks_folder,
     run_notebook,
 )
+from fslib.study.schedule import Failure, Where, compute, missing
 from fslib.study.study import Study
 from fslib.study.verify import Comparison, compare_claims, verify_unit
+from fslib.study.workers import default_workers
 
 FILE_HANDLES = 256  # a run and its kernel use about 100 each
 
@@ -131,6 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the profile")
     run = actions.add_parser("run", parents=[shared], help="compute what is missing and execute the notebooks")
     run.add_argument("--workers", type=int, help="how many units at a time (default: cores / threads of the profile)")
+    run.add_argument("--ray", metavar="WHERE", help="compute on a Ray cluster: local, auto, or its HOST:PORT")
+    run.add_argument("--gpus-per-unit", type=float, metavar="N", help="GPUs of a unit on the cluster (default: 0)")
     run.add_argument("--fresh", action="store_true", help="compute everything anew, and replace records one by one")
     run.add_argument("--in-place", action="store_true", help="also write the outputs into notebooks/")
     run.set_defaults(action=_run)
@@ -191,9 +196,7 @@ def _check_file_handles() -> None:
 
 def _run(study: Study, options: argparse.Namespace) -> int:
     _check_file_handles()
-    workers = default_workers(study.profile.threads) if options.workers is None else options.workers
-    if workers < 1:
-        raise FslibError(f"--workers {workers}: give 1 or more")
+    where = _where(study, options)
     notebooks = find_notebooks(options.notebooks)
     if options.in_place:
         check_in_place(study)
@@ -209,7 +212,11 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     started = time.perf_counter()
     titles = {source: f"[{number}/{len(notebooks)}] {source.stem}" for number, source in enumerate(notebooks, start=1)}
     _announce(study, titles, units)
-    failures = compute(study.store, units, workers, fresh=options.fresh, say=say) if units else {}
+    recorded = len({unit.key for unit in planned} - {unit.key for unit in units})
+    say(f"{recorded + len(units)} units: {recorded} recorded, {len(units)} to compute")
+    failures = compute(study.store, units, where, fresh=options.fresh, say=say) if units else {}
+    if units:
+        say(f"{len(units) - len(failures)} units computed, {len(failures)} failed")
     failed = [s.stem for s, title in titles.items() if not _run_one(study, s, title, failures, options.in_place)]
     if failed:
         return _fail(f"{len(failed)} of {len(notebooks)} notebooks failed: {', '.join(failed)}", 1)
@@ -217,6 +224,23 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     for part in ("tables", "figures", "notebooks"):
         say(f"{part:10} {study.folder / part}")
     return 0
+
+
+def _where(study: Study, options: argparse.Namespace) -> Where:
+    """Return where the options say that units are computed. Raises FslibError for options that say two things."""
+    if options.ray is None:
+        if options.gpus_per_unit is not None:
+            raise FslibError("--gpus-per-unit goes with --ray: on this machine a unit takes the GPU that there is")
+        workers = default_workers(study.profile.threads) if options.workers is None else options.workers
+        if workers < 1:
+            raise FslibError(f"--workers {workers}: give 1 or more")
+        return Where(workers)
+    if options.workers is not None:
+        raise FslibError("--workers are processes of this machine: leave it out with --ray, which counts its own")
+    gpus = options.gpus_per_unit or 0.0
+    if not (0 <= gpus < 1 or (math.isfinite(gpus) and gpus == int(gpus) >= 0)):
+        raise FslibError(f"--gpus-per-unit {gpus:g}: give a whole number, or a share of one between 0 and 1")
+    return Where(ray=options.ray, gpus=gpus)
 
 
 def _announce(study: Study, titles: Mapping[Path, str], units: Sequence[Unit]) -> None:

@@ -11,7 +11,7 @@ from fslib.data.loading import task_names
 from fslib.errors import FslibError, unknown
 from fslib.iat import IAT
 from fslib.model.encoders import PRETRAINED
-from fslib.study.records import checked, shown
+from fslib.study.config import checked, shown
 from fslib.study.units import EncoderName, FineTuning, LesionedOn, Steps, TaskNames
 
 Fractions = Annotated[tuple[float, ...], Field(min_length=1)]
@@ -161,12 +161,8 @@ PROFILES: dict[str, dict[str, Any]] = {
     "mini": _MINI,
     # The same encoder on tasks of the paper, from FSLIB_DATA or the Hub.
     "glue-mini": _MINI
-    | {
-        "tasks": ("sst-2", "qnli", "ag-pair"),
-        "seeds": 2,
-        "ending_tasks": ("qnli", "ag-pair"),
-        "transfer_targets": ("sst-2",),
-    },
+    | {"tasks": ("sst-2", "qnli", "ag-pair"), "seeds": 2, "ending_tasks": ("qnli", "ag-pair"), "ending_seeds": 3}
+    | {"ending_examples": 200, "transfer_targets": ("sst-2",), "doses": (), "other_endings": ()},
     # What the claims are decided on: ten tasks, many seeds, hours. Fixed before it was run.
     "evidence": {
         "first_seed": 100,  # those before were for pilots, on training data held out
@@ -288,7 +284,9 @@ def make_profile(name: str, changes: Mapping[str, Any]) -> Profile:
         raise unknown("profile", name, PROFILES)
     if not isinstance(changes, Mapping):
         raise FslibError(f"settings {shown(changes)}: give them as {{field: value}}, such as {{'steps': 100}}")
-    profile: Profile = checked(Profile, PROFILES[name] | dict(changes), "setting")
+    # which tasks are paired, or get an ending, the profile says of its own tasks alone
+    follow: dict[str, Any] = {"pair_tasks": None, "ending_tasks": None} if "tasks" in changes else {}
+    profile: Profile = checked(Profile, PROFILES[name] | follow | dict(changes), "setting")
     for sampling in (profile.sampling, profile.small_sampling):
         if sampling not in SAMPLINGS:
             raise unknown("sampling", sampling, SAMPLINGS)

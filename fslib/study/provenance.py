@@ -1,5 +1,6 @@
 """What a result may depend on beside its config and its data: the machine, the packages, the commit of the code."""
 
+import hashlib
 import platform
 import subprocess
 from importlib import import_module
@@ -38,6 +39,14 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "unknown"
     return found
+
+
+def code_checksum() -> str:
+    """Return a checksum of the package's own code: two installations with equal ones compute the same."""
+    digest = hashlib.sha256()
+    for path in sorted((Path(__file__).resolve().parents[1]).rglob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def git_commit() -> str:

@@ -17,7 +17,7 @@ import os
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
@@ -26,11 +26,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fslib.errors import FslibError, first_line, unknown
+from fslib.errors import FslibError, first_line
 from fslib.model.devices import fixed_threads
-from fslib.study.files import sweep, write_bytes, write_text, writing
+from fslib.study.config import Config, shown
+from fslib.study.files import sweep, write_bytes, writing
 from fslib.study.fingerprints import cached_task, changed_cards, require, write_cards
 from fslib.study.provenance import ROOT, git_commit, machine, versions
 
@@ -42,18 +42,6 @@ def results_root() -> Path:
     if chosen := os.environ.get("FSLIB_RESULTS"):
         return Path(chosen).absolute()
     return (ROOT if (ROOT / "notebooks").is_dir() else Path.cwd()) / "results"
-
-
-class Config(BaseModel):
-    """Values that were checked: unknown keys are refused, and nothing changes afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    def check(self) -> None:
-        """Raise FslibError for what can be seen, before any work, not to work; what is nested checks itself."""
-        for value in vars(self).values():
-            if isinstance(value, Config):
-                value.check()
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,22 +270,48 @@ class Store:
             warnings.warn(f"{error}: set aside as {aside.name}, to be computed again", stacklevel=3)
 
     def save(self, record: Record) -> None:
-        """Write a record, its arrays first and its JSON last: one without its arrays is never seen.
-
-        One that it replaces is there, and whole, until the new JSON is.
-        """
+        """Write a record; one that it replaces is there, and whole, until the new one is."""
         content = {k: v for k, v in asdict(record).items() if k != "arrays"} | {"arrays_sha256": ""}
-        path = self.path(record.kind, record.key)
-        place = path.with_suffix(NEXT if path.is_file() else ".npz")
+        arrays = BytesIO()
         if record.arrays:
-            buffer = BytesIO()
-            np.savez_compressed(buffer, **record.arrays)  # type: ignore[arg-type]
-            content["arrays_sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
-            write_bytes(place, buffer.getvalue())
+            np.savez_compressed(arrays, **record.arrays)  # type: ignore[arg-type]
+            content["arrays_sha256"] = hashlib.sha256(arrays.getvalue()).hexdigest()
         content["content_sha256"] = content_checksum(content)
-        write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        self._write(self.path(record.kind, record.key), text.encode("utf-8", "backslashreplace"), arrays.getvalue())
+
+    def _write(self, path: Path, content: bytes, arrays: bytes) -> None:
+        """Write a record's files, its arrays first and its JSON last: one without its arrays is never seen."""
+        place = path.with_suffix(NEXT if path.is_file() else ".npz")
+        if arrays:
+            write_bytes(place, arrays)
+        write_bytes(path, content)
         if place.name.endswith(NEXT) and place.is_file():
             _settle(place)
+
+    def files(self, unit: Unit) -> tuple[bytes, bytes]:
+        """Return a record as its files hold it, JSON and arrays. Raises FslibError if there is no sound one."""
+        path = self.path(unit.kind, unit.key)
+        content, arrays = _read(path), _read(path.with_suffix(".npz"))
+        if content is None or self.find(unit) is None:
+            raise FslibError(f"there is no record {path}")
+        return content, arrays or b""
+
+    def adopt(self, unit: Unit, files: tuple[bytes, bytes]) -> None:
+        """Write a unit's record that another store has computed, as it is.
+
+        Raises DamagedRecordError, before anything is written, for files that are not this unit's record, or not whole.
+        """
+        content, arrays = files
+        try:
+            record = _parsed(content, arrays)
+        except Exception as error:  # whatever is wrong lies in their content
+            raise DamagedRecordError(f"record {unit.kind}-{unit.key} came damaged ({first_line(error)})") from error
+        if (record.kind, record.key) != (unit.kind, unit.key):
+            raise DamagedRecordError(f"instead of record {unit.kind}-{unit.key} came {record.kind}-{record.key}")
+        with self.lock(unit):
+            self._write(self.path(unit.kind, unit.key), content, arrays)
+        self.reread(unit)
 
 
 def _settle(waiting: Path) -> None:
@@ -369,30 +383,3 @@ def key_of(kind: str, config: dict[str, Any], data: dict[str, str]) -> str:
 def distinct(units: Iterable[Unit]) -> list[Unit]:
     """Return each unit once, in the order of first mention."""
     return list({unit.key: unit for unit in units}.values())
-
-
-def shown(value: object) -> str:
-    """Return a value as a message can hold it."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = f"a {type(value).__name__} of many levels"
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def checked(config: type[Config], values: Mapping[str, Any], what: str) -> Any:
-    """Return a config of untrusted values. Raises FslibError for the first thing wrong, with the nearest valid name."""
-    for name, value in values.items():
-        if name not in config.model_fields:
-            raise unknown(what, shown(name) if not isinstance(name, str) else name, config.model_fields)
-        # pydantic would take True for the number 1; no field is a flag
-        inside = list(value.values()) if isinstance(value, Mapping) else value
-        if any(isinstance(v, bool) for v in (inside if isinstance(inside, list | tuple) else [inside])):
-            raise FslibError(f"{what} {name}={shown(value)}: true and false are neither numbers nor names")
-    try:
-        return config(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        message = f"{what} {name}={shown(first['input'])}: {first['msg'].removeprefix('Value error, ')}"
-        raise FslibError(message) from None

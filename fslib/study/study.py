@@ -26,13 +26,14 @@ from fslib.dissociation import IAP
 from fslib.errors import FslibError, checked_path, unknown
 from fslib.importance import Contributions
 from fslib.scoring import chance_level
+from fslib.study.config import shown
 from fslib.study.evidence import Evidence
 from fslib.study.files import save_table, write_bytes, write_text
 from fslib.study.fingerprints import RecordedTask, cached_task, consult
 from fslib.study.plots import save_figure
 from fslib.study.profiles import make_profile
 from fslib.study.provenance import ROOT
-from fslib.study.records import Record, Store, Unit, results_root, shown
+from fslib.study.records import Record, Store, Unit, results_root
 from fslib.study.units import Chain, Data, FineTuning, TrainUnit, chain
 
 Plan = Callable[["Study"], list[Unit]]

@@ -26,10 +26,11 @@ from fslib.model.devices import fixed_threads
 from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.model.multitask import MultiTaskModel
 from fslib.pruning import prune_important_heads
+from fslib.study.config import Config
 from fslib.study.evidence import gate_half, score_half
 from fslib.study.files import writing
 from fslib.study.fingerprints import cached_task
-from fslib.study.records import Config, Record, Result, Store, Unit
+from fslib.study.records import Record, Result, Store, Unit
 from fslib.training import train
 
 

@@ -33,8 +33,9 @@ from fslib.evaluation import length_batches, predict
 from fslib.importance import contributions, gradients_for, head_products
 from fslib.model.attention import tapped
 from fslib.progress import hidden
-from fslib.study.engine import Engine, open_engine
+from fslib.study.engine import Engine
 from fslib.study.records import Store
+from fslib.study.schedule import Where, open_engine
 from fslib.study.units import TrainUnit
 from fslib.training import Settings, Training
 
@@ -261,17 +262,17 @@ def workers() -> bool:
     def through(engine: Engine, some: list[TrainUnit]) -> None:
         left, running = list(some), 0
         while left or running:
-            while left and running < engine.workers:
-                engine.begin(left.pop())
+            while left and engine.has_room():
+                engine.begin([left.pop()])
                 running += 1
-            if done := engine.ended(60.0):
+            for done in engine.ended(60.0):
                 assert not done.failure, done.failure
                 running -= 1
 
     def rate(number: int, threads: int) -> float:
         with (
             tempfile.TemporaryDirectory() as folder,
-            closing(open_engine(Store(Path(folder), threads), number, fresh=False)) as engine,
+            closing(open_engine(Store(Path(folder), threads), Where(number), fresh=False)) as engine,
         ):
             through(engine, units[:2])  # workers start, and everybody loads the data
             return count * steps / seconds(lambda: through(engine, units[2:]))
@@ -300,7 +301,7 @@ def smoke() -> bool:
 def mini_run() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         words = [COMMAND, "run", "--fresh", "--results", folder]
-        return timed("mini, all notebooks from scratch", words, 60 * 60)
+        return timed("mini, all notebooks from scratch", words, 45 * 60)
 
 
 def reopen() -> bool:

@@ -1,0 +1,104 @@
+"""Checkpoints of the paper's released code, as models of this package: old models, new statistics."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fslib.data.tasks import Task, as_tasks
+from fslib.errors import FslibError, first_line
+from fslib.model.multitask import MultiTaskModel
+
+FILES = ("pytorch_model.bin", "model.safetensors")
+ENCODER, CLASSIFIERS = "ptm.", "classifiers."
+
+
+def load_released(
+    path: str | Path,
+    encoder: str | Path,
+    tasks: Task | Iterable[Task] | Mapping[str, Task],
+    *,
+    max_length: int = 128,
+) -> MultiTaskModel:
+    """Load a checkpoint that the paper's released code has saved (BERT or RoBERTa), ready to be measured.
+
+    path: its `pytorch_model.bin`, or the folder that holds it. encoder: what it was trained from, by name or folder,
+        for its configuration and tokenizer ("bert-base"). tasks: in the order of the checkpoint's task ids, 0 first; a
+        task's labels must be in the order that its training data had: the checkpoint does not name them.
+    Logits are the released code's. Where training goes on from here, dropout lies before the dense layer and not behind
+    it, and BERT's pooler is each task's own.
+    Raises FslibError for a file that is missing or no such checkpoint, weights that are not the encoder's, and tasks of
+    another number, or with another number of labels.
+    """
+    file = _file(Path(path))
+    weights = {name.removeprefix("module."): value for name, value in _read(file).items()}
+    heads = _heads(file, weights)
+    named = as_tasks(tasks)
+    if len(named) != len(heads):
+        raise FslibError(f"{file} has classifiers of {len(heads)} tasks: give as many tasks, not {list(named)}")
+    for (number, head), task in zip(heads.items(), named.values(), strict=True):
+        if (outputs := len(head["out.weight"])) != task.n_outputs:
+            raise FslibError(f"task {number} of {file} has {outputs} outputs, and {task.name} needs {task.n_outputs}")
+    model = MultiTaskModel.from_pretrained(encoder, named, pooling="first", max_length=max_length)
+    model.set_classifiers(model.answers, dense=True)
+    own = {name: value for name, value in _without(weights, ENCODER).items() if not name.startswith("pooler.")}
+    wanted = model.encoder.state_dict()
+    shapes = {name: value.shape for name, value in own.items() if name in wanted}
+    if unfit := [name for name, value in wanted.items() if shapes.get(name) != value.shape]:
+        raise FslibError(
+            f"{file} does not hold the weights of {encoder}: {len(unfit)} are missing or of another shape, such as "
+            f"{unfit[0]}"
+        )
+    model.encoder.load_state_dict({name: own[name] for name in wanted})
+    for name, head in zip(named, heads.values(), strict=True):
+        model.classifiers[name].load_state_dict(head)
+    return model.eval()
+
+
+def _file(path: Path) -> Path:
+    for file in (path, *(path / name for name in FILES)):
+        if file.is_file():
+            return file
+    raise FslibError(f"there is no checkpoint {path}, and no {' or '.join(FILES)} in it")
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """Return a state dict; nothing but tensors is read from a file of pickles."""
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        found: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle, zip and safetensors raise here, each their own
+        raise FslibError(f"{file} cannot be read as a state dict: {first_line(error)}") from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise FslibError(f"{file} is no state dict: it holds other things than tensors by name")
+    return found
+
+
+def _heads(file: Path, weights: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Return {task id: weights of its classifier}, each with a dense layer: BERT's pooler, or RoBERTa's own."""
+    heads: dict[int, dict[str, Tensor]] = {}
+    for name, value in _without(weights, CLASSIFIERS).items():
+        number, _, rest = name.partition(".")
+        if number.isdigit():
+            heads.setdefault(int(number), {})[rest] = value
+    pooler = {f"dense.{part}": weights.get(f"{ENCODER}pooler.dense.{part}") for part in ("weight", "bias")}
+    named = {"weight": "out.weight", "bias": "out.bias", "out_proj.weight": "out.weight", "out_proj.bias": "out.bias"}
+    found = {}
+    for number, parts in sorted(heads.items()):
+        head = {named.get(name, name): value for name, value in parts.items()}
+        found[number] = {name: value for name, value in (pooler | head).items() if value is not None}
+    wanted = {"dense.weight", "dense.bias", "out.weight", "out.bias"}
+    if not found or any(head.keys() != wanted for head in found.values()):
+        raise FslibError(
+            f"{file} is no checkpoint of the released code: it needs {ENCODER}* with a pooler and {CLASSIFIERS}<id>.*, "
+            "or classifiers with dense and out_proj"
+        )
+    return found
+
+
+def _without(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

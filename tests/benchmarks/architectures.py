@@ -1,0 +1,133 @@
+"""Which of transformers' text encoders and decoders can be used here: every one is built tiny, and checked.
+
+    python tests/benchmarks/architectures.py [--write] [NAME ...]
+
+For every configuration class behind AutoModel and AutoModelForTextEncoding whose model reads token ids, a model of a
+few layers with random weights is made and given to `fslib.check`. --write puts the table into
+results/architectures.csv. NAME: model types to try (`bert`), instead of all. A class that cannot be made so small is
+listed as such, and counts neither way.
+"""
+
+import csv
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto import modeling_auto
+
+import fslib
+from fslib.errors import FslibError, first_line
+from fslib.model.attention import ATTENTION
+from fslib.model.encoders import quiet
+
+TABLE = Path(__file__).resolve().parents[2] / "results" / "architectures.csv"
+LAYERS, HEADS, HEAD_DIM, VOCABULARY = 3, 4, 8, 64
+WIDTH = HEADS * HEAD_DIM
+# By whatever name a configuration has them.
+SMALL: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "emb_dim", "model_dim"), WIDTH),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers"), LAYERS),
+    **dict.fromkeys(("decoder_layers", "num_decoder_layers"), LAYERS),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), HEADS),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), HEADS),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "multi_query_group_num"), 2),
+    **dict.fromkeys(("head_dim", "d_kv", "attention_head_size"), HEAD_DIM),
+    **dict.fromkeys(("intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", "ffn_hidden_size"), 48),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size"), 48),
+    **dict.fromkeys(("shared_expert_intermediate_size", "dense_intermediate_size"), 48),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"), 80),
+    **dict.fromkeys(("vocab_size",), VOCABULARY),
+    **dict.fromkeys(("embedding_size",), 16),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok",), 2),
+    **dict.fromkeys(("n_group", "topk_group"), 1),
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 1),
+    **dict.fromkeys(("layerdrop", "encoder_layerdrop", "decoder_layerdrop"), 0.0),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
+    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), HEAD_DIM),
+    **dict.fromkeys(("sliding_window",), 4),
+    **dict.fromkeys(("layer_types",), None),
+}
+
+
+def text_models() -> dict[str, tuple[type, type]]:
+    """Return {model type: (config class, model class)} of models that read token ids."""
+    names = dict(modeling_auto.MODEL_MAPPING_NAMES) | dict(modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES)
+    found = {}
+    for kind, model_name in names.items():
+        model_name = model_name[0] if isinstance(model_name, list | tuple) else model_name
+        try:
+            config_class = transformers.models.auto.configuration_auto.CONFIG_MAPPING[kind]
+            model_class = getattr(transformers, model_name)
+        except (KeyError, AttributeError, ImportError):
+            continue
+        reads = getattr(model_class, "main_input_name", None) == "input_ids"
+        if reads and isinstance(model_class, type) and not hasattr(config_class(), "vision_config"):
+            found[kind] = (config_class, model_class)
+    return found
+
+
+def tiny(config_class: type, model_class: type) -> Any:
+    """Return a model of a few layers with random weights, larger than new ones, so that every head matters."""
+    config = config_class()
+    changes = {name: value for name, value in SMALL.items() if hasattr(config, name)}
+    made = config_class(**changes)
+    torch.manual_seed(0)
+    model = model_class._from_config(made, attn_implementation=ATTENTION).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn_like(parameter)
+            parameter.copy_(0.3 * noise if parameter.ndim > 1 else parameter + 0.1 * noise)
+    return model
+
+
+def row(kind: str, config_class: type, model_class: type) -> dict[str, object]:
+    """Return what became of one architecture."""
+    found: dict[str, object] = {"model type": kind, "class": model_class.__name__}
+    try:
+        with quiet():
+            model = tiny(config_class, model_class)
+    except Exception as error:  # a hundred architectures, each with its own ideas of a small one
+        refused = "attention implementation" in str(error) or "does not support" in str(error)
+        why = "its attention does not pass transformers' attention interface" if refused else first_line(error)
+        return found | {"result": "refused" if refused else "not built", "why": why}
+    try:
+        report = fslib.check(model)
+    except FslibError as error:
+        return found | {"result": "refused", "why": str(error)}
+    except Exception as error:
+        return found | {"result": "refused", "why": f"a forward pass failed: {first_line(error)}"}
+    if not report.works:
+        return found | {"result": "refused", "why": report.refused}
+    return found | {"result": "works", "why": "; ".join(report.passed), "IAT": report.rows or "yes"}
+
+
+def main() -> int:
+    """Check all of them, print the table and write it if asked to; 1 if nothing works."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    chosen = [word for word in sys.argv[1:] if not word.startswith("-")]
+    models = {kind: pair for kind, pair in sorted(text_models().items()) if not chosen or kind in chosen}
+    rows, started = [], time.perf_counter()
+    for kind, pair in models.items():
+        rows.append(row(kind, *pair))
+        print(*rows[-1].values(), sep=" | ", flush=True)
+    counts = Counter(str(r["result"]) for r in rows)
+    print(f"{len(rows)} architectures in {time.perf_counter() - started:.0f} s: {dict(counts)}")
+    if "--write" in sys.argv:
+        with TABLE.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(
+                file, ["model type", "class", "result", "IAT", "why"], restval="", lineterminator="\n"
+            )
+            writer.writeheader()
+            writer.writerows(rows)
+    return 0 if counts["works"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
