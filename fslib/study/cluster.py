@@ -5,6 +5,7 @@ store that holds the records which the chain is built on. Models do not travel. 
 versions it has: one that differs from this process is refused by name.
 """
 
+import inspect
 import logging
 import os
 import pickle
@@ -120,13 +121,13 @@ class Cluster(Engine):
 
     takes_chains = True
 
-    def __init__(self, store: Store, address: str, gpus: float) -> None:
+    def __init__(self, store: Store, address: str, gpus: int | float) -> None:
         self._store, self._gpus, self._code = store, gpus, code()
-        self._ray = _started(address)
-        self._remote = self._ray.remote(obey).options(
-            num_cpus=store.threads, num_gpus=gpus, max_retries=0, num_returns="streaming"
-        )
         self._chains: dict[int, _Chain] = {}
+        self._ray = _started(address)
+        options = {"num_cpus": store.threads, "num_gpus": gpus, "max_retries": 0, "num_returns": "streaming"}
+        # a decorator, as tests put on every function, would hide that it is a generator
+        self._remote = self._ray.remote(inspect.unwrap(obey)).options(**options)
         self._looked, self._workers = -LOOK_EVERY, 0
         if not self.workers:
             self.close()

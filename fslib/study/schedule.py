@@ -34,7 +34,7 @@ class Where:
 
     workers: int = 1
     ray: str | None = None
-    gpus: float = 0
+    gpus: int | float = 0
 
 
 def open_engine(store: Store, where: Where, *, fresh: bool) -> Engine:
