@@ -85,7 +85,12 @@ class PlacedUnit(NumbersUnit):
         with Path(self.log).open("a") as file:
             file.write(f"{self.n} {node}\n")
         time.sleep(self.seconds)
-        seen = {"node": node, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "threads": torch.get_num_threads()}
+        seen = {
+            "n": self.n,
+            "node": node,
+            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "threads": torch.get_num_threads(),
+        }
         return Result(seen | {"base": self.base and store.get(self.base).result["n"]})
 
 

@@ -13,7 +13,7 @@ import fslib
 from fslib import Study
 from fslib.data.tasks import make_task
 from fslib.errors import NotAtHandError
-from fslib.questions import main, q01_multitask, q03_pruning, q06_iat
+from fslib.questions import main, q01_multitask, q03_pruning
 from fslib.study import fingerprints
 from fslib.study.files import save_table
 from fslib.study.fingerprints import FILE, cached_task, card_of, read_cards, recorded_task
@@ -79,7 +79,7 @@ def test_a_model_cannot_be_trained_or_measured_on_labels_alone():
 
 def test_the_records_of_glue_mini_open_without_its_data(glue, capsys):
     study = Study("glue-mini", results=glue)
-    units = [unit for notebook in ("01", "02", "03", "06") for unit in study.plan(notebook)]
+    units = [unit for notebook in ("01", "02", "03") for unit in study.plan(notebook)]
     assert {f"{u.kind}-{u.key}" for u in units} == {path.stem for path in (GLUE / "runs").glob("*.json")}
     assert all(study.store.find(unit) for unit in units)
     where = f"are not at hand: records are found by the fingerprint in {glue.name}/glue-mini/data.json"
@@ -88,7 +88,6 @@ def test_the_records_of_glue_mini_open_without_its_data(glue, capsys):
     tables = {
         "01_scores": q01_multitask.scores(study),
         "03_pruning": q03_pruning.pruning(study),
-        "06_endings": q06_iat.scores(study),
     }
     for name, table in tables.items():
         save_table(study.folder, name, table)

@@ -11,6 +11,7 @@ import os
 import pickle
 import platform
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -241,10 +242,18 @@ def _started(address: str) -> Any:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     with _own_sigterm():
         try:
+            _reach(address)
             ray.init(address=address, **options)
         except Exception as error:  # Ray's own, and whatever the network says
             raise FslibError(f"no Ray cluster at {address!r}: {first_line(error)}") from error
     return ray
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nobody answers at a host and port: Ray itself would ask for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 @contextmanager
