@@ -80,5 +80,6 @@ def test_seeds_are_not_those_of_pilots():
 
 def seeds(value: object) -> list[int]:
     if isinstance(value, dict):
-        return [value["seed"]] * ("seed" in value) + [s for v in value.values() for s in seeds(v)]
+        own = [value["seed"]] if "seed" in value else []
+        return own + [s for v in value.values() for s in seeds(v)]
     return []

@@ -168,7 +168,7 @@ def test_a_claim_whose_gate_failed_is_not_testable_and_says_why(claims):
 def test_p_of_a_claim_is_corrected_for_the_five(claims, study):
     c1 = claims[claims["claim"] == "C1"]
     others = claims[(claims["claim"] > "C1") & (claims["claim"] < "C6")]
-    assert others["claim p"].isna().all(), "so C1 has the smallest p, and counts five times"
+    assert not (others["p"] < c1["p"].max()).any(), "C1 has the smallest p, and counts five times"
     assert c1["claim p"].iloc[0] == pytest.approx(min(1, 5 * c1["p"].max()))
 
 
@@ -188,7 +188,7 @@ def right(study, name: str, half) -> np.ndarray:
     )
 
 
-def test_the_score_of_iat_minus_plain_by_hand(claims, study):
+def test_the_score_of_iat_minus_plain_by_hand(claims, study, monkeypatch):
     endings = ("IAT", "plain", "IAT, random heads")
     iat, plain, random = (right(study, name, score_half).mean((0, 1, 2)) for name in endings)
     rows = claims[claims["claim"] == "C4"]["value"].tolist()
@@ -201,8 +201,10 @@ def test_the_score_of_iat_minus_plain_by_hand(claims, study):
         for t in study.ending_tasks
     ]
     assert q06_iat.changed(study, q06_iat.deciding(study)) == pytest.approx(np.mean(differ))
-    why = claims[claims["claim"] == "C4"]["why"].iloc[0]
-    assert why.startswith(f"{100 * np.mean(differ):.1f} % of predictions changed") and "3 %" in why
+    assert np.mean(differ) >= 0.03 and (claims[claims["claim"] == "C4"]["why"] == "").all()
+    monkeypatch.setattr(q06_iat, "LEAST_CHANGED", 0.5)
+    why = q06_iat.evidence(study)["C4"].failed
+    assert why.startswith(f"{100 * np.mean(differ):.1f} % of predictions changed") and "50 %" in why
 
 
 def test_a_treatment_of_any_dose_is_tested_on_both_parts(study, monkeypatch):
@@ -238,10 +240,10 @@ def test_the_dissociation_of_c1_by_hand(claims, study):
     at = [iap.fractions.index(f) for f in (0.1, 0.3)]
     d = []
     for u in names:
-        y = iap.labels[u]
-        base = halved(iap.unpruned[u] == y, score_half).mean(-1)[:, None]
+        y = iap.labels[u]  # lesions are evaluated on the half that is scored, and on no other
+        base = (iap.unpruned[u] == y).mean(-1)[:, None]
         lesioned = {s: iap.lesioned[u][:, at, iap.tasks.index(s)] for s in names}
-        share = {s: halved(predictions == y, score_half).mean(-1) for s, predictions in lesioned.items()}
+        share = {s: (predictions == y).mean(-1) for s, predictions in lesioned.items()}
         others = np.mean([share[s] for s in names if s != u], axis=0)
         d.append(100 * (others - share[u]) / base[..., None])  # (seeds, fractions, sets)
     d = np.array(d).mean((0, 1, 2))
@@ -253,8 +255,11 @@ def test_a_task_enters_if_it_is_above_the_best_constant_answer_on_the_other_half
     iap, table = study.iap(), q03_pruning.gate(study).set_index("task")
     assert list(table.index) == list(iap.tasks)
     for task in iap.tasks:
-        labels = halved(iap.labels[task], gate_half)
-        score = (halved(iap.unpruned[task], gate_half) == labels).mean()
+        labels, predictions = iap.apart[task].labels, iap.apart[task].predictions
+        whole = study.tasks[task].eval.labels
+        assert np.array_equal(labels, halved(whole, gate_half))
+        assert np.array_equal(iap.labels[task], halved(whole, score_half))
+        score = (predictions == labels).mean()
         chance = np.unique(labels, return_counts=True)[1].max() / len(labels)
         assert table.loc[task, "above the best constant answer"] == pytest.approx(score - chance)
         assert table.loc[task, "enters"] == (table.loc[task, "low"] > 0)
@@ -319,7 +324,7 @@ def test_c2_says_that_a_correlation_is_below_0(tasks, rho, se, p, verdict):
 
 def test_similarity_is_correlated_with_dissociation_over_the_tasks_that_are_learned(study, monkeypatch):
     few = q05_similarity.correlations(study, q05_similarity.pairs(study))
-    assert few["rank correlation with D"].isna().all() and (few["tasks"] == 2).all()
+    assert few["rank correlation with D"].isna().all() and (few["tasks"] == 3).all()
     monkeypatch.setattr(q05_similarity, "learned", list)  # as if all four were
     table = q05_similarity.pairs(study)
     assert table["enters"].all()
@@ -343,20 +348,26 @@ def test_similarity_is_correlated_with_dissociation_over_the_tasks_that_are_lear
 def test_encoders_are_pooled_and_never_counted_one_by_one(study):
     table = q04_models.dissociation_by_encoder(study)
     known = table[table["pre-trained"] & (table["tasks"] > 1)]
-    assert len(known) == 4 and table.loc[table["tasks"] < 2, ["D", "above random", "p"]].isna().all(axis=None)
+    assert len(known) == 2 and table.loc[table["tasks"] < 2, ["D", "above random", "p"]].isna().all(axis=None)
     effect = q04_models.pooled_effect(table)
     studies = [Interval(v, s, 9.0) for v, s in zip(known["above random"], known["above se"], strict=True)]
-    assert tuple(effect) == pytest.approx(tuple(pooled(studies))) and effect.df == 3
+    assert tuple(effect) == pytest.approx(tuple(pooled(studies))) and effect.df == 1
     assert known["above random"].min() < effect.value < known["above random"].max()
     said = q04_models.sentences(table)
-    assert said.startswith("Pooled over 4 pre-trained encoders") and "Without pre-training (minilm-l6-random)" in said
-    nothing = q04_models.sentences(table.assign(**{"above se": np.nan, "D": np.nan}))
+    assert said.startswith("Pooled over 2 pre-trained encoders") and "Without pre-training" not in said
+    random = pd.concat([table, table.tail(1).assign(**{"encoder": "minilm-l6-random", "pre-trained": False})])
+    assert "Without pre-training (minilm-l6-random)" in q04_models.sentences(random)
+    nothing = q04_models.sentences(random.assign(**{"above se": np.nan, "D": np.nan}))
     assert nothing.startswith("Nothing to pool: 0 pre-trained encoders") and NOT_TESTABLE in nothing
 
 
-def test_c5_is_not_testable_where_a_source_is_at_the_floor(study):
+def test_c5_is_not_testable_where_a_source_is_at_the_floor(study, monkeypatch):
     found = q07_transfer.evidence(study)
-    assert found.verdict == NOT_TESTABLE and "not above the best constant answer" in found.failed
+    assert found.failed == "" and found.verdict != NOT_TESTABLE
+    with monkeypatch.context() as patch:
+        patch.setattr(q07_transfer, "above_best_constant", lambda *words: Interval(0.0, 0.1, 9.0))
+        floor = q07_transfer.evidence(study)
+    assert floor.verdict == NOT_TESTABLE and "512 examples of bbc a source is not above the best" in floor.failed
     curves = q07_transfer.learning_curves(study)
     row = curves[(curves["part"] == "full") & (curves["source"] == "IAT") & (curves["size"] == "mean")].iloc[0]
     i = found.parts[0].interval
@@ -388,7 +399,7 @@ def test_plain_training_differs_from_itself_by_nothing(study):
 
 def test_a_row_of_no_set_stays_where_it_was_unless_the_freeze_leaks(study):
     moved = q06_iat.movement(study).set_index("ending")["rows of heads in no set"]
-    assert moved["IAT"] == moved["IAT, random heads"] == 0 and moved["plain"] == 1
+    assert moved["IAT"] == 0 and moved["plain"] == 1
     assert moved["IAT, leaky"] > 0.1
 
 
@@ -416,7 +427,7 @@ def test_selections_are_compared_with_the_first(study):
 def test_plots_take_what_is_not_defined(study):
     """A model that has learned nothing has no D: the rest of the figure is drawn."""
     table = q04_models.dissociation_by_encoder(study)
-    table.loc[2, ["D", "low", "high", "p", "random heads"]] = np.nan
+    table.loc[1, ["D", "low", "high", "p", "random heads"]] = np.nan
     for figure in (q04_models.plot_encoders(table), q04_models.plot_selections(q04_models.selections(study))):
         assert figure.get_axes()
         plt.close(figure)
@@ -461,7 +472,7 @@ def test_tables_are_frames_with_one_row_a_thing(study):
     assert len(q04_models.dissociation_by_encoder(study)) == len(study.profile.encoders)
     assert len(q05_similarity.pairs(study)) == 6
     transfer = q07_transfer.learning_curves(study)
-    assert isinstance(transfer, pd.DataFrame) and len(transfer) == 4 * 2 * 5
+    assert isinstance(transfer, pd.DataFrame) and len(transfer) == 4 * 2 * 2
     assert not transfer.duplicated(["part", "source", "size"]).any()
 
 
@@ -506,13 +517,14 @@ def test_c5_by_hand(study):
 
 
 def test_the_dose_that_decides_is_the_evidence(study):
-    table = q06_iat.doses(study)
-    assert table["decides"].all() and (table["delta"] == study.profile.delta).all()
+    every = q06_iat.doses(study)
+    assert sorted(set(every["delta"])) == sorted({study.profile.delta, *study.profile.doses})
+    table = every[every["decides"]]
+    assert (table["delta"] == study.profile.delta).all() and (table["seeds"] == study.profile.ending_seeds).all()
     found = {claim: [part.interval.value for part in e.parts] for claim, e in q06_iat.evidence(study).items()}
     for claim, values in found.items():
         assert table[table["claim"] == claim]["value"].tolist() == pytest.approx(values)
     assert table["changed"].unique() == pytest.approx([q06_iat.changed(study, q06_iat.deciding(study))])
-    assert q06_iat.changed_beside_d(study, q06_iat.deciding(study)) == pytest.approx(table["changed"].iloc[0])
 
 
 def test_the_gate_of_c3_sees_no_example_that_its_d_is_scored_on(study, monkeypatch):
@@ -527,7 +539,10 @@ def test_the_gate_of_c3_sees_no_example_that_its_d_is_scored_on(study, monkeypat
     dose = q06_iat.deciding(study)
     q06_iat.changed_beside_d(study, dose)
     iap = q06_iat._pruned(study, dose, "plain")
-    n = {task: len(y) for task, y in iap.labels.items()}
-    assert seen["shapes"] == {task: (5, (size + 1) // 2) for task, size in n.items()}
-    scored = {t: len(y) for t, y in entering(iap).labels.items()}
-    assert all(seen["shapes"][t][1] + size == n[t] for t, size in scored.items()), "the rest is what D is scored on"
+    n, seeds = {task: len(y) for task, y in iap.labels.items()}, study.profile.ending_seeds
+    assert seen["shapes"] == {task: (seeds, len(iap.apart[task].labels)) for task in n}
+    for task in n:
+        evaluated = q06_iat.cached_task(task).limited(eval=study.profile.ending_examples)
+        whole = evaluated.limited(eval=study.profile.prune_examples).eval.labels
+        assert np.array_equal(iap.apart[task].labels, halved(whole, gate_half)), "the rest is what D is scored on"
+        assert np.array_equal(iap.labels[task], halved(whole, score_half))
