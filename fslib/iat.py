@@ -22,6 +22,7 @@ from fslib.evaluation import in_mode
 from fslib.heads import head_count, random_heads, top_heads
 from fslib.importance import REDUCTIONS, Contributions, check_normalize, contributions
 from fslib.model.attention import control_of
+from fslib.model.multitask import MultiTaskModel
 
 CHOICES = ("top", "random", "least")
 OTHERS = ("train", "freeze")
@@ -272,7 +273,7 @@ def _rows_behind(
 def _attention_inputs(model: nn.Module) -> list[tuple[nn.Module, Tensor, Tensor, Tensor]]:
     """Return every layer's attention module with its query, key and value, each from detached hidden states."""
     control = control_of(model)
-    encoder: Any = getattr(model, "encoder", model)
+    encoder: Any = model.encoder if isinstance(model, MultiTaskModel) else model
     device = next(encoder.parameters()).device
     ids = torch.arange(1, 9, device=device)[None] % encoder.config.vocab_size
 

@@ -82,9 +82,9 @@ def _heads(file: Path, weights: Mapping[str, Tensor]) -> dict[int, dict[str, Ten
     """Return {task id: weights of its classifier}, each with a dense layer: BERT's pooler, or RoBERTa's own."""
     heads: dict[int, dict[str, Tensor]] = {}
     for name, value in _without(weights, CLASSIFIERS).items():
-        number, _, rest = name.partition(".")
-        if number.isdigit():
-            heads.setdefault(int(number), {})[rest] = value
+        task, _, rest = name.partition(".")
+        if task.isdigit():
+            heads.setdefault(int(task), {})[rest] = value
     pooler = {f"dense.{part}": weights.get(f"{ENCODER}pooler.dense.{part}") for part in ("weight", "bias")}
     named = {"weight": "out.weight", "bias": "out.bias", "out_proj.weight": "out.weight", "out_proj.bias": "out.bias"}
     found = {}

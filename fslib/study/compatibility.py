@@ -77,7 +77,7 @@ def check(model: str | Path | MultiTaskModel | nn.Module) -> Report:
                 raise
             return Report(name, name, refused=str(error))
     else:
-        encoder = getattr(model, "encoder", model) if isinstance(model, MultiTaskModel) else model
+        encoder = model.encoder if isinstance(model, MultiTaskModel) else model
         name = getattr(model, "source", None) or type(encoder).__name__
         pooling = getattr(model, "pooling", None)
         try:
@@ -121,9 +121,9 @@ def _sets(encoder: Any) -> tuple[tuple[str, ...], str]:
             return tuple(passed), f"switching head {head} of layer {layer} off changes nothing"
     passed.append(f"one head off is zeros in its place ({len(order)} of {len(every)} heads tried)")
     with pruned(encoder, full):
-        one, other = _hidden(encoder), _hidden(encoder, changed=2)
-    others = [i for i in range(one.shape[1]) if i != 2]
-    if not _close(one[:, others], other[:, others]):
+        alone, exchanged = _hidden(encoder), _hidden(encoder, changed=2)
+    others = [i for i in range(alone.shape[1]) if i != 2]
+    if not _close(alone[:, others], exchanged[:, others]):
         return tuple(passed), "with all heads off, tokens still learn of each other in another way"
     passed.append("with all heads off no token learns of another")
     return tuple(passed), ""

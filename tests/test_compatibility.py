@@ -1,0 +1,81 @@
+"""`fslib.check`: what works is shown to work, and what does not is refused with its reason."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+import transformers as tf
+from refusal import refused
+from tinymodels import ARCHITECTURES, HEADS, LAYERS, toy_task
+
+import fslib
+from fslib.study import compatibility
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_an_architecture_that_is_used_passes_every_check(zoo, name):
+    report = fslib.check(zoo.folder(name))
+    assert report.works and (report.layers, report.heads) == (LAYERS, HEADS), report
+    assert len(report.passed) == 3 and report.rows == ""
+    assert report.pooling == ARCHITECTURES[name].pooling
+    said = str(report)
+    for part in (f"works, {LAYERS} layers of {HEADS} heads", "12 of 12 heads tried", "IAT: finds"):
+        assert part in said
+
+
+def test_a_loaded_model_is_checked_and_left_as_it_was(zoo):
+    model = zoo.model("bert")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    report = fslib.check(model)
+    assert report.works and report.pooling == model.pooling and model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.control.gate is None and model.control.tap is None
+
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+}  # fmt: skip
+
+
+def test_a_model_whose_attention_cannot_be_reached_is_refused_by_name(tmp_path):
+    mpnet = tf.MPNetModel(tf.MPNetConfig(**SMALL))
+    report = fslib.check(mpnet)
+    assert not report.works and "MPNetModel cannot be used" in report.refused
+    assert str(report).startswith("MPNetModel (MPNetModel): refused. ")
+
+
+def test_a_name_that_is_nothing_is_no_report(tmp_path):
+    with refused("unknown model 'bort'"):
+        fslib.check("bort")
+
+
+def test_what_a_head_does_otherwise_is_seen(zoo):
+    model = zoo.model("bert").encoder
+    whole = model.embeddings.forward
+
+    def mixed(*words, **options):
+        embedded = whole(*words, **options)
+        return embedded + embedded.mean(1, keepdim=True)
+
+    model.embeddings.forward = mixed
+    report = fslib.check(model)
+    assert not report.works and "tokens still learn of each other in another way" in report.refused
+
+
+def test_a_head_that_does_nothing_and_one_that_is_not_zeroed_are_seen(zoo, monkeypatch):
+    model = zoo.model("bert").encoder
+    with torch.no_grad():
+        model.encoder.layer[1].attention.output.dense.weight[:, :8] = 0  # head 0 is not read
+    assert "head 0 of layer 1 off changes nothing" in fslib.check(model).refused
+    monkeypatch.setattr(compatibility, "_zeros_at", lambda *words: nullcontext())
+    assert "is not what zeros in its place do" in fslib.check(zoo.model("bert")).refused
+
+
+def test_iat_says_why_it_cannot(zoo):
+    model = zoo.model("bert")
+    for parameter in model.encoder.encoder.layer[0].attention.self.parameters():
+        parameter.requires_grad_(False)
+    report = fslib.check(model)
+    assert report.works and "head 0 of layer 0 has no rows of its own" in report.rows
+    assert fslib.MultiTaskModel.from_pretrained(zoo.folder("bert"), toy_task()).n_heads == HEADS
