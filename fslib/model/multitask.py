@@ -273,7 +273,8 @@ class MultiTaskModel(nn.Module):
             raise unknown("pooling", card["pooling"], POOLINGS)
         model = cls(encoder, tokenizer, _answers(card), card["pooling"], card["max_length"], card["source"])
         weights = safetensors.torch.load_file(folder / "classifiers.safetensors")
-        model.set_classifiers(model.answers, dense=any(name.endswith(".dense.weight") for name in weights))
+        if any(name.endswith(".dense.weight") for name in weights):
+            model.set_classifiers(model.answers, dense=True)
         model.eval().classifiers.load_state_dict(weights)
         return model
 

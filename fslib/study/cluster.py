@@ -98,7 +98,8 @@ def obey(order: Order) -> Iterator[Word]:
             except CannotWriteError as error:
                 failure = f"{error} (on {node})"
             seconds = time.perf_counter() - begun
-            failed |= {unit.key} if failure else set()
+            if failure:
+                failed.add(unit.key)
             yield Word(node, "", unit.key, seconds, failure, (b"", b"") if failure else store.files(unit))
 
 

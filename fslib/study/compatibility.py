@@ -113,7 +113,7 @@ def _sets(encoder: Any) -> tuple[tuple[str, ...], str]:
         one[layer, head] = True
         with pruned(encoder, one):
             off = _hidden(encoder)
-        with _zeros_at(projections[layer], layer, projections, head, control.head_shapes[0]):
+        with _zeros_at(projections, layer, head, control.head_shapes[0]):
             expected = _hidden(encoder)
         if not _close(off, expected):
             return tuple(passed), f"switching head {head} of layer {layer} off is not what zeros in its place do"
@@ -177,21 +177,19 @@ def _projections(encoder: Any) -> list[nn.Module]:
 
 
 @contextmanager
-def _zeros_at(
-    module: nn.Module, layer: int, projections: list[nn.Module], head: int, shape: tuple[int, int]
-) -> Iterator[None]:
+def _zeros_at(projections: list[nn.Module], layer: int, head: int, shape: tuple[int, int]) -> Iterator[None]:
     """Put zeros where a layer's projection reads one head; layers that share their weights are told by the call."""
-    turn = [at for at, other in enumerate(projections) if other is module].index(layer)
-    calls = 0
+    module, calls = projections[layer], 0
+    turn = sum(other is module for other in projections[:layer])
 
     def hook(_: nn.Module, args: tuple) -> tuple:
         nonlocal calls
         calls += 1
         if calls - 1 != turn:
             return args
-        heads = args[0].reshape(*args[0].shape[:-1], -1).clone().view(*args[0].shape[:-1], *shape)
+        heads = args[0].clone().unflatten(-1, shape)
         heads[..., head, :] = 0
-        return (heads.view(args[0].shape), *args[1:])
+        return (heads.flatten(-2), *args[1:])
 
     handle = module.register_forward_pre_hook(hook)
     try:

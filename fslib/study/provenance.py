@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
 def code_checksum() -> str:
     """Return a checksum of the package's own code: two installations with equal ones compute the same."""
     digest = hashlib.sha256()
-    for path in sorted((Path(__file__).resolve().parents[1]).rglob("*.py")):
+    for path in sorted((ROOT / "fslib").rglob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
