@@ -15,7 +15,7 @@ import numpy as np
 from fslib.data import bbc, hub
 from fslib.data.tasks import Split, Task, as_tasks, make_task
 from fslib.data.words import Rows, shift_words, shifted_rows, whole_texts
-from fslib.errors import FslibError, checked_path, unknown
+from fslib.errors import FslibError, NotAtHandError, checked_path, unknown
 
 # tasks that are made of another one's texts: from which
 DERIVED = {"sst-shift": "sst-2"}
@@ -165,17 +165,23 @@ def one_case(name: str, data: str | Path | None = None) -> str:
     return name.lower()
 
 
-def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = True) -> Task:
-    """Return one task by name or by the path of a folder in GLUE's layout."""
+def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = True, download: bool = True) -> Task:
+    """Return one task by name or by the path of a folder in GLUE's layout.
+
+    download: False raises NotAtHandError for one that the Hub would have to supply.
+    """
     if name in bbc.EMBEDDED:
         return _embedded(name)
     if folder := hub.folder_called(name, _folders(data)):
         return glue_task(folder)
     key = name.lower()
     if key in DERIVED:
-        return shifted_task(key, load_task(DERIVED[key], data, check_rows=check_rows))
+        return shifted_task(key, load_task(DERIVED[key], data, check_rows=check_rows, download=download))
     if key in hub.REGISTRY or key == "xnli":
-        return hub.hub_task(key, hub.saved_copy(key, _root(data)), check_rows=check_rows)
+        saved = hub.saved_copy(key, _root(data))
+        if key in hub.REGISTRY and saved is None and not download:
+            raise NotAtHandError(f"task {name}: not in the folder FSLIB_DATA points at, and not downloaded")
+        return hub.hub_task(key, saved, check_rows=check_rows)
     if os.sep in name and Path(name).is_dir():
         return glue_task(Path(name).absolute())
     known = task_names(data, hub_too=True)

@@ -57,16 +57,16 @@ def load_encoder(name: str) -> tuple[Any, Any, str]:
 
     Raises FslibError for what cannot be loaded whole, is no safetensors, or hides its attention.
     """
-    changes, pretrained = ENCODERS.get(name, ({}, True))
-    hub, expected = PRETRAINED.get(name, (name, None))
-    source = str(package_folder(EMBEDDED) / "model") if name in ENCODERS else hub
+    _, pretrained = ENCODERS.get(name, ({}, True))
+    _, expected = PRETRAINED.get(name, ("", None))
+    source = _source(name)
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **changes)
+            config = load_config(name)
             if expected:  # before the weights are fetched
                 check_shape(f"{name} ({source})", config, list(expected))
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            encoder = _build(source, config, pretrained)
+            encoder = _load(source, config) if pretrained else new_encoder(config)
             _check_tokenizer(source, tokenizer)
     except FslibError:
         raise
@@ -75,6 +75,17 @@ def load_encoder(name: str) -> tuple[Any, Any, str]:
     if hasattr(config, "use_cache"):
         encoder.config.use_cache = False
     return encoder.float().eval(), tokenizer, source
+
+
+def _source(name: str) -> str:
+    """Return the folder or the Hub id that an encoder's files are at."""
+    return str(package_folder(EMBEDDED) / "model") if name in ENCODERS else PRETRAINED.get(name, (name,))[0]
+
+
+def load_config(name: str) -> Any:
+    """Return the config of an encoder, by the names of `load_encoder`."""
+    changes, _ = ENCODERS.get(name, ({}, True))
+    return AutoConfig.from_pretrained(_source(name), trust_remote_code=False, **changes)
 
 
 def _check_tokenizer(source: str, tokenizer: Any) -> None:
@@ -112,21 +123,30 @@ def check_shape(where: str, config: Any, expected: list[Any]) -> None:
         raise FslibError(f"{where} is a checkpoint of another architecture: {is_}, not {not_}")
 
 
-def _build(source: str, config: Any, pretrained: bool) -> Any:
+def _class(config: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Return transformers' maker for the encoder of a config, the class it makes if known, and with what options."""
     # A T5 encoder saved alone says that it is no encoder-decoder, but must not be read as a whole T5.
     encodes = config.is_encoder_decoder or type(config) in AutoModelForTextEncoding._model_mapping
     auto = AutoModelForTextEncoding if encodes else AutoModel
     # An unused pooler would be trained by weight decay and counted as parameters.
     model_class = auto._model_mapping.get(type(config), None)
     takes_pooler = model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
-    options: dict[str, Any] = {"add_pooling_layer": False} if takes_pooler else {}
+    options = {"add_pooling_layer": False} if takes_pooler else {}
+    return auto, model_class, {"attn_implementation": ATTENTION, **options}
+
+
+def new_encoder(config: Any) -> Any:
+    """Return an encoder with random weights, or, under torch's device "meta", with none."""
+    auto, _, options = _class(config)
+    return auto.from_config(config, **options)
+
+
+def _load(source: str, config: Any) -> Any:
+    auto, model_class, options = _class(config)
     try:
-        if not pretrained:
-            return auto.from_config(config, attn_implementation=ATTENTION, **options)
         encoder, report = auto.from_pretrained(
             source,
             config=config,
-            attn_implementation=ATTENTION,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,

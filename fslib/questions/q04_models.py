@@ -11,6 +11,7 @@ from fslib.dissociation import IAP, score_left
 from fslib.heads import checked_fractions, overlap, top_heads
 from fslib.importance import head_importance, passes
 from fslib.intervals import Interval, pooled
+from fslib.model import footprint
 from fslib.model.encoders import ENCODERS
 from fslib.pruning import prune_important_heads
 from fslib.scoring import rank_correlation
@@ -57,7 +58,7 @@ class SelectionUnit(Unit):
 
     def token_layers(self) -> float:
         """Return about how often a token goes through a layer."""
-        layers, heads = self.model.shape()
+        layers, heads = footprint.shape(self.model.encoder)
         estimators = [options.get("estimator", "gradient") for options in self.selections.values()]
         scored = sum(f + b for f, b in (passes(name, layers, heads) for name in estimators))
         tasks = len(self.model.tasks)

@@ -1,4 +1,4 @@
-"""fslib run | list | verify.
+"""fslib run | list | plan | verify.
 
 Exit codes: 0 done (verify: all equal), 1 a notebook failed, or a record differs or cannot be read, 2 bad input,
 nothing to verify, or no place to write, 130 interrupted, 141 nobody reads the output any more, 143 terminated.
@@ -24,7 +24,8 @@ from fslib.model.devices import keep_freed_memory
 from fslib.study.config import shown
 from fslib.study.costs import seconds_left
 from fslib.study.files import CannotWriteError, sweep
-from fslib.study.fingerprints import require
+from fslib.study.fingerprints import planning, require
+from fslib.study.plan import plan_lines
 from fslib.study.profiles import PROFILES
 from fslib.study.provenance import ROOT
 from fslib.study.records import DamagedRecordError, Record, Unit, distinct
@@ -125,7 +126,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fslib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    actions = parser.add_subparsers(required=True, metavar="run | list | verify")
+    actions = parser.add_subparsers(required=True, metavar="run | list | plan | verify")
     shared = _Parser(add_help=False)
     shared.add_argument("notebooks", nargs="*", help="notebooks by number or name (default: all)")
     shared.add_argument("--profile", default="mini", help=f"one of: {', '.join(PROFILES)} (default: mini)")
@@ -141,6 +142,10 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(action=_run)
     listing = actions.add_parser("list", parents=[shared], help="notebooks and their units, recorded or missing")
     listing.set_defaults(action=_list)
+    plan = actions.add_parser("plan", parents=[shared], help="what it costs from nothing: operations, hours, memory")
+    plan.add_argument("--tflops", type=float, help="10^12 operations per second of a worker (default: as records show)")
+    plan.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64], help="how many at a time (default: 1 8 64)")
+    plan.set_defaults(action=_plan)
     verify = actions.add_parser("verify", parents=[shared], help="compute records again and compare")
     verify.add_argument("--sample", type=int, default=3, help="how many records, drawn at random (default: 3; 0: all)")
     verify.add_argument("--draw", type=int, default=0, help="seed of that draw (default: 0)")
@@ -310,6 +315,17 @@ def _list(study: Study, options: argparse.Namespace) -> int:
             say(str(trouble))
     for path in study.store.set_aside():
         say(f"set aside, damaged: {path}")
+    return 0
+
+
+def _plan(study: Study, options: argparse.Namespace) -> int:
+    if wrong := [number for number in options.workers if number < 1]:
+        raise FslibError(f"--workers {wrong[0]}: give 1 or more")
+    with planning():
+        units = missing(study.store, _units(study, find_notebooks(options.notebooks)), fresh=True)
+        say(f"profile {study.name}, seeds {study.seeds}, nothing reused")
+        for line in plan_lines(study.store, units, options.tflops, options.workers):
+            say(line)
     return 0
 
 

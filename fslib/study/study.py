@@ -10,8 +10,9 @@ import copy
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +185,9 @@ class Study:
         shared |= changes
         if task is not None:
             names = shared["tasks"]
-            sizes = [len(cached_task(t).train) for t in names]
-            order = task_order(sizes, shared["steps"], shared["sampling"], p.epochs, seed)
-            shared |= {"tasks": (task,), "steps": max(1, order.count(names.index(task)))}
+            sizes = tuple(len(cached_task(t).train) for t in names)
+            turns = _turns(sizes, shared["steps"], shared["sampling"], p.epochs, seed)
+            shared |= {"tasks": (task,), "steps": max(1, turns[names.index(task)])}
         return TrainUnit(**shared)
 
     def units(self, seed: int) -> Chain:
@@ -259,6 +260,12 @@ class Study:
         rounded = save_table(self.folder, name, table, digits)
         with pd.option_context("display.max_colwidth", None):
             display(HTML((rounded if show is None else rounded[show]).to_html(index=False, border=0)))
+
+
+@cache
+def _turns(sizes: tuple[int, ...], steps: int, sampling: str, epochs: int, seed: int) -> Counter[int]:
+    """Return how many of a training's steps each task has, by its index."""
+    return Counter(task_order(list(sizes), steps, sampling, epochs, seed))
 
 
 def folder_name(profile: str, seed: int, overrides: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The units that several questions share: train a model, score its heads, prune them."""
 
+import math
 import os
 import shutil
 import sys
@@ -22,6 +23,7 @@ from fslib.errors import FslibError, unknown
 from fslib.evaluation import evaluate
 from fslib.heads import checked_fractions
 from fslib.importance import Contributions, contributions
+from fslib.model import footprint
 from fslib.model.devices import fixed_threads
 from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.model.multitask import MultiTaskModel
@@ -109,12 +111,12 @@ class FineTuning(Data):
         return float(self.layers() * each)
 
     def layers(self) -> int:
-        """Return how many layers the encoder has; one of the paper's is not fetched for that."""
-        return PRETRAINED[self.encoder][1][1] if self.encoder in PRETRAINED else self.shape()[0]
+        """Return how many layers the encoder has; its weights are not loaded for that."""
+        return footprint.shape(self.encoder)[0]
 
     def tokens(self, task: str) -> float:
         """Return about how many tokens an example of a task has."""
-        return min(self.max_length, mean_tokens(task))
+        return float(min(self.max_length, mean_tokens(task)))
 
     def evaluated(self, task: str) -> int:
         """Return how many examples of a task are evaluated."""
@@ -123,7 +125,7 @@ class FineTuning(Data):
 
 @cache
 def mean_tokens(task: str, sample: int = 200) -> float:
-    """Return about how many tokens an example of a task has, from the words of the first; 40 where they are not known.
+    """Return about how many tokens an example of a task has, from the words of the first; infinity if none is at hand.
 
     For planning alone: a word is taken as 1.3 tokens, and no tokenizer is loaded.
     """
@@ -131,7 +133,7 @@ def mean_tokens(task: str, sample: int = 200) -> float:
     try:
         texts, pairs = split.texts[:sample], (split.pairs or ())[:sample]
     except FslibError:  # of data that are not at hand
-        return 40.0
+        return math.inf
     return 1.3 * sum(len(text.split()) for text in (*texts, *pairs)) / len(texts) + 3
 
 

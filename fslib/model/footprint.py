@@ -1,0 +1,90 @@
+"""Count what an encoder takes: the operations of a pass, its weights, the memory of training.
+
+Counted on an encoder of the same shapes that has no weights (torch's device "meta"), by torch itself: nothing is
+downloaded but the config of a model that is neither one of fslib's own nor one of the paper's.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig
+
+from fslib.errors import FslibError, first_line
+from fslib.model.encoders import PRETRAINED, load_config, new_encoder, quiet
+
+FLOAT = 4  # bytes of a weight
+TRAINED = 4  # floats for each weight in training: itself, its gradient and AdamW's two moments
+
+
+@cache
+def skeleton(encoder: str) -> Any:
+    """Return an encoder of a name (of `load_encoder`) without its weights. Raises FslibError where none can be made."""
+    try:
+        with quiet(), torch.device("meta"):
+            return new_encoder(_config(encoder)).eval()
+    except FslibError:
+        raise
+    except Exception as error:  # an architecture that asks for a value while it is made
+        raise FslibError(f"what {encoder} takes cannot be counted: {first_line(error)}") from error
+
+
+def _config(encoder: str) -> Any:
+    """Return the config of an encoder; one of the paper's is known without its file."""
+    if encoder not in PRETRAINED:
+        return load_config(encoder)
+    kind, (layers, heads, hidden) = PRETRAINED[encoder][1][0], PRETRAINED[encoder][1][1:]
+    shape = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": hidden}
+    return AutoConfig.for_model(kind, **shape, intermediate_size=4 * hidden)
+
+
+def shape(encoder: str) -> tuple[int, int]:
+    """Return how many layers an encoder has, and how many heads a layer."""
+    config = skeleton(encoder).config
+    return int(config.num_hidden_layers), int(config.num_attention_heads)
+
+
+@cache
+def forward_flops(encoder: str, tokens: int) -> int:
+    """Return the floating-point operations of a forward pass over one text of so many tokens."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        skeleton(encoder)(input_ids=_texts(1, tokens))
+    return int(counter.get_total_flops())
+
+
+@cache
+def weights(encoder: str) -> int:
+    """Return how many weights an encoder has."""
+    return sum(parameter.numel() for parameter in skeleton(encoder).parameters())
+
+
+@cache
+def training_bytes(encoder: str, texts: int, tokens: int) -> int:
+    """Return the bytes that a training step on a batch needs: weights, gradients, AdamW's state, and what is kept of
+    the forward pass for the backward one. What the step needs for a moment comes on top."""
+    model, kept = skeleton(encoder), dict[int, Tensor]()
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    model.train()
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(input_ids=_texts(texts, tokens))
+    model.eval()
+    del output
+    saved = sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in own)
+    return TRAINED * FLOAT * weights(encoder) + saved
+
+
+def measuring_bytes(encoder: str, texts: int, tokens: int) -> int:
+    """Return the bytes that importance and pruning need: the weights, and what is kept of one batch for a gradient."""
+    return training_bytes(encoder, texts, tokens) - (TRAINED - 1) * FLOAT * weights(encoder)
+
+
+def _texts(texts: int, tokens: int) -> Tensor:
+    return torch.zeros(texts, tokens, dtype=torch.long, device="meta")
