@@ -116,15 +116,12 @@ class TestSampling:
         ],
     )
     def test_epochs_are_equal_parts_of_the_steps(self, monkeypatch, steps, epochs, expected):
-        seen = []
+        def one_task_an_epoch(sizes, sampling, epoch, epochs):
+            return np.eye(len(sizes))[epoch - 1]
 
-        def spy(sizes, sampling, epoch, epochs):
-            seen.append(epoch)
-            return np.array([0.5, 0.5])
-
-        monkeypatch.setattr(drawing, "sampling_weights", spy)
-        assert len(task_order([1, 2], steps, "annealed", epochs, seed=0)) == steps
-        assert seen == expected
+        monkeypatch.setattr(drawing, "sampling_weights", one_task_an_epoch)
+        order = task_order([1] * epochs, steps, "annealed", epochs, seed=0)
+        assert [1 + task for task in order] == expected
 
     def test_order_repeats_for_a_seed(self):
         one, again, other = (task_order([5, 5], 40, "uniform", 2, seed) for seed in (0, 0, 1))

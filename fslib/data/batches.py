@@ -3,6 +3,7 @@
 Padding is computed on like any token, so the examples of a batch are of like length and need little of it.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -185,8 +186,9 @@ def task_order(sizes: list[int], steps: int, sampling: str, epochs: int, seed: i
     check_count("epochs", epochs)
     check_count("seed", seed, 0)
     rng = np.random.default_rng([seed, 0])
-    order = []
-    for step in range(steps):
-        epoch = 1 + step * epochs // steps if epochs <= steps else 1 + step
-        order.append(int(rng.choice(len(sizes), p=sampling_weights(np.array(sizes), sampling, epoch, epochs))))
+    parts = Counter(1 + step * epochs // steps if epochs <= steps else 1 + step for step in range(steps))
+    order: list[int] = []
+    for epoch, length in parts.items():
+        chances = sampling_weights(np.array(sizes), sampling, epoch, epochs)
+        order += rng.choice(len(sizes), length, p=chances).tolist()
     return order
