@@ -5,13 +5,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from fslib.data.batches import Batch
 from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError, check_count
-from fslib.model.devices import gather_rows
+from fslib.model.devices import gather_rows, processes
 from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.scoring import Score
 
@@ -67,8 +66,7 @@ def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list
     The longest come first: what they needed is then used again, and memory does not grow batch by batch.
     """
     encoded = model.encode(split)
-    state = PartialState()
-    mine = encoded.in_length_order(batch_size)[state.process_index :: state.num_processes]
+    mine = encoded.in_length_order(batch_size)[processes().process_index :: processes().num_processes]
     return [encoded.batch(indices) for indices in reversed(mine)]
 
 

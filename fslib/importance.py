@@ -33,7 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fslib.data.batches import Batch
-from fslib.data.tasks import Split, Task
+from fslib.data.tasks import Task
 from fslib.errors import FslibError, check_count, unknown
 from fslib.evaluation import EVAL_BATCH, check_finite, in_mode, length_batches, sample
 from fslib.model.attention import tapped
@@ -192,7 +192,7 @@ def estimate(
         "norm": norms,
     }
     with gradients_for(model):
-        batches = _batches(model, part, batch_size)
+        batches = length_batches(model, part, batch_size)
         for batch in bar(batches, f"{estimator} importance", "batches"):
             found = score[estimator](model, batch.to(model.device), task.name)
             values[batch.indices] = check_finite(found, task.name).cpu().numpy()
@@ -222,7 +222,7 @@ def contributions(
     signed = np.zeros_like(absolute)
     tokens = np.zeros(len(part), dtype=np.int64)
     with gradients_for(model):
-        batches = _batches(model, part, batch_size)
+        batches = length_batches(model, part, batch_size)
         for batch in batches:
             per_token = head_products(model, batch.to(model.device), task.name)  # (layers, batch, seq, heads)
             check_finite(per_token, task.name)
@@ -367,10 +367,3 @@ def gradients_for(model: nn.Module, weights: Iterable[nn.Parameter] = ()) -> Ite
 def wide(values: Tensor) -> Tensor:
     """Return numbers of 16 bits in 32, in which sums over tokens lose nothing and numpy can hold them; else as is."""
     return values.float() if values.element_size() < 4 else values
-
-
-def _batches(model: MultiTaskModel, part: Split, batch_size: int) -> list[Batch]:
-    batches = length_batches(model, part, batch_size)
-    if not batches:
-        raise FslibError("fewer batches than processes: use a smaller batch_size for importance")
-    return batches

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from accelerate import PartialState
 from small_units import SMALL, TASKS, FailingUnit, KilledUnit, NumbersUnit, training
 
 import fslib
@@ -153,7 +154,7 @@ def test_one_worker_or_a_chain_needs_no_other_process(tmp_path, monkeypatch):
 def test_there_are_as_many_workers_as_the_cores_have_threads_for(monkeypatch, threads, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
     assert default_workers(threads) == workers
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(PartialState(), "num_processes", 2)
     assert default_workers(threads) == 1
 
 

@@ -4,20 +4,14 @@ I[l,h] = (1/N) * sum over examples x, tokens i of | < ctx[l,h,i](x), d loss(x) /
 """
 
 import itertools
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
-from accelerate.launchers import debug_launcher
-from tinymodels import HEAD_DIM, HEADS, LAYERS, at_projections, projections, toy_task
+from tinymodels import HEAD_DIM, HEADS, LAYERS, at_projections, projections
 
-from fslib import FslibError, MultiTaskModel, contributions, evaluate, head_importance, mean_context, pruned, train
+from fslib import FslibError, contributions, head_importance, mean_context, pruned
 from fslib.importance import ESTIMATORS
 from fslib.model.attention import gated
 
@@ -385,61 +379,3 @@ def test_mean_context_is_the_average_over_all_real_tokens(zoo, name, kind, split
 def test_mean_context_of_a_part_depends_on_the_seed_alone(bert, task):
     first, again, other = (mean_context(bert, task, examples=3, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.allclose(first, other)
-
-
-# --- several processes --------------------------------------------------------------------------------------------
-
-TRAINING = {"steps": 6, "batch_size": 4, "lr": 1e-3, "sampling": "uniform", "seed": 3}
-
-
-def everything(folder):
-    """Evaluation, importance and training on three tasks, as flat arrays."""
-    tasks = {kind: toy_task(kind, train=12, eval=7) for kind in ("single", "pair", "regression")}
-    model = MultiTaskModel.from_pretrained(folder, tasks)
-    model.dropout.p = 0.0  # each process draws its own dropout
-    found = {f"predictions/{n}": s.predictions for n, s in evaluate(model, tasks, batch_size=2).items()}
-    for name, task in tasks.items():
-        for estimator in ESTIMATORS:
-            found[f"{estimator}/{name}"] = head_importance(model, task, estimator=estimator, batch_size=5)
-        found[f"mean context/{name}"] = mean_context(model, task).numpy()
-    found["order"] = np.array(train(model, tasks, **TRAINING).order)
-    # A key's bias moves nothing in a softmax: its gradient is rounding noise, which Adam blows up.
-    moved = [p.detach().flatten() for n, p in model.named_parameters() if not n.endswith("key.bias")]
-    found["weights"] = torch.cat(moved).numpy()
-    return found
-
-
-def one_of_two(folder, out):
-    PartialState(cpu=True)  # the launcher leaves it to its caller to say so
-    torch.set_num_threads(1)
-    found = everything(folder)
-    np.savez(Path(out) / f"{PartialState().process_index}.npz", processes=PartialState().num_processes, **found)
-
-
-def in_two_processes(folder, out):
-    debug_launcher(one_of_two, (folder, out), num_processes=2)
-
-
-@pytest.fixture(scope="module")
-def by_two(zoo, tmp_path_factory):
-    """What both processes found, run from a fresh interpreter: forking this one, with its threads, could hang."""
-    out = tmp_path_factory.mktemp("two")
-    code = f"import test_importance as t; t.in_two_processes({str(zoo.folder('bert'))!r}, {str(out)!r})"
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=here, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [dict(np.load(out / f"{rank}.npz")) for rank in (0, 1)]
-    assert [int(f.pop("processes")) for f in found] == [2, 2]
-    return found
-
-
-def test_two_processes_agree_with_each_other_to_the_bit(by_two):
-    first, second = by_two
-    assert first.keys() == second.keys() and len(first) == 23
-    for key in first:
-        assert np.array_equal(first[key], second[key]), key
-
-
-def test_two_processes_find_what_one_finds(zoo, by_two):
-    for key, expected in everything(zoo.folder("bert")).items():
-        np.testing.assert_allclose(by_two[0][key], expected, rtol=1e-4, atol=2e-5, err_msg=key)

@@ -4,25 +4,86 @@ import ctypes
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.distributed.distributed_c10d import _get_default_store
 
 from fslib.data.batches import Batch
 from fslib.errors import FslibError
+
+T = TypeVar("T")
+# what splits weights among processes -> how accelerate is told to use it
+SPLITTING = {
+    "FSDP": "ACCELERATE_USE_FSDP",
+    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
+    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
+}
+
+
+def processes() -> PartialState:
+    """Return what this process knows of those that work with it on the same thing, and of its own device."""
+    # without a GPU it is said that this is a processor: several processes would else take themselves for one each
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
+def is_first() -> bool:
+    """Return whether this is the process, of those that work on the same thing, that writes and speaks."""
+    return bool(processes().is_main_process)
+
+
+def from_first(value: T) -> T:
+    """Return what the first process gives, in every process."""
+    if processes().num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
+
+
+def wait_for_all() -> None:
+    """Wait until all processes are here."""
+    processes().wait_for_everyone()
+
+
+@cache
+def is_first_to_fail() -> bool:
+    """Return whether this process asks before others: those fail for the same reason, or since this one did."""
+    if processes().num_processes == 1:
+        return True
+    try:
+        return int(_get_default_store().add("fslib/failed", 1)) == 1
+    except RuntimeError:  # whoever kept count is gone
+        return True
+
+
+@contextmanager
+def held_by_first(lock: AbstractContextManager) -> Iterator[None]:
+    """Hold a lock, in the first process, while any of them is inside the block."""
+    with lock if is_first() else nullcontext():
+        wait_for_all()
+        yield
+        wait_for_all()
 
 
 def accelerator(mixed_precision: str | None) -> Accelerator:
     """Return the `Accelerator` that a training runs through: CPU, one GPU or several processes.
 
     mixed_precision: "bf16" or "fp16", None for what `accelerate` is configured to.
-    Raises FslibError for an unknown precision, another one than the process began with, or gradient accumulation.
+    Raises FslibError for an unknown precision, another one than the process began with, gradient accumulation, and what
+    splits weights among processes.
     """
+    for name, asked in SPLITTING.items():
+        if parse_flag_from_env(asked):
+            raise FslibError(
+                f"{name} splits weights among processes, and IAT trains single rows of whole ones: use plain data "
+                "parallelism (accelerate launch --multi_gpu, torchrun), which gives every process the whole model"
+            )
     # a step leaves the other tasks' classifiers without a gradient
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     # left out, it would be what an earlier training in this process had
@@ -41,7 +102,7 @@ def accelerator(mixed_precision: str | None) -> Accelerator:
 
 def gather_rows(rows: np.ndarray, batches: list[Batch]) -> np.ndarray:
     """Return (n, ...) with every process's rows in place; `rows` holds this process's, at its batches' indices."""
-    if PartialState().num_processes > 1:
+    if processes().num_processes > 1:
         mine = np.concatenate([batch.indices for batch in batches]) if batches else np.empty(0, dtype=np.int64)
         for indices, values in gather_object([(mine, rows[mine])]):
             rows[indices] = values

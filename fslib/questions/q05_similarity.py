@@ -12,6 +12,7 @@ from fslib.dissociation import IAP
 from fslib.heads import checked_fractions
 from fslib.importance import head_importance
 from fslib.intervals import Interval
+from fslib.model.devices import processes
 from fslib.model.multitask import MultiTaskModel
 from fslib.similarity import (
     cosine,
@@ -69,6 +70,7 @@ class SimilarityUnit(SeededFineTuning, Unit):
         shared: dict[str, Any] = {"examples": self.examples, "seed": self.seed}
         parts = [task.part("train", self.examples, self.seed) for task in tasks.values()]
         pretrained = MultiTaskModel.from_pretrained(self.encoder, tasks, max_length=self.max_length)
+        pretrained.to(processes().device)
         evidence: dict[str, list] = {measure: [] for measure in MEASURES}
         for name, task in tasks.items():
             train(model := self.new_model({name: task}), task, **self.options())

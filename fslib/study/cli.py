@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from fslib.errors import FslibError, first_line
-from fslib.model.devices import keep_freed_memory
-from fslib.study.config import shown
+from fslib.model.devices import is_first, is_first_to_fail, keep_freed_memory, processes
+from fslib.study.config import settings_of
 from fslib.study.costs import seconds_left
 from fslib.study.files import CannotWriteError, sweep
 from fslib.study.fingerprints import planning, require
@@ -78,14 +77,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _obey(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     keep_freed_memory()
-    overrides = _settings(options.set)
+    overrides = settings_of(options.set)
     study = Study(options.profile, seed=options.seed, overrides=overrides, results=options.results)
     return int(options.action(study, options))
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into an exception inside the block; a thread that is not the main one must do without."""
+    """Turn SIGTERM into an exception inside the block; a thread that is not the main one must do without.
+
+    So must one of several processes that compute together: waiting for another, it would not hear of it.
+    """
+    if processes().num_processes > 1:
+        yield
+        return
 
     def stop(number: int, frame: Any) -> None:
         raise Terminated
@@ -102,9 +107,13 @@ def _terminable() -> Iterator[None]:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    """Say on standard error what is wrong, if it can be said, and return an exit code."""
+    """Say on standard error what is wrong, if it can be said, and return an exit code.
+
+    Of several processes that compute together, the one that fails first says it, for all.
+    """
     with suppress(OSError):
-        print(f"fslib: {message}", file=sys.stderr, flush=True)
+        if is_first_to_fail():
+            print(f"fslib: {message}", file=sys.stderr, flush=True)
     return code
 
 
@@ -155,6 +164,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def say(line: str | None = None) -> None:
     """Print a line at once, also into a pipe, in what characters the terminal has; None: only what is left to print."""
+    if not is_first():
+        return
     try:
         if line is not None:
             encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -163,30 +174,6 @@ def say(line: str | None = None) -> None:
             sys.stdout.flush()
     except OSError as error:
         raise OutputError(error.strerror) from error
-
-
-class _PlainValues(yaml.SafeLoader):
-    """YAML without references, by which a short text may stand for an endless value."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("references are not supported")
-        return super().compose_node(parent, index)
-
-
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    settings = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise FslibError(f"--set {shown(pair)}: write it as key=value, such as steps=100")
-        if key in settings:
-            raise FslibError(f"--set {shown(pair)}: {key} is set twice")
-        try:
-            settings[key] = yaml.load(value, Loader=_PlainValues)
-        except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # 2020-13-45 is a ValueError
-            raise FslibError(f"--set {shown(pair)}: {shown(value)} is not a value in YAML") from None
-    return settings
 
 
 def _check_file_handles() -> None:
@@ -210,10 +197,11 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     for unit in units:  # all of them before the first is computed
         require(unit.task_names(), f"{unit.kind}-{unit.key}")
         unit.check()
-    for folder in (notebooks_folder(), ROOT / "figures", Path(tempfile.gettempdir())):
-        sweep(folder)
-    study.store.sweep()
-    study.store.tell_data(dict.fromkeys(name for unit in planned for name in unit.task_names()))
+    if is_first():
+        for folder in (notebooks_folder(), ROOT / "figures", Path(tempfile.gettempdir())):
+            sweep(folder)
+        study.store.sweep()
+        study.store.tell_data(dict.fromkeys(name for unit in planned for name in unit.task_names()))
     started = time.perf_counter()
     titles = {source: f"[{number}/{len(notebooks)}] {source.stem}" for number, source in enumerate(notebooks, start=1)}
     _announce(study, titles, units)
@@ -222,6 +210,8 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     failures = compute(study.store, units, where, fresh=options.fresh, say=say) if units else {}
     if units:
         say(f"{len(units) - len(failures)} units computed, {len(failures)} failed")
+    if not is_first():
+        return 0
     failed = [s.stem for s, title in titles.items() if not _run_one(study, s, title, failures, options.in_place)]
     if failed:
         return _fail(f"{len(failed)} of {len(notebooks)} notebooks failed: {', '.join(failed)}", 1)
@@ -239,7 +229,15 @@ def _where(study: Study, options: argparse.Namespace) -> Where:
         workers = default_workers(study.profile.threads) if options.workers is None else options.workers
         if workers < 1:
             raise FslibError(f"--workers {workers}: give 1 or more")
+        if workers > 1 and processes().num_processes > 1:
+            raise FslibError(
+                f"--workers {workers}: these {processes().num_processes} processes compute one unit at a time"
+            )
         return Where(workers)
+    if processes().num_processes > 1:
+        raise FslibError(
+            f"--ray: these {processes().num_processes} processes compute every unit together; start one alone"
+        )
     if options.workers is not None:
         raise FslibError("--workers are processes of this machine: leave it out with --ray, which counts its own")
     gpus = options.gpus_per_unit or 0.0

@@ -1,8 +1,9 @@
 """Values that were checked before they are used: what a unit of work and a profile are made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fslib.errors import FslibError, unknown
@@ -45,3 +46,28 @@ def checked(config: type[Config], values: Mapping[str, Any], what: str) -> Any:
         name = ".".join(map(str, first["loc"]))
         message = f"{what} {name}={shown(first['input'])}: {first['msg'].removeprefix('Value error, ')}"
         raise FslibError(message) from None
+
+
+class _PlainValues(yaml.SafeLoader):
+    """YAML without references, by which a short text may stand for an endless value."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("references are not supported")
+        return super().compose_node(parent, index)
+
+
+def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return {key: value} of settings as the command line has them, key=value, with values in YAML."""
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise FslibError(f"--set {shown(pair)}: write it as key=value, such as steps=100")
+        if key in settings:
+            raise FslibError(f"--set {shown(pair)}: {key} is set twice")
+        try:
+            settings[key] = yaml.load(value, Loader=_PlainValues)
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # 2020-13-45 is a ValueError
+            raise FslibError(f"--set {shown(pair)}: {shown(value)} is not a value in YAML") from None
+    return settings

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fslib.errors import FslibError, explained, first_line
+from fslib.model.devices import processes
 from fslib.study.config import Config
 from fslib.study.files import CannotWriteError
 from fslib.study.records import Store, Unit
@@ -94,7 +95,10 @@ def built_on(unit: Unit) -> list[Unit]:
 
 
 def attempt(store: Store, unit: Unit, *, fresh: bool) -> str:
-    """Compute a unit; return "", or why it has no record, in one line. Raises CannotWriteError, which ends them all."""
+    """Compute a unit; return "", or why it has no record, in one line. Raises CannotWriteError, which ends them all.
+
+    Where several processes compute it together, every failure ends them all: the others would wait for this one.
+    """
     try:
         store.renew(unit) if fresh else store.get(unit)
     except CannotWriteError:
@@ -102,7 +106,10 @@ def attempt(store: Store, unit: Unit, *, fresh: bool) -> str:
     except OSError as error:
         raise CannotWriteError(f"{unit.kind}-{unit.key}: {error.strerror} ({error.filename})") from error
     except Exception as error:  # a mistake in one unit should not keep others from being computed
-        return first_line(error) if isinstance(error, FslibError) else f"{explained(error)}{place_of(error)}"
+        reason = first_line(error) if isinstance(error, FslibError) else f"{explained(error)}{place_of(error)}"
+        if processes().num_processes > 1:
+            raise FslibError(f"{named(unit)} failed in process {processes().process_index}: {reason}") from error
+        return reason
     return ""
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fslib.model.devices import processes
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -20,6 +22,7 @@ def machine() -> dict[str, Any]:
     if cpuinfo.is_file():
         lines = cpuinfo.read_text().splitlines()
         processor = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), processor)
+    several = {"processes": processes().num_processes} if processes().num_processes > 1 else {}
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
@@ -27,6 +30,7 @@ def machine() -> dict[str, Any]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        **several,
     }
 
 

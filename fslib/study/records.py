@@ -18,7 +18,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -28,7 +28,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from fslib.errors import FslibError, first_line
-from fslib.model.devices import fixed_threads
+from fslib.model.devices import fixed_threads, from_first, held_by_first, is_first, wait_for_all
 from fslib.study.config import Config, shown
 from fslib.study.files import sweep, write_bytes, writing
 from fslib.study.fingerprints import cached_task, changed_cards, require, write_cards
@@ -146,7 +146,10 @@ class Store:
 
         A damaged record is set aside, with a warning, and computed again; one that cannot be read is left alone.
         """
-        if record := self.find(unit):
+        record = self.find(unit)
+        if from_first(record is not None):
+            if record is None:
+                raise FslibError(f"{self.folder} is not the first process's: give all of them one file system")
             return record
         with self.lock(unit):
             self._set_aside_if_damaged(unit)
@@ -164,11 +167,12 @@ class Store:
 
     def _computed(self, unit: Unit) -> Record:
         """Compute a unit, under its lock, and return its record, once it is written."""
-        for part in ("runs", "checkpoints"):
+        for part in ("runs", "checkpoints") if is_first() else ():
             sweep(self.folder / part, f"{unit.kind}-{unit.key}.")
         with fixed_threads(self.threads):
             record = self._measured(unit)
-        self.save(record)
+        if is_first():
+            self.save(record)
         self._open[unit.key] = record
         return record
 
@@ -222,9 +226,9 @@ class Store:
         """Return the path of a record's JSON; its arrays lie beside it, as .npz."""
         return self.folder / "runs" / f"{kind}-{key}.json"
 
-    def lock(self, unit: Unit) -> FileLock:
-        """Return the lock under which one process at a time computes a unit; that of a killed process is free."""
-        return self._lock(f"{unit.kind}-{unit.key}")
+    def lock(self, unit: Unit) -> AbstractContextManager[None]:
+        """Let one process at a time compute a unit, or those that do it together; the lock of a killed one is free."""
+        return held_by_first(self._lock(f"{unit.kind}-{unit.key}"))
 
     def _lock(self, name: str) -> FileLock:
         path = self.folder / "runs" / ".locks" / f"{name}.lock"
@@ -262,12 +266,14 @@ class Store:
         """Rename a damaged record; only under its lock, or a good one could be hit that another process has made."""
         path = self.path(unit.kind, unit.key)
         try:
-            self.load(unit.kind, unit.key)
+            if is_first():
+                self.load(unit.kind, unit.key)
         except DamagedRecordError as error:
             aside = path.with_suffix(".json.corrupt")
             with writing(aside):
                 path.replace(aside)
             warnings.warn(f"{error}: set aside as {aside.name}, to be computed again", stacklevel=3)
+        wait_for_all()
 
     def save(self, record: Record) -> None:
         """Write a record; one that it replaces is there, and whole, until the new one is."""

@@ -110,6 +110,8 @@ def kernel_environment(study: Study, scratch: Path) -> dict[str, str]:
         "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
         SAID: "yes",  # it need not stand in every notebook
     }
+    if os.environ.get("LOCAL_RANK"):  # a notebook is alone, also where several processes have computed its units
+        wanted |= {"LOCAL_RANK": "-1", "RANK": "0", "WORLD_SIZE": "1"}
     if data := os.environ.get("FSLIB_DATA"):
         wanted["FSLIB_DATA"] = str(Path(data).absolute())
     if paths := os.environ.get("PYTHONPATH"):

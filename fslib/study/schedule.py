@@ -8,6 +8,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from fslib.model.devices import from_first, is_first, processes
 from fslib.progress import Board, hidden, span
 from fslib.study.cluster import Cluster
 from fslib.study.engine import Done, Engine, built_on, named
@@ -53,7 +54,7 @@ def compute(
     Raises CannotWriteError where nothing can be written any more, FslibError where no worker can be had.
     """
     backlog = Backlog(store, units)
-    live = Board.is_live()
+    live = Board.is_live() and is_first()
     if where.ray is None:
         # a chain is no faster side by side, and here it needs no worker to start
         where = Where(1 if backlog.is_chain() else min(where.workers, len(units)))
@@ -85,10 +86,17 @@ def _note(backlog: "Backlog", board: Board, done: Done, workers: int) -> None:
 
 
 def missing(store: Store, units: Sequence[Unit], *, fresh: bool = False) -> list[Unit]:
-    """Return the units to compute, each after what it is built on; of what is recorded nothing is, unless `fresh`."""
+    """Return the units to compute, each after what it is built on; of what is recorded nothing is, unless `fresh`.
+
+    Where several processes compute them together, those that the first of them misses.
+    """
     wanted = [unit for unit in units if fresh or store.find(unit) is None]
     every = distinct(inner for unit in wanted for inner in (*built_on(unit), unit))
-    return [unit for unit in every if fresh or store.find(unit) is None]
+    found = [unit for unit in every if fresh or store.find(unit) is None]
+    if processes().num_processes == 1:
+        return found
+    known = {inner.key: inner for unit in units for inner in (*built_on(unit), unit)}
+    return [known[key] for key in from_first([unit.key for unit in found])]
 
 
 @dataclass

@@ -24,7 +24,7 @@ from fslib.evaluation import evaluate
 from fslib.heads import checked_fractions
 from fslib.importance import Contributions, contributions
 from fslib.model import footprint
-from fslib.model.devices import fixed_threads
+from fslib.model.devices import fixed_threads, is_first, processes, wait_for_all
 from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.model.multitask import MultiTaskModel
 from fslib.pruning import prune_important_heads
@@ -189,7 +189,7 @@ class TrainUnit(SeededFineTuning, Unit):
             evaluate_on={n: t.limited(eval=self.curve_examples) for n, t in tasks.items()},
         )
         scores = evaluate(model, tasks)
-        if folder is not None:
+        if folder is not None and is_first():
             with writing(folder):
                 model.save(folder)
         values = {
@@ -204,22 +204,29 @@ class TrainUnit(SeededFineTuning, Unit):
         return Result(values, arrays)
 
     def trained(self, store: Store) -> MultiTaskModel:
-        """Return the trained model, from its checkpoint or trained now."""
+        """Return the trained model on this process's device, from its checkpoint or trained now."""
         folder = store.checkpoint(self)
         store.get(self)
         with store.lock(self):  # the lock of whoever else writes, reads or deletes this checkpoint
             if folder.is_dir():
                 try:
-                    return MultiTaskModel.load(folder)
+                    return MultiTaskModel.load(folder).to(processes().device)
                 except FslibError as error:
-                    aside = folder.with_name(folder.name + ".corrupt")
-                    with writing(aside):
-                        shutil.rmtree(aside, ignore_errors=True)
-                        folder.rename(aside)
-                    warnings.warn(f"{error}; set aside as {aside.name}, training again", stacklevel=2)
+                    wait_for_all()  # nobody looks any more
+                    if is_first():
+                        _set_aside(folder, error)
             with fixed_threads(store.threads):
                 self._fit(folder)
-            return MultiTaskModel.load(folder)
+            wait_for_all()  # until the first has written
+            return MultiTaskModel.load(folder).to(processes().device)
+
+
+def _set_aside(folder: Path, error: FslibError) -> None:
+    aside = folder.with_name(folder.name + ".corrupt")
+    with writing(aside):
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    warnings.warn(f"{error}; set aside as {aside.name}, training again", stacklevel=3)
 
 
 class ImportanceUnit(Unit):

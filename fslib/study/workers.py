@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from fslib.errors import FslibError
-from fslib.model.devices import keep_freed_memory
+from fslib.model.devices import keep_freed_memory, processes
 from fslib.progress import hidden
 from fslib.study.engine import Done, Engine, attempt, environment
 from fslib.study.files import CannotWriteError
@@ -28,8 +28,11 @@ THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def default_workers(threads: int) -> int:
-    """Return how many workers of so many threads this machine has cores for; one where they would share a GPU."""
-    if torch.cuda.is_available() or int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    """Return how many workers of so many threads this machine has cores for; one where they would share a GPU.
+
+    One as well where this process and others compute every unit together.
+    """
+    if torch.cuda.is_available() or processes().num_processes > 1:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // threads)
