@@ -22,6 +22,7 @@ from fslib.evaluation import in_mode
 from fslib.heads import head_count, random_heads, top_heads
 from fslib.importance import REDUCTIONS, Contributions, check_normalize, contributions
 from fslib.model.attention import control_of
+from fslib.model.devices import check_in_one_place, main_device
 from fslib.model.multitask import MultiTaskModel
 
 CHOICES = ("top", "random", "least")
@@ -231,6 +232,7 @@ def head_rows(model: nn.Module) -> list[HeadRows]:
     Raises FslibError for a model that mixes heads there, as a norm over all of a layer's queries does (OLMo2).
     """
     control = control_of(model)
+    check_in_one_place(model)
     shape = (control.layers, control.head_shapes[0][0])
     rows: dict[tuple[int, int, int, int], HeadRows] = {}
     with in_mode(model, training=False), torch.inference_mode(False), torch.enable_grad():
@@ -274,8 +276,7 @@ def _attention_inputs(model: nn.Module) -> list[tuple[nn.Module, Tensor, Tensor,
     """Return every layer's attention module with its query, key and value, each from detached hidden states."""
     control = control_of(model)
     encoder: Any = model.encoder if isinstance(model, MultiTaskModel) else model
-    device = next(encoder.parameters()).device
-    ids = torch.arange(1, 9, device=device)[None] % encoder.config.vocab_size
+    ids = torch.arange(1, 9, device=main_device(encoder))[None] % encoder.config.vocab_size
 
     @contextmanager
     def listening() -> Iterator[list]:

@@ -37,7 +37,7 @@ from fslib.data.tasks import Task
 from fslib.errors import FslibError, check_count, unknown
 from fslib.evaluation import EVAL_BATCH, check_finite, in_mode, length_batches, sample
 from fslib.model.attention import tapped
-from fslib.model.devices import gather_rows
+from fslib.model.devices import check_in_one_place, gather_rows
 from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.progress import bar
 
@@ -252,7 +252,7 @@ def head_products(
         loss = model.losses(batch, task).sum()
         gradients = torch.autograd.grad(loss, contexts)
     pairs = zip(contexts, gradients, strict=True)
-    products = torch.stack([(wide(ctx.detach()) * wide(grad)).sum(-1) for ctx, grad in pairs])
+    products = torch.stack([(wide(ctx.detach()) * wide(grad)).sum(-1).to(batch.mask.device) for ctx, grad in pairs])
     return products * batch.mask[None, :, :, None]
 
 
@@ -293,7 +293,7 @@ def norms(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "batc
     lengths: list[Tensor] = []
 
     def listen(layer: int, ctx: Tensor) -> Tensor:
-        lengths.append(wide(ctx).norm(dim=-1))
+        lengths.append(wide(ctx).norm(dim=-1).to(batch.mask.device))
         return ctx
 
     with torch.inference_mode(), tapped(model, listen):
@@ -336,7 +336,7 @@ def mean_context(
             weights = batch.mask[:, :, None, None].to(model.device)
 
             def listen(layer: int, ctx: Tensor, weights: Tensor = weights) -> Tensor:
-                total[layer] += (wide(ctx) * weights).sum((0, 1)).cpu()
+                total[layer] += (wide(ctx) * weights.to(ctx.device)).sum((0, 1)).cpu()
                 return ctx
 
             with tapped(model, listen):
@@ -351,7 +351,10 @@ def gradients_for(model: nn.Module, weights: Iterable[nn.Parameter] = ()) -> Ite
     """Switch dropout off and let these weights alone have gradients; modes and requires_grad are restored.
 
     Gradients are possible inside, even where the caller has entered `torch.inference_mode`.
+    Raises FslibError for gradients of weights that are spread over devices, and so replaced while a model runs.
     """
+    if weights := list(weights):
+        check_in_one_place(model)
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.requires_grad_(False)

@@ -21,7 +21,7 @@ from fslib.endings import Ending, PCGrad, Rule, Trunk
 from fslib.errors import FslibError, check_count, check_number, unknown
 from fslib.evaluation import evaluate, in_mode
 from fslib.iat import IAT
-from fslib.model.devices import accelerator, cuda_devices, random_state, set_random_state
+from fslib.model.devices import accelerator, check_in_one_place, cuda_devices, random_state, set_random_state
 from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.progress import bar, hidden
 
@@ -209,6 +209,7 @@ class Training:
     ) -> None:
         self.model, self.tasks, self.settings = model, as_tasks(tasks), settings
         check_model(model, *self.tasks.values(), *as_tasks(settings.evaluate_on or self.tasks).values())
+        check_in_one_place(model)
         if not torch.is_grad_enabled() or not any(p.requires_grad for p in model.parameters()):
             raise FslibError(
                 "nothing can be trained: all weights are frozen, or torch.no_grad or torch.inference_mode is on"

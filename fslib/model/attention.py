@@ -24,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from fslib.errors import FslibError, unknown
+from fslib.model.devices import main_device
 
 ATTENTION = "fslib_sdpa"
 ABLATIONS = ("zero", "mean")
@@ -58,10 +59,10 @@ class HeadControl:
         if self.tap is not None:
             ctx = self.tap(layer, ctx)
         if self.gate is not None:
-            gate = self.gate[layer][:, None].to(ctx.dtype)  # (heads, 1)
+            gate = self.gate[layer][:, None].to(ctx)  # (heads, 1)
             ctx = ctx * gate
             if self.fill is not None:
-                ctx = ctx + (1 - gate) * self.fill[layer].to(ctx.dtype)
+                ctx = ctx + (1 - gate) * self.fill[layer].to(ctx)
         return ctx
 
 
@@ -129,8 +130,8 @@ def attach(encoder: Any) -> HeadControl:
 
 def probe_with(encoder: Any, ids: list[int]) -> Float[Tensor, "seq hidden"]:
     """Return last hidden states for one made-up sentence, in evaluation mode; the encoder's mode is restored."""
-    was_training, device = encoder.training, next(encoder.parameters()).device
-    tokens = torch.tensor([ids], device=device) % encoder.config.vocab_size
+    was_training = encoder.training
+    tokens = torch.tensor([ids], device=main_device(encoder)) % encoder.config.vocab_size
     encoder.eval()
     with torch.no_grad():
         hidden = encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state[0]
@@ -212,7 +213,7 @@ def pruned(
     if mean is not None and not (isinstance(mean, Tensor) and mean.shape == shape and bool(mean.isfinite().all())):
         what = f"of shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else f"a {type(mean).__name__}"
         raise FslibError(f"mean must be a finite tensor of shape {shape} (layers, heads, head_dim), not {what}")
-    device = next(model.parameters()).device
+    device = main_device(model)
     with torch.inference_mode(False):  # importance inside the block needs gradients that pass the gate
         gate = torch.from_numpy(~chosen).to(device=device, dtype=torch.float32)
         if control.gate is not None:

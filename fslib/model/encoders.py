@@ -52,9 +52,10 @@ DECLARED = {
 }
 
 
-def load_encoder(name: str) -> tuple[Any, Any, str]:
+def load_encoder(name: str, **placement: Any) -> tuple[Any, Any, str]:
     """Load (encoder in evaluation mode, tokenizer, where it came from); of an encoder-decoder, its encoder.
 
+    placement: transformers' device_map, max_memory and offload_folder, of an encoder that is spread over devices.
     Raises FslibError for what cannot be loaded whole, is no safetensors, or hides its attention.
     """
     _, pretrained = ENCODERS.get(name, ({}, True))
@@ -66,7 +67,7 @@ def load_encoder(name: str) -> tuple[Any, Any, str]:
             if expected:  # before the weights are fetched
                 check_shape(f"{name} ({source})", config, list(expected))
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            encoder = _load(source, config) if pretrained else new_encoder(config)
+            encoder = _load(source, config, placement) if pretrained else new_encoder(config)
             _check_tokenizer(source, tokenizer)
     except FslibError:
         raise
@@ -74,7 +75,7 @@ def load_encoder(name: str) -> tuple[Any, Any, str]:
         raise _load_error(name, error) from error
     if hasattr(config, "use_cache"):
         encoder.config.use_cache = False
-    return encoder.float().eval(), tokenizer, source
+    return (encoder if placement else encoder.float()).eval(), tokenizer, source
 
 
 def _source(name: str) -> str:
@@ -141,8 +142,10 @@ def new_encoder(config: Any) -> Any:
     return auto.from_config(config, **options)
 
 
-def _load(source: str, config: Any) -> Any:
+def _load(source: str, config: Any, placement: dict[str, Any]) -> Any:
     auto, model_class, options = _class(config)
+    if placement:  # weights that wait elsewhere cannot be made float32 afterwards
+        options |= placement | {"dtype": torch.float32}
     try:
         encoder, report = auto.from_pretrained(
             source,
@@ -167,7 +170,8 @@ def _load(source: str, config: Any) -> Any:
             f"model {source} cannot be loaded: {len(unfit)} weights of a {type(encoder).__name__} are missing or of "
             f"another shape, such as {unfit[0]}; its weights and its config.json do not belong together"
         )
-    if broken := [key for key, weight in encoder.named_parameters() if not weight.isfinite().all()]:
+    there = ((key, weight) for key, weight in encoder.named_parameters() if not weight.is_meta)
+    if broken := [key for key, weight in there if not weight.isfinite().all()]:
         raise FslibError(
             f"model {source} cannot be loaded: {len(broken)} weights hold NaN or infinity, such as {broken[0]}; "
             "train it again with a lower learning rate"

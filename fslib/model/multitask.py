@@ -17,7 +17,7 @@ from fslib.data.batches import Batch, Encoded
 from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError, check_count, checked_path, first_line, unknown
 from fslib.model.attention import HeadControl, attach, control_of
-from fslib.model.devices import partial_mark
+from fslib.model.devices import main_device, partial_mark
 from fslib.model.encoders import ENCODERS, PRETRAINED, check_shape, load_encoder, natural_pooling, quiet, shape_of
 
 POOLINGS = ("first", "mean", "last")
@@ -119,8 +119,7 @@ class MultiTaskModel(nn.Module):
         self.classifiers = Classifiers({task: kind(width, a.outputs) for task, a in answers.items()})
         for name, parameter in self.classifiers.named_parameters():
             nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=0.02)
-        like = next(self.encoder.parameters())
-        self.classifiers.to(like.device, like.dtype)
+        self.classifiers.to(self.device, next(self.encoder.parameters()).dtype)
 
     @property
     def control(self) -> HeadControl:
@@ -152,6 +151,9 @@ class MultiTaskModel(nn.Module):
         pooling: str | None = None,
         max_length: int = 128,
         seed: int = 0,
+        device_map: str | Mapping[str, Any] | None = None,
+        max_memory: Mapping[Any, Any] | None = None,
+        offload_folder: str | Path | None = None,
     ) -> "MultiTaskModel":
         """Load an encoder by fslib's name, local folder or Hub id, with new classifiers for `tasks`.
 
@@ -159,6 +161,8 @@ class MultiTaskModel(nn.Module):
             itself, a decoder has only its last token, an encoder with a start token uses that, else the mean.
         max_length: tokens of an example, the special ones among them; what is longer is cut off (`Encoded.truncated`).
         seed: for the classifiers, and for the encoder where it is not pre-trained.
+        device_map: "auto", or a device per module, for an encoder that no single device holds; with max_memory and
+            offload_folder, all three as in transformers. Such a model can be scored and pruned, not trained.
         Raises FslibError for an unknown name or pooling, an unreachable Hub, weights that are not
         safetensors, and an architecture whose heads cannot be reached (by name).
         """
@@ -172,7 +176,8 @@ class MultiTaskModel(nn.Module):
         # weights made in inference mode could never have a gradient
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            encoder, tokenizer, folder = load_encoder(str(name))
+            placement = {"device_map": device_map, "max_memory": max_memory, "offload_folder": offload_folder}
+            encoder, tokenizer, folder = load_encoder(str(name), **(placement if device_map is not None else {}))
             how = pooling or natural_pooling(encoder, tokenizer, folder)
             answers = {task: Answer.to(t) for task, t in named.items()}
             model = cls(encoder, tokenizer, answers, how, max_length, str(name)).eval()
@@ -182,7 +187,7 @@ class MultiTaskModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return main_device(self.encoder)
 
     def check_room(self, split: Split) -> None:
         """Raise FslibError where `max_length` has no room for a token of each of an example's texts."""

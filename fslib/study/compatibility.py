@@ -14,6 +14,7 @@ from fslib.errors import FslibError, first_line
 from fslib.evaluation import in_mode
 from fslib.iat import head_rows
 from fslib.model.attention import attach, control_of, pruned, tapped
+from fslib.model.devices import main_device
 from fslib.model.encoders import load_encoder, natural_pooling
 from fslib.model.multitask import MultiTaskModel
 
@@ -131,7 +132,7 @@ def _sets(encoder: Any) -> tuple[tuple[str, ...], str]:
 
 def _hidden(encoder: Any, changed: int | None = None) -> Tensor:
     """Return last hidden states of two made-up sentences, (2, 6, hidden), with one token exchanged for another."""
-    ids = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 9, 5, 7, 6, 8]], device=next(encoder.parameters()).device)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 9, 5, 7, 6, 8]], device=main_device(encoder))
     if changed is not None:
         ids[:, changed] += 7
     ids = ids % encoder.config.vocab_size
