@@ -22,8 +22,8 @@ from fslib.evaluation import in_mode
 from fslib.heads import head_count, random_heads, top_heads
 from fslib.importance import REDUCTIONS, Contributions, check_normalize, contributions
 from fslib.model.attention import control_of
-from fslib.model.devices import check_in_one_place, main_device
 from fslib.model.multitask import MultiTaskModel
+from fslib.model.spread import check_in_one_place, main_device
 
 CHOICES = ("top", "random", "least")
 OTHERS = ("train", "freeze")

@@ -37,8 +37,9 @@ from fslib.data.tasks import Task
 from fslib.errors import FslibError, check_count, unknown
 from fslib.evaluation import EVAL_BATCH, check_finite, in_mode, length_batches, sample
 from fslib.model.attention import tapped
-from fslib.model.devices import check_in_one_place, gather_rows
+from fslib.model.devices import gather_rows
 from fslib.model.multitask import MultiTaskModel, check_model
+from fslib.model.spread import check_in_one_place, weights_left
 from fslib.progress import bar
 
 ESTIMATORS = ("gradient", "ablation", "integrated", "norm", "random")
@@ -247,7 +248,7 @@ def head_products(
         contexts.append(ctx)
         return ctx if scale == 1 else ctx * scale
 
-    with torch.enable_grad(), tapped(model, listen):
+    with torch.enable_grad(), tapped(model, listen), weights_left(model):
         # Examples do not meet inside the model, so the gradient of the sum holds each example's own.
         loss = model.losses(batch, task).sum()
         gradients = torch.autograd.grad(loss, contexts)

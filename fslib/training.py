@@ -21,8 +21,9 @@ from fslib.endings import Ending, PCGrad, Rule, Trunk
 from fslib.errors import FslibError, check_count, check_number, unknown
 from fslib.evaluation import evaluate, in_mode
 from fslib.iat import IAT
-from fslib.model.devices import accelerator, check_in_one_place, cuda_devices, random_state, set_random_state
+from fslib.model.devices import accelerator, cuda_devices, random_state, set_random_state
 from fslib.model.multitask import MultiTaskModel, check_model
+from fslib.model.spread import check_in_one_place
 from fslib.progress import bar, hidden
 
 MIXED = -1  # in History.order: a step on examples of all tasks
@@ -225,8 +226,7 @@ class Training:
         self.wrapped, self.optimizer = self.accelerator.prepare(_Losses(model), optimizer)
         self.encoded = {name: model.encode(task.train) for name, task in self.tasks.items()}
         self.streams = self._streams(s.batch_size)
-        self.drawn = dict.fromkeys(self.tasks, 0)
-        self.step, self.history = 0, History(names)
+        self.step, self.drawn, self.history = 0, dict.fromkeys(self.tasks, 0), History(names)
         self.cache: dict[Hashable, Any] = {}
         self.rule = Rule(self._trunk())
         self._unread: list[Tensor] = []

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tinymodels import HEADS, LAYERS
+from torch.autograd.graph import saved_tensors_hooks
 
 from fslib import (
     FslibError,
@@ -18,6 +19,7 @@ from fslib import (
     train,
 )
 from fslib.importance import ESTIMATORS
+from fslib.model import spread as module
 from fslib.similarity import task_embedding, text_embedding
 
 NAMES = ("bert", "gpt2", "llama", "t5")
@@ -95,6 +97,20 @@ def test_weights_of_sixteen_bits_are_computed_with_as_thirty_two(zoo, tmp_path):
     task = zoo.tasks["regression"]
     expected, found = (evaluate(model, task)[task.name].predictions for model in (whole, parts))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_no_weight_that_waits_on_disk_is_kept_for_the_backward_pass(zoo, tmp_path, monkeypatch):
+    task, kept = zoo.tasks["single"], []
+
+    def watched(pack, unpack):
+        return saved_tensors_hooks(lambda tensor: kept.append(pack(tensor)) or kept[-1], unpack)
+
+    monkeypatch.setattr(module, "saved_tensors_hooks", watched)
+    head_importance(spread(zoo, "bert", tmp_path), task, examples=3)
+    left = [saved for saved in kept if not isinstance(saved, torch.Tensor)]
+    matrices = {tuple(p.shape) for p in zoo.model("bert").encoder.encoder.parameters() if p.ndim == 2}
+    assert {saved.name for saved in left} >= {"weight"} and len(left) >= 6 * LAYERS - 4  # of the first, what is above
+    assert not [t for t in kept if isinstance(t, torch.Tensor) and {t.shape, t.shape[::-1]} & matrices]
 
 
 def test_training_and_gradients_of_weights_are_refused_by_name(zoo, tmp_path):

@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from fslib.errors import FslibError, unknown
-from fslib.model.devices import main_device
+from fslib.model.spread import main_device
 
 ATTENTION = "fslib_sdpa"
 ABLATIONS = ("zero", "mean")

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store
 
 from fslib.data.batches import Batch
@@ -127,29 +127,6 @@ def fixed_threads(count: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
-
-
-def main_device(module: nn.Module) -> torch.device:
-    """Return the device that a model takes its input on and gives its output on.
-
-    Weights of one that was loaded with a device_map may be on others, or on none as long as nothing runs.
-    """
-    for part in (module, getattr(module, "encoder", None)):  # a MultiTaskModel's encoder is what is spread
-        hook = getattr(part, "_hf_hook", None)
-        for each in getattr(hook, "hooks", [hook]):
-            if (device := getattr(each, "execution_device", None)) is not None:
-                return torch.device(device)
-    return next(module.parameters()).device
-
-
-def check_in_one_place(model: nn.Module) -> None:
-    """Raise FslibError for a model with a device_map: while it runs, its weights are others than those it names."""
-    for part in (model, getattr(model, "encoder", None)):
-        if getattr(part, "hf_device_map", None) is not None:
-            raise FslibError(
-                f"this {type(part).__name__} was loaded with device_map: its heads can be scored and pruned, but its "
-                "weights cannot be trained or have gradients; load it without device_map on a device that holds it"
-            )
 
 
 def cuda_devices() -> list[int]:

@@ -17,8 +17,9 @@ from fslib.data.batches import Batch, Encoded
 from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError, check_count, checked_path, first_line, unknown
 from fslib.model.attention import HeadControl, attach, control_of
-from fslib.model.devices import main_device, partial_mark
+from fslib.model.devices import partial_mark
 from fslib.model.encoders import ENCODERS, PRETRAINED, check_shape, load_encoder, natural_pooling, quiet, shape_of
+from fslib.model.spread import main_device
 
 POOLINGS = ("first", "mean", "last")
 CARD = "fslib.json"

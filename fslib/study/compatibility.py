@@ -14,9 +14,9 @@ from fslib.errors import FslibError, first_line
 from fslib.evaluation import in_mode
 from fslib.iat import head_rows
 from fslib.model.attention import attach, control_of, pruned, tapped
-from fslib.model.devices import main_device
 from fslib.model.encoders import load_encoder, natural_pooling
 from fslib.model.multitask import MultiTaskModel
+from fslib.model.spread import main_device
 
 TOLERANCE = 1e-6  # of hidden states, relative to the largest
 HEADS_TRIED = 48  # of a large model, drawn at random
