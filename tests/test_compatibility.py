@@ -39,10 +39,21 @@ SMALL = {
 
 
 def test_a_model_whose_attention_cannot_be_reached_is_refused_by_name(tmp_path):
-    mpnet = tf.MPNetModel(tf.MPNetConfig(**SMALL))
-    report = fslib.check(mpnet)
-    assert not report.works and "MPNetModel cannot be used" in report.refused
-    assert str(report).startswith("MPNetModel (MPNetModel): refused. ")
+    report = fslib.check(tf.RoFormerModel(tf.RoFormerConfig(**SMALL)))
+    assert not report.works and "RoFormerModel cannot be used" in report.refused
+    assert str(report).startswith("RoFormerModel (RoFormerModel): refused. ")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("positions", [["p2c", "c2p"], ["c2p"], []])
+def test_deberta_works_however_it_attends_to_positions(shared, positions):
+    options = {"relative_attention": bool(positions), "pos_att_type": positions, "share_att_key": shared}
+    model = tf.DebertaV2Model(tf.DebertaV2Config(**SMALL, **options, attn_implementation="eager"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    report = fslib.check(model)
+    assert report.works and len(report.passed) == 3 and not report.rows, report
 
 
 def test_a_name_that_is_nothing_is_no_report(tmp_path):

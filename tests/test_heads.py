@@ -189,10 +189,10 @@ def test_a_tokenizer_without_padding_token_pads_without_effect(zoo, tmp_path):
 
 
 UNREACHABLE = {
-    "MPNet": tf.MPNetConfig(
+    "RoFormer": tf.RoFormerConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48
     ),
-    "DebertaV2": tf.DebertaV2Config(
+    "Deberta": tf.DebertaConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48
     ),
 }

@@ -31,7 +31,10 @@ from fslib.training import READ_EVERY, Settings, Training
 
 EVERY = pytest.mark.parametrize("name", ARCHITECTURES)
 KINDS = pytest.mark.parametrize("name", ["bert", "gpt2", "albert", "llama", "modernbert"])
-QKV = re.compile(r"\b(query|key|value|[qkv]_lin|[qkv]_proj|c_attn|Wqkv|SelfAttention\.[qkv])\.(weight|bias)$")
+QKV = re.compile(
+    r"\b(query|key|value|[qkv]_lin|[qkv]_proj|(query|key|value)_proj|c_attn|Wqkv|(SelfAttention|attn)\.[qkv])"
+    r"\.(weight|bias)$"
+)
 SHARED_LAYERS = ("albert",)
 GROUPED = ("llama", "qwen3")
 # a rate at which every step is visible, and weight decay that would be, too

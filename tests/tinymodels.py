@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from fslib import MultiTaskModel, Task, make_task
+from fslib.model.hooked import HOOKED
 
 LAYERS, HEADS, HEAD_DIM = 3, 4, 8
 WORDS = [f"w{i}" for i in range(40)]
@@ -106,6 +107,20 @@ ARCHITECTURES = {
         "first",
         lambda encoder, layer: encoder.encoder.albert_layer_groups[0].albert_layers[0].attention.dense,
         token_types=True,
+    ),
+    "mpnet": Architecture(
+        "MPNetModel",
+        "MPNetConfig",
+        {**_BERT_LIKE, "pad_token_id": 1},
+        "first",
+        lambda encoder, layer: encoder.encoder.layer[layer].attention.attn.o,
+    ),
+    "deberta-v2": Architecture(
+        "DebertaV2Model",
+        "DebertaV2Config",
+        {**_BERT_LIKE, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 4},
+        "first",
+        _bert_projection,
     ),
     "modernbert": Architecture(
         "ModernBertModel",
@@ -199,7 +214,8 @@ def save(name: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
 def untouched(name: str, folder: Path) -> Any:
     """The encoder as transformers itself loads and runs it."""
     auto = tf.T5EncoderModel if name == "t5" else tf.AutoModel
-    return auto.from_pretrained(folder, attn_implementation="sdpa").eval()
+    implementation = "eager" if name in HOOKED else "sdpa"
+    return auto.from_pretrained(folder, attn_implementation=implementation).eval()
 
 
 def projections(name: str, encoder: Any) -> list[nn.Module]:

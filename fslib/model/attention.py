@@ -4,8 +4,8 @@ Why a registered attention function: transformers 5 has neither `head_mask` nor 
 patching model classes would tie us to each of them. Every architecture that computes attention
 through transformers' attention interface passes here once per layer, with the heads' outputs still
 apart: the *context* `ctx`, shape (batch, seq, heads, head_dim), before the output projection. A
-*gate* multiplies it, a *tap* reads it. An architecture that does not pass here is refused by name,
-since a gate on it would do nothing and say nothing.
+*gate* multiplies it, a *tap* reads it. An architecture that does not pass here, and is not one of those that
+`fslib.model.hooked` reaches, is refused by name, since a gate on it would do nothing and say nothing.
 
 A *head set* is a bool array (layers, heads), True = the head is in the set. What being in the set
 means is said where the set is used: in `pruned` it means switched off.
@@ -24,11 +24,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from fslib.errors import FslibError, unknown
+from fslib.model.hooked import HOOKED, hook_attention
 from fslib.model.spread import main_device
 
 ATTENTION = "fslib_sdpa"
 ABLATIONS = ("zero", "mean")
-SUPPORTED = "BERT, RoBERTa, ELECTRA, DistilBERT, ALBERT, ModernBERT, GPT-2, Llama, Qwen3 or T5"
+SUPPORTED = "BERT, RoBERTa, ELECTRA, DistilBERT, ALBERT, MPNet, DeBERTa-v2, ModernBERT, GPT-2, Llama, Qwen3 or T5"
 
 Tap = Callable[[int, Tensor], Tensor]  # (layer, ctx) -> ctx
 
@@ -113,6 +114,8 @@ def attach(encoder: Any) -> HeadControl:
         control = HeadControl()
         encoder.register_forward_pre_hook(_before_forward, with_kwargs=True)
         encoder.register_forward_hook(_after_forward)
+        if config.model_type in HOOKED:
+            hook_attention(encoder)
     for module in encoder.modules():
         module.fslib_control = control
     control.layers, control.head_shapes = 0, []

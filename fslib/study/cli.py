@@ -1,7 +1,8 @@
-"""fslib run | list | plan | verify.
+"""fslib run | list | plan | verify | check.
 
-Exit codes: 0 done (verify: all equal), 1 a notebook failed, or a record differs or cannot be read, 2 bad input,
-nothing to verify, or no place to write, 130 interrupted, 141 nobody reads the output any more, 143 terminated.
+Exit codes: 0 done (verify: all equal; check: all can be used), 1 a notebook failed, a record differs or cannot be read,
+a model cannot be used, 2 bad input, nothing to verify, or no place to write, 130 interrupted, 141 nobody reads the
+output any more, 143 terminated.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import numpy as np
 
 from fslib.errors import FslibError, first_line
 from fslib.model.devices import is_first, is_first_to_fail, keep_freed_memory, processes
+from fslib.study.compatibility import check
 from fslib.study.config import settings_of
 from fslib.study.costs import seconds_left
 from fslib.study.files import CannotWriteError, sweep
@@ -77,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _obey(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     keep_freed_memory()
+    if options.action is _check:
+        return _check(options)
     overrides = settings_of(options.set)
     study = Study(options.profile, seed=options.seed, overrides=overrides, results=options.results)
     return int(options.action(study, options))
@@ -135,7 +139,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fslib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    actions = parser.add_subparsers(required=True, metavar="run | list | plan | verify")
+    actions = parser.add_subparsers(required=True, metavar="run | list | plan | verify | check")
     shared = _Parser(add_help=False)
     shared.add_argument("notebooks", nargs="*", help="notebooks by number or name (default: all)")
     shared.add_argument("--profile", default="mini", help=f"one of: {', '.join(PROFILES)} (default: mini)")
@@ -159,6 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--sample", type=int, default=3, help="how many records, drawn at random (default: 3; 0: all)")
     verify.add_argument("--draw", type=int, default=0, help="seed of that draw (default: 0)")
     verify.set_defaults(action=_verify)
+    looked_at = actions.add_parser("check", help="whether a model's heads can be switched off and trained, and why not")
+    looked_at.add_argument("models", nargs="+", help="fslib's name, a local folder or a Hub id")
+    looked_at.set_defaults(action=_check)
     return parser
 
 
@@ -325,6 +332,13 @@ def _plan(study: Study, options: argparse.Namespace) -> int:
         for line in plan_lines(study.store, units, options.tflops, options.workers):
             say(line)
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    reports = [check(name) for name in options.models]
+    for report in reports:
+        say(str(report))
+    return 0 if all(report.works for report in reports) else 1
 
 
 def _verify(study: Study, options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ listed as such, and counts neither way.
 """
 
 import csv
+import resource
 import sys
 import time
 import warnings
@@ -28,6 +29,8 @@ from fslib.model.encoders import quiet
 TABLE = Path(__file__).resolve().parents[2] / "results" / "architectures.csv"
 LAYERS, HEADS, HEAD_DIM, VOCABULARY = 3, 4, 8, 64
 WIDTH = HEADS * HEAD_DIM
+LARGEST = 20_000_000  # weights of a model that counts as small
+MEMORY = 8 * 2**30  # bytes, more than which no small model takes
 # By whatever name a configuration has them.
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "emb_dim", "model_dim"), WIDTH),
@@ -64,9 +67,9 @@ def text_models() -> dict[str, tuple[type, type]]:
         try:
             config_class = transformers.models.auto.configuration_auto.CONFIG_MAPPING[kind]
             model_class = getattr(transformers, model_name)
-        except (KeyError, AttributeError, ImportError):
+                reads = getattr(model_class, "main_input_name", None) == "input_ids"
+        except (KeyError, AttributeError, ImportError):  # of models that need another package
             continue
-        reads = getattr(model_class, "main_input_name", None) == "input_ids"
         if reads and isinstance(model_class, type) and not hasattr(config_class(), "vision_config"):
             found[kind] = (config_class, model_class)
     return found
@@ -77,6 +80,10 @@ def tiny(config_class: type, model_class: type) -> Any:
     config = config_class()
     changes = {name: value for name, value in SMALL.items() if hasattr(config, name)}
     made = config_class(**changes)
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in model_class._from_config(made, attn_implementation=ATTENTION).parameters())
+    if weights > LARGEST:
+        raise FslibError(f"it has {weights:,} weights although its configuration was made small")
     torch.manual_seed(0)
     model = model_class._from_config(made, attn_implementation=ATTENTION).eval()
     with torch.no_grad():
@@ -111,6 +118,7 @@ def main() -> int:
     """Check all of them, print the table and write it if asked to; 1 if nothing works."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     chosen = [word for word in sys.argv[1:] if not word.startswith("-")]
     models = {kind: pair for kind, pair in sorted(text_models().items()) if not chosen or kind in chosen}
     rows, started = [], time.perf_counter()
