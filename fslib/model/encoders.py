@@ -158,8 +158,8 @@ def _load(source: str, config: Any, placement: dict[str, Any]) -> Any:
             ignore_mismatched_sizes=True,  # refused below, with a message that says which
             **options,
         )
-    except ValueError as error:
-        if "attention implementation" not in str(error):
+    except (ValueError, KeyError) as error:
+        if "attention implementation" not in str(error) and error.args != (ATTENTION,):
             raise
         raise FslibError(
             f"{getattr(model_class, '__name__', config.model_type)} at {source} cannot be used: it does not take its "
