@@ -1,0 +1,221 @@
+"""This package beside the paper's released code: the same checkpoint, the same data, both measured in one run.
+
+    python tests/benchmarks/released.py CODE --data FOLDER [--python PYTHON] [--examples 4000] [--eval 800]
+
+CODE: a checkout of the released code (github.com/ZNLP/FunctionalSpecializationInMHA). It runs as it is, its own script
+in a process of its own; nothing of it is copied. PYTHON: an interpreter that has what it needs (transformers 4.21 to
+4.30, datasets 2, accelerate, scikit-learn, pandas). FOLDER: has QNLI and SST-2 in GLUE's layout. examples: training
+examples of each task for importance. eval: of each for evaluation.
+
+A MiniLM of six layers is trained on both tasks, saved as the released code saves its models, and given to both. Compared
+are the importance of every head, scores before and after pruning 10 and 30 % of heads, and D as the released code
+computes it; and how long both take, on two threads each, one after the other. Ends with 1 if scores or D differ.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import fslib
+from fslib.data.bbc import package_folder
+from fslib.model.encoders import EMBEDDED
+from fslib.scoring import rank_correlation
+
+IDS = {"qnli": 12, "sst-2": 10}  # as the released code numbers them
+FOLDERS = {"qnli": "QNLI", "sst-2": "SST-2"}
+PERCENT = (10, 30)
+MODEL = package_folder(EMBEDDED) / "model"
+
+
+def write_data(code: Path, data: Path, folder: Path, examples: int, evaluated: int) -> dict[str, Path]:
+    """Put the first rows of both tasks where the released code's own scripts read them; return {task: folder}."""
+    found = {}
+    for task, name in FOLDERS.items():
+        place = folder / f"{name}_data"
+        place.mkdir()
+        for side, count in (("train", examples), ("dev", evaluated)):
+            lines = (data / name / f"{side}.tsv").read_text(encoding="utf-8").split("\n")[: count + 1]
+            (place / f"{side}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (place / "test.tsv").symlink_to(place / "dev.tsv")
+        (place / "dataset_script.py").symlink_to(code / "data" / f"{name}_data" / "dataset_script.py")
+        found[task] = place
+    return found
+
+
+def write_checkpoint(tasks: dict[str, fslib.Task], path: Path, steps: int) -> None:
+    """Train a model on both tasks, and save it under the names that the released code gives to weights."""
+    model = fslib.MultiTaskModel.from_pretrained("minilm-l6", tasks, pooling="first", max_length=128)
+    pooler = {k: v for k, v in read_weights().items() if k.startswith("pooler.dense.")}
+    model.set_classifiers(model.answers, dense=True)
+    for classifier in model.classifiers.values():  # one for both, as BERT's pooler is
+        classifier.dense.load_state_dict({k.removeprefix("pooler.dense."): v for k, v in pooler.items()})
+        classifier.dense.requires_grad_(False)
+    fslib.train(model, tasks, steps=steps, batch_size=32, lr=1e-4, sampling="uniform", seed=0)
+    encoder = model.encoder.state_dict() | pooler
+    weights = {f"{prefix}.{name}": value for prefix in ("bert", "ptm") for name, value in encoder.items()}
+    for task, number in IDS.items():
+        for part, value in model.classifiers[task].out.state_dict().items():
+            weights[f"classifiers.{number}.{part}"] = value
+    torch.save(weights, path)
+
+
+def read_weights() -> dict[str, torch.Tensor]:
+    """Return MiniLM's weights as they are shipped."""
+    import safetensors.torch
+
+    return safetensors.torch.load_file(MODEL / "model.safetensors")
+
+
+def released(
+    code: Path, python: str, folders: dict[str, Path], checkpoint: Path, out: Path, threads: int
+) -> dict[str, Any]:
+    """Run the released code's script, and return what it prints: importance, scores, prune matrices, D, seconds."""
+    words = ["--task_names", ":".join(folders), "--data_dirs", ":".join(map(str, folders.values()))]
+    words += ["--do_eval", "--do_prune", "--eval_pruned", "--prune_tasks", "all", "--same_div", "--do_lower_case"]
+    words += ["--prune_percent", *map(str, PERCENT), "--random_prune_number", "0", "--seed", "0"]
+    words += ["--init_model", str(checkpoint), "--model_name_or_path", str(MODEL), "--max_length", "128"]
+    words += ["--per_device_train_batch_size", "32", "--per_device_eval_batch_size", "64", "--output_dir", str(out)]
+    words += ["--train_data_num", "1000000", "--gradient_accumulation_steps", "1"]
+    here = {"PATH": "/usr/bin:/bin", "HOME": str(out), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    here |= {"TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_TRUST_REMOTE_CODE": "1"}
+    begun = time.perf_counter()
+    done = subprocess.run(
+        [python, "-u", str(code / "src" / "run_ntasks_classifier.py"), *words],
+        cwd=code, env=here, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"the released code failed:\n{done.stderr[-3000:]}")
+    log = done.stdout + done.stderr
+    maps = [importance_in(part) for part in log.split("Head importance scores")[1:]]
+    matrices = [
+        [[float(x) for x in row.split()] for row in part.strip().splitlines()[: len(folders)]]
+        for part in re.findall(r"Prune matrix for [\d.]+\n(.*?)D-score", done.stdout, re.S)
+    ]
+    scores = [float(re.search(r"main = ([\d.]+)", (out / f"eval_{t}.txt").read_text())[1]) for t in folders]
+    return {
+        "importance": np.array(maps),
+        "scores": scores,
+        "matrices": np.array(matrices),
+        "D": [float(d) for d in re.findall(r"Average D-score: (-?[\d.]+)", done.stdout)],
+        "tokens": [float(n) for n in re.findall(r"Total tokens:([\d.]+)", log)],
+        "seconds": seconds_of(log),
+        "whole": time.perf_counter() - begun,
+    }
+
+
+def importance_in(log: str) -> np.ndarray:
+    """Return the importance of every head, (layers, heads), from the list that the released code sorts it in."""
+    found: dict[tuple[int, int], float] = {}
+    for layer, head, score in re.findall(r"Layer-(\d+),Head-(\d+),Score-(\S+)", log):
+        found.setdefault((int(layer), int(head)), float(score))
+    scores = np.zeros(np.array(list(found)).max(0) + 1)
+    for place, score in found.items():
+        scores[place] = score
+    return scores
+
+
+def seconds_of(log: str) -> dict[str, float]:
+    """Return how long importance and pruned evaluation took, from the log's time stamps (whole seconds)."""
+    stamps = [
+        (time.mktime(time.strptime(stamp, "%m/%d/%Y %H:%M:%S")), line)
+        for stamp, line in re.findall(r"^(\d\d/\d\d/\d{4} \d\d:\d\d:\d\d) - (.*)$", log, re.M)
+    ]
+    seconds, state, since = {"importance": 0.0, "pruning": 0.0}, "", 0.0
+    for at, line in stamps:
+        entering = next((s for sign, s in (("Calculating head", "importance"), ("Evaluating following", "pruning"),
+                                           ("Head importance scores", "other"), ("***** Prune task", "other"))
+                         if sign in line), "")  # fmt: skip
+        if entering:
+            if state in seconds:
+                seconds[state] += at - since
+            state, since = entering, at
+    if state in seconds:
+        seconds[state] += stamps[-1][0] - since
+    return seconds
+
+
+def ours(tasks: dict[str, fslib.Task], checkpoint: Path) -> dict[str, Any]:
+    """Measure the same checkpoint with this package."""
+    in_their_order = dict(sorted(tasks.items(), key=lambda item: IDS[item[0]]))
+    model = fslib.load_released(checkpoint, MODEL, in_their_order)
+    begun = time.perf_counter()
+    scores = fslib.evaluate(model, tasks, batch_size=64)
+    importance = {name: fslib.head_importance(model, task) for name, task in tasks.items()}
+    scored = time.perf_counter()
+    iap = fslib.prune_important_heads(
+        model, tasks, [p / 100 for p in PERCENT], controls=0, importance=importance, batch_size=64
+    )
+    pruned = time.perf_counter()
+    matrices = iap.scores()[0, :, :, 0]
+    return {
+        "importance": np.array(list(importance.values())),
+        "scores": [score.value for score in scores.values()],
+        "matrices": matrices,
+        "D": [100 * d for d in released_d(matrices, [score.value for score in scores.values()])],
+        "tokens": [int(sum(len(i) for i in model.encode(t.train).columns["input_ids"])) for t in tasks.values()],
+        "seconds": {"importance": scored - begun, "pruning": pruned - scored},
+    }
+
+
+def released_d(matrices: np.ndarray, scores: list[float]) -> list[float]:
+    """Return the mean over tasks of D as the released code computes it: a task's own row, relative to its score.
+
+    It takes the other columns of a row, scores of other tasks after this task's lesion: `fslib` calls it "released".
+    """
+    n = len(scores)
+    return [
+        float(np.mean([((m[t].sum() - m[t, t]) / (n - 1) - m[t, t]) / scores[t] for t in range(n)])) for m in matrices
+    ]
+
+
+def main() -> int:
+    """Run both, print what they find side by side, and return 1 if scores or D differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("code", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--examples", type=int, default=4000)
+    parser.add_argument("--eval", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        code = options.code.resolve()
+        folders = write_data(code, options.data.resolve(), root, options.examples, options.eval)
+        tasks = {name: fslib.data.loading.glue_task(folder, name=name) for name, folder in folders.items()}
+        write_checkpoint(tasks, root / "pytorch_model.bin", options.steps)
+        (root / "out").mkdir()
+        theirs = released(code, options.python, folders, root / "pytorch_model.bin", root / "out", options.threads)
+        mine = ours(tasks, root / "pytorch_model.bin")
+    print(json.dumps({k: v for k, v in theirs.items() if k in ("scores", "D", "tokens", "seconds", "whole")}))
+    print(json.dumps({k: v for k, v in mine.items() if k in ("scores", "D", "tokens", "seconds")}))
+    rows = [("tokens", theirs["tokens"], mine["tokens"]), ("scores", theirs["scores"], mine["scores"])]
+    rows += [(f"prune matrix, {p} %", theirs["matrices"][i], mine["matrices"][i]) for i, p in enumerate(PERCENT)]
+    rows += [("D", theirs["D"], mine["D"])]
+    differ = 0
+    for what, a, b in rows:
+        same = np.allclose(np.asarray(a, float), np.asarray(b, float), atol=0.005 if what == "D" else 1e-6)
+        differ += not same
+        print(
+            f"{what}: {np.asarray(a).round(4).tolist()} {'=' if same else 'DIFFERS FROM'} {np.asarray(b).round(4).tolist()}"
+        )
+    for task, a, b in zip(tasks, theirs["importance"], mine["importance"], strict=True):
+        print(f"importance of {task}: rank correlation {rank_correlation(a.ravel(), b.ravel()):.4f}")
+    for part, seconds in theirs["seconds"].items():
+        print(f"{part}: {seconds:.0f} s against {mine['seconds'][part]:.0f} s, {seconds / mine['seconds'][part]:.2f} x")
+    return int(differ > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
