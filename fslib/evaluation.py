@@ -45,10 +45,14 @@ def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> 
     predictions = np.zeros(n, dtype=np.float32 if task.is_regression else np.int64)
     with in_mode(model, training=False), torch.inference_mode():
         for batch in batches:
-            logits = check_finite(model(batch.to(model.device).inputs, task.name), task.name)
-            values = logits[:, 0].float() if task.is_regression else logits.argmax(-1)
-            predictions[batch.indices] = values.cpu().numpy()
+            predictions[batch.indices] = predict_batch(model, task, batch.to(model.device))
     return gather_rows(predictions, batches)
+
+
+def predict_batch(model: MultiTaskModel, task: Task, batch: Batch) -> np.ndarray:
+    """Return (batch,) predictions of a batch on the model's device, in whatever mode the model is."""
+    logits = check_finite(model(batch.inputs, task.name), task.name)
+    return (logits[:, 0].float() if task.is_regression else logits.argmax(-1)).cpu().numpy()
 
 
 def check_finite(values: Tensor, task: str) -> Tensor:

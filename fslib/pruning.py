@@ -9,16 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 
 from fslib.data.tasks import Task, as_tasks
 from fslib.dissociation import IAP
 from fslib.errors import FslibError, check_count, check_flag, finite_array, unknown
-from fslib.evaluation import EVAL_BATCH, length_batches, predict
+from fslib.evaluation import EVAL_BATCH, in_mode, length_batches, predict, predict_batch
 from fslib.heads import checked_fractions, random_heads, top_heads
 from fslib.importance import head_importance, mean_context
 from fslib.model.attention import ABLATIONS, pruned
+from fslib.model.devices import gather_rows
 from fslib.model.multitask import MultiTaskModel, check_model
+from fslib.model.shortcuts import first_token, same_batch, shortcuts
 from fslib.progress import bar
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -74,11 +77,16 @@ def prune_important_heads(
         for u, task in named.items()
     }
     unpruned = {u: predict(model, task, batches[u], len(task.eval))[None] for u, task in named.items()}
-    lesioned = {u: np.empty((1, *heads.shape[:3], len(task.eval)), unpruned[u].dtype) for u, task in named.items()}
-    for index in bar(list(np.ndindex(*heads.shape[:3])), "pruning", "head sets"):
-        for u, task in named.items():
-            with pruned(model, heads[index], ablation=ablation, mean=means[u]):
-                lesioned[u][(0, *index)] = predict(model, task, batches[u], len(task.eval))
+    found = {u: np.zeros((len(task.eval), *heads.shape[:3]), unpruned[u].dtype) for u, task in named.items()}
+    with in_mode(model, training=False), torch.inference_mode():
+        taken, work = shortcuts(model), [(name, batch) for name in named for batch in batches[name]]
+        for u, batch in bar(work, "pruning", "batches"):
+            there = batch.to(model.device)
+            with first_token(model.encoder, taken), same_batch(taken):  # some of the work is the same for all sets
+                for index in np.ndindex(*heads.shape[:3]):
+                    with pruned(model, heads[index], ablation=ablation, mean=means[u]):
+                        found[u][(batch.indices, *index)] = predict_batch(model, named[u], there)
+    lesioned = {u: np.moveaxis(gather_rows(rows, batches[u]), 0, -1)[None] for u, rows in found.items()}
     metrics = tuple(task.metric for task in named.values())
     labels = {u: task.eval.labels for u, task in named.items()}
     return IAP(tuple(named), metrics, fractions, heads[None], labels, unpruned, lesioned)

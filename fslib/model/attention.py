@@ -41,6 +41,7 @@ class HeadControl:
     fill: (layers, heads, head_dim) or None for zeros.
     tap: called with each layer's index and context; returns the context to go on with.
     inputs: None, or a list that takes each layer's attention module with its query, key and value.
+    arrange: None, or a function of each layer's query, key, value and mask that returns those to go on with.
     """
 
     def __init__(self) -> None:
@@ -48,6 +49,7 @@ class HeadControl:
         self.fill: Tensor | None = None
         self.tap: Tap | None = None
         self.inputs: list[tuple[nn.Module, Tensor, Tensor, Tensor]] | None = None
+        self.arrange: Callable[..., tuple[Any, ...]] | None = None
         self.calls = 0  # layers seen in this forward: ALBERT shares its layer, DistilBERT has no index
         self.layers = 0  # 0 until `attach` has counted them
         self.head_shapes: list[tuple[int, int]] = []
@@ -68,8 +70,10 @@ class HeadControl:
 
 
 def _attention(module: nn.Module, query, key, value, attention_mask, **kwargs):  # type: ignore[no-untyped-def]
-    ctx, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     control = getattr(module, "fslib_control", None)
+    if control is not None and control.arrange is not None:
+        query, key, value, attention_mask = control.arrange(query, key, value, attention_mask)
+    ctx, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if control is not None and control.inputs is not None:
         control.inputs.append((module, query, key, value))
     return (ctx if control is None else control.apply(ctx)), weights

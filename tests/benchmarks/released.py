@@ -7,9 +7,9 @@ in a process of its own; nothing of it is copied. PYTHON: an interpreter that ha
 4.30, datasets 2, accelerate, scikit-learn, pandas). FOLDER: has QNLI and SST-2 in GLUE's layout. examples: training
 examples of each task for importance. eval: of each for evaluation.
 
-A MiniLM of six layers is trained on both tasks, saved as the released code saves its models, and given to both. Compared
-are the importance of every head, scores before and after pruning 10 and 30 % of heads, and D as the released code
-computes it; and how long both take, on two threads each, one after the other. Ends with 1 if scores or D differ.
+A MiniLM of six layers is trained on both tasks, saved as the released code saves its models, and given to both.
+Compared are the importance of every head, scores before and after pruning 10 and 30 % of heads, and D as the released
+code computes it; and how long both take, one after the other. Ends with 1 if scores or D differ.
 """
 
 import argparse
@@ -205,11 +205,10 @@ def main() -> int:
     rows += [("D", theirs["D"], mine["D"])]
     differ = 0
     for what, a, b in rows:
-        same = np.allclose(np.asarray(a, float), np.asarray(b, float), atol=0.005 if what == "D" else 1e-6)
+        one, other = np.asarray(a, float), np.asarray(b, float)
+        same = np.allclose(one, other, atol=0.005 if what == "D" else 1e-6)
         differ += not same
-        print(
-            f"{what}: {np.asarray(a).round(4).tolist()} {'=' if same else 'DIFFERS FROM'} {np.asarray(b).round(4).tolist()}"
-        )
+        print(f"{what}: {one.round(4).tolist()} {'=' if same else 'DIFFERS FROM'} {other.round(4).tolist()}")
     for task, a, b in zip(tasks, theirs["importance"], mine["importance"], strict=True):
         print(f"importance of {task}: rank correlation {rank_correlation(a.ravel(), b.ravel()):.4f}")
     for part, seconds in theirs["seconds"].items():
