@@ -1,6 +1,6 @@
 """Notebook 06: claims C3, C4 and C6, does training only a task's own heads raise specialization and scores?"""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -324,15 +324,15 @@ def sentences(study: Study) -> str:
 
 
 @styled
-def plot_scores(table: pd.DataFrame, reference: str = "plain") -> Figure:
-    """Draw, left: mean score minus the reference's. Then the same for each task."""
+def plot_scores(table: pd.DataFrame, order: Sequence[str], reference: str = "plain") -> Figure:
+    """Draw, left: mean score minus the reference's. Then the same for each task; order: tasks, which colours follow."""
     tasks = list(dict.fromkeys(table["task"]))
     tasks = ["mean", *(t for t in tasks if t != "mean")]
     names = [n for n in dict.fromkeys(table["ending"]) if n != reference]
     figure, axes = panels(len(tasks), 0.8 + 0.22 * len(names), sharey=True, width_ratios=[1.6, *[1] * (len(tasks) - 1)])
     for ax, task in zip(axes, tasks, strict=True):
         part = table[table["task"] == task].set_index("ending").loc[names]
-        colour = "black" if task == "mean" else looks(tasks[1:])[task]["color"]
+        colour = "black" if task == "mean" else looks(order)[task]["color"]
         forest(ax, names, *(100 * part[k] for k in (f"minus {reference}", "diff low", "diff high")), color=colour)
         ax.axvline(0, color="black", linewidth=0.6)
         ax.set_title("mean over tasks" if task == "mean" else task)
