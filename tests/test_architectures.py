@@ -38,7 +38,7 @@ def test_what_works_has_passed_the_checks_and_what_does_not_says_why(table):
             assert "the empty set changes nothing" in row["why"] and "one head off is zeros in its place" in row["why"]
             assert row["IAT"]
         else:
-            assert row["result"] in ("refused", "not built") and row["why"] and not row["IAT"]
+            assert row["result"] in ("refused", "not built", "unsure") and row["why"] and not row["IAT"]
 
 
 def test_readme_counts_what_the_table_does(table):
@@ -48,5 +48,6 @@ def test_readme_counts_what_the_table_does(table):
     version = re.match(r"\d+\.\d+", transformers.__version__)[0]
     assert f"Of the {len(table)} architectures in transformers {version} that read text" in said
     assert f"{counts['works']} work" in said and f"{counts['refused']} are refused" in said
+    assert f"{counts['unsure']} are loaded but do not pass" in said
     assert f"{counts['not built']} were not built so small" in said
     assert f"the rows of every head in {rows['yes']} of them" in said

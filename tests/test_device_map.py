@@ -60,7 +60,8 @@ def test_importance_and_pruning_are_those_of_the_whole_model(zoo, both):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     expected, found = (prune_important_heads(model, zoo.tasks, [0.25, 0.5], 2).arrays() for model in both)
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
+        largest = float(np.abs(values).max())  # the last layer is computed for one token of the whole model alone
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-6 * largest, err_msg=name)
     assert all(parameter.is_meta for parameter in parts.encoder.parameters())
 
 
@@ -119,6 +120,12 @@ def test_training_and_gradients_of_weights_are_refused_by_name(zoo, tmp_path):
         with pytest.raises(FslibError, match="this BertModel was loaded with device_map: its heads can be scored"):
             refused()
     assert "was loaded with device_map" in str(check(model))
+
+
+@pytest.mark.parametrize("option", [{"max_memory": {"cpu": 1}}, {"offload_folder": "here"}])
+def test_what_goes_with_device_map_is_not_ignored(zoo, option):
+    with pytest.raises(FslibError, match="max_memory and offload_folder go with device_map"):
+        MultiTaskModel.from_pretrained(zoo.folder("bert"), zoo.tasks, **option)
 
 
 @pytest.mark.parametrize("device_map", ["atuo", {"encoder": "disk"}])

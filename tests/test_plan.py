@@ -154,12 +154,43 @@ def test_the_plan_of_the_paper_needs_no_data_and_asks_nobody(monkeypatch, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_words_that_were_not_known_are_counted_once_they_are(small_tasks, monkeypatch):
+    known = mean_tokens("left")
+    with monkeypatch.context() as patched:
+        patched.delenv("FSLIB_DATA")
+        with planning():
+            assert math.isinf(mean_tokens("cola"))
+    assert mean_tokens("left") == known < math.inf
+
+
 def test_what_is_planned_with_is_not_taken_for_data_afterwards(monkeypatch):
     monkeypatch.delenv("FSLIB_DATA", raising=False)
     with planning():
         cached_task("cola")
     with pytest.raises(FslibError, match="cola"):
         cached_task("cola")
+
+
+def test_nothing_to_plan_and_nothing_that_shows_a_rate(small_tasks, tmp_path):
+    store, unit = Store(tmp_path), NumbersUnit(tasks=TASKS, n=0)
+    assert list(plan_lines(store, [], 1.0, [1])) == ["nothing to compute"]
+    record = Record("numbers", unit.key, {}, {}, {}, {}, 4.0, {}, "", {})
+    with pytest.raises(FslibError, match="nothing is recorded that would show how fast"):
+        list(plan_lines(store.with_records([record]), [unit], None, [1]))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "modernbert"])
+def test_other_architectures_are_counted_as_they_run(zoo, name):
+    folder = str(zoo.folder(name))
+    encoder = zoo.model(name).encoder
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoder(input_ids=torch.ones(1, 12, dtype=torch.long))
+    assert footprint.forward_flops(folder, 12) == counter.get_total_flops()
+
+
+def test_an_architecture_that_asks_for_a_value_on_the_way_is_refused(zoo):
+    with pytest.raises(FslibError, match=r"what .*deberta-v2 takes cannot be counted: "):
+        footprint.forward_flops(str(zoo.folder("deberta-v2")), 12)
 
 
 def test_texts_that_are_at_hand_are_counted(small_tasks, tmp_path):

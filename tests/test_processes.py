@@ -235,13 +235,31 @@ def test_a_failure_of_one_process_ends_all_with_one_line(tmp_path, data, failing
         (("--set", "steps=none"), "steps"),
         (("--workers", "2"), "--workers 2: these 2 processes compute one unit at a time"),
         (("--ray", "local"), "--ray: these 2 processes compute every unit together"),
+        (("verify",), "verify is for one process"),
     ],
 )
 def test_what_is_wrong_with_all_processes_is_said_once(tmp_path, data, words, message):
-    done, _ = launch(tmp_path, data, "run", "02", "--profile", "smoke", *words)
+    action = words if words[0] == "verify" else ("run", *words)
+    done, _ = launch(tmp_path, data, *action, "02", "--profile", "smoke")
     assert done.returncode != 0
     (line,) = ours(done.stderr)
     assert message in line
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_what_a_scheduler_sets_makes_no_process_wait_for_others(tmp_path, variable):
+    command = [sys.executable, "-c", "import fslib_command, sys; sys.exit(fslib_command.main())", "list", "03"]
+    here = {**os.environ, variable: "2", "FSLIB_RESULTS": str(tmp_path)}
+    done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "0 of 12 units recorded" in done.stdout, done.stderr[-500:]
+
+
+def test_processes_that_are_not_found_are_a_line(tmp_path):
+    command = [sys.executable, "-c", "import fslib_command, sys; sys.exit(fslib_command.main())", "list", "03"]
+    here = {**os.environ, "LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "FSLIB_RESULTS": str(tmp_path)}
+    done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=120)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("fslib: the processes that this one belongs to are not found: ")
 
 
 def test_a_trained_model_is_on_the_device_of_its_process(small_tasks, tmp_path, monkeypatch):

@@ -5,12 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tinymodels import ARCHITECTURES, HEADS, LAYERS
+from tinymodels import ARCHITECTURES, HEADS, LAYERS, save, tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fslib import MultiTaskModel, evaluate, mean_context, prune_important_heads, pruned, pruning
 from fslib.model import shortcuts as module
+from fslib.model.attention import tapped
 from fslib.model.shortcuts import Shortcuts, first_token, same_batch, shortcuts
 
 EVERY = pytest.mark.parametrize("name", sorted(ARCHITECTURES))
@@ -117,6 +118,57 @@ def test_a_layer_that_says_something_else_of_one_token_is_computed_whole(zoo):
 
     last.forward = of_all
     assert shortcuts(model).last is None
+
+
+def both_ways(model, tasks, monkeypatch, **options):
+    """Predictions with shortcuts and without."""
+    found = prune_important_heads(model, tasks, [0.25, 0.5], 2, **options).arrays()
+    with monkeypatch.context() as patched:
+        patched.setattr(pruning, "shortcuts", lambda model: Shortcuts())
+        return found, prune_important_heads(model, tasks, [0.25, 0.5], 2, **options).arrays()
+
+
+def test_a_module_that_runs_twice_on_real_batches_is_right_both_times(zoo, tmp_path, monkeypatch):
+    folder = save("gpt2", tmp_path / "types")
+    tokenizer(("[CLS]", "[SEP]"), token_types=True).save_pretrained(folder)  # embedded by the words' own table
+    model = MultiTaskModel.from_pretrained(folder, zoo.tasks)
+    assert "token_type_ids" in model.encode(zoo.tasks["pair"].eval).batch([0]).inputs and shortcuts(model).first
+    found, expected = both_ways(model, zoo.tasks, monkeypatch, batch_size=2)
+    for key in expected:
+        assert np.array_equal(found[key], expected[key]), key
+
+
+def test_a_causal_layer_is_computed_whole(tmp_path, zoo):
+    folder = save("bert", tmp_path / "decoder", is_decoder=True)
+    assert shortcuts(MultiTaskModel.from_pretrained(folder, zoo.tasks, pooling="first")).last is None
+
+
+def test_weights_of_sixteen_bits_are_computed_whole(zoo):
+    assert shortcuts(zoo.model("bert").half()).last is None
+
+
+def test_who_looks_at_the_last_layer_sees_all_tokens(zoo):
+    model = zoo.model("bert")
+    with tapped(model, lambda layer, ctx: ctx):
+        assert shortcuts(model).last is None
+    handle = model.encoder.encoder.layer[-1].output.register_forward_hook(lambda *words: None)
+    assert shortcuts(model).last is None
+    handle.remove()
+    assert shortcuts(model).last is not None
+
+
+def test_a_forward_of_a_modules_own_is_kept(zoo, monkeypatch):
+    model, task = zoo.model("bert"), zoo.tasks["regression"]
+    norm = model.encoder.embeddings.LayerNorm
+    own = norm.forward
+    norm.forward = lambda states: own(states) + 0.5
+    patched, before = norm.forward, evaluate(model, task)[task.name].predictions
+    found, expected = both_ways(model, zoo.tasks, monkeypatch)
+    assert norm.forward is patched and np.array_equal(evaluate(model, task)[task.name].predictions, before)
+    np.testing.assert_allclose(found["lesioned/regression"], expected["lesioned/regression"], atol=1e-5)
+    with same_batch(shortcuts(model)), same_batch(shortcuts(model)):
+        pass
+    assert norm.forward is patched
 
 
 def test_a_module_that_changes_from_pass_to_pass_is_not_kept(zoo, monkeypatch):

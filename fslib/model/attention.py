@@ -50,6 +50,7 @@ class HeadControl:
         self.tap: Tap | None = None
         self.inputs: list[tuple[nn.Module, Tensor, Tensor, Tensor]] | None = None
         self.arrange: Callable[..., tuple[Any, ...]] | None = None
+        self.heard: list[Tensor] = []  # of a layer under way, what hooks have heard of its query, key and value
         self.calls = 0  # layers seen in this forward: ALBERT shares its layer, DistilBERT has no index
         self.layers = 0  # 0 until `attach` has counted them
         self.head_shapes: list[tuple[int, int]] = []
@@ -89,7 +90,9 @@ def _before_forward(module: nn.Module, args: tuple, kwargs: dict) -> None:
         raise FslibError("head_mask has no effect in transformers 5: use fslib.pruned(model, heads) instead")
     if module.training and any(getattr(m, "gradient_checkpointing", False) for m in module.modules()):
         raise FslibError("gradient checkpointing runs attention again outside the forward pass: switch it off")
-    module.fslib_control.calls = 0  # type: ignore[union-attr]
+    control: HeadControl = module.fslib_control  # type: ignore[assignment]
+    control.calls = 0
+    control.heard.clear()
 
 
 def _after_forward(module: nn.Module, args: tuple, output: object) -> None:
@@ -141,9 +144,11 @@ def probe_with(encoder: Any, ids: list[int]) -> Float[Tensor, "seq hidden"]:
     tokens = torch.tensor([ids], device=main_device(encoder)) % encoder.config.vocab_size
     encoder.eval()
     with torch.no_grad():
-        hidden = encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state[0]
+        hidden = getattr(encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)), "last_hidden_state", None)
     encoder.train(was_training)
-    return hidden
+    if hidden is None:
+        raise FslibError(f"{type(encoder).__name__} cannot be used: it gives no last hidden states of its tokens")
+    return hidden[0]
 
 
 def control_of(model: object) -> HeadControl:

@@ -4,7 +4,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+from filelock import BaseFileLock, Timeout
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store
 
 from fslib.data.batches import Batch
-from fslib.errors import FslibError
+from fslib.errors import FslibError, first_line
 
 T = TypeVar("T")
 # what splits weights among processes -> how accelerate is told to use it
@@ -29,9 +30,23 @@ SPLITTING = {
 
 
 def processes() -> PartialState:
-    """Return what this process knows of those that work with it on the same thing, and of its own device."""
-    # without a GPU it is said that this is a processor: several processes would else take themselves for one each
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    """Return what this process knows of those that work with it on the same thing, and of its own device.
+
+    Raises FslibError where they cannot be reached, and for what splits weights among processes.
+    """
+    for name, asked in SPLITTING.items():
+        if parse_flag_from_env(asked):
+            raise FslibError(
+                f"{name} splits weights among processes, and IAT trains single rows of whole ones: use plain data "
+                "parallelism (accelerate launch --multi_gpu, torchrun), which gives every process the whole model"
+            )
+    # where there is no GPU, several processes would else take themselves for one each
+    several = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    try:
+        return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or several)
+    except (ValueError, RuntimeError, ImportError) as error:
+        PartialState._reset_state()  # it would be taken for whole the next time
+        raise FslibError(f"the processes that this one belongs to are not found: {first_line(error)}") from error
 
 
 def is_first() -> bool:
@@ -54,36 +69,50 @@ def wait_for_all() -> None:
 @cache
 def is_first_to_fail() -> bool:
     """Return whether this process asks before others: those fail for the same reason, or since this one did."""
-    if processes().num_processes == 1:
-        return True
     try:
+        if processes().num_processes == 1:
+            return True
         return int(_get_default_store().add("fslib/failed", 1)) == 1
-    except RuntimeError:  # whoever kept count is gone
+    except (RuntimeError, FslibError):  # whoever kept count is gone, or was never there
         return True
 
 
 @contextmanager
-def held_by_first(lock: AbstractContextManager) -> Iterator[None]:
-    """Hold a lock, in the first process, while any of them is inside the block."""
-    with lock if is_first() else nullcontext():
-        wait_for_all()
+def held_by_first(lock: BaseFileLock) -> Iterator[None]:
+    """Hold a lock, in the first process, while any of them is inside the block.
+
+    However long that takes, no process waits for another for more than a minute: it would be given up for lost.
+    """
+    if processes().num_processes == 1:
+        with lock:
+            yield
+        return
+    while not from_first(is_first() and _acquired(lock)):
+        pass
+    try:
         yield
         wait_for_all()
+    finally:
+        if is_first():
+            lock.release()
+
+
+def _acquired(lock: BaseFileLock) -> bool:
+    try:
+        lock.acquire(timeout=60)
+    except Timeout:
+        return False
+    return True
 
 
 def accelerator(mixed_precision: str | None) -> Accelerator:
     """Return the `Accelerator` that a training runs through: CPU, one GPU or several processes.
 
     mixed_precision: "bf16" or "fp16", None for what `accelerate` is configured to.
-    Raises FslibError for an unknown precision, another one than the process began with, gradient accumulation, and what
-    splits weights among processes.
+    Raises FslibError for an unknown precision, another one than the process began with, gradient accumulation, and as
+    `processes` does.
     """
-    for name, asked in SPLITTING.items():
-        if parse_flag_from_env(asked):
-            raise FslibError(
-                f"{name} splits weights among processes, and IAT trains single rows of whole ones: use plain data "
-                "parallelism (accelerate launch --multi_gpu, torchrun), which gives every process the whole model"
-            )
+    processes()
     # a step leaves the other tasks' classifiers without a gradient
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     # left out, it would be what an earlier training in this process had

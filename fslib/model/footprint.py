@@ -25,7 +25,9 @@ def skeleton(encoder: str) -> Any:
     """Return an encoder of a name (of `load_encoder`) without its weights. Raises FslibError where none can be made."""
     try:
         with quiet(), torch.device("meta"):
-            return new_encoder(_config(encoder)).eval()
+            made = new_encoder(_config(encoder)).eval()
+            made.config.use_cache = False
+            return made
     except FslibError:
         raise
     except Exception as error:  # an architecture that asks for a value while it is made
@@ -51,7 +53,7 @@ def shape(encoder: str) -> tuple[int, int]:
 def forward_flops(encoder: str, tokens: int) -> int:
     """Return the floating-point operations of a forward pass over one text of so many tokens."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        skeleton(encoder)(input_ids=_texts(1, tokens))
+        _pass(encoder, 1, tokens)
     return int(counter.get_total_flops())
 
 
@@ -74,7 +76,7 @@ def training_bytes(encoder: str, texts: int, tokens: int) -> int:
 
     model.train()
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(input_ids=_texts(texts, tokens))
+        output = _pass(encoder, texts, tokens)
     model.eval()
     del output
     saved = sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in own)
@@ -86,5 +88,14 @@ def measuring_bytes(encoder: str, texts: int, tokens: int) -> int:
     return training_bytes(encoder, texts, tokens) - (TRAINED - 1) * FLOAT * weights(encoder)
 
 
-def _texts(texts: int, tokens: int) -> Tensor:
-    return torch.zeros(texts, tokens, dtype=torch.long, device="meta")
+def _pass(encoder: str, texts: int, tokens: int) -> Any:
+    """Run an encoder without weights. Raises FslibError for one that wants to know a value on the way."""
+    ids = torch.zeros(texts, tokens, dtype=torch.long, device="meta")
+    mask = torch.ones(texts, 1, tokens, tokens, dtype=torch.bool, device="meta")
+    why = ""
+    for given in (None, mask):  # without one, some make a mask of values that are not there
+        try:
+            return skeleton(encoder)(input_ids=ids, attention_mask=given)
+        except Exception as error:  # whatever an architecture does with a tensor without values
+            why = first_line(error)
+    raise FslibError(f"what {encoder} takes cannot be counted: {why}")

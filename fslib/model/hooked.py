@@ -56,14 +56,14 @@ def _after_input(part: Any, args: tuple, states: Tensor) -> None:
     """Keep what a query, key or value projection gives, if someone listens."""
     if part.fslib_control.inputs is not None:
         (attention,) = part.fslib_attention
-        heard = attention.__dict__.setdefault("fslib_heard", [])
-        heard.append(states.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2))
+        part.fslib_control.heard.append(states.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2))
 
 
 def _before_projection(projection: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     (attention,), control = projection.fslib_attention, projection.fslib_control
     if control.inputs is not None:
-        query, key, value = attention.__dict__.pop("fslib_heard")[:3]
+        query, key, value = control.heard[:3]
+        control.heard.clear()
         control.inputs.append((attention, query, key, value))
     ctx = args[0].unflatten(-1, (attention.num_attention_heads, -1))
     return (control.apply(ctx).flatten(-2), *args[1:])

@@ -177,6 +177,8 @@ class MultiTaskModel(nn.Module):
         # weights made in inference mode could never have a gradient
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            if device_map is None and (max_memory is not None or offload_folder is not None):
+                raise FslibError("max_memory and offload_folder go with device_map: give that as well")
             placement = {"device_map": device_map, "max_memory": max_memory, "offload_folder": offload_folder}
             encoder, tokenizer, folder = load_encoder(str(name), **(placement if device_map is not None else {}))
             how = pooling or natural_pooling(encoder, tokenizer, folder)

@@ -92,7 +92,7 @@ def _terminable() -> Iterator[None]:
 
     So must one of several processes that compute together: waiting for another, it would not hear of it.
     """
-    if processes().num_processes > 1:
+    if "LOCAL_RANK" in os.environ:
         yield
         return
 
@@ -335,13 +335,17 @@ def _plan(study: Study, options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    reports = [check(name) for name in options.models]
-    for report in reports:
+    works = True
+    for name in options.models:
+        report = check(name)
         say(str(report))
-    return 0 if all(report.works for report in reports) else 1
+        works &= report.works
+    return 0 if works else 1
 
 
 def _verify(study: Study, options: argparse.Namespace) -> int:
+    if processes().num_processes > 1:
+        raise FslibError("verify is for one process: start it alone")
     notebooks_folder()
     for name in ("sample", "draw"):
         if getattr(options, name) < 0:

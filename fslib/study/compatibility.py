@@ -62,7 +62,7 @@ def check(model: str | Path | MultiTaskModel | nn.Module) -> Report:
     """Report whether a model's heads can be reached, switched off one by one, and trained by IAT; nothing is trained.
 
     model: a name as `MultiTaskModel.from_pretrained` takes it, a model that is loaded, or a transformers encoder made
-        with `attn_implementation="fslib_sdpa"`. It is left as it was.
+        with `attn_implementation="fslib_sdpa"`. It is left as it was, but for the control that its heads now have.
     Three checks, each on hidden states of made-up sentences: the empty set changes no bit; one head off is the same as
     zeros in its place where the output projection reads it (of `HEADS_TRIED` heads at most); with all heads off no
     token learns of another, or it is said that it does (MobileBERT embeds neighbours together).

@@ -57,9 +57,10 @@ def memory(unit: Unit) -> int:
 
 
 def recorded_rate(recorded: Sequence[tuple[Unit, Record]]) -> float:
-    """Return the operations per second that records show, pooled over those that have an encoder."""
+    """Return the operations per second that records show, pooled over those that have an encoder; 0 if none has."""
     counted = [(flops(unit), record.seconds) for unit, record in recorded]
-    return sum(work for work, _ in counted) / sum(seconds for work, seconds in counted if work)
+    seconds = sum(seconds for work, seconds in counted if work)
+    return sum(work for work, _ in counted) / seconds if seconds else 0.0
 
 
 def checked_rate(tflops: float | None, recorded: Sequence[tuple[Unit, Record]]) -> float:
@@ -69,9 +70,10 @@ def checked_rate(tflops: float | None, recorded: Sequence[tuple[Unit, Record]]) 
     """
     if tflops is not None and not 0 < tflops < math.inf:
         raise FslibError(f"--tflops {tflops:g}: give the operations per second that your device reaches, in 10^12")
-    if tflops is None and not recorded:
+    rate = recorded_rate(recorded) if tflops is None else tflops * 1e12
+    if not rate:
         raise FslibError("nothing is recorded that would show how fast this is: give --tflops, such as --tflops 50")
-    return recorded_rate(recorded) if tflops is None else tflops * 1e12
+    return rate
 
 
 def cost_table(units: Sequence[Unit], rate: float, recorded: Sequence[tuple[Unit, Record]] = ()) -> pd.DataFrame:
@@ -144,6 +146,9 @@ def plan_lines(store: Store, units: Sequence[Unit], tflops: float | None, worker
 
     Raises FslibError as `checked_rate` does.
     """
+    if not units:
+        yield "nothing to compute"
+        return
     recorded = [(unit, record) for unit in units if (record := store.find(unit))]
     rate = checked_rate(tflops, recorded)
     names = dict.fromkeys(name for unit in units for name in unit.task_names())

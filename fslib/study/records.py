@@ -148,18 +148,24 @@ class Store:
         """
         record = self.find(unit)
         if from_first(record is not None):
-            if record is None:
-                raise FslibError(f"{self.folder} is not the first process's: give all of them one file system")
-            return record
+            return self._seen_by_all(record)
         with self.lock(unit):
             self._set_aside_if_damaged(unit)
-            return self.find(unit) or self._computed(unit)  # another process may have been first
+            record = self.find(unit)  # another run may have been first
+            if not from_first(record is not None):
+                return self._computed(unit)
+            return self._seen_by_all(record)
 
     def renew(self, unit: Unit) -> Record:
         """Return the unit's record, computed now in any case; the old one stays until the new one takes its place."""
         with self.lock(unit):
             self._set_aside_if_damaged(unit)
             return self._computed(unit)
+
+    def _seen_by_all(self, record: Record | None) -> Record:
+        if record is None:
+            raise FslibError(f"{self.folder} is not the first process's: give all of them one file system")
+        return record
 
     def reread(self, unit: Unit) -> None:
         """Read the unit's record anew when it is next asked for: another process may have written it."""

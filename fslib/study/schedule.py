@@ -8,6 +8,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from fslib.errors import FslibError
 from fslib.model.devices import from_first, is_first, processes
 from fslib.progress import Board, hidden, span
 from fslib.study.cluster import Cluster
@@ -96,7 +97,10 @@ def missing(store: Store, units: Sequence[Unit], *, fresh: bool = False) -> list
     if processes().num_processes == 1:
         return found
     known = {inner.key: inner for unit in units for inner in (*built_on(unit), unit)}
-    return [known[key] for key in from_first([unit.key for unit in found])]
+    keys = from_first([unit.key for unit in found])
+    if foreign := [key for key in keys if key not in known]:
+        raise FslibError(f"{len(foreign)} units are not this process's, such as {foreign[0]}: give all the same data")
+    return [known[key] for key in keys]
 
 
 @dataclass

@@ -24,7 +24,7 @@ from fslib.evaluation import evaluate
 from fslib.heads import checked_fractions
 from fslib.importance import Contributions, contributions
 from fslib.model import footprint
-from fslib.model.devices import fixed_threads, is_first, processes, wait_for_all
+from fslib.model.devices import fixed_threads, from_first, is_first, processes, wait_for_all
 from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.model.multitask import MultiTaskModel
 from fslib.pruning import prune_important_heads
@@ -123,12 +123,16 @@ class FineTuning(Data):
         return min(self.eval_examples or sys.maxsize, len(cached_task(task).eval))
 
 
-@cache
 def mean_tokens(task: str, sample: int = 200) -> float:
     """Return about how many tokens an example of a task has, from the words of the first; infinity if none is at hand.
 
     For planning alone: a word is taken as 1.3 tokens, and no tokenizer is loaded.
     """
+    return _mean_tokens(task, cached_task(task).fingerprint, sample)
+
+
+@cache
+def _mean_tokens(task: str, fingerprint: str, sample: int) -> float:
     split = cached_task(task).train
     try:
         texts, pairs = split.texts[:sample], (split.pairs or ())[:sample]
@@ -208,20 +212,29 @@ class TrainUnit(SeededFineTuning, Unit):
         folder = store.checkpoint(self)
         store.get(self)
         with store.lock(self):  # the lock of whoever else writes, reads or deletes this checkpoint
-            if folder.is_dir():
-                try:
-                    return MultiTaskModel.load(folder).to(processes().device)
-                except FslibError as error:
-                    wait_for_all()  # nobody looks any more
-                    if is_first():
-                        _set_aside(folder, error)
+            if from_first(folder.is_dir()):
+                model, error = _loaded(folder)
+                if from_first(error is None):
+                    if model is None:
+                        raise error or FslibError(f"{folder} cannot be loaded")
+                    return model
+                if is_first():
+                    _set_aside(folder, error)
             with fixed_threads(store.threads):
                 self._fit(folder)
             wait_for_all()  # until the first has written
             return MultiTaskModel.load(folder).to(processes().device)
 
 
-def _set_aside(folder: Path, error: FslibError) -> None:
+def _loaded(folder: Path) -> tuple[MultiTaskModel | None, FslibError | None]:
+    """Return a checkpoint's model on this process's device, or why there is none."""
+    try:
+        return MultiTaskModel.load(folder).to(processes().device), None
+    except FslibError as error:
+        return None, error
+
+
+def _set_aside(folder: Path, error: FslibError | None) -> None:
     aside = folder.with_name(folder.name + ".corrupt")
     with writing(aside):
         shutil.rmtree(aside, ignore_errors=True)

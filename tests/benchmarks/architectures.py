@@ -5,7 +5,7 @@
 For every configuration class behind AutoModel and AutoModelForTextEncoding whose model reads token ids, a model of a
 few layers with random weights is made and given to `fslib.check`. --write puts the table into
 results/architectures.csv. NAME: model types to try (`bert`), instead of all. A class that cannot be made so small is
-listed as such, and counts neither way.
+listed as such, and counts neither way. "unsure" is what is loaded but does not pass the checks.
 """
 
 import csv
@@ -129,10 +129,12 @@ def row(kind: str, config_class: type, name: str) -> dict[str, object]:
     except Exception as error:  # three hundred architectures, each with its own ideas of a small one
         if why := does_not_run(config_class):
             return found | {"result": "not built", "why": why}
-        why = next((why for sign, why in REFUSALS.items() if sign in str(error)), first_line(error))
-        return found | {"result": "refused", "why": why}
-    if not report.works:
-        return found | {"result": "refused", "why": report.refused}
+        known = [why for sign, why in REFUSALS.items() if sign in str(error)]
+        if not known and not isinstance(error, FslibError):
+            return found | {"result": "CRASHED", "why": f"{type(error).__name__}: {first_line(error)}"}
+        return found | {"result": "refused", "why": next(iter(known), str(error))}
+    if not report.works:  # only what cannot be used is refused when it is loaded
+        return found | {"result": "refused" if "cannot be used" in report.refused else "unsure", "why": report.refused}
     return found | {"result": "works", "why": "; ".join(report.passed), "IAT": report.rows or "yes"}
 
 
