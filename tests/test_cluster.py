@@ -117,8 +117,13 @@ def test_a_machine_that_goes_in_the_middle_of_a_chain_costs_nothing_but_time(tmp
     thread = threading.Thread(target=run)
     thread.start()
     end = time.monotonic() + 120
-    while not (log.is_file() and any(line.startswith("1") and doomed.node_id in line for line in lines_of(log))):
+    there = [f"{unit.n} {doomed.node_id}" for unit in slow]
+    while not (log.is_file() and any(line in lines_of(log) for line in there)):
         assert time.monotonic() < end and thread.is_alive(), "no slow unit came to the node"
+        time.sleep(0.05)
+    (number,) = (n for n, line in enumerate(there) if line in lines_of(log))
+    while not store.path("placed", first[number].key).is_file():  # the record before it is on its way
+        assert time.monotonic() < end
         time.sleep(0.05)
     places.remove_node(doomed)
     thread.join(120)

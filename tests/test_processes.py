@@ -232,9 +232,7 @@ def test_a_failure_of_one_process_ends_all_with_one_line(tmp_path, data, failing
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--set", "steps=none"), "steps"),
         (("--workers", "2"), "--workers 2: these 2 processes compute one unit at a time"),
-        (("--ray", "local"), "--ray: these 2 processes compute every unit together"),
         (("verify",), "verify is for one process"),
     ],
 )
