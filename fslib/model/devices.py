@@ -112,7 +112,7 @@ def accelerator(mixed_precision: str | None) -> Accelerator:
     Raises FslibError for an unknown precision, another one than the process began with, gradient accumulation, and as
     `processes` does.
     """
-    processes()
+    processes()  # refuses what splits weights
     # a step leaves the other tasks' classifiers without a gradient
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     # left out, it would be what an earlier training in this process had

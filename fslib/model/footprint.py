@@ -52,8 +52,9 @@ def shape(encoder: str) -> tuple[int, int]:
 @cache
 def forward_flops(encoder: str, tokens: int) -> int:
     """Return the floating-point operations of a forward pass over one text of so many tokens."""
+    masked = _needs_mask(encoder)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _pass(encoder, 1, tokens)
+        _pass(encoder, 1, tokens, masked=masked)
     return int(counter.get_total_flops())
 
 
@@ -74,9 +75,10 @@ def training_bytes(encoder: str, texts: int, tokens: int) -> int:
         kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
+    masked = _needs_mask(encoder)
     model.train()
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = _pass(encoder, texts, tokens)
+        output = _pass(encoder, texts, tokens, masked=masked)
     model.eval()
     del output
     saved = sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in own)
@@ -88,14 +90,25 @@ def measuring_bytes(encoder: str, texts: int, tokens: int) -> int:
     return training_bytes(encoder, texts, tokens) - (TRAINED - 1) * FLOAT * weights(encoder)
 
 
-def _pass(encoder: str, texts: int, tokens: int) -> Any:
-    """Run an encoder without weights. Raises FslibError for one that wants to know a value on the way."""
+def _pass(encoder: str, texts: int, tokens: int, *, masked: bool) -> Any:
+    """Run an encoder without weights, with a mask for every text or with none."""
+    given = torch.ones(texts, 1, tokens, tokens, dtype=torch.bool, device="meta") if masked else None
     ids = torch.zeros(texts, tokens, dtype=torch.long, device="meta")
-    mask = torch.ones(texts, 1, tokens, tokens, dtype=torch.bool, device="meta")
+    return skeleton(encoder)(input_ids=ids, attention_mask=given)
+
+
+@cache
+def _needs_mask(encoder: str) -> bool:
+    """Return whether an encoder without weights must be given a mask, or it makes one of values that are not there.
+
+    Raises FslibError for one that wants to know a value on the way whatever it is given.
+    """
+    skeleton(encoder)  # says by itself why there is none
     why = ""
-    for given in (None, mask):  # without one, some make a mask of values that are not there
+    for masked in (False, True):
         try:
-            return skeleton(encoder)(input_ids=ids, attention_mask=given)
+            _pass(encoder, 1, 2, masked=masked)
+            return masked
         except Exception as error:  # whatever an architecture does with a tensor without values
             why = first_line(error)
     raise FslibError(f"what {encoder} takes cannot be counted: {why}")

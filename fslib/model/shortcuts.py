@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fslib.model.attention import control_of, probe_with
 from fslib.model.multitask import MultiTaskModel
-from fslib.model.spread import main_device
+from fslib.model.spread import main_device, spread_part
 
 TOLERANCE = 1e-5  # of a first token's last hidden state, relative to the largest
 SENTENCES = ([5, 6, 7, 8, 9, 10], [11, 9, 5])  # made up, to try the shortcuts on
@@ -47,12 +47,12 @@ def shortcuts(model: MultiTaskModel) -> Shortcuts:
     """Return what can be left out of the passes of a model in evaluation mode, tried on it; nothing of one with a
     device_map."""
     encoder = model.encoder
-    if getattr(encoder, "hf_device_map", None) is not None:
+    if spread_part(model):
         return Shortcuts()
-    ran, module, makers = _watched(encoder)
-    times = Counter(module for module, _ in ran)
-    first = Shortcuts(tuple(module for module, layer in ran if layer == 0 and times[module] == 1))
-    one = model.pooling == "first" and _may_be_short(encoder, module)
+    ran, attention, makers = _watched(encoder)
+    times = Counter(module for module, *_ in ran)
+    first = Shortcuts(tuple(module for module, layer, _ in ran if layer == 0 and times[module] == 1))
+    one = model.pooling == "first" and _may_be_short(encoder, attention)
     last = Shortcuts(last=_last_layer(encoder, makers, times) if one else None)
     with torch.inference_mode():
         plain = _hidden(encoder)
@@ -148,18 +148,14 @@ def _may_be_short(encoder: Any, attention: nn.Module | None) -> bool:
     return not causal and control_of(encoder).tap is None and next(encoder.parameters()).element_size() >= 4
 
 
-def _watched(encoder: Any) -> tuple[list[tuple[nn.Module, int]], nn.Module | None, list[nn.Module | None]]:
-    """Return the modules without parts in the order they run, each with the layers whose attention has run before.
-
-    And the last layer's attention, and which of the modules gave its query, key and value.
-    """
+def _watched(encoder: Any) -> tuple[list[tuple[nn.Module, int, Any]], nn.Module | None, list[nn.Module | None]]:
+    """Return the modules without parts in the order they run, with the layers whose attention has run before, and what
+    each gave; the last layer's attention; and which of the modules gave its query, key and value."""
     control = control_of(encoder)
-    ran: list[tuple[nn.Module, int]] = []
-    given: list[tuple[nn.Module, Any]] = []
+    ran: list[tuple[nn.Module, int, Any]] = []
 
     def ran_now(module: nn.Module, _: tuple, output: Any) -> None:
-        ran.append((module, control.calls))
-        given.append((module, output))
+        ran.append((module, control.calls, output))
 
     handles = [m.register_forward_hook(ran_now) for m in encoder.modules() if not any(m.children())]
     heard: list[tuple[nn.Module, Tensor, Tensor, Tensor]] = []
@@ -170,7 +166,7 @@ def _watched(encoder: Any) -> tuple[list[tuple[nn.Module, int]], nn.Module | Non
         control.inputs = None
         for handle in handles:
             handle.remove()
-    makers = {out.untyped_storage().data_ptr(): m for m, out in given if isinstance(out, Tensor)}
+    makers = {out.untyped_storage().data_ptr(): m for m, _, out in ran if isinstance(out, Tensor)}
     attention, *states = heard[-1] if heard else (None,)
     return ran, attention, [makers.get(state.untyped_storage().data_ptr()) for state in states]
 

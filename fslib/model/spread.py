@@ -26,14 +26,19 @@ def main_device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def spread_part(model: nn.Module) -> nn.Module | None:
+    """Return what has a device_map, the model or the encoder that it holds; None where all is in one place."""
+    parts = (model, getattr(model, "encoder", None))
+    return next((part for part in parts if getattr(part, "hf_device_map", None) is not None), None)
+
+
 def check_in_one_place(model: nn.Module) -> None:
     """Raise FslibError for a model with a device_map: while it runs, its weights are others than those it names."""
-    for part in (model, getattr(model, "encoder", None)):
-        if getattr(part, "hf_device_map", None) is not None:
-            raise FslibError(
-                f"this {type(part).__name__} was loaded with device_map: its heads can be scored and pruned, but its "
-                "weights cannot be trained or have gradients; load it without device_map on a device that holds it"
-            )
+    if part := spread_part(model):
+        raise FslibError(
+            f"this {type(part).__name__} was loaded with device_map: its heads can be scored and pruned, but its "
+            "weights cannot be trained or have gradients; load it without device_map on a device that holds it"
+        )
 
 
 @contextmanager

@@ -213,28 +213,29 @@ class TrainUnit(SeededFineTuning, Unit):
         store.get(self)
         with store.lock(self):  # the lock of whoever else writes, reads or deletes this checkpoint
             if from_first(folder.is_dir()):
-                model, error = _loaded(folder)
-                if from_first(error is None):
-                    if model is None:
-                        raise error or FslibError(f"{folder} cannot be loaded")
-                    return model
+                found = _loaded(folder)
+                if from_first(isinstance(found, MultiTaskModel)):
+                    if isinstance(found, FslibError):
+                        raise found
+                    return found
                 if is_first():
-                    _set_aside(folder, error)
+                    _set_aside(folder, found)
             with fixed_threads(store.threads):
                 self._fit(folder)
             wait_for_all()  # until the first has written
             return MultiTaskModel.load(folder).to(processes().device)
 
 
-def _loaded(folder: Path) -> tuple[MultiTaskModel | None, FslibError | None]:
+def _loaded(folder: Path) -> MultiTaskModel | FslibError:
     """Return a checkpoint's model on this process's device, or why there is none."""
     try:
-        return MultiTaskModel.load(folder).to(processes().device), None
+        return MultiTaskModel.load(folder).to(processes().device)
     except FslibError as error:
-        return None, error
+        return error
 
 
-def _set_aside(folder: Path, error: FslibError | None) -> None:
+def _set_aside(folder: Path, error: object) -> None:
+    """Rename a checkpoint that cannot be loaded, and warn of it."""
     aside = folder.with_name(folder.name + ".corrupt")
     with writing(aside):
         shutil.rmtree(aside, ignore_errors=True)
