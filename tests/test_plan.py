@@ -1,6 +1,7 @@
 """What a profile costs before it is begun: operations and bytes by hand and on the real model, hours, many workers."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from fslib import FslibError, Study
 from fslib.data import hub
 from fslib.model import footprint
 from fslib.model.encoders import load_encoder
+from fslib.study import fingerprints
 from fslib.study.cli import main
-from fslib.study.fingerprints import cached_task, planning
+from fslib.study.fingerprints import cached_task, consult, planning
 from fslib.study.plan import cost_table, flops, longest, memory, plan_lines, simulate
 from fslib.study.records import Record, Store, distinct
 from fslib.study.units import ImportanceUnit, PruneUnit, mean_tokens
+
+ROOT = Path(__file__).resolve().parent.parent
 
 NOTEBOOKS = [f"{number:02d}" for number in range(1, 9)]
 
@@ -136,6 +140,8 @@ def test_nothing_to_do_takes_no_time(small_tasks, tmp_path):
 def test_the_plan_of_the_paper_needs_no_data_and_asks_nobody(monkeypatch, tmp_path):
     monkeypatch.delenv("FSLIB_DATA", raising=False)
     monkeypatch.setattr(hub, "_fetched", lambda *words: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(fingerprints, "_consulted", [])
+    consult(ROOT / "results" / "glue-mini")  # another study of this process, on fewer rows of the same tasks
     with planning():
         study = Study("paper", results=tmp_path)
         assert {name: (len(task.train), len(task.eval)) for name, task in study.tasks.items()} == {

@@ -45,7 +45,8 @@ def cached_task(name: str) -> Task:
     try:
         task = load_task(name, download=not _planning)
     except NotAtHandError as error:
-        for path in _consulted:
+        # a plan is of one study: what another's folder tells of cut-down data would make it too small
+        for path in _consulted[: 1 if _planning else None]:
             if card := read_cards(path).get(name):
                 _say(f"data of {name} are not at hand: records are found by the fingerprint in {_short(path)}")
                 return recorded_task(name, card, f"the data of {name} are not at hand: {error}")
@@ -62,7 +63,10 @@ def cached_task(name: str) -> Task:
 
 @contextmanager
 def planning() -> Iterator[None]:
-    """Inside the block, download nothing, and take data of which nothing is at hand or recorded to be as published."""
+    """Inside the block, download nothing, and take data that are not at hand to be as published.
+
+    Unless the folder that was named last, the study's own, tells of them.
+    """
     cached_task.cache_clear()
     _planning.append(True)
     try:
