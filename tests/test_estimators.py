@@ -252,7 +252,7 @@ def test_pruned_heads_score_nothing_and_the_others_as_they_now_are(zoo, name, ki
 
 @pytest.fixture
 def counted(bert, monkeypatch):
-    """[forward passes of the encoder, backward passes] so far."""
+    """[forward passes of the model over batches, backward passes] so far."""
     counts = [0, 0]
 
     def forward(*_):
@@ -265,7 +265,7 @@ def counted(bert, monkeypatch):
 
         return call
 
-    bert.encoder.register_forward_hook(forward)
+    bert.register_forward_hook(forward)
     for owner, name in [(torch.autograd, "grad"), (torch.autograd, "backward"), (torch.Tensor, "backward")]:
         monkeypatch.setattr(owner, name, counting(getattr(owner, name)))
     return counts

@@ -9,7 +9,16 @@ from tinymodels import ARCHITECTURES, HEADS, LAYERS, save, tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fslib import MultiTaskModel, evaluate, mean_context, prune_important_heads, pruned, pruning
+from fslib import (
+    MultiTaskModel,
+    contributions,
+    evaluate,
+    importance,
+    mean_context,
+    prune_important_heads,
+    pruned,
+    pruning,
+)
 from fslib.model import shortcuts as module
 from fslib.model.attention import tapped
 from fslib.model.shortcuts import Shortcuts, first_token, same_batch, shortcuts
@@ -118,6 +127,19 @@ def test_a_layer_that_says_something_else_of_one_token_is_computed_whole(zoo):
 
     last.forward = of_all
     assert shortcuts(model).last is None
+
+
+@EVERY
+@pytest.mark.parametrize("kind", ["single", "pair", "regression"])
+def test_importance_is_that_of_whole_passes(zoo, name, kind, monkeypatch):
+    model, task = zoo.model(name).double(), zoo.tasks[kind]  # in float32, sums of many tokens round to a few 10^-6
+    found = contributions(model, task, batch_size=3)
+    monkeypatch.setattr(importance, "shortcuts", lambda model: Shortcuts())
+    expected = contributions(model, task, batch_size=3)
+    assert np.array_equal(found.tokens, expected.tokens)
+    for one, other in ((found.absolute, expected.absolute), (found.signed, expected.signed)):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * np.abs(other).max())
 
 
 def both_ways(model, tasks, monkeypatch, **options):

@@ -1,11 +1,12 @@
-"""Work that cannot change what a model says, left out while heads are pruned.
+"""Work that cannot change what a model says, left out while heads are pruned or scored by gradients.
 
 Two things are left out, of models whose modules allow it (found by looking, and tried before they are relied on):
 
 - What lies before the first layer's attention, its queries, keys and values included, does not depend on which heads
   are off: of passes over one batch, the first alone computes it.
 - Where a text is summed up by its first token, no other token's last state is read: the last layer needs keys and
-  values of all tokens, and attention, output projection and feed-forward of the first alone.
+  values of all tokens, and attention, output projection and feed-forward of the first alone. The gradient of the loss
+  in the other tokens' outputs of that layer is zero, and so is their part in a head's importance.
 """
 
 from collections import Counter
