@@ -4,6 +4,7 @@ A companion to Li, Wang, Zhang, Zhang and Zong, *Interpreting and Exploiting Fun
 Multi-Head Attention under Multi-task Learning*, EMNLP 2023, doi 10.18653/v1/2023.emnlp-main.1026.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fslib import similarity
@@ -16,6 +17,7 @@ from fslib.evaluation import evaluate
 from fslib.heads import overlap, random_heads, top_heads
 from fslib.iat import IAT
 from fslib.importance import contributions, head_importance, mean_context
+from fslib.lesions import HeadLesions, lesion_heads
 from fslib.model.attention import pruned
 from fslib.model.multitask import MultiTaskModel
 from fslib.model.released import load_released
@@ -26,6 +28,7 @@ from fslib.transfer import transfer
 
 if TYPE_CHECKING:
     from fslib.study.compatibility import check
+    from fslib.study.explorer import explore
     from fslib.study.profiles import PROFILES, Profile
     from fslib.study.study import Study
 
@@ -56,6 +59,8 @@ __all__ = [
     "random_heads",
     "pruned",
     "overlap",
+    "lesion_heads",
+    "HeadLesions",
     "prune_important_heads",
     "IAP",
     "dissociation",
@@ -64,21 +69,27 @@ __all__ = [
     "similarity",
     "transfer",
     "check",
+    "explore",
     "Study",
     "Profile",
     "PROFILES",
 ]
 
 
+# names of the studies, and the modules that define them
+_LATER = {
+    "check": "compatibility",
+    "explore": "explorer",
+    "Study": "study",
+    "Profile": "profiles",
+    "PROFILES": "profiles",
+}
+
+
 def __getattr__(name: str) -> Any:
     """Open the studies and their questions when they are first asked for: the method alone needs no plots."""
-    if name == "check":
-        from fslib.study.compatibility import check
-
-        return check
-    if name not in ("Study", "Profile", "PROFILES"):
+    if name not in _LATER:
         raise AttributeError(f"module 'fslib' has no attribute {name!r}")
-    from fslib import questions  # noqa: F401 - registers what each notebook needs
-    from fslib.study import profiles, study
-
-    return getattr(study if name == "Study" else profiles, name)
+    if name != "check":
+        from fslib import questions  # noqa: F401 - registers what each notebook needs
+    return getattr(import_module(f"fslib.study.{_LATER[name]}"), name)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fslib.data.batches import Batch
@@ -45,13 +46,13 @@ def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> 
     predictions = np.zeros(n, dtype=np.float32 if task.is_regression else np.int64)
     with in_mode(model, training=False), torch.inference_mode():
         for batch in batches:
-            predictions[batch.indices] = predict_batch(model, task, batch.to(model.device))
+            logits = check_finite(model(batch.to(model.device).inputs, task.name), task.name)
+            predictions[batch.indices] = predicted(task, logits)
     return gather_rows(predictions, batches)
 
 
-def predict_batch(model: MultiTaskModel, task: Task, batch: Batch) -> np.ndarray:
-    """Return (batch,) predictions of a batch on the model's device, in whatever mode the model is."""
-    logits = check_finite(model(batch.inputs, task.name), task.name)
+def predicted(task: Task, logits: Float[Tensor, "batch outputs"]) -> np.ndarray:
+    """Return (batch,) what logits say: classes, or values for regression."""
     return (logits[:, 0].float() if task.is_regression else logits.argmax(-1)).cpu().numpy()
 
 

@@ -5,17 +5,19 @@ is done for layer-matched random sets. The `IAP` that comes back (`fslib.dissoci
 scores, dissociation, intervals and nulls are computed afterwards, from arrays, in any convention.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
+from fslib.data.batches import Batch
 from fslib.data.tasks import Task, as_tasks
 from fslib.dissociation import IAP
 from fslib.errors import FslibError, check_count, check_flag, finite_array, unknown
-from fslib.evaluation import EVAL_BATCH, in_mode, length_batches, predict, predict_batch
+from fslib.evaluation import EVAL_BATCH, check_finite, in_mode, length_batches, predict, predicted
 from fslib.heads import checked_fractions, random_heads, top_heads
 from fslib.importance import head_importance, mean_context
 from fslib.model.attention import ABLATIONS, pruned
@@ -78,18 +80,40 @@ def prune_important_heads(
     }
     unpruned = {u: predict(model, task, batches[u], len(task.eval))[None] for u, task in named.items()}
     found = {u: np.zeros((len(task.eval), *heads.shape[:3]), unpruned[u].dtype) for u, task in named.items()}
-    with in_mode(model, training=False), torch.inference_mode():
-        taken, work = shortcuts(model), [(name, batch) for name in named for batch in batches[name]]
-        for u, batch in bar(work, "pruning", "batches"):
-            there = batch.to(model.device)
-            with first_token(model.encoder, taken), same_batch(taken):  # some of the work is the same for all sets
-                for index in np.ndindex(*heads.shape[:3]):
-                    with pruned(model, heads[index], ablation=ablation, mean=means[u]):
-                        found[u][(batch.indices, *index)] = predict_batch(model, named[u], there)
+    flat = heads.reshape(-1, *heads.shape[-2:])
+
+    def keep(u: str, batch: Batch, number: int, logits: Tensor) -> None:
+        found[u].reshape(-1, len(flat))[batch.indices, number] = predicted(named[u], logits)
+
+    each_pruned(model, batches, flat, keep, ablation=ablation, means=means)
     lesioned = {u: np.moveaxis(gather_rows(rows, batches[u]), 0, -1)[None] for u, rows in found.items()}
     metrics = tuple(task.metric for task in named.values())
     labels = {u: task.eval.labels for u, task in named.items()}
     return IAP(tuple(named), metrics, fractions, heads[None], labels, unpruned, lesioned)
+
+
+def each_pruned(
+    model: MultiTaskModel,
+    batches: Mapping[str, Sequence[Batch]],
+    sets: Bool[np.ndarray, "sets layers heads"],
+    take: Callable[[str, Batch, int, Tensor], None],
+    *,
+    ablation: str = "zero",
+    means: Mapping[str, Tensor | None] | None = None,
+) -> None:
+    """Call `take` with (task, batch on the model's device, number of a head set, logits while that set is off).
+
+    Every set on every batch, batch by batch: what is the same for all sets is computed once per batch.
+    """
+    with in_mode(model, training=False), torch.inference_mode():
+        taken, work = shortcuts(model), [(name, batch) for name, mine in batches.items() for batch in mine]
+        for name, batch in bar(work, "pruning", "batches"):
+            there, mean = batch.to(model.device), None if means is None else means[name]
+            with first_token(model.encoder, taken), same_batch(taken):
+                for number, heads in enumerate(sets):
+                    with pruned(model, heads, ablation=ablation, mean=mean):
+                        logits = check_finite(model(there.inputs, name), name)
+                    take(name, there, number, logits)
 
 
 def _check_set(task: str, fraction: float, chosen: Bool[np.ndarray, "layers heads"], controls: int) -> None:

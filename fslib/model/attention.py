@@ -41,6 +41,7 @@ class HeadControl:
     fill: (layers, heads, head_dim) or None for zeros.
     tap: called with each layer's index and context; returns the context to go on with.
     inputs: None, or a list that takes each layer's attention module with its query, key and value.
+    weights: None, or a list that takes each layer's attention weights, (batch, heads, seq, seq).
     arrange: None, or a function of each layer's query, key, value and mask that returns those to go on with.
     """
 
@@ -49,6 +50,7 @@ class HeadControl:
         self.fill: Tensor | None = None
         self.tap: Tap | None = None
         self.inputs: list[tuple[nn.Module, Tensor, Tensor, Tensor]] | None = None
+        self.weights: list[Tensor] | None = None
         self.arrange: Callable[..., tuple[Any, ...]] | None = None
         self.heard: list[Tensor] = []  # of a layer under way, what hooks have heard of its query, key and value
         self.calls = 0  # layers seen in this forward: ALBERT shares its layer, DistilBERT has no index
@@ -77,6 +79,11 @@ def _attention(module: nn.Module, query, key, value, attention_mask, **kwargs): 
     ctx, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if control is not None and control.inputs is not None:
         control.inputs.append((module, query, key, value))
+    if control is not None and control.weights is not None:
+        # Attention to unit vectors is the weights themselves, whatever mask, scale or groups of heads there are.
+        unit = torch.eye(key.shape[2], dtype=key.dtype, device=key.device).expand(*key.shape[:2], -1, -1)
+        shown, _ = sdpa_attention_forward(module, query, key, unit, attention_mask, **kwargs | {"dropout": 0.0})
+        control.weights.append(shown.transpose(1, 2))
     return (ctx if control is None else control.apply(ctx)), weights
 
 
@@ -197,6 +204,26 @@ def tapped(model: nn.Module, tap: Tap) -> Iterator[None]:
         yield
     finally:
         control.tap = before
+
+
+def attention_weights(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, "layers batch heads seq seq"]:
+    """Return how much every token (second axis from the end) attends to every token (last axis) in every head.
+
+    Rows of real tokens sum to 1. Heads that are switched off around the call are shown as they would attend.
+    Raises FslibError for an architecture that computes attention by itself, and whose weights are not seen.
+    """
+    control, encoder = control_of(model), getattr(model, "encoder", model)
+    if encoder.config.model_type in HOOKED:
+        raise FslibError(f"{type(encoder).__name__} computes attention by itself: its weights cannot be shown")
+    was_training, control.weights = encoder.training, []
+    encoder.eval()
+    try:
+        with torch.inference_mode():
+            encoder(**{k: v for k, v in inputs.items() if k in getattr(model, "accepts", inputs)})
+            return torch.stack([weights.float() for weights in control.weights])
+    finally:
+        control.weights = None
+        encoder.train(was_training)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from fslib.questions import (
     q06_iat,
     q07_transfer,
     q08_claims,
+    q09_explore,
 )
 from fslib.study.cli import main
 
@@ -27,4 +28,5 @@ __all__ = [
     "q06_iat",
     "q07_transfer",
     "q08_claims",
+    "q09_explore",
 ]

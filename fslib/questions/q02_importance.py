@@ -1,15 +1,15 @@
 """Notebook 02: which attention heads does each task need, and can the ranking be trusted?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from fslib.heads import overlap, top_heads
 from fslib.importance import normalized
 from fslib.scoring import interval, rank_correlation
+from fslib.study.headwise import lesion_unit
 from fslib.study.plots import GREY, WIDTH, looks, panels, styled
 from fslib.study.records import Unit
 from fslib.study.study import Study, plans
@@ -17,9 +17,37 @@ from fslib.study.study import Study, plans
 
 @plans("02")
 def plan(study: Study) -> list[Unit]:
-    """Return the main models, and the importance of their heads."""
+    """Return the main models, the importance of their heads, and what losing each head alone costs the first ones."""
     units = [study.units(s) for s in study.seeds]
-    return [*(u.train for u in units), *(u.importance for u in units)]
+    alone = [lesion_unit(study, s) for s in lesioned(study)]
+    return [*(u.train for u in units), *(u.importance for u in units), *alone]
+
+
+def lesioned(study: Study) -> list[int]:
+    """Return the seeds of the models of which every head is switched off alone."""
+    return study.seeds[: study.profile.lesion_seeds]
+
+
+def lesions(study: Study) -> pd.DataFrame:
+    """Return how importance predicts what a head's loss costs: one row per task and model.
+
+    The rank correlation, over heads, of importance (training examples) with the rise of the mean loss without the head
+    (evaluation examples), its interval over evaluation examples, and as its ceiling the rank correlation of the rises
+    in two halves of these.
+    """
+    rows = []
+    for seed in lesioned(study):
+        found = lesion_unit(study, seed).lesions(study.store)
+        parts = study.units(seed).importance.contributions(study.store)
+        for task in found.tasks:
+            r, low, high = found.predicted_by(task, parts[task].importance())
+            halves = [found.rise(task, half) for half in _halves(len(found.labels[task]))]
+            row = {"task": task, "seed": seed, "rank correlation": r, "low": low, "high": high}
+            row |= {"two halves of the examples": rank_correlation(*halves)}
+            row |= {"most a head costs, points": found.cost(task).max()}
+            row |= {"share of heads it is better without": (found.rise(task) < 0).mean()}
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def importance_maps(study: Study, *, reduction: str = "token", normalize: str | None = None) -> dict[str, np.ndarray]:
@@ -129,6 +157,19 @@ def choices(study: Study, fraction: float = 0.3) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def lesion_sentences(table: pd.DataFrame) -> str:
+    """Say how well importance predicts what losing a head costs."""
+    lines = []
+    for task, rows in table.groupby("task", sort=False):
+        first = rows.iloc[0]
+        lines.append(
+            f"{task}: r = {first['rank correlation']:.2f} [{first['low']:.2f}, {first['high']:.2f}] "
+            f"(two halves of the examples: {first['two halves of the examples']:.2f}); "
+            f"no head alone costs more than {first['most a head costs, points']:.1f} points."
+        )
+    return "\n".join(lines)
+
+
 def layer_normalized(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the maps with each layer divided by its L2 norm."""
     return {t: normalized(m, "layer") for t, m in maps.items()}
@@ -152,26 +193,6 @@ def sentences(correlations: pd.DataFrame, stability: pd.DataFrame) -> str:
 
 
 @styled
-def plot_importance(maps: Mapping[str, Float[np.ndarray, "layers heads"]], columns: int = 2) -> Figure:
-    """Draw layer-by-head importance, one panel per task, layer 1 below, as a share of the task's largest value."""
-    layers, heads = next(iter(maps.values())).shape
-    figure, axes = panels(len(maps), 0.6 + 0.19 * layers, columns, sharex=True, sharey=True)
-    for i, (ax, (task, values)) in enumerate(zip(axes, maps.items(), strict=True)):
-        image = ax.imshow(values / values.max(), origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto")
-        ax.set_title(task)
-        ax.set_xticks(range(heads), [str(h + 1) for h in range(heads)])
-        ax.set_yticks(range(layers), [str(layer + 1) for layer in range(layers)])
-        ax.spines[:].set_visible(False)
-        ax.tick_params(length=0)
-        if i % columns == 0:
-            ax.set_ylabel("layer")
-        if i >= len(maps) - columns:
-            ax.set_xlabel("head")
-    figure.colorbar(image, ax=axes, label="share of the task's largest", pad=0.02)
-    return figure
-
-
-@styled
 def plot_stability(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     """Draw the rank correlation of two disjoint samples against their size. table: task, examples, mean, low, high."""
     style = looks(tasks)
@@ -186,4 +207,23 @@ def plot_stability(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.set(xlabel="examples scored", ylabel="rank correlation with a disjoint sample")
     ax.legend()
+    return figure
+
+
+@styled
+def plot_lesions(study: Study) -> Figure:
+    """Draw what losing each head alone adds to a task's loss, against its importance: one panel per task."""
+    seed = study.seeds[0]
+    found = lesion_unit(study, seed).lesions(study.store)
+    parts = study.units(seed).importance.contributions(study.store)
+    figure, axes = panels(len(found.tasks), 2.3, min(2, len(found.tasks)))
+    for i, (ax, (task, style)) in enumerate(zip(axes, looks(found.tasks).items(), strict=True)):
+        importance, rise = parts[task].importance(), found.rise(task)
+        share = (importance / importance.max()).ravel()
+        ax.axhline(0, color=GREY, linewidth=0.8)
+        ax.plot(share, rise.ravel(), linestyle="", alpha=0.7, **style)  # type: ignore[arg-type]
+        ax.set_title(f"{task}: r = {found.predicted_by(task, importance)[0]:.2f}")
+        ax.set_xlabel("importance, share of the largest")
+        if i % 2 == 0:
+            ax.set_ylabel("rise of the loss without it")
     return figure

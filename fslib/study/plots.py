@@ -1,4 +1,4 @@
-"""What all plots share: style, panels, two kinds of plots that several questions draw, and how a figure is saved.
+"""What all plots share: style, panels, three kinds of plots that several questions draw, and how a figure is saved.
 
 One colour and one marker per task throughout (Okabe and Ito's palette, told apart by colour-blind readers);
 controls and chance are grey. Text is 8 to 9 points at the printed width of 7 inches.
@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from jaxtyping import Float
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -149,6 +150,26 @@ def matrices(frames: Mapping[str, pd.DataFrame], label: str, *, fmt: str = ".2f"
         if i % 3:
             ax.set_yticklabels([])
     figure.colorbar(axes[0].collections[0], ax=axes, label=label, shrink=0.7, pad=0.02)
+    return figure
+
+
+@styled
+def head_maps(maps: Mapping[str, Float[np.ndarray, "layers heads"]], columns: int = 2) -> Figure:
+    """Draw layer-by-head importance, one panel per task, layer 1 below, as a share of the task's largest value."""
+    layers, heads = next(iter(maps.values())).shape
+    figure, axes = panels(len(maps), 0.6 + 0.19 * layers, columns, sharex=True, sharey=True)
+    for i, (ax, (task, values)) in enumerate(zip(axes, maps.items(), strict=True)):
+        image = ax.imshow(values / values.max(), origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        ax.set_title(task)
+        ax.set_xticks(range(heads), [str(h + 1) for h in range(heads)])
+        ax.set_yticks(range(layers), [str(layer + 1) for layer in range(layers)])
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
+        if i % columns == 0:
+            ax.set_ylabel("layer")
+        if i >= len(maps) - columns:
+            ax.set_xlabel("head")
+    figure.colorbar(image, ax=axes, label="share of the task's largest", pad=0.02)
     return figure
 
 

@@ -35,6 +35,8 @@ class Profile(FineTuning):
     fractions: Fractions = (0.1, 0.2, 0.3, 0.4, 0.5)
     controls: int = Field(ge=1)
     lesioned_on: LesionedOn = "all"
+    lesion_seeds: Seeds = Field(1, ge=1)  # models of which every head is switched off alone, 02 and 09
+    lesion_examples: int | None = Field(None, ge=2)  # of those that pruning is scored on; None: all
     draws: int = Field(9999, ge=99, le=100_000)  # relabellings of tasks
     threads: int = Field(1, ge=1, le=1024)  # of a unit, however many cores there are; no part of its key
     # 04 to 07
@@ -230,6 +232,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "curve_points": 20,
         "curve_examples": 1000,
         "importance_examples": 10_000,
+        "lesion_examples": 1000,
         "controls": 5,
         "encoders": tuple(PRETRAINED),
         "small_encoder": "bert-base",

@@ -159,9 +159,13 @@ def last_words(log: Path) -> str:
 
 
 def tidy(path: Path) -> bytes:
-    """Return a notebook without the time stamps and paths of its execution: the same run gives the same bytes."""
+    """Return a notebook without the time stamps and paths of its execution: the same run gives the same bytes.
+
+    Nor with widgets, whose state is gone with the kernel: their outputs keep what can be shown without one.
+    """
     notebook = nbformat.read(path, as_version=4)
-    notebook.metadata.pop("papermill", None)
+    for gone in ("papermill", "widgets"):
+        notebook.metadata.pop(gone, None)
     notebook.metadata.get("language_info", {}).pop("version", None)
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
@@ -169,4 +173,6 @@ def tidy(path: Path) -> bytes:
             cell.metadata.pop(stamp, None)
         if cell.metadata.get("tags") == []:
             cell.metadata.pop("tags")
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     return (nbformat.writes(notebook) + "\n").encode()

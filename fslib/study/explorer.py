@@ -1,0 +1,334 @@
+"""The head explorer: look at heads, switch them off, and see what it costs, in JupyterLab or in a file of its own.
+
+`explore` shows a study's model, from its records, or any model with any tasks. What the page does is in explorer.js,
+the same module in both places. In JupyterLab a kernel scores any set of heads; a file shows what was recorded.
+"""
+
+import html
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import numpy as np
+import traitlets
+from jaxtyping import Bool
+from torch import Tensor
+
+from fslib.data.batches import Batch
+from fslib.data.tasks import Task, as_tasks
+from fslib.errors import FslibError, check_count, checked_path, first_line, unknown
+from fslib.evaluation import EVAL_BATCH, length_batches, predicted
+from fslib.heads import top_heads
+from fslib.importance import head_importance
+from fslib.model.attention import HOOKED
+from fslib.model.multitask import MultiTaskModel, check_model
+from fslib.progress import hidden
+from fslib.pruning import each_pruned
+from fslib.study.files import write_text
+from fslib.study.headwise import TEXTS, lesion_unit, pattern, pattern_unit, scored_on, short_texts
+from fslib.study.plots import head_maps
+from fslib.study.study import Study
+from fslib.study.view import (
+    View,
+    effect,
+    effect_json,
+    interval_json,
+    pattern_json,
+    pruned_sets,
+    single_heads,
+    whole_scores,
+)
+
+HERE = Path(__file__).parent
+MODULE, STYLE = HERE / "explorer.js", HERE / "explorer.css"
+FIRST_PERCENT = 10
+
+
+def explore(
+    what: Study | MultiTaskModel,
+    tasks: Task | Iterable[Task] | Mapping[str, Task] | None = None,
+    *,
+    seed: int | None = None,
+    examples: int | None = None,
+) -> "Explorer":
+    """Return the head explorer of a study's model, or of a model and tasks: the last line of a cell shows it.
+
+    what: a `Study`, shown from its records (what is missing is computed first), or a model, with the `tasks` that its
+    heads are scored for. seed: which of a study's main models, by default the first. examples: how many training
+    examples a model's importance is estimated on and how many evaluation examples scores are from, per task; 256 and
+    200 by default. A study takes what its profile says.
+    Raises FslibError for a model without tasks, a study with them, and a seed that the study does not have.
+    """
+    if isinstance(what, Study):
+        if tasks is not None or examples is not None:
+            raise FslibError("a study has its own tasks and examples: give fslib.explore(study) alone, or a model")
+        return _of_study(what, seed)
+    if not isinstance(what, MultiTaskModel):
+        raise FslibError(f"{what!r:.80} cannot be explored: give a Study, or a MultiTaskModel and tasks")
+    if tasks is None or seed is not None:
+        raise FslibError("a model is explored with tasks, and without a seed: fslib.explore(model, tasks)")
+    if examples is not None:
+        check_count("examples", examples, 2)
+    return _of_model(what, as_tasks(tasks), examples)
+
+
+def _of_study(study: Study, seed: int | None) -> "Explorer":
+    seeds = study.seeds
+    chosen = seeds[0] if seed is None else seed
+    if chosen not in seeds:
+        raise unknown("seed of this study", str(chosen), [str(s) for s in seeds])
+    units, p = study.units(chosen), study.profile
+    iap = units.prune.iap(study.store)
+    sets, rise = pruned_sets(iap), {}
+    if chosen in seeds[: p.lesion_seeds]:
+        lesions = lesion_unit(study, chosen).lesions(study.store)
+        sets += single_heads(lesions)
+        rise = {name: lesions.rise(name) for name in lesions.tasks}
+    shown = pattern_unit(study, chosen)
+    patterns = shown.patterns(study.store) if chosen == seeds[0] else {}
+    maps = {t: parts.importance() for t, parts in units.importance.contributions(study.store).items()}
+    view = View(
+        title=f"{study.name}: {p.encoder}, seed {chosen}",
+        about=f"Importance from {p.importance_examples} training examples per task; scores from "
+        f"{_counted([len(iap.labels[u]) for u in iap.tasks])} evaluation examples, this one model.",
+        importance=maps,
+        metrics={name: task.metric for name, task in study.tasks.items()},
+        descriptions={name: task.description for name, task in study.tasks.items()},
+        whole=whole_scores(iap),
+        sets=sets,
+        rise=rise,
+        texts={name: len(found) for name, found in patterns.items()} or dict.fromkeys(maps, TEXTS),
+        patterns=patterns,
+    )
+    tasks = {name: scored_on(task, p.lesioned_on) for name, task in study.tasks.items()}
+    return Explorer(view, Kernel(lambda: units.train.trained(study.store), tasks, shown.longest))
+
+
+def _of_model(model: MultiTaskModel, tasks: dict[str, Task], examples: int | None) -> "Explorer":
+    check_model(model, *tasks.values())
+    trained_on, scored = examples or 256, examples or 200
+    maps = {name: head_importance(model, task, examples=trained_on) for name, task in tasks.items()}
+    tasks = {name: task.limited(eval=scored) for name, task in tasks.items()}
+    is_seen = model.encoder.config.model_type not in HOOKED
+    view = View(
+        title=f"{model.source}: {model.n_layers} layers of {model.n_heads} heads",
+        about=f"Importance from at most {trained_on} training examples per task; scores from "
+        f"{_counted([len(task.eval) for task in tasks.values()])} evaluation examples.",
+        importance=maps,
+        metrics={name: task.metric for name, task in tasks.items()},
+        descriptions={name: task.description for name, task in tasks.items()},
+        whole={},
+        sets=(),
+        rise={},
+        texts=dict.fromkeys(maps, TEXTS if is_seen else 0),
+        patterns={},
+    )
+    return Explorer(view, Kernel(lambda: model, tasks))
+
+
+def _counted(sizes: list[int]) -> str:
+    return str(sizes[0]) if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)}"
+
+
+@dataclass(eq=False)
+class Kernel:
+    """What computes for a page: a model, got when it is first needed, and tasks with the examples that are scored."""
+
+    get: Callable[[], MultiTaskModel]
+    tasks: dict[str, Task]
+    longest: int = 32
+
+    @cached_property
+    def model(self) -> MultiTaskModel:
+        """The model."""
+        return self.get()
+
+    @cached_property
+    def _batches(self) -> dict[str, list[Batch]]:
+        return {name: length_batches(self.model, task.eval, EVAL_BATCH) for name, task in self.tasks.items()}
+
+    @cached_property
+    def _whole(self) -> dict[str, np.ndarray]:
+        none = np.zeros((self.model.n_layers, self.model.n_heads), dtype=bool)
+        return self.predictions(none, lambda done, total: None)
+
+    def predictions(
+        self, off: Bool[np.ndarray, "layers heads"], tell: Callable[[int, int], None]
+    ) -> dict[str, np.ndarray]:
+        """Return {task: (n,) predictions} without some heads; `tell` hears how many batches are done, of how many."""
+        kinds = {name: np.float32 if task.is_regression else np.int64 for name, task in self.tasks.items()}
+        found = {name: np.zeros(len(task.eval), kinds[name]) for name, task in self.tasks.items()}
+        total, done = sum(map(len, self._batches.values())), 0
+
+        def keep(task: str, batch: Batch, _: int, logits: Tensor) -> None:
+            nonlocal done
+            found[task][batch.indices] = predicted(self.tasks[task], logits)
+            done += 1
+            tell(done, total)
+
+        with hidden():
+            each_pruned(self.model, self._batches, off[None], keep)
+        return found
+
+    def scores(
+        self, off: Bool[np.ndarray, "layers heads"], tell: Callable[[int, int], None]
+    ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+        """Return what every task scores without some heads, and with all of them, as the page takes it."""
+        without, whole = self.predictions(off, tell), self._whole
+        effects, before = [], []
+        for name, task in self.tasks.items():
+            shared = (name, task.metric, task.eval.labels, whole[name])
+            effects.append(effect_json(effect(*shared, without[name])))
+            before.append(interval_json(effect(*shared, whole[name]).score))
+        return effects, before
+
+    def pattern(self, task: str, number: int) -> dict[str, Any]:
+        """Return one of the texts of a task as the page takes it."""
+        texts = short_texts(self.model, self.tasks[task], TEXTS, self.longest)
+        return pattern_json(pattern(self.model, self.tasks[task], texts[min(number, len(texts) - 1)]))
+
+
+class Explorer(anywidget.AnyWidget):
+    """A page to look at a model's heads, from `explore`.
+
+    off: positions of the heads that are switched off, layer by layer. percent: the share of heads in a task's top set.
+    Both can be read and set, and follow what is done on the page.
+    """
+
+    _esm = MODULE
+    _css = STYLE
+    view = traitlets.Dict().tag(sync=True)
+    off = traitlets.List(traitlets.Int()).tag(sync=True)
+    percent = traitlets.Int(FIRST_PERCENT, min=0, max=100).tag(sync=True)
+    kernel = traitlets.Bool(True).tag(sync=True)
+
+    def __init__(self, view: View, kernel: Kernel) -> None:
+        self._shown, self._kernel = view, kernel
+        super().__init__(view=view.json())
+        self.on_msg(self._heard)
+
+    @traitlets.validate("off")
+    def _in_the_model(self, proposal: Any) -> list[int]:
+        layers, heads = self._shown.shape
+        if wrong := [at for at in proposal["value"] if not 0 <= at < layers * heads]:
+            raise FslibError(f"head {wrong[0]} is outside 0..{layers * heads - 1}, the heads of {layers} layers")
+        return sorted(set(proposal["value"]))
+
+    @property
+    def heads(self) -> Bool[np.ndarray, "layers heads"]:
+        """The heads that are switched off, True = off; can be set."""
+        found = np.zeros(self._shown.shape, dtype=bool)
+        found.flat[self.off] = True
+        return found
+
+    @heads.setter
+    def heads(self, wanted: object) -> None:
+        array = np.asarray(wanted)
+        if array.dtype != np.bool_ or array.shape != self._shown.shape:
+            raise FslibError(
+                f"heads of this explorer are a bool array {self._shown.shape} (layers, heads), True = off; "
+                f"got {array.dtype} of shape {array.shape}"
+            )
+        self.off = np.flatnonzero(array).tolist()
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the page into one file that needs no kernel and no network, and return its path."""
+        path = checked_path("file of the explorer", path)
+        if path.is_dir():
+            raise FslibError(f"{path} is a folder: give the name of a file, such as {path / 'explorer.html'}")
+        write_text(path, page({"view": self.view, "off": self.off, "percent": self.percent, "kernel": False}))
+        return path
+
+    def summary(self) -> list[str]:
+        """Return a line per task: its most important heads, and how many of its top set are special."""
+        maps, percent = self._shown.importance, max(self.percent, 1)
+        tops = {name: top_heads(values, percent / 100) for name, values in maps.items()}
+        counts = np.sum(list(tops.values()), axis=0)
+        lines = []
+        for name, values in maps.items():
+            best = np.unravel_index(np.argsort(-values, axis=None, kind="stable")[:3], values.shape)
+            named = ", ".join(f"{layer + 1}.{head + 1}" for layer, head in zip(*best, strict=True))
+            special = int((tops[name] & (counts == 1)).sum())
+            size = int(tops[name].sum())
+            lines.append(f"{name}: most important {named}; of its top {percent} %, {special} of {size} special")
+        return lines
+
+    def __repr__(self) -> str:
+        layers, heads = self._shown.shape
+        return f"Explorer({self._shown.title}; {len(self._shown.importance)} tasks, {layers} x {heads} heads)"
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        """Show the page; where no page can run, a picture of the maps and a line per task."""
+        bundle = super()._repr_mimebundle_(**options)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+        figure, picture = head_maps(self._shown.importance), BytesIO()
+        figure.savefig(picture, format="png", bbox_inches="tight", metadata={"Software": None})
+        image = picture.getvalue()
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.summary())
+        told = f"<p>{html.escape(repr(self))}. Run the cell to explore it.</p><ul>{lines}</ul>"
+        return {**data, "text/plain": repr(self), "text/html": told, "image/png": image}, metadata
+
+    def _heard(self, _: Any, message: Any, buffers: Any) -> None:
+        """Answer a question of the page."""
+        try:
+            if message["type"] == "scores":
+                self._score(int(message["id"]), [int(at) for at in message["off"]])
+            elif message["type"] == "pattern":
+                name = list(self._shown.importance)[int(message["task"])]
+                found = self._kernel.pattern(name, int(message["number"]))
+                self.send({**message, "pattern": found})
+        except KeyboardInterrupt:
+            self.send({"type": "problem", "id": message.get("id"), "text": "interrupted"})
+        except Exception as error:  # a page that waits for an answer has to hear of anything
+            told = str(error) if isinstance(error, FslibError) else f"{type(error).__name__}: {first_line(error)}"
+            self.send({"type": "problem", **({"id": message["id"]} if "id" in message else {}), "text": told})
+
+    def _score(self, number: int, off: list[int]) -> None:
+        def tell(done: int, total: int) -> None:
+            say(done, total, f"{done} of {total} batches")
+
+        def say(done: int, total: int, text: str) -> None:
+            self.send({"type": "progress", "id": number, "done": done, "total": total, "text": text})
+
+        say(0, 1, "The model is being loaded …")
+        self._in_the_model({"value": off})
+        heads = np.zeros(self._shown.shape, dtype=bool)
+        heads.flat[off] = True
+        scores, whole = self._kernel.scores(heads, tell)
+        self.send({"type": "scores", "id": number, "scores": scores, "whole": whole})
+
+
+def page(state: Mapping[str, Any]) -> str:
+    """Return the HTML file: module, style and state in one, nothing loaded from anywhere."""
+    # In a script, only "</script" and "<!--" could end or change it: no "<" is left in the state.
+    told = json.dumps(state, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    module = MODULE.read_text(encoding="utf-8").replace("export default {", "const explorer = {")
+    policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(str(state["view"]["title"]))}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ margin: 0; }}
+{STYLE.read_text(encoding="utf-8")}</style>
+</head>
+<body>
+<main id="explorer"></main>
+<script type="application/json" id="state">{told}</script>
+<script type="module">
+{module}
+const state = JSON.parse(document.getElementById("state").textContent);
+explorer.render({{ model: explorer.standIn(state), el: document.getElementById("explorer") }});
+</script>
+</body>
+</html>
+"""

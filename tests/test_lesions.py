@@ -1,0 +1,191 @@
+"""Every head alone: what it costs, what it attends to, and the units that record both."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from refusal import refused
+from scipy import stats
+from small_units import TASKS, training
+from tinymodels import ARCHITECTURES, HEADS, LAYERS
+
+from fslib import HeadLesions, MultiTaskModel, evaluate, head_importance, importance, lesion_heads, pruned
+from fslib.model.attention import attention_weights
+from fslib.model.hooked import HOOKED
+from fslib.study.headwise import LesionUnit, PatternUnit, pattern, scored_on, short_texts
+from fslib.study.records import Store
+
+SEEN = sorted(ARCHITECTURES.keys() - HOOKED.keys())
+
+
+# --- what losing a head costs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(zoo):
+    return zoo.model("bert")
+
+
+@pytest.fixture(scope="module")
+def lesions(zoo, model):
+    return lesion_heads(model, zoo.tasks, batch_size=2)
+
+
+def test_every_head_alone_is_evaluated_as_under_pruned(zoo, model, lesions):
+    whole = evaluate(model, zoo.tasks)
+    for name, score in whole.items():
+        np.testing.assert_allclose(lesions.predictions[name][0], score.predictions, atol=1e-5)
+    for number, (layer, head) in enumerate(np.ndindex(LAYERS, HEADS), start=1):
+        off = np.zeros((LAYERS, HEADS), dtype=bool)
+        off[layer, head] = True
+        with pruned(model, off):
+            for name, score in evaluate(model, zoo.tasks).items():
+                np.testing.assert_allclose(lesions.predictions[name][number], score.predictions, atol=1e-5)
+                lost = 100 * (whole[name].value - score.value)
+                assert lesions.cost(name)[layer, head] == pytest.approx(lost, abs=1e-9)
+
+
+def test_the_loss_rises_as_the_ablation_estimator_says(zoo, model, lesions):
+    for name, task in zoo.tasks.items():
+        expected = head_importance(model, task, estimator="ablation", split="eval")
+        np.testing.assert_allclose(lesions.rise(name), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_heads_that_are_off_around_the_call_stay_off(zoo, model):
+    off = np.zeros((LAYERS, HEADS), dtype=bool)
+    off[1, 2] = True
+    with pruned(model, off):
+        found = lesion_heads(model, zoo.tasks["single"])
+        expected = evaluate(model, zoo.tasks["single"])["single"].predictions
+    assert np.array_equal(found.predictions["single"][0], expected)
+    assert found.rise("single")[1, 2] == 0, "it is off anyway"
+    assert model.control.gate is None
+
+
+def by_hand(correct: list[int], losses: list[float]) -> HeadLesions:
+    """One task of ten examples and 2 x 2 heads: so many right answers, and one loss of every example."""
+    predictions = np.array([[1] * c + [0] * (10 - c) for c in correct])
+    rows = np.repeat(np.array(losses, np.float32)[:, None], 10, 1)
+    return HeadLesions(("t",), ("accuracy",), (2, 2), {"t": np.ones(10, np.int64)}, {"t": predictions}, {"t": rows})
+
+
+def test_costs_by_hand():
+    found = by_hand([9, 8, 9, 4, 10], [1.0, 1.5, 1.0, 3.0, 0.75])
+    assert found.cost("t").tolist() == pytest.approx(np.array([[10, 0], [50, -10]]))
+    assert found.rise("t").tolist() == [[0.5, 0.0], [2.0, -0.25]]
+    interval = found.measure("t", 1, 0).interval()
+    differences = found.predictions["t"][0] - found.predictions["t"][3]
+    assert interval.value == pytest.approx(50)
+    assert interval.se == pytest.approx(100 * np.std(differences, ddof=1) / np.sqrt(10))
+    agree, low, high = found.predicted_by("t", np.array([[0.2, 0.1], [0.9, 0.0]]))
+    assert agree == pytest.approx(1) and (low, high) == pytest.approx((1, 1)), "all examples say the same"
+    with refused("unknown task of these lesions 'u'"):
+        found.cost("u")
+    with refused("predictions of task t are of shape (5, 10), not (7, 10) (1 + heads, examples)"):
+        replace(found, shape=(2, 3))
+
+
+def test_how_importance_predicts_the_loss_and_its_interval():
+    rng = np.random.default_rng(0)
+    heads, n = 24, 60
+    worth = rng.random(heads)
+    losses = np.concatenate([np.zeros((1, n)), worth[:, None] + rng.normal(0, 2, (heads, n))]).astype(np.float32)
+    labels, predictions = {"t": np.zeros(n, np.int64)}, {"t": np.zeros((1 + heads, n), np.int64)}
+    found = HeadLesions(("t",), ("accuracy",), (2, 12), labels, predictions, {"t": losses})
+    agree, low, high = found.predicted_by("t", worth.reshape(2, 12))
+    assert agree == pytest.approx(stats.spearmanr(worth, losses[1:].mean(1) - losses[0].mean()).statistic)
+    assert -1 <= low < agree < high <= 1 and high - low > 0.1
+    assert found.predicted_by("t", worth.reshape(2, 12)) == (agree, low, high), "the same draws"
+    assert found.predicted_by("t", worth.reshape(2, 12), seed=1)[1:] != (low, high)
+    half = found.rise("t", np.arange(30))
+    assert half.ravel().tolist() == pytest.approx((losses[1:, :30].mean(1) - losses[0, :30].mean()).tolist(), abs=1e-6)
+
+
+def test_bad_input_is_refused(zoo, model):
+    with refused("unknown task of this model 'mood'"):
+        lesion_heads(model, replace(zoo.tasks["single"], name="mood"))
+    with refused("batch_size 0"):
+        lesion_heads(model, zoo.tasks, batch_size=0)
+
+
+# --- what a head attends to ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_weights_are_those_of_transformers_own_eager_attention(zoo, name):
+    model = zoo.model(name)
+    batch = model.encode(zoo.tasks["pair"].eval).batch(range(4))  # of different lengths
+    found = attention_weights(model, batch.inputs)
+    auto = tf.T5EncoderModel if name == "t5" else tf.AutoModel
+    eager = auto.from_pretrained(zoo.folder(name), attn_implementation="eager").eval()
+    inputs = {k: v for k, v in batch.inputs.items() if k in model.accepts}
+    with torch.no_grad():
+        expected = torch.stack(eager(**inputs, output_attentions=True).attentions)
+    real = batch.mask[None, :, None, :, None].bool()  # what padding attends to is nobody's business
+    assert found.shape == expected.shape == (LAYERS, 4, HEADS, *batch.mask.shape[1:] * 2)
+    torch.testing.assert_close(found * real, expected * real, atol=1e-5, rtol=0)
+    assert float((found * real).sum(-1)[real.expand_as(found)[..., 0]].sub(1).abs().max()) < 1e-5
+    assert float((found * real * (1 - batch.mask[None, :, None, None, :])).abs().max()) == 0, "padding is not seen"
+    assert model.control.weights is None
+
+
+@pytest.mark.parametrize("name", sorted(HOOKED))
+def test_an_architecture_whose_weights_are_not_seen_is_refused(zoo, name):
+    model = zoo.model(name)
+    with refused("computes attention by itself: its weights cannot be shown"):
+        attention_weights(model, model.encode(zoo.tasks["single"].eval).batch([0]).inputs)
+
+
+def test_a_pattern_says_what_importance_is_made_of(zoo, model):
+    task = zoo.tasks["single"]
+    found = [pattern(model, task, task.eval.take([i])) for i in range(5)]
+    parts = importance.contributions(model, task, split="eval")
+    for i, one in enumerate(found):
+        tokens = len(one.tokens)
+        assert one.weights.shape == (LAYERS, HEADS, tokens, tokens) and one.importance.shape == (LAYERS, HEADS, tokens)
+        np.testing.assert_allclose(one.importance.sum(-1), parts.absolute[i], rtol=1e-4, atol=1e-6)
+        assert one.tokens[1:-1] == tuple(task.eval.texts[i].split()), "between the two special ones"
+        assert one.label == task.label_names[task.eval.labels[i]]
+    predictions = evaluate(model, task)["single"].predictions
+    assert [one.predicted for one in found] == [task.label_names[p] for p in predictions]
+    with refused("2 examples: a pattern is of one"):
+        pattern(model, task, task.eval.take([0, 1]))
+
+
+def test_texts_are_the_first_that_are_short_enough(zoo, model):
+    task = zoo.tasks["pair"]
+    lengths = [len(ids) for ids in model.encode(task.eval).columns["input_ids"]]
+    longest = sorted(lengths)[2]
+    wanted = [task.eval.texts[i] for i in range(5) if lengths[i] <= longest][:2]
+    assert [text.texts[0] for text in short_texts(model, task, 2, longest)] == wanted
+    shortest = short_texts(model, task, 2, 4)
+    assert [text.texts[0] for text in shortest] == [task.eval.texts[int(np.argmin(lengths))]], "none has four tokens"
+
+
+# --- units --------------------------------------------------------------------------------------------------------
+
+
+def test_the_units_record_what_the_functions_return(small_tasks, tmp_path):
+    store, trained = Store(tmp_path), training()
+    model = trained.trained(store)
+    assert isinstance(model, MultiTaskModel)
+    tasks = {name: scored_on(task, "scored").limited(eval=4) for name, task in trained.load().items()}
+    expected = lesion_heads(model, tasks)
+    unit = LesionUnit(model=trained, on="scored", examples=4)
+    found = unit.lesions(store)
+    assert (found.tasks, found.metrics, found.shape) == (TASKS, expected.metrics, expected.shape)
+    for name in TASKS:
+        assert np.array_equal(found.predictions[name], expected.predictions[name])
+        assert np.array_equal(found.losses[name], expected.losses[name])
+        assert np.array_equal(found.labels[name], tasks[name].eval.labels)
+    patterns = PatternUnit(model=trained, examples=2, longest=32).patterns(store)
+    for name, task in trained.load().items():
+        texts = short_texts(model, task, 2, 32)
+        assert len(patterns[name]) == len(texts)
+        for one, text in zip(patterns[name], texts, strict=True):
+            again = pattern(model, task, text)
+            assert (one.tokens, one.label, one.predicted) == (again.tokens, again.label, again.predicted)
+            assert np.array_equal(one.importance, again.importance)
+            np.testing.assert_allclose(one.weights, again.weights, atol=5e-4)
