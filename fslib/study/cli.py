@@ -1,4 +1,4 @@
-"""fslib run | list | plan | verify | check.
+"""fslib run | list | plan | verify | check | explore.
 
 Exit codes: 0 done (verify: all equal; check: all can be used), 1 a notebook failed, a record differs or cannot be read,
 a model cannot be used, 2 bad input, nothing to verify, or no place to write, 130 interrupted, 141 nobody reads the
@@ -39,6 +39,7 @@ from fslib.study.runner import (
 )
 from fslib.study.schedule import Failure, Where, compute, missing
 from fslib.study.study import Study
+from fslib.study.terminal import OutputError, Parser, close_output, say
 from fslib.study.verify import Comparison, compare_claims, verify_unit
 from fslib.study.workers import default_workers
 
@@ -47,10 +48,6 @@ FILE_HANDLES = 256  # a run and its kernel use about 100 each
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM)."""
-
-
-class OutputError(Exception):
-    """Standard output cannot be written to."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             finally:
                 say()
         except OutputError as error:
-            _close_output()
+            close_output()
             if isinstance(error.__cause__, BrokenPipeError):  # as for any command whose reader has gone
                 return 141
             return _fail(f"cannot write to standard output: {error}")
@@ -121,31 +118,16 @@ def _fail(message: str, code: int = 2) -> int:
     return code
 
 
-def _close_output() -> None:
-    """Let what is still to be written go nowhere: Python would try again on its way out, and complain."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, but help that cannot be written is no success."""
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        if file is sys.stdout:
-            say(message.removesuffix("\n"))
-        else:
-            super()._print_message(message, file)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="fslib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    actions = parser.add_subparsers(required=True, metavar="run | list | plan | verify | check")
-    shared = _Parser(add_help=False)
+    parser = Parser(prog="fslib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(required=True, metavar="run | list | plan | verify | check | explore")
+    study = Parser(add_help=False)
+    study.add_argument("--profile", default="mini", help=f"one of: {', '.join(PROFILES)} (default: mini)")
+    study.add_argument("--results", type=Path, help="folder for results (default: results/, or FSLIB_RESULTS)")
+    study.add_argument("--seed", type=int, default=0, help="first seed (default: 0)")
+    study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the profile")
+    shared = Parser(add_help=False, parents=[study])
     shared.add_argument("notebooks", nargs="*", help="notebooks by number or name (default: all)")
-    shared.add_argument("--profile", default="mini", help=f"one of: {', '.join(PROFILES)} (default: mini)")
-    shared.add_argument("--results", type=Path, help="folder for results (default: results/, or FSLIB_RESULTS)")
-    shared.add_argument("--seed", type=int, default=0, help="first seed (default: 0)")
-    shared.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the profile")
     run = actions.add_parser("run", parents=[shared], help="compute what is missing and execute the notebooks")
     run.add_argument("--workers", type=int, help="how many units at a time (default: cores / threads of the profile)")
     run.add_argument("--ray", metavar="WHERE", help="compute on a Ray cluster: local, auto, or its HOST:PORT")
@@ -166,21 +148,11 @@ def _parser() -> argparse.ArgumentParser:
     looked_at = actions.add_parser("check", help="whether a model's heads can be switched off and trained, and why not")
     looked_at.add_argument("models", nargs="+", help="fslib's name, a local folder or a Hub id")
     looked_at.set_defaults(action=_check)
+    page = actions.add_parser("explore", parents=[study], help="write a page that shows a model's heads")
+    page.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="where to write it")
+    page.add_argument("--model-seed", type=int, help="which of the profile's models (default: the first)")
+    page.set_defaults(action=_explore)
     return parser
-
-
-def say(line: str | None = None) -> None:
-    """Print a line at once, also into a pipe, in what characters the terminal has; None: only what is left to print."""
-    if not is_first():
-        return
-    try:
-        if line is not None:
-            encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-            print(line.encode(encoding, "backslashreplace").decode(encoding))
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError as error:
-        raise OutputError(error.strerror) from error
 
 
 def _check_file_handles() -> None:
@@ -341,6 +313,14 @@ def _check(options: argparse.Namespace) -> int:
         say(str(report))
         works &= report.works
     return 0 if works else 1
+
+
+def _explore(study: Study, options: argparse.Namespace) -> int:
+    from fslib.study.explorer import explore  # widgets take a second to import
+
+    path = explore(study, seed=options.model_seed).to_html(options.out)
+    say(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return 0
 
 
 def _verify(study: Study, options: argparse.Namespace) -> int:

@@ -50,7 +50,7 @@ FIRST_PERCENT = 10
 
 
 def explore(
-    what: Study | MultiTaskModel,
+    what: object,
     tasks: Task | Iterable[Task] | Mapping[str, Task] | None = None,
     *,
     seed: int | None = None,

@@ -31,7 +31,7 @@ def effect(
 ) -> Effect:
     """Return what predictions `without` some heads are worth beside those of the `whole` model, paired by example."""
     before, after = (score_measure(task, metric, rows[None], labels) for rows in (whole, without))
-    return Effect(after.interval().scaled(100.0), (before - after).interval().scaled(100))
+    return Effect(after.interval().scaled(100.0), (before - after).interval().scaled(100.0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,384 @@
+"""The explorer as a reader meets it: in a file, and in JupyterLab, in a real browser without a network.
+
+Needs Chromium (Debian: apt-get install chromium); skipped where there is none. Any request that leaves this machine is a
+failure. Of a test that fails, screenshots are kept in the folder that it names.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import nbformat
+import numpy as np
+import pytest
+from views import EVIL, made_up
+
+from fslib import Study, evaluate, explore, pruned
+from fslib.study.explorer import Explorer, Kernel
+from fslib.study.headwise import scored_on
+
+pytestmark = pytest.mark.browser
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FOUND = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+MINUTE = 60_000  # in the browser's unit
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser without a window."""
+    if not FOUND:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=FOUND[0], args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium, tmp_path, request):
+    """A new page that may ask this machine alone; errors on it, and pictures of it, come out with a failing test."""
+    page = chromium.new_page(viewport={"width": 1300, "height": 1000})
+    page.set_default_timeout(MINUTE)
+    troubles: list[str] = []
+
+    def guarded(route) -> None:
+        if re.match(r"https?://(?!(127\.0\.0\.1|localhost)[:/])", route.request.url):
+            troubles.append(f"asked for {route.request.url}")
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route("**/*", guarded)
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("console", lambda m: m.type == "error" and "/api/" not in m.text and troubles.append(m.text))
+    page.troubles = troubles
+    yield page
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    page.close()
+    assert troubles == [], f"see {tmp_path / 'page.png'}"
+
+
+def none() -> Kernel:
+    return Kernel(lambda: pytest.fail("a file has no kernel"), {})
+
+
+def opened(tab, view, tmp_path):
+    """The page of a view, opened as a file."""
+    path = Explorer(view, none()).to_html(tmp_path / "explorer.html")
+    tab.goto(path.as_uri())
+    tab.wait_for_selector(".head")
+    return view.json()
+
+
+def cell(tab, task: int, at: int):
+    return tab.locator(f'.head[data-task="{task}"][data-head="{at}"]')
+
+
+def rows(tab, section: str) -> list[list[str]]:
+    """The text of a table's body."""
+    return [row.locator("th, td").all_inner_texts() for row in tab.locator(f".{section} tbody tr").all()]
+
+
+def said(value: float, low: float, high: float, sign: bool = False) -> str:
+    """A number and its interval as the page writes them."""
+    first = f"{'+' if value >= 0 else '−'}{abs(value):.1f}" if sign else f"{value:.1f}"
+    return f"{first} [{low:.1f}, {high:.1f}]".replace("-", "−")
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+def test_hovering_shows_what_the_record_says(tab, tmp_path):
+    view = opened(tab, made_up(), tmp_path)
+    for at in (0, 4):
+        cell(tab, 1, at).hover()
+        alone = next(s for s in view["sets"] if s["heads"] == [at])
+        assert f"Layer {at // 3 + 1}, head {at % 3 + 1}" in tab.locator(".details h3").inner_text()
+        for found, task, score in zip(rows(tab, "details"), view["tasks"], alone["scores"], strict=True):
+            importance = task["importance"]
+            rank = 1 + sorted(importance, reverse=True).index(importance[at])
+            assert found[0].split(" ", 1)[1].strip() == task["name"].strip()
+            assert float(found[1]) == pytest.approx(importance[at], rel=5e-3)
+            assert found[2] == f"{rank} of 6" and found[3] == f"{100 * importance[at] / sum(importance):.1f} %"
+            assert found[5] == said(-score["lost"], -score["lostHigh"], -score["lostLow"], sign=True)
+            assert float(found[6].replace("−", "-")) == pytest.approx(task["rise"][at], abs=6e-4)
+
+
+def test_the_slider_shows_top_sets_and_who_shares_them(tab, tmp_path):
+    view = opened(tab, made_up(), tmp_path)
+    for percent, k in ((0, 0), (34, 2), (50, 3), (100, 6)):
+        tab.locator("input[type=range]").fill(str(percent))
+        tops = [set(np.argsort(-np.array(task["importance"]), kind="stable")[:k].tolist()) for task in view["tasks"]]
+        for t, top in enumerate(tops):
+            for at in range(6):
+                sharing = sum(at in other for other in tops)
+                mark = "" if at not in top else str(sharing) if sharing > 1 else "●■▲"[t]
+                assert cell(tab, t, at).inner_text() == mark
+                assert ("in-top" in cell(tab, t, at).get_attribute("class")) == (at in top)
+        assert f"{percent} %, {k} of 6 heads" in tab.locator(".controls").first.inner_text()
+
+
+def test_scores_are_the_records_or_need_a_kernel(tab, tmp_path):
+    view = opened(tab, made_up(), tmp_path)
+    tab.locator("select").nth(1).select_option("0")
+    top = view["sets"][0]
+    assert f"2 of 6 heads off; recorded: {top['name']}" in tab.locator(".source").inner_text()
+    for found, task, score in zip(rows(tab, "scores"), view["tasks"], top["scores"], strict=True):
+        whole = task["whole"]
+        assert found[2] == said(whole["value"], whole["low"], whole["high"])
+        assert found[3] == said(score["value"], score["low"], score["high"])
+        assert found[4] == said(-score["lost"], -score["lostHigh"], -score["lostLow"], sign=True)
+    cell(tab, 0, 1).click(modifiers=["Shift"])
+    assert "this set has no record, and its scores need a kernel" in tab.locator(".source").inner_text()
+    assert [found[3] for found in rows(tab, "scores")] == ["–"] * 3, "no estimate stands for a measurement"
+    assert tab.locator(".compute").count() == 0
+    tab.locator("button.none").click()
+    cell(tab, 2, 3).click(modifiers=["Control"])
+    assert "recorded: head 3 alone" in tab.locator(".source").inner_text()
+    tab.locator("button.layer").first.click()  # the upper row: layer 2, of which one head is off
+    assert tab.locator('.head.off[data-task="0"]').count() == 3
+    tab.locator("button.random").click()
+    off = [
+        int(x) for x in tab.locator('.head.off[data-task="0"]').evaluate_all("cells => cells.map(c => c.dataset.head)")
+    ]
+    assert off == [3, 4, 5], "as many per layer: all of the second, none of the first"
+    tab.locator("button.top").nth(1).click()
+    assert tab.locator('.head.off[data-task="0"]').count() == 0, "10 % of six heads are none"
+
+
+def test_the_keyboard_does_all(tab, tmp_path):
+    opened(tab, made_up(), tmp_path)
+    tab.locator('.head[tabindex="0"]').first.focus()
+    start = int(tab.evaluate("document.activeElement.dataset.head"))
+    here = start
+    for key, move in (("ArrowRight", 1), ("ArrowLeft", -1), ("ArrowUp", 3), ("ArrowDown", -3), ("Home", None)):
+        tab.keyboard.press(key)
+        wanted = here - here % 3 if move is None else here + move
+        same_row = key in ("ArrowUp", "ArrowDown") or wanted // 3 == here // 3
+        here = wanted if 0 <= wanted < 6 and same_row else here
+        assert int(tab.evaluate("document.activeElement.dataset.head")) == here, key
+    tab.keyboard.press("Space")
+    assert "off" in cell(tab, 0, here).get_attribute("class") and cell(tab, 0, here).inner_text() == "×"
+    label = tab.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert label.startswith(f"layer {here // 3 + 1}, head {here % 3 + 1}, ")
+    tab.keyboard.press("Space")
+    assert tab.locator(".head.off").count() == 0
+    tab.keyboard.press("Enter")
+    assert f"What layer {here // 3 + 1}, head {here % 3 + 1} attends to" in tab.locator(".attention h3").inner_text()
+
+
+def test_attention_is_what_was_recorded(tab, tmp_path):
+    view = made_up()
+    opened(tab, view, tmp_path)
+    cell(tab, 1, 5).click()
+    pattern = view.patterns["beta"][0]
+    weights, importance = pattern.weights[1, 2], pattern.importance[1, 2]
+    titles = tab.locator("td.weight").evaluate_all("cells => cells.map(c => c.title)")
+    expected = [
+        f"{a} → {b}: {100 * round(255 * weights[i, j]) / 255:.0f} %"
+        for i, a in enumerate(pattern.tokens)
+        for j, b in enumerate(pattern.tokens)
+    ]
+    assert titles == expected
+    found = [text.removesuffix(" %") for text in tab.locator("td.importance").all_inner_texts()]
+    np.testing.assert_allclose([float(x) for x in found], 100 * importance / importance.sum(), atol=0.51)
+    assert f"answer: {EVIL}; the model's: no" in tab.locator(".attention").inner_text()
+    tab.locator(".attention select").first.select_option("0")
+    assert "What layer 2, head 3 attends to" in tab.locator(".attention h3").inner_text(), "the head that was clicked"
+
+
+def test_names_are_text_and_nothing_else(tab, tmp_path):
+    opened(tab, made_up(), tmp_path)
+    cell(tab, 2, 0).click()
+    assert tab.title() == f"made up {EVIL}" and EVIL in tab.locator("h2").inner_text()
+    assert tab.locator(".fslib-explorer b").count() == 0 and "<b>bold</b>" in tab.locator(".pattern").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark_and_at_twice_the_size(chromium, tmp_path, scheme):
+    page = chromium.new_page(viewport={"width": 640, "height": 900}, color_scheme=scheme)
+    names = tuple(f"task {i}" for i in range(7))  # the seventh is black
+    page.goto(Explorer(made_up(3, 12, names), none()).to_html(tmp_path / "page.html").as_uri())
+    page.evaluate("document.documentElement.style.fontSize = '200%'")
+    page.wait_for_selector(".head")
+    page.screenshot(path=tmp_path / f"{scheme}.png", full_page=True)
+
+    def lightness(selector: str, what: str) -> float:
+        colour = page.locator(selector).last.evaluate(f"""node => {{
+            const canvas = document.createElement("canvas").getContext("2d");
+            canvas.fillStyle = getComputedStyle(node).{what};
+            canvas.fillRect(0, 0, 1, 1);
+            return [...canvas.getImageData(0, 0, 1, 1).data];
+        }}""")
+        return sum(w * (c / 255) ** 2.2 for w, c in zip((0.2126, 0.7152, 0.0722), colour[:3], strict=True))
+
+    paper = lightness(".fslib-explorer", "backgroundColor")
+    assert (paper > 0.8) == (scheme == "light")
+    for selector in (".fslib-explorer", ".map .mark", ".legend", ".details th"):
+        ink = lightness(selector, "color")
+        contrast = (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05)
+        assert contrast > (3 if "mark" in selector else 7), f"{selector}: see {tmp_path}"
+    size = page.locator(".head").first.evaluate("node => parseFloat(getComputedStyle(node).fontSize)")
+    assert size >= 22, "it grows with the reader's setting"
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= 1000, f"at twice the size of text on half a screen, tables scroll by themselves: see {tmp_path}"
+    page.close()
+
+
+def test_the_largest_model_reacts_in_a_tenth_of_a_second(tab, tmp_path):
+    names = tuple(f"task {i}" for i in range(10))
+    opened(tab, made_up(24, 16, names, tokens=32), tmp_path)
+    measured = tab.evaluate("""async () => {
+        const slider = document.querySelector("input[type=range]");
+        const cells = [...document.querySelectorAll('.head[data-task="3"]')];
+        const times = {};
+        const time = (name, act) => {
+            const all = [];
+            for (let i = 0; i < 5; i += 1) {
+                const begun = performance.now();
+                act(i);
+                document.body.getBoundingClientRect();  // style and layout are done before the clock stops
+                all.push(performance.now() - begun);
+            }
+            times[name] = all.sort((a, b) => a - b)[2];
+        };
+        time("slider", (i) => { slider.value = 10 + 15 * i; slider.dispatchEvent(new Event("input")); });
+        time("hover", (i) => cells[40 * i].dispatchEvent(new MouseEvent("mouseover", { bubbles: true })));
+        time("top set", (i) => document.querySelectorAll("button.top")[i].click());
+        time("attention", (i) => cells[40 * i + 7].click());
+        return times;
+    }""")
+    print(f"\nmilliseconds, 24 x 16 heads, 10 tasks: { {k: round(v, 1) for k, v in measured.items()} }")
+    assert max(measured.values()) < 100, measured
+
+
+def test_the_committed_page_is_that_of_the_reference_results(tab):
+    path = ROOT / "figures" / "explorer.html"
+    assert path.stat().st_size <= 3_000_000
+    tab.goto(path.as_uri())
+    tab.wait_for_selector(".head")
+    study = Study("mini", results=ROOT / "results")
+    whole = study.units(study.seeds[0]).prune.iap(study.store).baseline()[0]
+    found = [row[2].split()[0] for row in rows(tab, "scores")]
+    assert found == [f"{100 * score:.1f}" for score in whole]
+
+
+# --- JupyterLab ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Study:
+    """The smoke profile's records behind notebook 09."""
+    study = Study("smoke", results=tmp_path_factory.mktemp("results"))
+    for unit in study.plan("09"):
+        study.store.get(unit)
+    return study
+
+
+@pytest.fixture(scope="module")
+def lab(chromium, smoke, tmp_path_factory) -> Iterator[str]:
+    """The address of a JupyterLab on a copy of the notebooks, the ninth with the smoke profile."""
+    folder = tmp_path_factory.mktemp("lab")
+    for path in NOTEBOOKS:
+        notebook = nbformat.read(path, as_version=4)
+        if path.stem.startswith("09"):
+            notebook.cells[1].source = notebook.cells[1].source.replace('"mini"', '"smoke"')
+        nbformat.write(notebook, folder / path.name)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={folder}",
+    ]
+    words += ["--IdentityProvider.token=", "--ServerApp.password=", "--ServerApp.disable_check_xsrf=True"]
+    words += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    own = {"FSLIB_RESULTS": str(smoke.folder.parent), "JUPYTER_CONFIG_DIR": str(folder / "config")}
+    own |= {"JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "JUPYTER_DATA_DIR": str(folder / "data")}
+    log = folder / "lab.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *words], stdout=output, stderr=output, env=os.environ | own, cwd=folder
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            with contextlib.suppress(OSError):
+                urlopen(f"{address}/api", timeout=5).close()
+                break
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def notebook(tab, lab: str, name: str) -> None:
+    """Open a notebook, in a workspace of its own."""
+    tab.goto(f"{lab}/lab/workspaces/{name[:2]}/tree/{name}?reset")
+    tab.wait_for_selector(".jp-Notebook .jp-Cell")
+
+
+def test_the_explorer_scores_with_a_kernel(tab, lab, smoke):
+    notebook(tab, lab, "09_explore.ipynb")
+    tab.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+    tab.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
+    tab.get_by_text("Run All Cells", exact=True).click()
+    tab.wait_for_selector(".fslib-explorer .head")
+    head = tab.locator('.fslib-explorer .head[data-task="0"][data-head="5"]')
+    head.scroll_into_view_if_needed()
+    tab.locator(".fslib-explorer button.none").click()
+    head.click(modifiers=["Shift"])
+    assert "recorded: layer 1, head 6 alone" in tab.locator(".fslib-explorer .source").first.inner_text()
+    tab.locator('.fslib-explorer .head[data-task="1"][data-head="18"]').click(modifiers=["Shift"])
+    assert "not scored yet" in tab.locator(".fslib-explorer .scores .source").inner_text()
+    tab.locator(".fslib-explorer .compute").click()
+    tab.wait_for_selector('.fslib-explorer .scores .source:has-text("computed now")')
+    model = smoke.units(smoke.seeds[0]).train.trained(smoke.store)
+    off = np.zeros((model.n_layers, model.n_heads), dtype=bool)
+    off.flat[[5, 18]] = True
+    tasks = {name: scored_on(task, smoke.profile.lesioned_on) for name, task in smoke.tasks.items()}
+    with pruned(model, off):
+        expected = evaluate(model, tasks)
+    found = [row[3].split()[0] for row in rows(tab, "scores")]
+    assert found == [f"{100 * score.value:.1f}" for score in expected.values()]
+    head.click()
+    tab.wait_for_selector(".fslib-explorer td.weight")
+    assert tab.locator('.jp-OutputArea-output[data-mime-type*="error"]').count() == 0
+
+
+def test_every_notebook_opens_without_an_error(tab, lab):
+    for path in NOTEBOOKS:
+        notebook(tab, lab, path.name)
+        tab.wait_for_selector(".jp-OutputArea-output")
+        for kind in ("application/vnd.jupyter.error", "application/vnd.jupyter.stderr"):
+            assert tab.locator(f'.jp-OutputArea-output[data-mime-type="{kind}"]').count() == 0, path.name
+        assert tab.get_by_text("Error displaying widget").count() == 0, path.name
+        assert "fslib" in json.dumps(nbformat.read(path, as_version=4)["cells"])
+
+
+def test_a_fallback_stands_where_no_kernel_runs(tab, lab):
+    notebook(tab, lab, "09_explore.ipynb")
+    tab.get_by_text("Run the cell to explore it").wait_for()
+
+
+def test_the_view_of_a_study_is_the_same_in_both_places(smoke, tmp_path):
+    explorer = explore(smoke)
+    state = re.search(r'id="state">(.*?)</script>', explorer.to_html(tmp_path / "a.html").read_text(), re.S)[1]
+    assert json.loads(state)["view"] == json.loads(json.dumps(explorer.view))
