@@ -1,7 +1,7 @@
 """The explorer as a reader meets it: in a file, and in JupyterLab, in a real browser without a network.
 
-Needs Chromium (Debian: apt-get install chromium); skipped where there is none. Any request that leaves this machine is a
-failure. Of a test that fails, screenshots are kept in the folder that it names.
+Needs Chromium (Debian: apt-get install chromium); skipped where there is none. Any request that leaves this machine is
+a failure. Of a test that fails, screenshots are kept in the folder that it names.
 """
 
 import contextlib
@@ -337,7 +337,8 @@ def notebook(tab, lab: str, name: str) -> None:
 
 def test_the_explorer_scores_with_a_kernel(tab, lab, smoke):
     notebook(tab, lab, "09_explore.ipynb")
-    tab.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+    dialog = tab.locator(".jp-Dialog")  # which kernel: asked where none has started yet
+    tab.add_locator_handler(dialog, lambda: dialog.locator(".jp-mod-accept").click())
     tab.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
     tab.get_by_text("Run All Cells", exact=True).click()
     tab.wait_for_selector(".fslib-explorer .head")

@@ -32,17 +32,23 @@ def lesions(study: Study) -> pd.DataFrame:
     """Return how importance predicts what a head's loss costs: one row per task and model.
 
     The rank correlation, over heads, of importance (training examples) with the rise of the mean loss without the head
-    (evaluation examples), its interval over evaluation examples, and as its ceiling the rank correlation of the rises
-    in two halves of these.
+    (evaluation examples), its interval over evaluation examples (jackknife, within [-1, 1]), and beside it the rank
+    correlation of the rises in two halves of these: how well the cost itself is measured.
     """
     rows = []
     for seed in lesioned(study):
         found = lesion_unit(study, seed).lesions(study.store)
         parts = study.units(seed).importance.contributions(study.store)
         for task in found.tasks:
-            r, low, high = found.predicted_by(task, parts[task].importance())
+            r = found.predicted_by(task, parts[task].importance()).interval()
             halves = [found.rise(task, half) for half in _halves(len(found.labels[task]))]
-            row = {"task": task, "seed": seed, "rank correlation": r, "low": low, "high": high}
+            row = {
+                "task": task,
+                "seed": seed,
+                "rank correlation": r.value,
+                "low": max(r.low, -1),
+                "high": min(r.high, 1),
+            }
             row |= {"two halves of the examples": rank_correlation(*halves)}
             row |= {"most a head costs, points": found.cost(task).max()}
             row |= {"share of heads it is better without": (found.rise(task) < 0).mean()}
@@ -222,7 +228,7 @@ def plot_lesions(study: Study) -> Figure:
         share = (importance / importance.max()).ravel()
         ax.axhline(0, color=GREY, linewidth=0.8)
         ax.plot(share, rise.ravel(), linestyle="", alpha=0.7, **style)  # type: ignore[arg-type]
-        ax.set_title(f"{task}: r = {found.predicted_by(task, importance)[0]:.2f}")
+        ax.set_title(f"{task}: r = {float(found.predicted_by(task, importance).values[0]):.2f}")
         ax.set_xlabel("importance, share of the largest")
         if i % 2 == 0:
             ax.set_ylabel("rise of the loss without it")

@@ -4,6 +4,7 @@
 the same module in both places. In JupyterLab a kernel scores any set of heads; a file shows what was recorded.
 """
 
+import base64
 import html
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -270,7 +271,10 @@ class Explorer(anywidget.AnyWidget):
         figure.savefig(picture, format="png", bbox_inches="tight", metadata={"Software": None})
         image = picture.getvalue()
         lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.summary())
-        told = f"<p>{html.escape(repr(self))}. Run the cell to explore it.</p><ul>{lines}</ul>"
+        told = (
+            f"<p>{html.escape(repr(self))}. Run the cell to explore it.</p><ul>{lines}</ul>"
+            f'<img alt="importance of every head" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
+        )
         return {**data, "text/plain": repr(self), "text/html": told, "image/png": image}, metadata
 
     def _heard(self, _: Any, message: Any, buffers: Any) -> None:
