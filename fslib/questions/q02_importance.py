@@ -33,14 +33,17 @@ def lesions(study: Study) -> pd.DataFrame:
 
     The rank correlation, over heads, of importance (training examples) with the rise of the mean loss without the head
     (evaluation examples), its interval over evaluation examples (jackknife, within [-1, 1]), and beside it the rank
-    correlation of the rises in two halves of these: how well the cost itself is measured.
+    correlation of the rises in two halves of these: how well the cost itself is measured. The costliest head (layer and
+    head, from 1) is the one without which the loss rises most.
     """
     rows = []
     for seed in lesioned(study):
         found = lesion_unit(study, seed).lesions(study.store)
         parts = study.units(seed).importance.contributions(study.store)
         for task in found.tasks:
-            r = found.predicted_by(task, parts[task].importance()).interval()
+            importance, rise = parts[task].importance(), found.rise(task)
+            r = found.predicted_by(task, importance).interval()
+            layer, head = np.unravel_index(rise.argmax(), rise.shape)
             halves = [found.rise(task, half) for half in _halves(len(found.labels[task]))]
             row = {
                 "task": task,
@@ -50,8 +53,9 @@ def lesions(study: Study) -> pd.DataFrame:
                 "high": min(r.high, 1),
             }
             row |= {"two halves of the examples": rank_correlation(*halves)}
-            row |= {"most a head costs, points": found.cost(task).max()}
-            row |= {"share of heads it is better without": (found.rise(task) < 0).mean()}
+            row |= {"costliest head": f"{layer + 1}.{head + 1}", "its cost, points": found.cost(task)[layer, head]}
+            row |= {"its rank by importance": int((importance > importance[layer, head]).sum()) + 1}
+            row |= {"share of heads it is better without": (rise < 0).mean()}
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -170,8 +174,9 @@ def lesion_sentences(table: pd.DataFrame) -> str:
         first = rows.iloc[0]
         lines.append(
             f"{task}: r = {first['rank correlation']:.2f} [{first['low']:.2f}, {first['high']:.2f}] "
-            f"(two halves of the examples: {first['two halves of the examples']:.2f}); "
-            f"no head alone costs more than {first['most a head costs, points']:.1f} points."
+            f"(two halves of the examples: {first['two halves of the examples']:.2f}). "
+            f"Costliest head: {first['costliest head']}, {first['its cost, points']:.1f} points, "
+            f"number {first['its rank by importance']} by importance."
         )
     return "\n".join(lines)
 
