@@ -53,8 +53,8 @@ def test_the_house_stands_as_it_was_drawn():
     assert {layer(m) for m in OURS} == set(LAYERS)
     method = {m.removeprefix("fslib.") for m in OURS if layer(m) == "method"}
     assert method == {
-        "heads", "scoring", "intervals", "dissociation", "evaluation", "importance", "pruning", "endings", "iat",
-        "training", "similarity", "transfer",
+        "heads", "scoring", "intervals", "dissociation", "evaluation", "importance", "pruning", "lesions", "endings",
+        "iat", "training", "similarity", "transfer",
     }  # fmt: skip
 
 

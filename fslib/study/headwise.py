@@ -1,5 +1,6 @@
 """The units that look at heads one by one: what losing each costs, and what each attends to."""
 
+import sys
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,6 +13,7 @@ from fslib.errors import FslibError
 from fslib.evaluation import predict
 from fslib.importance import gradients_for, head_products
 from fslib.lesions import HeadLesions, lesion_heads
+from fslib.model import footprint
 from fslib.model.attention import attention_weights
 from fslib.model.multitask import MultiTaskModel
 from fslib.study.evidence import score_half
@@ -47,9 +49,11 @@ class LesionUnit(OneModelUnit):
 
     def token_layers(self) -> float:
         """Return about how often a token goes through a layer."""
-        layers, heads = self.model.shape()
-        tokens = [self.model.tokens(task) * len(task_eval.eval) for task, task_eval in self.tasks().items()]
-        return float(layers * (1 + layers * heads) * sum(tokens))
+        layers, heads = footprint.shape(self.model.encoder)
+        half = 2 if self.on == "scored" else 1
+        sizes = [min(self.examples or sys.maxsize, self.model.evaluated(task) // half) for task in self.model.tasks]
+        tokens = sum(size * self.model.tokens(task) for size, task in zip(sizes, self.model.tasks, strict=True))
+        return float(layers * (1 + layers * heads) * tokens)
 
     def tasks(self) -> dict[str, Task]:
         """Return the model's tasks, with the evaluation examples that are used."""
