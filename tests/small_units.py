@@ -31,6 +31,7 @@ SMALL = {
     "importance_examples": 4,
     "fractions": [0.25],
     "controls": 1,
+    "lesion_seeds": 0,
 }
 
 

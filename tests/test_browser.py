@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -29,45 +28,6 @@ from fslib.study.headwise import scored_on
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-FOUND = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
-MINUTE = 60_000  # in the browser's unit
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """A browser without a window."""
-    if not FOUND:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=FOUND[0], args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def tab(chromium, tmp_path, request):
-    """A new page that may ask this machine alone; errors on it, and pictures of it, come out with a failing test."""
-    page = chromium.new_page(viewport={"width": 1300, "height": 1000})
-    page.set_default_timeout(MINUTE)
-    troubles: list[str] = []
-
-    def guarded(route) -> None:
-        if re.match(r"https?://(?!(127\.0\.0\.1|localhost)[:/])", route.request.url):
-            troubles.append(f"asked for {route.request.url}")
-            route.abort()
-        else:
-            route.continue_()
-
-    page.route("**/*", guarded)
-    page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("console", lambda m: m.type == "error" and "/api/" not in m.text and troubles.append(m.text))
-    page.troubles = troubles
-    yield page
-    page.screenshot(path=tmp_path / "page.png", full_page=True)
-    page.close()
-    assert troubles == [], f"see {tmp_path / 'page.png'}"
 
 
 def none() -> Kernel:

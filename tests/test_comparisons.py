@@ -167,4 +167,4 @@ def test_comparisons_are_units_like_others():
     assert {unit(kind).kind for kind in comparisons} == comparisons
     assert all(isinstance(unit(kind), Unit) for kind in comparisons)
     planned = {planned.kind for planned in Study("smoke").plan("08")}
-    assert planned == comparisons | {"train", "importance", "prune", "words"}
+    assert planned == comparisons | {"train", "importance", "lesion", "prune", "words"}

@@ -120,7 +120,7 @@ def test_bad_input_is_refused(zoo, tmp_path, call, message):
 
 @pytest.fixture
 def study(small_tasks, tmp_path):
-    return Study("smoke", overrides=SMALL | {"controls": 2}, results=tmp_path)
+    return Study("smoke", overrides=SMALL | {"controls": 2, "lesion_seeds": 1}, results=tmp_path)
 
 
 def test_a_study_shows_its_records_and_a_kernel_finds_the_same(study):

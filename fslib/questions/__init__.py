@@ -1,7 +1,6 @@
-"""The questions, one per notebook: what it computes, its tables, its plots, its sentences. Each registers its plan.
+"""The questions, one per notebook: what it computes, its tables, its plots, its sentences. Each registers its plan."""
 
-`main` is the command line (`fslib run | list | verify`), which needs the plans of all questions.
-"""
+from collections.abc import Sequence
 
 from fslib.questions import (
     q00_data,
@@ -15,7 +14,6 @@ from fslib.questions import (
     q08_claims,
     q09_explore,
 )
-from fslib.study.cli import main
 
 __all__ = [
     "main",
@@ -30,3 +28,13 @@ __all__ = [
     "q08_claims",
     "q09_explore",
 ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (`fslib run | list | ...`), which needs the plans of all questions; return its exit code.
+
+    Its modules are opened now: a notebook's kernel needs none of them, and some take seconds.
+    """
+    from fslib.study.cli import main as command
+
+    return command(arguments)

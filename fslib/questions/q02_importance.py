@@ -10,9 +10,14 @@ from fslib.heads import overlap, top_heads
 from fslib.importance import normalized
 from fslib.scoring import interval, rank_correlation
 from fslib.study.headwise import lesion_unit
-from fslib.study.plots import GREY, WIDTH, looks, panels, styled
+from fslib.study.plots import GREY, WIDTH, looks, map_of, panels, styled
 from fslib.study.records import Unit
 from fslib.study.study import Study, plans
+
+LESIONS = [
+    "task", "seed", "rank correlation", "low", "high", "two halves of the examples", "costliest head",
+    "its cost, points", "its rank by importance", "share of heads it is better without",
+]  # fmt: skip
 
 
 @plans("02")
@@ -57,7 +62,7 @@ def lesions(study: Study) -> pd.DataFrame:
             row |= {"its rank by importance": int((importance > importance[layer, head]).sum()) + 1}
             row |= {"share of heads it is better without": (rise < 0).mean()}
             rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=LESIONS)
 
 
 def importance_maps(study: Study, *, reduction: str = "token", normalize: str | None = None) -> dict[str, np.ndarray]:
@@ -169,7 +174,7 @@ def choices(study: Study, fraction: float = 0.3) -> pd.DataFrame:
 
 def lesion_sentences(table: pd.DataFrame) -> str:
     """Say how well importance predicts what losing a head costs."""
-    lines = []
+    lines = [] if len(table) else ["Of no model was every head switched off alone (lesion_seeds=0)."]
     for task, rows in table.groupby("task", sort=False):
         first = rows.iloc[0]
         lines.append(
@@ -223,18 +228,25 @@ def plot_stability(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
 
 @styled
 def plot_lesions(study: Study) -> Figure:
-    """Draw what losing each head alone adds to a task's loss, against its importance: one panel per task."""
+    """Draw, one row per task, the map of importance, the map of what losing each head alone adds to the loss, and one
+    against the other; of the first model."""
     seed = study.seeds[0]
     found = lesion_unit(study, seed).lesions(study.store)
     parts = study.units(seed).importance.contributions(study.store)
-    figure, axes = panels(len(found.tasks), 2.3, min(2, len(found.tasks)))
-    for i, (ax, (task, style)) in enumerate(zip(axes, looks(found.tasks).items(), strict=True)):
+    figure, axes = panels(3 * len(found.tasks), 0.75 + 0.16 * found.shape[0], 3)
+    rows = [axes[i : i + 3] for i in range(0, len(axes), 3)]
+    for (left, middle, right), (task, style) in zip(rows, looks(found.tasks).items(), strict=True):
         importance, rise = parts[task].importance(), found.rise(task)
-        share = (importance / importance.max()).ravel()
-        ax.axhline(0, color=GREY, linewidth=0.8)
-        ax.plot(share, rise.ravel(), linestyle="", alpha=0.7, **style)  # type: ignore[arg-type]
-        ax.set_title(f"{task}: r = {float(found.predicted_by(task, importance).values[0]):.2f}")
-        ax.set_xlabel("importance, share of the largest")
-        if i % 2 == 0:
-            ax.set_ylabel("rise of the loss without it")
+        share, limit = importance / importance.max(), float(np.abs(rise).max())
+        map_of(left, share, cmap="viridis", vmin=0, vmax=1)
+        image = map_of(middle, rise, cmap="PuOr_r", vmin=-limit, vmax=limit)
+        figure.colorbar(image, ax=middle, pad=0.02)
+        right.axhline(0, color=GREY, linewidth=0.8)
+        right.plot(share.ravel(), rise.ravel(), linestyle="", alpha=0.7, **style)  # type: ignore[arg-type]
+        left.set_ylabel(f"{task}\nlayer")
+        right.set_title(f"r = {float(found.predicted_by(task, importance).values[0]):.2f}")
+    for ax, title in zip(rows[0], ("importance", "rise of the loss without it", ""), strict=True):
+        ax.set_title(title or ax.get_title())
+    for ax, label in zip(rows[-1], ("head", "head", "importance, share of the largest"), strict=True):
+        ax.set_xlabel(label)
     return figure

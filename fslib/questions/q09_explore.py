@@ -9,4 +9,5 @@ from fslib.study.study import Study, plans
 def plan(study: Study) -> list[Unit]:
     """Return the first main model, its importance and pruning, every head alone, and what heads attend to."""
     seed = study.seeds[0]
-    return [*study.units(seed), lesion_unit(study, seed), pattern_unit(study, seed)]
+    alone = [lesion_unit(study, seed)] if study.profile.lesion_seeds else []
+    return [*study.units(seed), *alone, pattern_unit(study, seed)]

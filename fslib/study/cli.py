@@ -1,4 +1,4 @@
-"""fslib run | list | plan | verify | check | explore.
+"""fslib run | list | plan | verify | check | explore | site.
 
 Exit codes: 0 done (verify: all equal; check: all can be used), 1 a notebook failed, a record differs or cannot be read,
 a model cannot be used, 2 bad input, nothing to verify, or no place to write, 130 interrupted, 141 nobody reads the
@@ -76,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _obey(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     keep_freed_memory()
-    if options.action is _check:
-        return _check(options)
+    if options.action in (_check, _site):
+        return int(options.action(options))
     overrides = settings_of(options.set)
     study = Study(options.profile, seed=options.seed, overrides=overrides, results=options.results)
     return int(options.action(study, options))
@@ -120,7 +120,7 @@ def _fail(message: str, code: int = 2) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="fslib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    actions = parser.add_subparsers(required=True, metavar="run | list | plan | verify | check | explore")
+    actions = parser.add_subparsers(required=True, metavar="run | list | plan | verify | check | explore | site")
     study = Parser(add_help=False)
     study.add_argument("--profile", default="mini", help=f"one of: {', '.join(PROFILES)} (default: mini)")
     study.add_argument("--results", type=Path, help="folder for results (default: results/, or FSLIB_RESULTS)")
@@ -152,6 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="where to write it")
     page.add_argument("--model-seed", type=int, help="which of the profile's models (default: the first)")
     page.set_defaults(action=_explore)
+    site = actions.add_parser("site", help="write the site: notebooks, method, results and the explorer as pages")
+    site.add_argument("--out", type=Path, default=ROOT / "site", metavar="FOLDER", help="where (default: site/)")
+    site.set_defaults(action=_site)
     return parser
 
 
@@ -320,6 +323,15 @@ def _explore(study: Study, options: argparse.Namespace) -> int:
 
     path = explore(study, seed=options.model_seed).to_html(options.out)
     say(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return 0
+
+
+def _site(options: argparse.Namespace) -> int:
+    from fslib.study.site import build  # which needs more packages than anything else
+
+    begun = time.perf_counter()
+    landing = build(options.out.absolute(), say)
+    say(f"{landing}: open it in a browser; built in {time.perf_counter() - begun:.0f} s")
     return 0
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
 
 from fslib.study.files import write_bytes
@@ -153,18 +154,25 @@ def matrices(frames: Mapping[str, pd.DataFrame], label: str, *, fmt: str = ".2f"
     return figure
 
 
+def map_of(ax: Axes, values: Float[np.ndarray, "layers heads"], **options: Any) -> AxesImage:
+    """Draw a map of layers by heads, layer 1 below; options: of `imshow`."""
+    layers, heads = values.shape
+    image = ax.imshow(values, origin="lower", aspect="auto", **options)
+    ax.set_xticks(range(heads), [str(h + 1) for h in range(heads)])
+    ax.set_yticks(range(layers), [str(layer + 1) for layer in range(layers)])
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    return image
+
+
 @styled
 def head_maps(maps: Mapping[str, Float[np.ndarray, "layers heads"]], columns: int = 2) -> Figure:
-    """Draw layer-by-head importance, one panel per task, layer 1 below, as a share of the task's largest value."""
-    layers, heads = next(iter(maps.values())).shape
+    """Draw layer-by-head importance, one panel per task, as a share of the task's largest value."""
+    layers = len(next(iter(maps.values())))
     figure, axes = panels(len(maps), 0.6 + 0.19 * layers, columns, sharex=True, sharey=True)
     for i, (ax, (task, values)) in enumerate(zip(axes, maps.items(), strict=True)):
-        image = ax.imshow(values / values.max(), origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        image = map_of(ax, values / values.max(), cmap="viridis", vmin=0, vmax=1)
         ax.set_title(task)
-        ax.set_xticks(range(heads), [str(h + 1) for h in range(heads)])
-        ax.set_yticks(range(layers), [str(layer + 1) for layer in range(layers)])
-        ax.spines[:].set_visible(False)
-        ax.tick_params(length=0)
         if i % columns == 0:
             ax.set_ylabel("layer")
         if i >= len(maps) - columns:

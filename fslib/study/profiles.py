@@ -35,7 +35,7 @@ class Profile(FineTuning):
     fractions: Fractions = (0.1, 0.2, 0.3, 0.4, 0.5)
     controls: int = Field(ge=1)
     lesioned_on: LesionedOn = "all"
-    lesion_seeds: Seeds = Field(1, ge=1)  # models of which every head is switched off alone, 02 and 09
+    lesion_seeds: Seeds = Field(1, ge=0)  # models of which every head is switched off alone, 02 and 09; 0: none
     lesion_examples: int | None = Field(None, ge=2)  # of those that pruning is scored on; None: all
     draws: int = Field(9999, ge=99, le=100_000)  # relabellings of tasks
     threads: int = Field(1, ge=1, le=1024)  # of a unit, however many cores there are; no part of its key

@@ -8,10 +8,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-import nbformat
-import papermill
-from nbclient.exceptions import DeadKernelError
-
 from fslib.errors import FslibError, explained, unknown
 from fslib.study.engine import environment
 from fslib.study.files import remove, scratch_folder, write_bytes, writing
@@ -121,6 +117,9 @@ def kernel_environment(study: Study, scratch: Path) -> dict[str, str]:
 
 def execute(study: Study, source: Path, output: Path) -> None:
     """Execute a notebook with the study's parameters. Raises NotebookError, in one line, if it does not run through."""
+    import papermill  # takes seconds, and no other command needs it
+    from nbclient.exceptions import DeadKernelError
+
     settings = {"profile": study.name, "seed": study.seed, "overrides": study.overrides}
     try:
         papermill.execute_notebook(
@@ -163,6 +162,8 @@ def tidy(path: Path) -> bytes:
 
     Nor with widgets, whose state is gone with the kernel: their outputs keep what can be shown without one.
     """
+    import nbformat  # as papermill
+
     notebook = nbformat.read(path, as_version=4)
     for gone in ("papermill", "widgets"):
         notebook.metadata.pop(gone, None)

@@ -1,0 +1,155 @@
+"""The site: gathered from what is there, the same bytes twice, and whole in a browser without a network."""
+
+import hashlib
+import re
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pandas as pd
+import pytest
+import yaml
+from refusal import refused
+
+from fslib.questions import main
+from fslib.study.profiles import PROFILES
+from fslib.study.runner import find_notebooks
+from fslib.study.site import build, landing, linked, section
+from fslib.study.site_pages import escaped
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site") / "site"
+    assert main(["site", "--out", str(folder)]) == 0
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+class Page(HTMLParser):
+    """What a page points to, and what can be pointed to on it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.loaded: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.anchors |= {found[name] for name in ("id", "name") if found.get(name)}
+        if tag == "a" and found.get("href"):
+            self.targets.append(found["href"])
+        elif found.get("src") or (tag == "link" and found.get("href")):
+            self.loaded.append(found.get("src") or found["href"])
+
+
+@pytest.fixture(scope="module")
+def pages(site) -> dict[Path, Page]:
+    made = (path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts and path.name != "heads.html")
+    return {path: Page(path) for path in made}
+
+
+def test_every_page_is_there(site):
+    wanted = {f"notebooks/{path.stem}" for path in find_notebooks()} | {f"profiles/{name}" for name in PROFILES}
+    wanted |= {f"method/{name}" for name in ("importance", "pruning", "dissociation", "training", "iat", "tasks")}
+    wanted |= {"index", "explorer", "benchmarks", "commands", "paper", "cite", "search", "heads"}
+    assert all((site / f"{name}.html").is_file() for name in wanted)
+    assert (site / "heads.html").read_bytes() == (ROOT / "figures" / "explorer.html").read_bytes()
+
+
+def test_two_builds_are_the_same_bytes(site, tmp_path):
+    assert digests(build(tmp_path / "again", lambda line: None).parent) == digests(site)
+
+
+def test_nothing_is_loaded_from_elsewhere_and_formulas_are_mathml(site, pages):
+    for path, page in pages.items():
+        assert not [x for x in page.loaded if re.match(r"(https?:)?//", x)], path.name
+        assert not [x for x in page.loaded if "mathjax" in x.lower()], path.name
+    assert "<math" in (site / "notebooks" / "02_head_importance.html").read_text(encoding="utf-8")
+    for path in site.rglob("*.css"):
+        assert not re.search(r"url\(['\"]?(https?:)?//", path.read_text(encoding="utf-8")), path.name
+
+
+def test_all_links_and_anchors_resolve(site, pages):
+    checked = 0
+    for path, page in pages.items():
+        for target in page.targets + page.loaded:
+            if re.match(r"https?:|mailto:|data:|javascript:", target):
+                continue
+            place, _, anchor = unquote(target).partition("#")
+            there = (path.parent / place.partition("?")[0]).resolve() if place else path
+            assert there.exists(), f"{path.relative_to(site)} points to {target}"
+            if anchor and there in pages and anchor not in ("", "main-content"):
+                assert anchor in pages[there].anchors, f"{path.relative_to(site)} points to {target}"
+            checked += 1
+    assert checked > 500
+
+
+def test_the_claims_are_those_of_the_table(site):
+    table = pd.read_csv(ROOT / "results" / "mini" / "tables" / "08_claims.csv")
+    text = (site / "index.html").read_text(encoding="utf-8")
+    first = re.search(r"<table.*?</table>", text, re.S)[0]
+    rows = [re.findall(r"<t[hd].*?><p>(.*?)</p></t[hd]>", row, re.S) for row in re.findall(r"<tr.*?</tr>", first, re.S)]
+    assert rows[0] == list(table.columns) and len(rows) == 1 + len(table)
+    for found, (_, wanted) in zip(rows[1:], table.iterrows(), strict=True):
+        shown = dict(zip(rows[0], found, strict=True))
+        for name in ("claim", "measured here", "verdict"):
+            assert unescape(shown[name]).replace("’", "'") == wanted[name]
+        for name in ("value", "low", "high", "p", "MDE"):
+            assert shown[name] == ("" if pd.isna(wanted[name]) else f"{wanted[name]:.3g}")
+
+
+def test_docstrings_are_read_as_they_are_written(site):
+    text = re.sub(r"<[^>]+>", "", (site / "method" / "importance.html").read_text(encoding="utf-8"))
+    assert "Return the importance of every head for a task, (layers, heads), higher = more important." in text
+    assert "normalize: None, or “layer” to divide each layer by its L2 norm." in text
+    assert "|&lt;ctx, grad&gt;|" in text, "bars are bars"
+    assert escaped("a *b* of `c_d` and e_ | f") == r"a \*b\* of ``c_d`` and e\_ \| f"
+
+
+def test_parts_of_the_readme_are_found_or_missed_by_name(tmp_path):
+    readme = "# t\n\nfirst\n\n## Two commands\n\none\n\n## Last\n\nend\n"
+    assert section(readme, "Two commands") == "## Two commands\n\none\n\n"
+    assert section(readme, "Last", title=False) == "\nend\n"
+    assert "first" in landing(readme) and "one" in landing(readme)
+    with refused("README.md has no section 'Lost'"):
+        section(readme, "Lost")
+    text = "[a](figures/teaser.png) [b](results/glue-mini) [c](https://x.y) [d](#here) ![e](figures/teaser.png)"
+    assert linked(text, tmp_path, Path()) == text.replace("[b](results/glue-mini)", "b")
+    assert (tmp_path / "figures" / "teaser.png").is_file()
+
+
+def test_a_folder_that_is_no_site_is_left_alone(tmp_path, capsys):
+    (tmp_path / "mine").write_text("work")
+    assert main(["site", "--out", str(tmp_path)]) == 2
+    assert "is there and no site" in capsys.readouterr().err
+    assert (tmp_path / "mine").read_text() == "work"
+
+
+def test_the_workflows_do_what_a_reader_does():
+    workflows = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+    assert workflows.keys() == {"ci", "site"}
+    steps = {name: [s.get("run") for s in next(iter(w["jobs"].values()))["steps"]] for name, w in workflows.items()}
+    assert "bash .ci/run" in steps["ci"]
+    assert steps["site"][2:4] == ['pip install -r requirements.lock -e ".[site]"', "fslib site --out site"]
+
+
+@pytest.mark.browser
+def test_in_a_browser_no_page_complains_and_search_finds(tab, site, pages):
+    for path in pages:
+        tab.goto(path.as_uri())
+    tab.goto((site / "search.html").as_uri() + "?q=dissociation")
+    tab.wait_for_selector("#search-results li")
+    assert tab.locator("#search-results li a", has_text="issociation").count()
+    tab.goto((site / "explorer.html").as_uri())
+    tab.frame_locator("iframe").locator(".head").first.wait_for()
+    assert tab.frame_locator("iframe").locator("h2").inner_text().startswith("mini: minilm-l6")
