@@ -44,7 +44,11 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def test_what_the_package_imports_is_among_its_dependencies():
-    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cluster"]]
+    wanted = [
+        *PROJECT["dependencies"],
+        *PROJECT["optional-dependencies"]["cluster"],
+        *PROJECT["optional-dependencies"]["site"],
+    ]
     declared = {canonicalize_name(Requirement(text).name) for text in wanted}
     provided_by = packages_distributions()
     for path in [*(ROOT / "fslib").rglob("*.py"), ROOT / "fslib_command.py"]:

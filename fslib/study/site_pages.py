@@ -4,6 +4,7 @@ import inspect
 import logging
 import os
 import re
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,12 @@ from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 
-import fslib
 from fslib.errors import FslibError, first_line
 
 SETTINGS: dict[str, Any] = {
     "project": "fslib",
     "author": "the fslib authors",
-    "release": fslib.__version__,
+    "release": version("fslib"),
     "extensions": ["sphinx.ext.autodoc", "myst_nb", __name__],
     "html_theme": "pydata_sphinx_theme",
     "html_title": "fslib",
