@@ -86,6 +86,11 @@ _LATER = {
 }
 
 
+def __dir__() -> list[str]:
+    """Name what completion offers: what is public, opened or not."""
+    return sorted({*__all__, *globals()})
+
+
 def __getattr__(name: str) -> Any:
     """Open the studies and their questions when they are first asked for: the method alone needs no plots."""
     if name not in _LATER:

@@ -224,12 +224,14 @@ def test_the_largest_model_reacts_in_a_tenth_of_a_second(tab, tmp_path):
     assert max(measured.values()) < 100, measured
 
 
-def test_the_committed_page_is_that_of_the_reference_results(tab):
+def test_the_committed_page_is_that_of_the_reference_results(tab, tmp_path):
     path = ROOT / "figures" / "explorer.html"
     assert path.stat().st_size <= 3_000_000
     tab.goto(path.as_uri())
     tab.wait_for_selector(".head")
     study = Study("mini", results=ROOT / "results")
+    again = explore(study).to_html(tmp_path / "again.html").read_bytes()
+    assert again == path.read_bytes(), "fslib explore --out figures/explorer.html"
     whole = study.units(study.seeds[0]).prune.iap(study.store).baseline()[0]
     found = [row[2].split()[0] for row in rows(tab, "scores")]
     np.testing.assert_allclose([float(x) for x in found], 100 * whole, atol=0.051)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import re
 import resource
 import shutil
 import signal
@@ -136,6 +137,16 @@ def test_bad_input_gets_one_line_and_exit_code_2(action, arguments, parts, resul
     for part in parts:
         assert part in said.err
     assert not Path(results[1]).exists()
+
+
+def test_no_command_at_all_shows_what_there_is(capsys):
+    with pytest.raises(SystemExit) as left:
+        main([])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert all(
+        re.search(rf"^    {word} +\w", said, re.M) for word in ("run", "list", "plan", "verify", "explore", "site")
+    )
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_where_no_page_runs_there_is_a_picture_and_text():
     assert EVIL not in data["text/html"] and "&lt;/script&gt;" in data["text/html"]
     assert data["text/html"] == Explorer(made_up(), none())._repr_mimebundle_()[0]["text/html"], "the same every time"
     assert re.search(
-        r"alpha: most important \d\.\d, \d\.\d, \d\.\d; of its top 10 %, 0 of 0 special", data["text/html"]
+        r"alpha: most important L\dH\d, L\dH\d, L\dH\d; of its top 10 %, 0 of 0 special", data["text/html"]
     )
 
 

@@ -38,8 +38,8 @@ def lesions(study: Study) -> pd.DataFrame:
 
     The rank correlation, over heads, of importance (training examples) with the rise of the mean loss without the head
     (evaluation examples), its interval over evaluation examples (jackknife, within [-1, 1]), and beside it the rank
-    correlation of the rises in two halves of these: how well the cost itself is measured. The costliest head (layer and
-    head, from 1) is the one without which the loss rises most.
+    correlation of the rises in two halves of these: how well the cost itself is measured. The costliest head (L and H
+    count from 1) is the one without which the loss rises most.
     """
     rows = []
     for seed in lesioned(study):
@@ -58,7 +58,7 @@ def lesions(study: Study) -> pd.DataFrame:
                 "high": min(r.high, 1),
             }
             row |= {"two halves of the examples": rank_correlation(*halves)}
-            row |= {"costliest head": f"{layer + 1}.{head + 1}", "its cost, points": found.cost(task)[layer, head]}
+            row |= {"costliest head": f"L{layer + 1}H{head + 1}", "its cost, points": found.cost(task)[layer, head]}
             row |= {"its rank by importance": int((importance > importance[layer, head]).sum()) + 1}
             row |= {"share of heads it is better without": (rise < 0).mean()}
             rows.append(row)
@@ -244,6 +244,8 @@ def plot_lesions(study: Study) -> Figure:
         right.axhline(0, color=GREY, linewidth=0.8)
         right.plot(share.ravel(), rise.ravel(), linestyle="", alpha=0.7, **style)  # type: ignore[arg-type]
         left.set_ylabel(f"{task}\nlayer")
+        for ax in (left, middle):
+            ax.tick_params(labelsize=7)
         right.set_title(f"r = {float(found.predicted_by(task, importance).values[0]):.2f}")
     for ax, title in zip(rows[0], ("importance", "rise of the loss without it", ""), strict=True):
         ax.set_title(title or ax.get_title())

@@ -74,7 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _obey(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    options = parser.parse_args(arguments)
     keep_freed_memory()
     if options.action in (_check, _site):
         return int(options.action(options))

@@ -400,6 +400,12 @@ class Explorer {
     this.model.send({ type: "scores", id: this.asked, off: [...this.off] });
     this.showScores();
     this.said.textContent = "Asked the kernel …";
+    const { id } = this.waiting;
+    setTimeout(() => {
+      if (this.waiting?.id === id && !this.waiting.heard) {
+        this.said.textContent = "No answer yet: the kernel is at work on another cell, or was restarted (then run the cell again).";
+      }
+    }, 5000);
   }
 
   hear(message) {
@@ -409,6 +415,7 @@ class Explorer {
     } else if (message.type === "problem" && message.id === undefined) {
       this.attention.append(make("p", { class: "problem", role: "alert" }, message.text));
     } else if (this.waiting && message.id === this.waiting.id) {
+      this.waiting.heard = true;
       if (message.type === "progress") {
         this.progress.max = message.total;
         this.progress.value = message.done;

@@ -253,7 +253,7 @@ class Explorer(anywidget.AnyWidget):
         lines = []
         for name, values in maps.items():
             best = np.unravel_index(np.argsort(-values, axis=None, kind="stable")[:3], values.shape)
-            named = ", ".join(f"{layer + 1}.{head + 1}" for layer, head in zip(*best, strict=True))
+            named = ", ".join(f"L{layer + 1}H{head + 1}" for layer, head in zip(*best, strict=True))
             special = int((tops[name] & (counts == 1)).sum())
             size = int(tops[name].sum())
             lines.append(f"{name}: most important {named}; of its top {percent} %, {special} of {size} special")
