@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,13 @@ from views import EVIL, made_up
 import fslib
 from fslib import Study, evaluate, head_importance, pruned
 from fslib.intervals import score_measure
+from fslib.study import fingerprints
 from fslib.study.cli import main
 from fslib.study.explorer import Explorer, Kernel, page
 from fslib.study.headwise import scored_on
 from fslib.study.view import pruned_sets, single_heads
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -146,6 +151,22 @@ def test_a_study_shows_its_records_and_a_kernel_finds_the_same(study):
     explorer._heard(explorer, {"type": "scores", "id": 1, "off": several[0]["heads"]}, None)
     assert sent[-1]["scores"] == several[0]["scores"], "a kernel finds what was recorded"
     assert sent[0]["text"].startswith("The model is being loaded")
+
+
+def test_a_study_without_its_data_is_shown_from_records_and_scores_nothing(monkeypatch, tmp_path):
+    monkeypatch.delenv("FSLIB_DATA", raising=False)
+    monkeypatch.setattr(fingerprints, "_consulted", [])
+    fingerprints.cached_task.cache_clear()
+    ignored = shutil.ignore_patterns("checkpoints", ".locks", "figures")
+    shutil.copytree(ROOT / "results" / "glue-mini", tmp_path / "glue-mini", ignore=ignored)
+    explorer = fslib.explore(Study("glue-mini", results=tmp_path))
+    assert [task["name"] for task in explorer.view["tasks"]] == ["sst-2", "qnli", "ag-pair"]
+    assert sum(len(one["heads"]) == 1 for one in explorer.view["sets"]) == 72 and explorer.view["patterns"] == {}
+    sent = []
+    explorer.send = lambda content, buffers=None: sent.append(content)
+    for message in ({"type": "scores", "id": 1, "off": [0]}, {"type": "pattern", "task": 0, "number": 0}):
+        explorer._heard(explorer, message, None)
+        assert sent[-1]["type"] == "problem" and "the data of sst-2 are not at hand" in sent[-1]["text"]
 
 
 def test_names_of_sets_and_numbers_are_those_of_the_record(study):

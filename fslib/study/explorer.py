@@ -8,6 +8,7 @@ import base64
 import html
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -31,8 +32,10 @@ from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.progress import hidden
 from fslib.pruning import each_pruned
 from fslib.study.files import write_text
+from fslib.study.fingerprints import require
 from fslib.study.headwise import TEXTS, lesion_unit, pattern, pattern_unit, scored_on, short_texts
 from fslib.study.plots import head_maps
+from fslib.study.records import Unit
 from fslib.study.study import Study
 from fslib.study.view import (
     View,
@@ -86,12 +89,12 @@ def _of_study(study: Study, seed: int | None) -> "Explorer":
     units, p = study.units(chosen), study.profile
     iap = units.prune.iap(study.store)
     sets, rise = pruned_sets(iap), {}
-    if chosen in seeds[: p.lesion_seeds]:
-        lesions = lesion_unit(study, chosen).lesions(study.store)
+    alone, shown = lesion_unit(study, chosen), pattern_unit(study, chosen)
+    if chosen in seeds[: p.lesion_seeds] and _can_be_had(study, alone):
+        lesions = alone.lesions(study.store)
         sets += single_heads(lesions)
         rise = {name: lesions.rise(name) for name in lesions.tasks}
-    shown = pattern_unit(study, chosen)
-    patterns = shown.patterns(study.store) if chosen == seeds[0] else {}
+    patterns = shown.patterns(study.store) if chosen == seeds[0] and _can_be_had(study, shown) else {}
     maps = {t: parts.importance() for t, parts in units.importance.contributions(study.store).items()}
     view = View(
         title=f"{study.name}: {p.encoder}, seed {chosen}",
@@ -108,6 +111,15 @@ def _of_study(study: Study, seed: int | None) -> "Explorer":
     )
     tasks = {name: scored_on(task, p.lesioned_on) for name, task in study.tasks.items()}
     return Explorer(view, Kernel(lambda: units.train.trained(study.store), tasks, shown.longest))
+
+
+def _can_be_had(study: Study, unit: Unit) -> bool:
+    """Return whether a unit has a record, or its data are at hand, so that it can be computed."""
+    with suppress(FslibError):
+        if study.store.find(unit) is None:
+            require(unit.task_names(), unit.kind)
+        return True
+    return False
 
 
 def _of_model(model: MultiTaskModel, tasks: dict[str, Task], examples: int | None) -> "Explorer":
