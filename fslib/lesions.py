@@ -14,13 +14,13 @@ from torch import Tensor
 
 from fslib.data.batches import Batch
 from fslib.data.tasks import Task, as_tasks
-from fslib.errors import FslibError, check_count, unknown
+from fslib.errors import FslibError, check_count, finite_array, unknown
 from fslib.evaluation import EVAL_BATCH, length_batches, predicted
 from fslib.intervals import Measure, score_measure
 from fslib.model.devices import gather_rows
 from fslib.model.multitask import MultiTaskModel, check_model, example_losses
 from fslib.pruning import each_pruned
-from fslib.scoring import metric_score
+from fslib.scoring import metric_score, rank_correlation
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,16 @@ class HeadLesions:
         scores = metric_score(self._metric(task), self.predictions[task], self.labels[task])
         return 100 * (scores[0] - scores[1:]).reshape(self.shape)
 
+    def reliability(self, task: str, *, splits: int = 200, seed: int = 0) -> float:
+        """Return how well the rises are measured: the mean rank correlation of those in two halves of the examples.
+
+        Over random splits, in [-1, 1]. Halves are noisier than the whole, so this is no upper bound of anything.
+        """
+        n, rng = len(self.labels[task]), np.random.default_rng(seed)
+        orders = [rng.permutation(n) for _ in range(splits)]
+        pairs = [(self.rise(task, order[: n // 2]), self.rise(task, order[n // 2 :])) for order in orders]
+        return float(np.mean([rank_correlation(one, other) for one, other in pairs]))
+
     def rise(self, task: str, subset: Shaped[np.ndarray, " subset"] | None = None) -> Float[np.ndarray, "layers heads"]:
         """Return by how much a task's mean loss rises without each head alone; subset: of these examples (positions).
 
@@ -63,7 +73,12 @@ class HeadLesions:
         return (mean[1:] - mean[0]).reshape(self.shape)
 
     def measure(self, task: str, layer: int, head: int) -> Measure:
-        """Return the points of a task's score that one head is worth, for each example: `.interval()` is over them."""
+        """Return the points of a task's score that one head is worth, for each example: `.interval()` is over them.
+
+        layer, head: counted from 0. Raises FslibError for one that the model does not have.
+        """
+        if not (0 <= layer < self.shape[0] and 0 <= head < self.shape[1]):
+            raise FslibError(f"layer {layer}, head {head} is outside {self.shape} (layers, heads), counted from 0")
         rows = self.predictions[task][[0, 1 + layer * self.shape[1] + head]]
         whole, without = (score_measure(task, self._metric(task), row[None], self.labels[task]) for row in rows)
         return (whole - without).scaled(100.0)
@@ -72,9 +87,11 @@ class HeadLesions:
         """Return how importance ranks heads as the rise of the loss without each does: Spearman over heads, in [-1, 1].
 
         With every example's influence: `.interval()` is over evaluation examples, the importance as it is. Noise in the
-        rises lowers the correlation: what could be reached shows in the correlation of two halves of the examples.
+        rises lowers the correlation. Raises FslibError for importance of another shape.
         """
         self._metric(task)
+        if finite_array("importance", importance).shape != self.shape:
+            raise FslibError(f"importance of shape {np.shape(importance)} is not of {self.shape} (layers, heads)")
         rises = (self.losses[task][1:] - self.losses[task][0]).astype(np.float64)  # (heads, n)
         n = rises.shape[1]
         total = rises.sum(1)

@@ -83,6 +83,11 @@ def test_costs_by_hand():
     assert agree.value == pytest.approx(1) and agree.se == pytest.approx(0), "all examples say the same"
     with refused("unknown task of these lesions 'u'"):
         found.cost("u")
+    for layer, head in ((0, 2), (2, 0), (-1, 0), (0, -1)):
+        with refused(f"layer {layer}, head {head} is outside (2, 2) (layers, heads), counted from 0"):
+            found.measure("t", layer, head)
+    with refused("importance of shape (4,) is not of (2, 2)"):
+        found.predicted_by("t", np.zeros(4))
     with refused("predictions of task t are of shape (5, 10), not (7, 10) (1 + heads, examples)"):
         replace(found, shape=(2, 3))
 
@@ -108,6 +113,15 @@ def test_how_importance_predicts_the_loss_is_spearmans_over_heads():
     assert half.ravel().tolist() == pytest.approx(rises[:, :30].mean(1).tolist(), abs=1e-6)
     with refused("unknown task of these lesions 'u'"):
         found.predicted_by("u", worth)
+
+
+def test_reliability_is_high_where_examples_agree_and_near_0_where_they_are_noise():
+    rng = np.random.default_rng(0)
+    same = by_hand([9, 8, 9, 4, 10], [1.0, 1.5, 1.0, 3.0, 0.75])
+    assert same.reliability("t", splits=3) == pytest.approx(1)
+    noise = np.mean([drawn(rng, np.zeros((2, 12))).reliability("t", splits=20) for _ in range(20)])
+    assert abs(noise) < 0.1
+    assert drawn(rng, 20 * rng.random((2, 12))).reliability("t", splits=5) > 0.9
 
 
 def test_its_interval_covers_what_such_measurements_give_on_average():

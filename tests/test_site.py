@@ -130,6 +130,7 @@ def test_parts_of_the_readme_are_found_or_missed_by_name(tmp_path):
 
 def test_a_folder_that_is_no_site_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine").write_text("work")
+    (tmp_path / "index.html").write_text("of somebody else")
     assert main(["site", "--out", str(tmp_path)]) == 2
     assert "is there and no site" in capsys.readouterr().err
     assert (tmp_path / "mine").read_text() == "work"

@@ -15,8 +15,9 @@ from fslib.study.records import Unit
 from fslib.study.study import Study, plans
 
 LESIONS = [
-    "task", "seed", "rank correlation", "low", "high", "two halves of the examples", "costliest head",
-    "its cost, points", "its rank by importance", "share of heads it is better without",
+    "task", "seed", "rank correlation", "low", "high", "two halves of the examples",
+    "largest rise: head", "points lost without it", "lost low", "lost high", "its rank by importance",
+    "share of heads with a rise below 0",
 ]  # fmt: skip
 
 
@@ -37,9 +38,9 @@ def lesions(study: Study) -> pd.DataFrame:
     """Return how importance predicts what a head's loss costs: one row per task and model.
 
     The rank correlation, over heads, of importance (training examples) with the rise of the mean loss without the head
-    (evaluation examples), its interval over evaluation examples (jackknife, within [-1, 1]), and beside it the rank
-    correlation of the rises in two halves of these: how well the cost itself is measured. The costliest head (L and H
-    count from 1) is the one without which the loss rises most.
+    (evaluation examples); its interval over evaluation examples (jackknife, within [-1, 1]); and how two halves of the
+    examples agree on the rises (`HeadLesions.reliability`). Then the head without which the loss rises most (L and H count from 1), the points of score that are lost
+    without it, and its rank by importance. It is a maximum over heads, so its rise is in part luck.
     """
     rows = []
     for seed in lesioned(study):
@@ -47,21 +48,12 @@ def lesions(study: Study) -> pd.DataFrame:
         parts = study.units(seed).importance.contributions(study.store)
         for task in found.tasks:
             importance, rise = parts[task].importance(), found.rise(task)
-            r = found.predicted_by(task, importance).interval()
-            layer, head = np.unravel_index(rise.argmax(), rise.shape)
-            halves = [found.rise(task, half) for half in _halves(len(found.labels[task]))]
-            row = {
-                "task": task,
-                "seed": seed,
-                "rank correlation": r.value,
-                "low": max(r.low, -1),
-                "high": min(r.high, 1),
-            }
-            row |= {"two halves of the examples": rank_correlation(*halves)}
-            row |= {"costliest head": f"L{layer + 1}H{head + 1}", "its cost, points": found.cost(task)[layer, head]}
-            row |= {"its rank by importance": int((importance > importance[layer, head]).sum()) + 1}
-            row |= {"share of heads it is better without": (rise < 0).mean()}
-            rows.append(row)
+            r, halves = found.predicted_by(task, importance).interval(), found.reliability(task)
+            layer, head = (int(i) for i in np.unravel_index(rise.argmax(), rise.shape))
+            lost = found.measure(task, layer, head).interval()
+            rank = int((importance > importance[layer, head]).sum()) + 1
+            row = (task, seed, r.value, max(r.low, -1), min(r.high, 1), halves)
+            rows.append((*row, f"L{layer + 1}H{head + 1}", *(lost.value, lost.low, lost.high), rank, (rise < 0).mean()))
     return pd.DataFrame(rows, columns=LESIONS)
 
 
@@ -173,15 +165,14 @@ def choices(study: Study, fraction: float = 0.3) -> pd.DataFrame:
 
 
 def lesion_sentences(table: pd.DataFrame) -> str:
-    """Say how well importance predicts what losing a head costs."""
+    """Say how well importance predicts what losing a head costs, a line per task and model."""
     lines = [] if len(table) else ["Of no model was every head switched off alone (lesion_seeds=0)."]
-    for task, rows in table.groupby("task", sort=False):
-        first = rows.iloc[0]
+    for row in table.to_dict("records"):
         lines.append(
-            f"{task}: r = {first['rank correlation']:.2f} [{first['low']:.2f}, {first['high']:.2f}] "
-            f"(two halves of the examples: {first['two halves of the examples']:.2f}). "
-            f"Costliest head: {first['costliest head']}, {first['its cost, points']:.1f} points, "
-            f"number {first['its rank by importance']} by importance."
+            f"{row['task']}, seed {row['seed']}: r = {row['rank correlation']:.2f} [{row['low']:.2f}, {row['high']:.2f}] "
+            f"(halves of the examples agree at {row['two halves of the examples']:.2f}). The loss rises most without "
+            f"{row['largest rise: head']}, number {row['its rank by importance']} by importance; the score then loses "
+            f"{row['points lost without it']:.1f} points [{row['lost low']:.1f}, {row['lost high']:.1f}]."
         )
     return "\n".join(lines)
 

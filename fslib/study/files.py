@@ -108,7 +108,7 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
-def _in_markdown(cell: Any) -> Any:
+def in_markdown(cell: Any) -> Any:
     """Return a cell as Markdown shows it letter by letter: no HTML tag, column or escape is read into it."""
     if not isinstance(cell, str):
         return cell
@@ -121,10 +121,10 @@ def save_table(folder: Path, name: str, table: pd.DataFrame, digits: int = 3) ->
     rounded = table.copy()
     numeric = rounded.select_dtypes("floating").columns
     rounded[numeric] = rounded[numeric].round(digits) + 0.0  # no -0.0
-    shown = rounded.rename(columns=_in_markdown)
+    shown = rounded.rename(columns=in_markdown)
     for place in range(shown.shape[1]):
         if not pd.api.types.is_numeric_dtype(shown.dtypes.iloc[place]):
-            shown.isetitem(place, shown.iloc[:, place].map(_in_markdown))
+            shown.isetitem(place, shown.iloc[:, place].map(in_markdown))
     write_text(folder / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.10g"))
     write_text(folder / "tables" / f"{name}.md", shown.to_markdown(index=False) + "\n")
     return rounded

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from fslib.errors import FslibError
-from fslib.study.files import remove, scratch_folder, writing
+from fslib.study.files import in_markdown, remove, scratch_folder, writing
 from fslib.study.fingerprints import planning
 from fslib.study.plan import plan_lines
 from fslib.study.profiles import PROFILES, Profile
@@ -22,6 +22,7 @@ from fslib.study.records import distinct
 from fslib.study.runner import find_notebooks
 from fslib.study.study import Study
 
+MARK = ".fslib-site"  # in a folder that may be replaced
 PAPER_TFLOPS = 50.0  # a rate to plan the profile `paper` with
 # the method in six pages: title, modules
 METHOD = {
@@ -40,7 +41,7 @@ def build(out: Path, say: Callable[[str], None]) -> Path:
 
     Raises FslibError outside a clone, where Sphinx is not installed, and for the first thing that Sphinx warns of.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "index.html").is_file()):
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file()):
         raise FslibError(f"{out} is there and no site: give a folder of its own, with --out")
     try:
         from fslib.study.site_pages import make_html
@@ -52,6 +53,7 @@ def build(out: Path, say: Callable[[str], None]) -> Path:
         gather(source)
         say(f"building {sum(1 for _ in source.rglob('*.md')) + len(find_notebooks())} pages")
         make_html(source, made)
+        (made / MARK).write_text("written by fslib site; the next one replaces this folder\n", encoding="utf-8")
         with writing(out):
             remove(out)
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,7 @@ def claims_table(profile: str) -> str:
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:
     """Return a table in Markdown, numbers with so many digits, nothing where there is none."""
-    shown = table.map(lambda x: f"{x:.{digits}g}" if isinstance(x, float) else str(x).replace("|", "\\|"))
+    shown = table.map(lambda x: f"{x:.{digits}g}" if isinstance(x, float) else in_markdown(x))
     return str(shown.where(table.notna(), "").to_markdown(index=False, disable_numparse=True)) + "\n"
 
 
