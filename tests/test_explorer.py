@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from refusal import refused
 from small_units import SMALL
 from views import EVIL, made_up
@@ -17,7 +18,6 @@ from fslib.intervals import score_measure
 from fslib.study import fingerprints
 from fslib.study.cli import main
 from fslib.study.explorer import Explorer, Kernel, page
-from fslib.study.headwise import scored_on
 from fslib.study.view import pruned_sets, single_heads
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +70,7 @@ def test_scores_are_those_of_evaluate_under_pruned(zoo, explorer):
         lost = (before - after).interval().scaled(100.0)
         found = [answer["scores"][i][k] for k in ("lost", "lostLow", "lostHigh")]
         np.testing.assert_allclose(found, [lost.value, lost.low, lost.high], atol=1e-3)
+    assert answer["off"] == np.flatnonzero(off).tolist(), "all views hear it: it says what it is about"
     told = [message for message in explorer.sent if message["type"] == "progress"]
     assert [m["done"] for m in told] == list(range(len(told))) and told[-1]["done"] == told[-1]["total"]
     assert model.control.gate is None
@@ -89,6 +90,28 @@ def test_a_pattern_is_answered_and_refused_in_a_sentence(explorer, zoo):
     ]:
         answer = asked(explorer, **message)
         assert answer["type"] == "problem" and told in answer["text"]
+
+
+def test_a_model_that_was_trained_on_is_scored_as_it_is(zoo, explorer):
+    first = asked(explorer, type="scores", id=1, off=[0])
+    for classifier in explorer._kernel.model.classifiers.values():
+        with torch.no_grad():
+            classifier.weight.neg_()
+    second = asked(explorer, type="scores", id=2, off=[0])
+    expected = evaluate(explorer._kernel.model, explorer._kernel.tasks)
+    found = [whole["value"] for whole in second["whole"]]
+    assert found == pytest.approx([100 * score.value for score in expected.values()], abs=1e-3)
+    assert first["whole"] != second["whole"]
+
+
+def test_an_interrupt_is_told_to_the_page(explorer, monkeypatch):
+    def interrupted(*words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Kernel, "scores", interrupted)
+    monkeypatch.setattr(Kernel, "pattern", interrupted)
+    assert asked(explorer, type="scores", id="a-1", off=[0]) == {"type": "problem", "id": "a-1", "text": "interrupted"}
+    assert asked(explorer, type="pattern", task=0, number=0) == {"type": "problem", "text": "interrupted"}
 
 
 def test_heads_are_read_and_set_from_python(explorer):
@@ -150,7 +173,7 @@ def test_a_study_shows_its_records_and_a_kernel_finds_the_same(study):
     explorer.send = lambda content, buffers=None: sent.append(content)
     explorer._heard(explorer, {"type": "scores", "id": 1, "off": several[0]["heads"]}, None)
     assert sent[-1]["scores"] == several[0]["scores"], "a kernel finds what was recorded"
-    assert sent[0]["text"].startswith("The model is being loaded")
+    assert sent[0]["text"].startswith("Getting the model")
 
 
 def test_a_study_without_its_data_is_shown_from_records_and_scores_nothing(monkeypatch, tmp_path):
@@ -180,8 +203,9 @@ def test_names_of_sets_and_numbers_are_those_of_the_record(study):
             assert found.lost.value == pytest.approx(lesions.cost(task)[layer, head])
             expected = lesions.measure(task, layer, head).interval()
             np.testing.assert_allclose([found.lost.low, found.lost.high], [expected.low, expected.high])
-    assert {s.name for s in pruned_sets(study.units(study.seeds[0]).prune.iap(study.store))}
-    assert len(scored_on(study.tasks["left"], "all").eval) == len(study.tasks["left"].eval)
+    iap = study.units(study.seeds[0]).prune.iap(study.store)
+    names = [one.name for one in pruned_sets(iap)]
+    assert len(set(names)) == len(names) == len(iap.fractions) * len(iap.tasks) * (1 + iap.controls)
 
 
 # --- the file -----------------------------------------------------------------------------------------------------

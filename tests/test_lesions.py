@@ -86,8 +86,8 @@ def test_costs_by_hand():
     for layer, head in ((0, 2), (2, 0), (-1, 0), (0, -1)):
         with refused(f"layer {layer}, head {head} is outside (2, 2) (layers, heads), counted from 0"):
             found.measure("t", layer, head)
-    with refused("importance of shape (4,) is not of (2, 2)"):
-        found.predicted_by("t", np.zeros(4))
+    with refused("importance of shape (2, 3) is not of (2, 2)"):
+        found.predicted_by("t", np.zeros((2, 3)))
     with refused("predictions of task t are of shape (5, 10), not (7, 10) (1 + heads, examples)"):
         replace(found, shape=(2, 3))
 

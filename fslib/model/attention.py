@@ -215,7 +215,7 @@ def attention_weights(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, "l
     control, encoder = control_of(model), getattr(model, "encoder", model)
     if encoder.config.model_type in HOOKED:
         raise FslibError(f"{type(encoder).__name__} computes attention by itself: its weights cannot be shown")
-    was_training, control.weights = encoder.training, []
+    modes, control.weights = {module: module.training for module in encoder.modules()}, []
     encoder.eval()
     try:
         with torch.inference_mode():
@@ -223,7 +223,8 @@ def attention_weights(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, "l
             return torch.stack([weights.float() for weights in control.weights])
     finally:
         control.weights = None
-        encoder.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager

@@ -39,8 +39,9 @@ def lesions(study: Study) -> pd.DataFrame:
 
     The rank correlation, over heads, of importance (training examples) with the rise of the mean loss without the head
     (evaluation examples); its interval over evaluation examples (jackknife, within [-1, 1]); and how two halves of the
-    examples agree on the rises (`HeadLesions.reliability`). Then the head without which the loss rises most (L and H count from 1), the points of score that are lost
-    without it, and its rank by importance. It is a maximum over heads, so its rise is in part luck.
+    examples agree on the rises (`HeadLesions.reliability`). Then the head without which the loss rises most (L and H
+    count from 1), the points of score that are lost without it, and its rank by importance. It is a maximum over heads,
+    so its rise is in part luck.
     """
     rows = []
     for seed in lesioned(study):
@@ -169,7 +170,8 @@ def lesion_sentences(table: pd.DataFrame) -> str:
     lines = [] if len(table) else ["Of no model was every head switched off alone (lesion_seeds=0)."]
     for row in table.to_dict("records"):
         lines.append(
-            f"{row['task']}, seed {row['seed']}: r = {row['rank correlation']:.2f} [{row['low']:.2f}, {row['high']:.2f}] "
+            f"{row['task']}, seed {row['seed']}: r = {row['rank correlation']:.2f} "
+            f"[{row['low']:.2f}, {row['high']:.2f}] "
             f"(halves of the examples agree at {row['two halves of the examples']:.2f}). The loss rises most without "
             f"{row['largest rise: head']}, number {row['its rank by importance']} by importance; the score then loses "
             f"{row['points lost without it']:.1f} points [{row['lost low']:.1f}, {row['lost high']:.1f}]."

@@ -41,6 +41,8 @@ class Explorer {
     this.live = new Map(); // scores that this kernel has computed, by head set
     this.patterns = new Map(Object.entries(this.view.patterns));
     this.asked = 0; // number of the last question to the kernel
+    this.mark = Math.random().toString(36).slice(2); // of this view: all views of a model hear all answers
+    this.awaited = new Set(); // texts that the kernel has been asked for
     this.waiting = null;
     this.build();
     this.listen = (message) => this.hear(message);
@@ -66,9 +68,10 @@ class Explorer {
   build() {
     const { view } = this;
     this.root.classList.add("fslib-explorer");
+    this.root.dataset.lmSuppressShortcuts = "true"; // a notebook's own keys would act on its cells
     this.percent = make("input", {
       type: "range", min: 0, max: 100, step: 1, "aria-label": "share of heads in a task's top set, in percent",
-      list: "fslib-fractions", oninput: (event) => this.setPercent(Number(event.target.value), true),
+      oninput: (event) => this.setPercent(Number(event.target.value), true),
     });
     this.percentSaid = make("output", {});
     this.click = make("select", { "aria-label": "what a click on a head does" },
@@ -91,7 +94,7 @@ class Explorer {
       this.maps,
       make("p", { class: "legend" },
         "Framed: in the task's top set. A task's own mark: special, in no other top set; a number: in so many. ",
-        "×: switched off. Arrows move, Space switches off or on, Enter shows what a head attends to; a layer's number switches its row."),
+        "×: switched off. Arrows move, Space switches a head off or on, Shift and Space its row (or a click on the layer's number), Enter shows what a head attends to."),
       make("div", { class: "controls", role: "group", "aria-label": "switch heads off" },
         "Switch off: ", ...tops,
         make("button", { type: "button", class: "random", onclick: () => this.take(this.matched()) }, "random, as many per layer"),
@@ -212,6 +215,7 @@ class Explorer {
         const cell = cells[at];
         cell.className = `head${inside ? " in-top" : ""}${now & 2 ? " off" : ""}${now & 1 ? " shown" : ""}`;
         const mark = MARKERS[this.view.tasks[t].marker] ?? "●";
+        if (cell.hasAttribute("aria-label") || cell.tabIndex === 0) this.label(cell, at);
         cell.textContent = now & 2 ? "×" : !inside ? "" : this.sharedBy[at] === 1 ? mark : String(this.sharedBy[at]);
       }
     });
@@ -255,6 +259,9 @@ class Explorer {
     if (event.key in moves) {
       const next = found.at + moves[event.key];
       if (next >= 0 && next < this.count) this.focus(found.t, next);
+    } else if (event.key === " " && event.shiftKey) {
+      const first = found.at - head;
+      this.toggle(Array.from({ length: heads }, (_, i) => first + i));
     } else if (event.key === " ") this.toggle([found.at]);
     else if (event.key === "Enter") this.pin(found);
     else return;
@@ -266,8 +273,12 @@ class Explorer {
     for (const cell of this.cells[t]) if (cell.tabIndex === 0) cell.tabIndex = -1;
     const cell = this.cells[t][at];
     cell.tabIndex = 0;
-    cell.setAttribute("aria-label", `${this.nameOf(at)}, ${this.standing(at)}${this.off.has(at) ? ", switched off" : ""}`);
+    this.label(cell, at);
     cell.focus();
+  }
+
+  label(cell, at) {
+    cell.setAttribute("aria-label", `${this.nameOf(at)}, ${this.standing(at)}${this.off.has(at) ? ", switched off" : ""}`);
   }
 
   nameOf(at) {
@@ -301,7 +312,7 @@ class Explorer {
       make("h3", {}, `${this.nameOf(at)[0].toUpperCase()}${this.nameOf(at).slice(1)}: ${this.standing(at)}`),
       make("table", {},
         make("thead", {}, make("tr", {}, ...["task", "importance", "rank", "share of all heads'", "in top set",
-          "score without it alone, points", "loss without it alone"].map((name) => make("th", { scope: "col" }, name)))),
+          "change of the score without it alone, points", "rise of the loss without it alone"].map((name) => make("th", { scope: "col" }, name)))),
         make("tbody", {}, ...rows)));
   }
 
@@ -363,9 +374,10 @@ class Explorer {
         this.table(pattern, this.pinned));
     } else if (this.model.get("kernel") && view.texts[task] > 0) {
       this.attention.replaceChildren(title, make("p", {}, pick, " ", which), make("p", { class: "source" }, "Looking at the text …"));
-      this.model.send({ type: "pattern", task, number });
+      if (!this.awaited.has(`${task}/${number}`)) this.model.send({ type: "pattern", task, number });
+      this.awaited.add(`${task}/${number}`);
     } else {
-      this.attention.replaceChildren(title, make("p", {}, pick), make("p", { class: "source" }, "No text of this task was recorded: this needs a kernel."));
+      this.attention.replaceChildren(title, make("p", {}, pick), make("p", { class: "source" }, this.model.get("kernel") ? "The attention weights of this architecture are not seen." : "No text of this task was recorded: this needs a kernel."));
     }
   }
 
@@ -396,8 +408,8 @@ class Explorer {
 
   ask() {
     this.asked += 1;
-    this.waiting = { id: this.asked, key: keyOf(this.off) };
-    this.model.send({ type: "scores", id: this.asked, off: [...this.off] });
+    this.waiting = { id: `${this.mark}-${this.asked}`, key: keyOf(this.off) };
+    this.model.send({ type: "scores", id: this.waiting.id, off: [...this.off] });
     this.showScores();
     this.said.textContent = "Asked the kernel …";
     const { id } = this.waiting;
@@ -411,9 +423,13 @@ class Explorer {
   hear(message) {
     if (message.type === "pattern") {
       this.patterns.set(`${message.task}/${message.number}`, message.pattern);
+      this.awaited.delete(`${message.task}/${message.number}`);
       if (this.text.task === message.task && this.text.number === message.number) this.showAttention();
     } else if (message.type === "problem" && message.id === undefined) {
-      this.attention.append(make("p", { class: "problem", role: "alert" }, message.text));
+      this.awaited.clear();
+      const told = make("p", { class: "problem", role: "alert" }, message.text);
+      const waits = this.attention.querySelector(".source");
+      waits ? waits.replaceWith(told) : this.attention.append(told);
     } else if (this.waiting && message.id === this.waiting.id) {
       this.waiting.heard = true;
       if (message.type === "progress") {
@@ -425,7 +441,7 @@ class Explorer {
       const { key } = this.waiting;
       this.waiting = null;
       if (message.type === "scores") {
-        this.live.set(key, message.scores);
+        this.live.set(keyOf(message.off), message.scores);
         message.whole.forEach((whole, t) => { this.view.tasks[t].whole = whole; });
       }
       this.showScores();

@@ -18,7 +18,7 @@ from typing import Any
 import anywidget
 import numpy as np
 import traitlets
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from fslib.data.batches import Batch
@@ -106,7 +106,7 @@ def _of_study(study: Study, seed: int | None) -> "Explorer":
         whole=whole_scores(iap),
         sets=sets,
         rise=rise,
-        texts={name: len(found) for name, found in patterns.items()} or dict.fromkeys(maps, TEXTS),
+        texts={name: len(patterns[name]) if patterns else TEXTS for name in maps},
         patterns=patterns,
     )
     tasks = {name: scored_on(task, p.lesioned_on) for name, task in study.tasks.items()}
@@ -165,39 +165,36 @@ class Kernel:
     def _batches(self) -> dict[str, list[Batch]]:
         return {name: length_batches(self.model, task.eval, EVAL_BATCH) for name, task in self.tasks.items()}
 
-    @cached_property
-    def _whole(self) -> dict[str, np.ndarray]:
-        none = np.zeros((self.model.n_layers, self.model.n_heads), dtype=bool)
-        return self.predictions(none, lambda done, total: None)
-
     def predictions(
         self, off: Bool[np.ndarray, "layers heads"], tell: Callable[[int, int], None]
-    ) -> dict[str, np.ndarray]:
-        """Return {task: (n,) predictions} without some heads; `tell` hears how many batches are done, of how many."""
-        kinds = {name: np.float32 if task.is_regression else np.int64 for name, task in self.tasks.items()}
-        found = {name: np.zeros(len(task.eval), kinds[name]) for name, task in self.tasks.items()}
-        total, done = sum(map(len, self._batches.values())), 0
+    ) -> dict[str, Shaped[np.ndarray, "2 n"]]:
+        """Return {task: predictions}, first of the whole model as it is now, then without some heads.
 
-        def keep(task: str, batch: Batch, _: int, logits: Tensor) -> None:
+        `tell` hears how many passes over a batch are done, of how many.
+        """
+        kinds = {name: np.float32 if task.is_regression else np.int64 for name, task in self.tasks.items()}
+        found = {name: np.zeros((2, len(task.eval)), kinds[name]) for name, task in self.tasks.items()}
+        total, done = 2 * sum(map(len, self._batches.values())), 0
+
+        def keep(task: str, batch: Batch, number: int, logits: Tensor) -> None:
             nonlocal done
-            found[task][batch.indices] = predicted(self.tasks[task], logits)
+            found[task][number, batch.indices] = predicted(self.tasks[task], logits)
             done += 1
             tell(done, total)
 
         with hidden():
-            each_pruned(self.model, self._batches, off[None], keep)
+            each_pruned(self.model, self._batches, np.stack([np.zeros_like(off), off]), keep)
         return found
 
     def scores(
         self, off: Bool[np.ndarray, "layers heads"], tell: Callable[[int, int], None]
     ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
         """Return what every task scores without some heads, and with all of them, as the page takes it."""
-        without, whole = self.predictions(off, tell), self._whole
         effects, before = [], []
-        for name, task in self.tasks.items():
-            shared = (name, task.metric, task.eval.labels, whole[name])
-            effects.append(effect_json(effect(*shared, without[name])))
-            before.append(interval_json(effect(*shared, whole[name]).score))
+        for name, (whole, without) in self.predictions(off, tell).items():
+            shared = (name, self.tasks[name].metric, self.tasks[name].eval.labels, whole)
+            effects.append(effect_json(effect(*shared, without)))
+            before.append(interval_json(effect(*shared, whole).score))
         return effects, before
 
     def pattern(self, task: str, number: int) -> dict[str, Any]:
@@ -293,30 +290,34 @@ class Explorer(anywidget.AnyWidget):
         """Answer a question of the page."""
         try:
             if message["type"] == "scores":
-                self._score(int(message["id"]), [int(at) for at in message["off"]])
+                self._score(message["id"], [int(at) for at in message["off"]])
             elif message["type"] == "pattern":
                 name = list(self._shown.importance)[int(message["task"])]
                 found = self._kernel.pattern(name, int(message["number"]))
                 self.send({**message, "pattern": found})
         except KeyboardInterrupt:
-            self.send({"type": "problem", "id": message.get("id"), "text": "interrupted"})
+            self._fail(message, "interrupted")
         except Exception as error:  # a page that waits for an answer has to hear of anything
             told = str(error) if isinstance(error, FslibError) else f"{type(error).__name__}: {first_line(error)}"
-            self.send({"type": "problem", **({"id": message["id"]} if "id" in message else {}), "text": told})
+            self._fail(message, told)
 
-    def _score(self, number: int, off: list[int]) -> None:
+    def _fail(self, message: dict[str, Any], told: str) -> None:
+        """Tell the page why its question has no answer."""
+        self.send({"type": "problem", **({"id": message["id"]} if "id" in message else {}), "text": told})
+
+    def _score(self, number: int | str, off: list[int]) -> None:
         def tell(done: int, total: int) -> None:
-            say(done, total, f"{done} of {total} batches")
+            say(done, total, f"{done} of {total} passes")
 
         def say(done: int, total: int, text: str) -> None:
             self.send({"type": "progress", "id": number, "done": done, "total": total, "text": text})
 
-        say(0, 1, "The model is being loaded …")
+        say(0, 1, "Getting the model: without a checkpoint it is trained again, which takes minutes …")
         self._in_the_model({"value": off})
         heads = np.zeros(self._shown.shape, dtype=bool)
         heads.flat[off] = True
         scores, whole = self._kernel.scores(heads, tell)
-        self.send({"type": "scores", "id": number, "scores": scores, "whole": whole})
+        self.send({"type": "scores", "id": number, "off": off, "scores": scores, "whole": whole})
 
 
 def page(state: Mapping[str, Any]) -> str:

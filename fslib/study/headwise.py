@@ -14,7 +14,7 @@ from fslib.evaluation import predict
 from fslib.importance import gradients_for, head_products
 from fslib.lesions import HeadLesions, lesion_heads
 from fslib.model import footprint
-from fslib.model.attention import attention_weights
+from fslib.model.attention import HOOKED, attention_weights
 from fslib.model.multitask import MultiTaskModel
 from fslib.study.evidence import score_half
 from fslib.study.records import Record, Result, Store, Unit
@@ -95,7 +95,10 @@ class Pattern(NamedTuple):
 
 
 class PatternUnit(OneModelUnit):
-    """What heads attend to in the first evaluation texts of every task that are short enough to be shown."""
+    """What heads attend to in the first evaluation texts of every task that are short enough to be shown.
+
+    Of an architecture whose attention weights are not seen (`attention_weights`), no text.
+    """
 
     kind: ClassVar[str] = "pattern"
     examples: int = Field(ge=1)
@@ -110,8 +113,10 @@ class PatternUnit(OneModelUnit):
         model = self.model.trained(store)
         texts: dict[str, Any] = {}
         arrays: dict[str, np.ndarray] = {}
+        is_seen = model.encoder.config.model_type not in HOOKED
         for name, task in self.model.load().items():
-            found = [pattern(model, task, text) for text in short_texts(model, task, self.examples, self.longest)]
+            chosen = short_texts(model, task, self.examples, self.longest) if is_seen else []
+            found = [pattern(model, task, text) for text in chosen]
             texts[name] = [{k: v for k, v in p._asdict().items() if isinstance(v, str | tuple)} for p in found]
             for number, p in enumerate(found):
                 # sixteen bits: four digits of a weight are more than can be seen
