@@ -33,7 +33,7 @@ from fslib.progress import hidden
 from fslib.pruning import each_pruned
 from fslib.study.files import write_text
 from fslib.study.fingerprints import require
-from fslib.study.headwise import TEXTS, lesion_unit, pattern, pattern_unit, scored_on, short_texts
+from fslib.study.headwise import LONGEST, TEXTS, lesion_unit, pattern, pattern_unit, scored_on, short_texts
 from fslib.study.plots import head_maps
 from fslib.study.records import Unit
 from fslib.study.study import Study
@@ -154,7 +154,7 @@ class Kernel:
 
     get: Callable[[], MultiTaskModel]
     tasks: dict[str, Task]
-    longest: int = 32
+    longest: int = LONGEST
 
     @cached_property
     def model(self) -> MultiTaskModel:

@@ -1,7 +1,6 @@
 """The units that look at heads one by one: what losing each costs, and what each attends to."""
 
 import sys
-from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from fslib.model.multitask import MultiTaskModel
 from fslib.study.evidence import score_half
 from fslib.study.records import Record, Result, Store, Unit
 from fslib.study.study import Study
-from fslib.study.units import LesionedOn, TrainUnit, in_bytes
+from fslib.study.units import LesionedOn, TrainUnit, in_bytes, with_half
 
 TEXTS = 2  # of every task, to show attention on
 LONGEST = 32  # tokens of a text whose attention is shown, special ones included
@@ -76,7 +75,7 @@ class LesionUnit(OneModelUnit):
 
 def scored_on(task: Task, on: str) -> Task:
     """Return a task with all of its evaluation examples, or, on "scored", with the half that scores are from."""
-    return task if on == "all" else replace(task, eval=task.eval.take(score_half(len(task.eval))))
+    return task if on == "all" else with_half(task, score_half)
 
 
 class Pattern(NamedTuple):

@@ -1,7 +1,6 @@
 """How the site's pages are made: Sphinx without a network, formulas as MathML, docstrings as they are written here."""
 
 import inspect
-import logging
 import os
 import re
 from importlib.metadata import version
@@ -54,8 +53,6 @@ def make_html(source: Path, out: Path) -> None:
     """Build the pages of a folder of sources. Raises FslibError for the first warning: a site has none."""
     warnings, noise = StringIO(), StringIO()
     os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # no time of building anywhere: two builds are the same bytes
-    os.environ["PYDATA_SPHINX_THEME_TEST"] = "1"
-    logging.getLogger("asyncio").setLevel(logging.ERROR)
     try:
         app = Sphinx(
             str(source),

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -332,13 +332,15 @@ def lesioned(model: MultiTaskModel, tasks: dict[str, Task], on: str, **options: 
     """
     if on == "all":
         return prune_important_heads(model, tasks, **options)
-    halves = [
-        {name: replace(task, eval=task.eval.take(half(len(task.eval)))) for name, task in tasks.items()}
-        for half in (score_half, gate_half)
-    ]
+    halves = [{name: with_half(task, half) for name, task in tasks.items()} for half in (score_half, gate_half)]
     gates = evaluate(model, halves[1])
     apart = {name: Unlesioned(score.labels, score.predictions[None]) for name, score in gates.items()}
     return replace(prune_important_heads(model, halves[0], **options), apart=apart)
+
+
+def with_half(task: Task, half: Callable[[int], np.ndarray]) -> Task:
+    """Return a task with one half of its evaluation examples; half: `score_half` or `gate_half`."""
+    return replace(task, eval=task.eval.take(half(len(task.eval))))
 
 
 class Chain(NamedTuple):
