@@ -17,8 +17,8 @@ import pandas as pd
 from jaxtyping import Bool, Float, Num
 
 from fslib.errors import FslibError, check_count, number_array, unknown
-from fslib.intervals import Cells, Measure, relabelling_p, without_one
-from fslib.scoring import chance_level, metric_score
+from fslib.intervals import Cells, Measure, relabelling_p
+from fslib.scoring import chance_level, left_out_scores, metric_score
 
 CONVENTIONS = ("lesion", "released", "retention")
 HEADLINE = (0.1, 0.3)  # the fractions that D is averaged over: from 40 % on, most of a random set are top heads
@@ -156,8 +156,8 @@ class IAP:
         """Return the score of each task's best constant answer."""
         return np.array([chance_level(m, self.labels[u]) for u, m in zip(self.tasks, self.metrics, strict=True)])
 
-    def _metric(self, task: str, predictions: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
-        return metric_score(self.metrics[self.tasks.index(task)], predictions, self.labels[task], counts)
+    def _metric(self, task: str, predictions: np.ndarray) -> np.ndarray:
+        return metric_score(self.metrics[self.tasks.index(task)], predictions, self.labels[task])
 
     def part(self, tasks: Sequence[str] | None = None, examples: Callable[[int], np.ndarray] = np.arange) -> "IAP":
         """Return the same for some of the tasks, as pruned and as scored, and some of every task's examples.
@@ -221,10 +221,11 @@ class IAP:
         influence = {}
         for i, u in enumerate(self.tasks):
             n = len(self.labels[u])
-            left = self._metric(u, lesions.predictions[u], without_one(n))  # (seeds, fractions, tasks, [controls,] n)
+            metric, labels = self.metrics[i], self.labels[u]
+            left = left_out_scores(metric, lesions.predictions[u], labels)  # (seeds, fractions, tasks, [controls,] n)
             left_scores, left_base = np.repeat(scores[None], n, 0), np.repeat(base[None], n, 0)
             left_scores[..., i] = np.moveaxis(_over_controls(left), -1, 0)
-            left_base[..., i] = self._metric(u, self.unpruned[u], without_one(n)).T
+            left_base[..., i] = left_out_scores(metric, self.unpruned[u], labels).T
             without = self._scored(convention, left_scores, left_base[:, :, None])  # (n, seeds, rows, cols)
             influence[u] = np.moveaxis((n - 1) * (values - without), 0, 1)
         return Cells(values, influence)

@@ -16,11 +16,11 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Num
 from scipy import stats
 
 from fslib.errors import FslibError
-from fslib.scoring import metric_score
+from fslib.scoring import left_out_scores, metric_score
 
 LEVEL = 0.95
 POWER = 0.80
@@ -179,18 +179,13 @@ def mean_of(measures: Sequence[Measure]) -> Measure:
     return weighted(measures, [1 / len(measures)] * len(measures))
 
 
-def without_one(n: int) -> Int[np.ndarray, "n n"]:
-    """Return how often each of n examples is counted when each in turn is left out, one row per example left out."""
-    return 1 - np.eye(n, dtype=np.int64)
-
-
 def score_measure(
     name: str, metric: str, predictions: Num[np.ndarray, "seeds n"], labels: Num[np.ndarray, " n"]
 ) -> Measure:
     """Return the score of every model on the examples of the task `name`, as a fraction, with influences."""
     values = metric_score(metric, predictions, labels)
-    left_out = metric_score(metric, predictions, labels, without_one(len(labels)))  # (seeds, n)
-    return Measure(values, {name: (len(labels) - 1) * (values[:, None] - left_out)})
+    without = left_out_scores(metric, predictions, labels)
+    return Measure(values, {name: (len(labels) - 1) * (values[:, None] - without)})
 
 
 def constant(value: float, like: Measure) -> Measure:

@@ -54,6 +54,36 @@ def metric_score(
     return scores[..., 0] if counts is None else scores
 
 
+def left_out_scores(
+    metric: str, predictions: Num[np.ndarray, "*sets n"], labels: Num[np.ndarray, " n"]
+) -> Float[np.ndarray, "*sets n"]:
+    """Return a metric without each example in turn, as a jackknife takes it; NaN where there is but one example.
+
+    Examples with the same prediction and the same label leave the same behind. A metric of classes is therefore
+    computed once per such cell of the confusion matrix, and needs no memory for n x n counts.
+    """
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    n = len(labels)
+    flat = predictions.reshape(-1, n)
+    if n < 2:
+        found = np.full(flat.shape, np.nan)
+    elif metric == "spearman":
+        kept = (np.delete(np.arange(n), i) for i in range(n))
+        found = np.stack([metric_score(metric, flat[:, rest], labels[rest]) for rest in kept], -1)
+    else:
+        if metric == "accuracy":  # right or wrong is all that it looks at
+            flat, labels = (flat == labels).astype(int), np.ones(n, dtype=int)
+        classes, codes = np.unique(np.concatenate([flat.ravel(), labels]), return_inverse=True)
+        said, true = codes[:-n].reshape(flat.shape), codes[-n:]
+        cell = said * len(classes) + true  # (sets, n)
+        cells = np.arange(len(classes) ** 2)
+        counts = np.stack([(cell == c).sum(-1) for c in cells], -1)  # (sets, cells)
+        one_less = (counts[:, None] - np.eye(len(cells), dtype=int)).reshape(-1, len(cells))
+        scores = metric_score(metric, classes[cells // len(classes)], classes[cells % len(classes)], one_less)
+        found = np.take_along_axis(scores.reshape(counts.shape), cell, -1)
+    return found.reshape(predictions.shape)
+
+
 def _ratio(a: np.ndarray | np.floating, b: np.ndarray | np.floating) -> np.ndarray:
     return np.divide(a, b, out=np.zeros(np.broadcast_shapes(a.shape, b.shape)), where=b > 0)
 

@@ -21,7 +21,6 @@ from fslib.intervals import (
     relabelling_p,
     score_measure,
     weighted,
-    without_one,
 )
 from fslib.scoring import metric_score
 
@@ -226,10 +225,6 @@ def test_influences_of_a_score_are_those_of_an_explicit_jackknife(metric):
     if metric == "accuracy":
         right = (predictions == labels).astype(float)
         np.testing.assert_allclose(found.influence["t"], right - right.mean(1, keepdims=True), atol=1e-12)
-
-
-def test_without_one_leaves_each_out_once():
-    assert without_one(3).tolist() == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
 
 
 class TestPooled:

@@ -1,5 +1,7 @@
 """Metrics, dissociation scores and the interval of one score, against other libraries and by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from fslib import FslibError, Score, dissociation, rank_correlation
 from fslib.dissociation import CONVENTIONS
-from fslib.scoring import bootstrap_counts, chance_level, interval, metric_score
+from fslib.scoring import bootstrap_counts, chance_level, interval, left_out_scores, metric_score
 
 REFERENCE = {
     "accuracy": accuracy_score,
@@ -305,3 +307,30 @@ def test_rank_correlation_by_hand():
     assert rank_correlation(a, a**3) == pytest.approx(1)
     assert rank_correlation(a, -a) == pytest.approx(-1)
     assert rank_correlation(a.ravel(), b.ravel()) == pytest.approx(rank_correlation(a, b))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "spearman"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_leaving_each_example_out_is_scoring_the_others(metric, classes):
+    rng, n = np.random.default_rng(classes), 13
+    labels, predictions = rng.integers(classes, size=n), rng.integers(classes, size=(2, 4, n))
+    predictions[1, 3], predictions[0, 0] = 1, labels  # a constant answer; all right
+    found = left_out_scores(metric, predictions, labels)
+    rest = [np.delete(np.arange(n), i) for i in range(n)]
+    expected = np.stack([metric_score(metric, predictions[..., kept], labels[kept]) for kept in rest], -1)
+    assert np.array_equal(found, expected), "the same bits"
+    assert found.shape == predictions.shape
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews"])
+def test_leaving_each_of_forty_thousand_out_needs_little_memory(metric):
+    labels = np.arange(40_430) % 2
+    predictions = np.tile(np.arange(40_430) % 3 % 2, (3, 1))
+    tracemalloc.start()
+    left_out_scores(metric, predictions, labels)
+    assert tracemalloc.get_traced_memory()[1] < 50e6, "40,430 x 40,430 numbers would be 13 GB"
+    tracemalloc.stop()
+
+
+def test_one_example_cannot_be_left_out():
+    assert np.isnan(left_out_scores("accuracy", np.array([[1], [0]]), np.array([1]))).all()
