@@ -43,12 +43,17 @@ def evaluate(
 
 def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> np.ndarray:
     """Return (n,) predicted classes (int64), or values (float32) for regression, in the split's order."""
-    predictions = np.zeros(n, dtype=np.float32 if task.is_regression else np.int64)
+    predictions = blank_predictions(task, n)
     with in_mode(model, training=False), torch.inference_mode():
         for batch in batches:
             logits = check_finite(model(batch.to(model.device).inputs, task.name), task.name)
             predictions[batch.indices] = predicted(task, logits)
     return gather_rows(predictions, batches)
+
+
+def blank_predictions(task: Task, *shape: int) -> np.ndarray:
+    """Return zeros in the type of a task's predictions: int64 for classes, float32 for the values of a regression."""
+    return np.zeros(shape, dtype=np.float32 if task.is_regression else np.int64)
 
 
 def predicted(task: Task, logits: Float[Tensor, "batch outputs"]) -> np.ndarray:
@@ -63,6 +68,13 @@ def check_finite(values: Tensor, task: str) -> Tensor:
             f"the model gives NaN or infinity for task {task}: its weights are broken; train it again with a lower lr"
         )
     return values
+
+
+def check_several(tasks: Mapping[str, Task]) -> None:
+    """Raise FslibError for a task of which one evaluation example is scored: there is no interval over it."""
+    for name, task in tasks.items():
+        if len(task.eval) < 2:
+            raise FslibError(f"task {name} has one evaluation example: an interval over examples needs two or more")
 
 
 def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list[Batch]:

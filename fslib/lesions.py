@@ -15,7 +15,7 @@ from torch import Tensor
 from fslib.data.batches import Batch
 from fslib.data.tasks import Task, as_tasks
 from fslib.errors import FslibError, check_count, finite_array, unknown
-from fslib.evaluation import EVAL_BATCH, length_batches, predicted
+from fslib.evaluation import EVAL_BATCH, blank_predictions, check_several, length_batches, predicted
 from fslib.intervals import Measure, score_measure
 from fslib.model.devices import gather_rows
 from fslib.model.multitask import MultiTaskModel, check_model, example_losses
@@ -111,19 +111,19 @@ def lesion_heads(
     """Switch off every head alone, evaluate every task on its evaluation examples, and return the `HeadLesions`.
 
     Costs layers x heads + 1 forward passes per example. Heads that are pruned around the call stay off.
-    Raises FslibError for a task the model has no classifier for, and for a model that gives NaN.
+    Raises FslibError for a task the model has no classifier for, or with a single evaluation example, and for a model
+    that gives NaN.
     """
     named = as_tasks(tasks)
     check_model(model, *named.values())
+    check_several(named)
     check_count("batch_size", batch_size)
     shape = model.n_layers, model.n_heads
     count = math.prod(shape)
     sets = np.concatenate([np.zeros((1, count), bool), np.eye(count, dtype=bool)]).reshape(-1, *shape)
     batches = {name: length_batches(model, task.eval, batch_size) for name, task in named.items()}
-    sizes = {name: (len(task.eval), len(sets)) for name, task in named.items()}
-    kinds = {name: np.float32 if task.is_regression else np.int64 for name, task in named.items()}
-    predictions = {name: np.zeros(size, kinds[name]) for name, size in sizes.items()}
-    losses = {name: np.zeros(size, np.float32) for name, size in sizes.items()}
+    predictions = {name: blank_predictions(task, len(task.eval), len(sets)) for name, task in named.items()}
+    losses = {name: np.zeros(rows.shape, np.float32) for name, rows in predictions.items()}
 
     def keep(task: str, batch: Batch, number: int, logits: Tensor) -> None:
         predictions[task][batch.indices, number] = predicted(named[task], logits)

@@ -22,7 +22,7 @@ import pytest
 from views import EVIL, made_up
 
 from fslib import Study, evaluate, explore, pruned
-from fslib.study.explorer import Explorer, Kernel
+from fslib.study.explorer import MODULE, STYLE, Explorer, Kernel
 from fslib.study.headwise import scored_on
 
 pytestmark = pytest.mark.browser
@@ -31,7 +31,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def none() -> Kernel:
-    return Kernel(lambda: pytest.fail("a file has no kernel"), {})
+    return Kernel(lambda: pytest.fail("a file has no kernel"), {}, {})
 
 
 def opened(tab, view, tmp_path):
@@ -55,6 +55,16 @@ def said(value: float, low: float, high: float, sign: bool = False) -> str:
     """A number and its interval as the page writes them."""
     first = f"{'+' if value >= 0 else '−'}{abs(value):.1f}" if sign else f"{value:.1f}"
     return f"{first} [{low:.1f}, {high:.1f}]".replace("-", "−")
+
+
+def scores_are(tab, view: dict, expected: dict) -> None:
+    """The table of scores shows a set, beside the whole model on the same examples."""
+    wholes = view["wholes"][expected["whole"]]
+    for found, task, whole, score in zip(rows(tab, "scores"), view["tasks"], wholes, expected["scores"], strict=True):
+        assert found[1:3] == [task["metric"], str(whole["examples"])]
+        assert found[3] == said(whole["value"], whole["low"], whole["high"])
+        assert found[4] == said(score["value"], score["low"], score["high"])
+        assert found[5] == said(-score["lost"], -score["lostHigh"], -score["lostLow"], sign=True)
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
@@ -95,18 +105,18 @@ def test_scores_are_the_records_or_need_a_kernel(tab, tmp_path):
     tab.locator("select").nth(1).select_option("0")
     top = view["sets"][0]
     assert f"2 of 6 heads off; recorded: {top['name']}" in tab.locator(".source").inner_text()
-    for found, task, score in zip(rows(tab, "scores"), view["tasks"], top["scores"], strict=True):
-        whole = task["whole"]
-        assert found[2] == said(whole["value"], whole["low"], whole["high"])
-        assert found[3] == said(score["value"], score["low"], score["high"])
-        assert found[4] == said(-score["lost"], -score["lostHigh"], -score["lostLow"], sign=True)
+    scores_are(tab, view, top)
     cell(tab, 0, 1).click(modifiers=["Shift"])
     assert "this set has no record, and its scores need a kernel" in tab.locator(".source").inner_text()
-    assert [found[3] for found in rows(tab, "scores")] == ["–"] * 3, "no estimate stands for a measurement"
+    assert [found[4] for found in rows(tab, "scores")] == ["–"] * 3, "no estimate stands for a measurement"
     assert tab.locator(".compute").count() == 0
     tab.locator("button.none").click()
     cell(tab, 2, 3).click(modifiers=["Control"])
     assert "recorded: head 3 alone" in tab.locator(".source").inner_text()
+    scores_are(tab, view, next(s for s in view["sets"] if s["heads"] == [3]))
+    assert {row[2] for row in rows(tab, "scores")} == {"12"}, (
+        "on other examples than the top set, as is the whole model"
+    )
     tab.locator("button.layer").first.click()  # the upper row: layer 2, of which one head is off
     assert tab.locator('.head.off[data-task="0"]').count() == 3
     tab.locator("button.random").click()
@@ -137,6 +147,110 @@ def test_the_keyboard_does_all(tab, tmp_path):
     assert tab.locator(".head.off").count() == 0
     tab.keyboard.press("Enter")
     assert f"What layer {here // 3 + 1}, head {here % 3 + 1} attends to" in tab.locator(".attention h3").inner_text()
+    select = tab.locator(".attention select").first
+    select.focus()
+    tab.keyboard.press("ArrowDown")
+    assert select.input_value() == "1" and select.evaluate("node => node === document.activeElement"), "it stays there"
+
+
+def test_one_layer_one_head_one_task(tab, tmp_path):
+    opened(tab, made_up(1, 1, ("only",)), tmp_path)
+    tab.locator("input[type=range]").fill("100")
+    only = cell(tab, 0, 0)
+    assert only.inner_text() == "●"
+    only.focus()
+    for key in ("ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown", "Home", "End"):
+        tab.keyboard.press(key)
+        assert only.evaluate("node => node === document.activeElement")
+    tab.keyboard.press("Space")
+    assert "1 of 1 heads off; recorded" in tab.locator(".source").inner_text()
+    assert "Layer 1, head 1: special: in the top set of only alone" in tab.locator(".details h3").inner_text()
+
+
+TWO_VIEWS = """async ([code, state]) => {
+    const { default: explorer } = await import(`data:text/javascript,${encodeURIComponent(code)}`);
+    const model = explorer.standIn(state), listeners = {};
+    model.on = (name, hear) => (listeners[name] ??= []).push(hear);
+    model.off = (name, hear) => { listeners[name] = listeners[name].filter((each) => each !== hear); };
+    model.set = (name, value) => {
+        state[name] = value;
+        (listeners[`change:${name}`] ?? []).forEach((hear) => hear());
+    };
+    window.asked = [];
+    model.send = (message) => window.asked.push(message);
+    window.answer = (message) => listeners["msg:custom"].forEach((hear) => hear(message));
+    window.end = ["one", "two"].map((id) => {
+        const el = document.body.appendChild(document.createElement("div"));
+        el.id = id;
+        return explorer.render({ model, el });
+    });
+}"""
+
+
+def two_views(tab, view: dict):
+    """Two views of one explorer on a page; what they ask is in `window.asked`, and `window.answer` tells both."""
+    tab.add_style_tag(path=STYLE)
+    state = {"view": view, "off": [], "percent": 10, "kernel": True}
+    tab.evaluate(TWO_VIEWS, [MODULE.read_text(encoding="utf-8"), state])
+    return tab.locator("#one"), tab.locator("#two")
+
+
+def test_two_views_of_one_explorer_share_heads_and_scores(tab):
+    """With what a kernel would send: progress and trouble are the asker's, scores everybody's."""
+    view = made_up().json()
+    one, two = two_views(tab, view)
+
+    def told(which) -> str:
+        return which.locator(".scores .source").inner_text()
+
+    one.locator('.head[data-task="0"][data-head="1"]').click(modifiers=["Shift"])
+    one.locator('.head[data-task="0"][data-head="2"]').click(modifiers=["Shift"])
+    assert told(one) == told(two) == "2 of 6 heads off; not scored yet."
+    one.locator(".compute").click()
+    (question,) = tab.evaluate("window.asked")
+    assert question["type"] == "scores" and question["off"] == [1, 2]
+    one.locator(".compute").press("Enter")
+    assert tab.evaluate("window.asked.length") == 1, "one question at a time"
+    assert one.locator(".compute").evaluate("node => node === document.activeElement"), "the keyboard stays there"
+    progress = {"type": "progress", "id": question["id"], "done": 1, "total": 4, "text": "1 of 4 passes"}
+    tab.evaluate("m => window.answer(m)", progress)
+    assert told(one) == "1 of 4 passes" and one.locator("progress").get_attribute("value") == "1"
+    assert two.locator("progress").is_hidden() and "not scored yet" in told(two)
+    tab.evaluate("m => window.answer(m)", {"type": "problem", "id": question["id"], "text": "interrupted"})
+    assert told(one) == "interrupted" and "not scored yet" in told(two)
+    one.locator(".compute").click()
+    again = tab.evaluate("window.asked")[1]
+    recorded = view["sets"][0]
+    answer = {"type": "scores", "id": again["id"], "off": [2, 1], "scores": recorded["scores"], "note": "As it is."}
+    tab.evaluate("m => window.answer(m)", answer | {"whole": view["wholes"][1]})
+    for which in (one, two):
+        assert told(which) == "2 of 6 heads off; computed now. As it is."
+        whole = view["wholes"][1][0]
+        first = which.locator(".scores tbody tr").first.locator("td").all_inner_texts()
+        assert first[1:3] == ["12", said(whole["value"], whole["low"], whole["high"])]
+    two.locator("button.none").click()
+    recorded_whole = view["wholes"][0][0]
+    first = one.locator(".scores tbody tr").first.locator("td").all_inner_texts()
+    assert first[2].split()[0] == f"{recorded_whole['value']:.1f}", (
+        "what was computed now does not stand for the record"
+    )
+    tab.evaluate("window.end[0]()")
+    assert one.locator(".head").count() == 0
+    tab.evaluate("m => window.answer(m)", {"type": "pattern", "task": 0, "number": 0, "texts": 1, "pattern": {}})
+
+
+def test_texts_are_as_many_as_the_kernel_says(tab):
+    view = made_up()
+    pattern, state = view.json()["patterns"]["1/0"], view.json() | {"patterns": {}, "texts": [2, 2, 2]}
+    one, _ = two_views(tab, state)
+    one.locator('.head[data-task="1"][data-head="4"]').click()
+    one.locator(".attention select").nth(1).select_option("1")
+    assert [m["number"] for m in tab.evaluate("window.asked")] == [0, 1]
+    tab.evaluate("m => window.answer(m)", {"type": "pattern", "task": 1, "number": 0, "texts": 1, "pattern": pattern})
+    assert one.locator("td.weight").count() == 16 and one.locator(".attention select").nth(1).input_value() == "0"
+    one.locator(".attention select").first.select_option("2")
+    tab.evaluate("m => window.answer(m)", {"type": "problem", "text": "<b>no</b>"})
+    assert one.locator(".attention .problem").inner_text() == "<b>no</b>"
 
 
 def test_attention_is_what_was_recorded(tab, tmp_path):
@@ -186,7 +300,8 @@ def test_text_can_be_read_in_light_and_dark_and_at_twice_the_size(chromium, tmp_
 
     paper = lightness(".fslib-explorer", "backgroundColor")
     assert (paper > 0.8) == (scheme == "light")
-    for selector in (".fslib-explorer", ".map .mark", ".legend", ".details th"):
+    marks = [f".map:nth-child({i + 1}) .mark" for i in range(len(names))]
+    for selector in (".fslib-explorer", ".legend", ".details th", *marks):
         ink = lightness(selector, "color")
         contrast = (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05)
         assert contrast > (3 if "mark" in selector else 7), f"{selector}: see {tmp_path}"
@@ -233,7 +348,7 @@ def test_the_committed_page_is_that_of_the_reference_results(tab, tmp_path):
     again = explore(study).to_html(tmp_path / "again.html").read_bytes()
     assert again == path.read_bytes(), "fslib explore --out figures/explorer.html"
     whole = study.units(study.seeds[0]).prune.iap(study.store).baseline()[0]
-    found = [row[2].split()[0] for row in rows(tab, "scores")]
+    found = [row[3].split()[0] for row in rows(tab, "scores")]
     np.testing.assert_allclose([float(x) for x in found], 100 * whole, atol=0.051)
 
 
@@ -331,7 +446,7 @@ def test_the_explorer_scores_with_a_kernel(tab, lab, smoke):
     tasks = {name: scored_on(task, smoke.profile.lesioned_on) for name, task in smoke.tasks.items()}
     with pruned(model, off):
         expected = evaluate(model, tasks)
-    found = [row[3].split()[0] for row in rows(tab, "scores")]
+    found = [row[4].split()[0] for row in rows(tab, "scores")]
     np.testing.assert_allclose(
         [float(x) for x in found], [100 * score.value for score in expected.values()], atol=0.051
     )
@@ -347,7 +462,6 @@ def test_every_notebook_opens_without_an_error(tab, lab):
         for kind in ("application/vnd.jupyter.error", "application/vnd.jupyter.stderr"):
             assert tab.locator(f'.jp-OutputArea-output[data-mime-type="{kind}"]').count() == 0, path.name
         assert tab.get_by_text("Error displaying widget").count() == 0, path.name
-        assert "fslib" in json.dumps(nbformat.read(path, as_version=4)["cells"])
 
 
 def test_a_fallback_stands_where_no_kernel_runs(tab, lab):

@@ -18,7 +18,8 @@ from fslib.intervals import score_measure
 from fslib.study import fingerprints
 from fslib.study.cli import main
 from fslib.study.explorer import Explorer, Kernel, page
-from fslib.study.view import pruned_sets, single_heads
+from fslib.study.headwise import lesion_unit
+from fslib.study.view import Whole, effect_json, pruned_sets, single_heads
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,8 +48,7 @@ def test_a_model_is_shown_with_its_importance(zoo, explorer):
     for task in view["tasks"]:
         expected = head_importance(model, zoo.tasks[task["name"]], examples=4)
         np.testing.assert_allclose(task["importance"], expected.ravel(), rtol=1e-5)
-        assert task["whole"] is None, "not scored yet: no number"
-    assert view["sets"] == [] and view["patterns"] == {}
+    assert view["sets"] == view["wholes"] == [] and view["patterns"] == {}
 
 
 def test_scores_are_those_of_evaluate_under_pruned(zoo, explorer):
@@ -64,6 +64,7 @@ def test_scores_are_those_of_evaluate_under_pruned(zoo, explorer):
     for i, name in enumerate(tasks):
         assert answer["scores"][i]["value"] == pytest.approx(100 * without[name].value, abs=1e-3)
         assert answer["whole"][i]["value"] == pytest.approx(100 * whole[name].value, abs=1e-3)
+        assert answer["whole"][i]["examples"] == 4
         before, after = (
             score_measure(name, s[name].metric, s[name].predictions[None], s[name].labels) for s in (whole, without)
         )
@@ -98,7 +99,7 @@ def test_a_model_that_was_trained_on_is_scored_as_it_is(zoo, explorer):
         with torch.no_grad():
             classifier.weight.neg_()
     second = asked(explorer, type="scores", id=2, off=[0])
-    expected = evaluate(explorer._kernel.model, explorer._kernel.tasks)
+    expected = evaluate(explorer._kernel.model, explorer._kernel.scored)
     found = [whole["value"] for whole in second["whole"]]
     assert found == pytest.approx([100 * score.value for score in expected.values()], abs=1e-3)
     assert first["whole"] != second["whole"]
@@ -134,6 +135,7 @@ def test_heads_are_read_and_set_from_python(explorer):
         (lambda m, t, s: fslib.explore(m, t, seed=1), "without a seed"),
         (lambda m, t, s: fslib.explore(m, t, examples=1), "examples 1"),
         (lambda m, t, s: fslib.explore("bert-base", t), "'bert-base' cannot be explored"),
+        (lambda m, t, s: fslib.explore(m, t["pair"].limited(eval=1)), "task pair has one evaluation example"),
         (lambda m, t, s: fslib.explore(s, t), "a study has its own tasks"),
         (lambda m, t, s: fslib.explore(s, seed=99), "unknown seed of this study '99'"),
     ],
@@ -162,8 +164,9 @@ def test_a_study_shows_its_records_and_a_kernel_finds_the_same(study):
     assert len(several) == len(iap.fractions) * len(iap.tasks) * 3
     assert several[0]["name"] == f"top 25 % of {iap.tasks[0]}" and "random 1" in several[1]["name"]
     scores, base = iap.scores(), iap.baseline()
-    for task, whole in zip(explorer.view["tasks"], base[0], strict=True):
-        assert task["whole"]["value"] == pytest.approx(100 * whole, abs=1e-3)
+    found = explorer.view["wholes"][several[0]["whole"]]
+    for task, u, whole in zip(found, iap.tasks, base[0], strict=True):
+        assert task["value"] == pytest.approx(100 * whole, abs=1e-3) and task["examples"] == len(iap.labels[u])
     for one in several:
         place = np.zeros(layers * heads, dtype=bool)
         place[one["heads"]] = True
@@ -172,7 +175,8 @@ def test_a_study_shows_its_records_and_a_kernel_finds_the_same(study):
     sent = []
     explorer.send = lambda content, buffers=None: sent.append(content)
     explorer._heard(explorer, {"type": "scores", "id": 1, "off": several[0]["heads"]}, None)
-    assert sent[-1]["scores"] == several[0]["scores"], "a kernel finds what was recorded"
+    assert sent[-1]["scores"] == several[0]["scores"] and sent[-1]["whole"] == found, "a kernel finds what was recorded"
+    assert sent[-1]["note"] == ""
     assert sent[0]["text"].startswith("Getting the model")
 
 
@@ -193,8 +197,6 @@ def test_a_study_without_its_data_is_shown_from_records_and_scores_nothing(monke
 
 
 def test_names_of_sets_and_numbers_are_those_of_the_record(study):
-    from fslib.study.headwise import lesion_unit
-
     lesions = lesion_unit(study, study.seeds[0]).lesions(study.store)
     for one in single_heads(lesions):
         layer, head = divmod(one.heads[0], lesions.shape[1])
@@ -208,11 +210,54 @@ def test_names_of_sets_and_numbers_are_those_of_the_record(study):
     assert len(set(names)) == len(names) == len(iap.fractions) * len(iap.tasks) * (1 + iap.controls)
 
 
+def test_a_model_that_is_not_the_recorded_one_is_said_to_be_another(study):
+    explorer = fslib.explore(study)
+    sent = []
+    explorer.send = lambda content, buffers=None: sent.append(content)
+    model, kernel = explorer._kernel.model, explorer._kernel
+    with torch.no_grad():
+        for classifier in model.classifiers.values():
+            classifier.weight.neg_()
+    explorer._heard(explorer, {"type": "scores", "id": 1, "off": [0]}, None)
+    now = evaluate(model, kernel.scored)
+    others = sum(int((now[u].predictions != kernel.recorded[u]).sum()) for u in now)
+    count = sum(len(task.eval) for task in kernel.scored.values())
+    assert others and f"answers {others} of {count} examples otherwise than the recorded one" in sent[-1]["note"]
+
+
+def test_lesions_of_fewer_examples_have_a_whole_model_of_their_own(small_tasks, tmp_path):
+    own = SMALL | {"controls": 1, "lesion_seeds": 1, "lesion_examples": 3}
+    study = Study("smoke", overrides=own, results=tmp_path)
+    explorer = fslib.explore(study)
+    several, alone = explorer.view["wholes"]
+    assert [u["examples"] for u in alone] == [3] * len(alone) and several[0]["examples"] > 3
+    for one in explorer.view["sets"]:
+        assert one["whole"] == (len(one["heads"]) == 1)
+    lesions = lesion_unit(study, study.seeds[0]).lesions(study.store)
+    for task, found in zip(lesions.tasks, alone, strict=True):
+        expected = score_measure(task, "accuracy", lesions.predictions[task][:1], lesions.labels[task]).interval()
+        assert found["value"] == pytest.approx(100 * expected.value, abs=1e-3)
+
+
+def test_texts_of_a_kernel_are_those_that_are_recorded(study):
+    """Of all evaluation examples, though scores are from one half of them."""
+    explorer = fslib.explore(study)
+    recorded = explorer.view["patterns"]
+    sent = []
+    explorer.send = lambda content, buffers=None: sent.append(content)
+    for at, pattern in recorded.items():
+        task, number = map(int, at.split("/"))
+        explorer._heard(explorer, {"type": "pattern", "task": task, "number": number}, None)
+        assert sent[-1]["pattern"]["tokens"] == pattern["tokens"] and sent[-1]["texts"] == explorer.view["texts"][task]
+    explorer._heard(explorer, {"type": "pattern", "task": 0, "number": 7}, None)
+    assert (sent[-1]["number"], sent[-1]["texts"]) == (explorer.view["texts"][0] - 1, explorer.view["texts"][0])
+
+
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
 def none() -> Kernel:
-    return Kernel(lambda: pytest.fail("a file has no kernel"), {})
+    return Kernel(lambda: pytest.fail("a file has no kernel"), {}, {})
 
 
 def test_a_file_holds_all_and_loads_nothing(tmp_path):
@@ -226,6 +271,12 @@ def test_a_file_holds_all_and_loads_nothing(tmp_path):
     assert Explorer(view, none()).to_html(tmp_path / "again.html").read_bytes() == path.read_bytes()
     with refused("is a folder: give the name of a file"):
         Explorer(view, none()).to_html(tmp_path)
+
+
+def test_what_is_not_defined_is_null():
+    one = Whole({"t": "accuracy"}, {"t": np.array([1])}, {"t": np.array([1])})
+    assert one.json() == [{"value": 100.0, "low": None, "high": None, "examples": 1}]
+    assert effect_json(one.effects({"t": np.array([0])})[0])["lostLow"] is None
 
 
 def test_what_cannot_be_json_is_refused():
@@ -249,7 +300,9 @@ def test_the_command_writes_the_file(small_tasks, tmp_path, capsys):
     words = [f"--set={k}={json.dumps(v)}" for k, v in SMALL.items()]
     common = ["explore", "--profile", "smoke", *words, "--results", str(tmp_path / "results")]
     assert main([*common, "--out", str(tmp_path / "page.html")]) == 0
-    assert f"{tmp_path / 'page.html'} (0." in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "5 units have no record: computing them first" not in told and "4 units have no record" in told
+    assert f"{tmp_path / 'page.html'} (0." in told
     state = re.search(r'id="state">(.*?)</script>', (tmp_path / "page.html").read_text(), re.S)[1]
     assert len(json.loads(state)["view"]["patterns"]) == 4
     assert main([*common, "--out", str(tmp_path / "page.html"), "--model-seed", "5"]) == 2

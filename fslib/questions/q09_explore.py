@@ -1,6 +1,6 @@
 """Notebook 09: look at heads one by one."""
 
-from fslib.study.headwise import lesion_unit, pattern_unit
+from fslib.study.headwise import head_units
 from fslib.study.records import Unit
 from fslib.study.study import Study, plans
 
@@ -9,5 +9,4 @@ from fslib.study.study import Study, plans
 def plan(study: Study) -> list[Unit]:
     """Return the first main model, its importance and pruning, every head alone, and what heads attend to."""
     seed = study.seeds[0]
-    alone = [lesion_unit(study, seed)] if study.profile.lesion_seeds else []
-    return [*study.units(seed), *alone, pattern_unit(study, seed)]
+    return [*study.units(seed), *head_units(study, seed)]

@@ -24,7 +24,7 @@ from fslib.model.devices import is_first, is_first_to_fail, keep_freed_memory, p
 from fslib.study.compatibility import check
 from fslib.study.config import settings_of
 from fslib.study.costs import seconds_left
-from fslib.study.files import CannotWriteError, sweep
+from fslib.study.files import sweep
 from fslib.study.fingerprints import planning, require
 from fslib.study.plan import plan_lines
 from fslib.study.profiles import PROFILES
@@ -40,7 +40,7 @@ from fslib.study.runner import (
 from fslib.study.schedule import Failure, Where, compute, missing
 from fslib.study.study import Study
 from fslib.study.terminal import OutputError, Parser, close_output, say
-from fslib.study.verify import Comparison, compare_claims, verify_unit
+from fslib.study.verify import told, told_claims
 from fslib.study.workers import default_workers
 
 FILE_HANDLES = 256  # a run and its kernel use about 100 each
@@ -179,15 +179,11 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     if options.in_place:
         check_in_place(study)
     planned = _units(study, notebooks)
-    units = missing(study.store, planned, fresh=options.fresh)
-    for unit in units:  # all of them before the first is computed
-        require(unit.task_names(), f"{unit.kind}-{unit.key}")
-        unit.check()
+    units = _to_compute(study, planned, fresh=options.fresh)
     if is_first():
         for folder in (notebooks_folder(), ROOT / "figures", Path(tempfile.gettempdir())):
             sweep(folder)
         study.store.sweep()
-        study.store.tell_data(dict.fromkeys(name for unit in planned for name in unit.task_names()))
     started = time.perf_counter()
     titles = {source: f"[{number}/{len(notebooks)}] {source.stem}" for number, source in enumerate(notebooks, start=1)}
     _announce(study, titles, units)
@@ -205,6 +201,17 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     for part in ("tables", "figures", "notebooks"):
         say(f"{part:10} {study.folder / part}")
     return 0
+
+
+def _to_compute(study: Study, planned: Sequence[Unit], *, fresh: bool = False) -> list[Unit]:
+    """Return the units without a record, or all; what cannot be computed is refused before the first one is."""
+    units = missing(study.store, planned, fresh=fresh)
+    for unit in units:
+        require(unit.task_names(), f"{unit.kind}-{unit.key}")
+        unit.check()
+    if is_first():
+        study.store.tell_data(dict.fromkeys(name for unit in planned for name in unit.task_names()))
+    return units
 
 
 def _where(study: Study, options: argparse.Namespace) -> Where:
@@ -323,8 +330,13 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _explore(study: Study, options: argparse.Namespace) -> int:
-    from fslib.study.explorer import explore  # widgets take a second to import
+    from fslib.study.explorer import explore, shown_units  # widgets take a second to import
 
+    if units := _to_compute(study, shown_units(study, options.model_seed)):
+        say(f"{len(units)} units have no record: computing them first")
+        failures = compute(study.store, units, Where(default_workers(study.profile.threads)), fresh=False, say=say)
+        for failure in failures.values():
+            return _fail(f"{failure.unit.kind}-{failure.unit.key}: {failure.reason}", 1)
     path = explore(study, seed=options.model_seed).to_html(options.out)
     say(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0
@@ -355,38 +367,9 @@ def _verify(study: Study, options: argparse.Namespace) -> int:
         say(str(error))
     order = np.random.default_rng(options.draw).permutation(len(recorded))
     chosen = [recorded[i] for i in order[: options.sample or None]]
-    compared = [_compare(study, unit) for unit in chosen]
+    compared = [told(study, unit, say) for unit in chosen]
     wrong = sum(comparison is None or bool(comparison.problems) for comparison in compared)
-    changed = _compare_claims(study, [c.again for c in compared if c is not None and not c.exact])
+    changed = told_claims(study, [c.again for c in compared if c is not None and not c.exact], say)
     missed = f", {len(unread)} more could not be read" if unread else ""
     say(f"{len(chosen)} of {len(recorded)} records verified, {wrong} differ{missed}")
     return 1 if wrong or unread or changed else 0
-
-
-def _compare(study: Study, unit: Unit) -> Comparison | None:
-    """Compute a recorded unit again, say how it compares, and return that; None if it cannot be computed."""
-    name = f"{unit.kind}-{unit.key} ({unit.describe()}"
-    try:
-        comparison = verify_unit(study, unit)
-    except CannotWriteError:
-        raise
-    except FslibError as error:
-        say(f"{name}): cannot be computed again: {error}")
-        return None
-    how = "bit-equal" if comparison.exact else "within tolerance (another machine, other threads or other versions)"
-    say(f"{name}, {comparison.seconds:.0f} s): {'DIFFERS' if comparison.problems else how}")
-    for problem in comparison.problems:
-        say(f"    {problem}")
-    return comparison
-
-
-def _compare_claims(study: Study, again: Sequence[Record]) -> bool:
-    """Say what becomes of the claims with records of this machine, and return whether a verdict is another."""
-    claims = compare_claims(study, again) if again else None
-    if claims is None:
-        return False
-    for line in claims.lines:
-        say(f"    {line}")
-    for change in claims.changed:
-        say(f"with the records of this machine, the verdict on {change}")
-    return bool(claims.changed)

@@ -18,7 +18,18 @@ function make(tag, attributes = {}, ...children) {
 }
 
 const signed = (x, digits = 1) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(digits);
-const between = (low, high, digits = 1) => `[${low.toFixed(digits)}, ${high.toFixed(digits)}]`.replaceAll("-", "−");
+/** A value with its 95 % interval; null is what has none, such as an interval over one example. */
+function said(value, low, high, write = (x) => x.toFixed(1)) {
+  if (value == null) return "not defined";
+  const first = write(value).replace("-", "−");
+  return low == null ? `${first} [no interval]` : `${first} [${low.toFixed(1)}, ${high.toFixed(1)}]`.replaceAll("-", "−");
+}
+const saidScore = ({ value, low, high }) => said(value, low, high);
+/** What is lost, as a change of the score. */
+const saidChange = ({ lost, lostLow, lostHigh }) => said(...[lost, lostHigh, lostLow].map((x) => (x == null ? x : -x)), signed);
+const markOf = (task) => MARKERS[task.marker] ?? "●";
+const nameCell = (task) => make("th", { scope: "row" }, make("span", { class: "mark" }, markOf(task)), ` ${task.name}`);
+const headers = (...names) => make("thead", {}, make("tr", {}, ...names.map((name) => make("th", { scope: "col" }, name))));
 const keyOf = (heads) => [...heads].sort((a, b) => a - b).join(" ");
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 
@@ -43,7 +54,8 @@ class Explorer {
     this.asked = 0; // number of the last question to the kernel
     this.mark = Math.random().toString(36).slice(2); // of this view: all views of a model hear all answers
     this.awaited = new Set(); // texts that the kernel has been asked for
-    this.waiting = null;
+    this.waiting = null; // the question about scores that has no answer yet
+    this.latest = undefined; // the whole model as this kernel has scored it last
     this.build();
     this.listen = (message) => this.hear(message);
     this.follow = () => this.take(model.get("off"));
@@ -81,11 +93,11 @@ class Explorer {
     view.sets.forEach((set, i) => set.heads.length > 1 && this.sets.append(make("option", { value: i }, set.name)));
     const tops = view.tasks.map((task, t) => make("button", {
       type: "button", class: "top", "data-task": task.name, style: `--c: ${task.color}`, onclick: () => this.take(this.topOf(t)),
-    }, `${MARKERS[task.marker] ?? "●"} top of ${task.name}`));
+    }, `${markOf(task)} top of ${task.name}`));
     this.maps = make("div", { class: "maps" }, ...view.tasks.map((task, t) => this.buildMap(task, t)));
-    this.details = make("section", { class: "details", "aria-live": "polite" });
-    this.scores = make("section", { class: "scores", "aria-live": "polite" });
-    this.attention = make("section", { class: "attention" });
+    this.details = make("section", { class: "details" });
+    this.buildScores();
+    this.buildAttention();
     this.root.replaceChildren(
       make("header", {}, make("h2", {}, view.title), make("p", {}, view.about)),
       make("div", { class: "controls" },
@@ -129,13 +141,19 @@ class Explorer {
     (this.cells ??= []).push(cells);
     (this.flags ??= []).push(new Array(this.count).fill(-1));
     return make("section", { class: "map", style: `--c: ${task.color}` },
-      make("h3", { title: task.description }, make("span", { class: "mark" }, MARKERS[task.marker] ?? "●"), ` ${task.name}`), grid);
+      make("h3", { title: task.description }, make("span", { class: "mark" }, markOf(task)), ` ${task.name}`), grid);
   }
 
   // Sets of heads
 
   size() {
     return Math.floor((Number(this.percent.value) / 100) * this.count + 1e-9);
+  }
+
+  /** All heads of a head's layer. */
+  rowOf(at) {
+    const first = at - (at % this.view.heads);
+    return Array.from({ length: this.view.heads }, (_, head) => first + head);
   }
 
   topOf(t) {
@@ -149,7 +167,7 @@ class Explorer {
     const counts = new Array(layers).fill(0);
     for (const at of like) counts[Math.floor(at / heads)] += 1;
     return counts.flatMap((count, layer) => {
-      const row = Array.from({ length: heads }, (_, head) => layer * heads + head);
+      const row = this.rowOf(layer * heads);
       for (let i = 0; i < count; i += 1) {
         const j = i + Math.floor(Math.random() * (heads - i));
         [row[i], row[j]] = [row[j], row[i]];
@@ -214,9 +232,8 @@ class Explorer {
         flags[at] = now;
         const cell = cells[at];
         cell.className = `head${inside ? " in-top" : ""}${now & 2 ? " off" : ""}${now & 1 ? " shown" : ""}`;
-        const mark = MARKERS[this.view.tasks[t].marker] ?? "●";
         if (cell.hasAttribute("aria-label") || cell.tabIndex === 0) this.label(cell, at);
-        cell.textContent = now & 2 ? "×" : !inside ? "" : this.sharedBy[at] === 1 ? mark : String(this.sharedBy[at]);
+        cell.textContent = now & 2 ? "×" : !inside ? "" : this.sharedBy[at] === 1 ? markOf(this.view.tasks[t]) : String(this.sharedBy[at]);
       }
     });
   }
@@ -236,8 +253,7 @@ class Explorer {
   clicked(event) {
     const layer = event.target.closest("[data-layer]");
     if (layer) {
-      const first = Number(layer.dataset.layer) * this.view.heads;
-      this.toggle(Array.from({ length: this.view.heads }, (_, head) => first + head));
+      this.toggle(this.rowOf(Number(layer.dataset.layer) * this.view.heads));
       return;
     }
     const found = this.at(event);
@@ -259,10 +275,8 @@ class Explorer {
     if (event.key in moves) {
       const next = found.at + moves[event.key];
       if (next >= 0 && next < this.count) this.focus(found.t, next);
-    } else if (event.key === " " && event.shiftKey) {
-      const first = found.at - head;
-      this.toggle(Array.from({ length: heads }, (_, i) => first + i));
-    } else if (event.key === " ") this.toggle([found.at]);
+    } else if (event.key === " " && event.shiftKey) this.toggle(this.rowOf(found.at));
+    else if (event.key === " ") this.toggle([found.at]);
     else if (event.key === "Enter") this.pin(found);
     else return;
     event.preventDefault();
@@ -299,59 +313,62 @@ class Explorer {
     const alone = this.recorded.get(String(at));
     const rows = this.view.tasks.map((task, t) => {
       const importance = task.importance[at];
-      return make("tr", { style: `--c: ${task.color}` },
-        make("th", { scope: "row" }, make("span", { class: "mark" }, MARKERS[task.marker] ?? "●"), ` ${task.name}`),
+      return make("tr", { style: `--c: ${task.color}` }, nameCell(task),
         make("td", {}, importance.toPrecision(3)),
         make("td", {}, `${this.order[t].indexOf(at) + 1} of ${this.count}`),
         make("td", {}, `${((100 * Math.abs(importance)) / (this.total[t] || 1)).toFixed(1)} %`),
         make("td", {}, this.inTop[t][at] ? "yes" : "no"),
-        make("td", {}, alone ? `${signed(-alone.scores[t].lost)} ${between(-alone.scores[t].lostHigh, -alone.scores[t].lostLow)}` : "not recorded"),
+        make("td", {}, alone ? saidChange(alone.scores[t]) : "not recorded"),
         make("td", {}, alone && task.rise ? signed(task.rise[at], 3) : "not recorded"));
     });
     this.details.replaceChildren(
       make("h3", {}, `${this.nameOf(at)[0].toUpperCase()}${this.nameOf(at).slice(1)}: ${this.standing(at)}`),
       make("table", {},
-        make("thead", {}, make("tr", {}, ...["task", "importance", "rank", "share of all heads'", "in top set",
-          "change of the score without it alone, points", "rise of the loss without it alone"].map((name) => make("th", { scope: "col" }, name)))),
+        headers("task", "importance", "rank", "share of all heads'", "in top set", "change of the score without it alone, points",
+          "rise of the loss without it alone"),
         make("tbody", {}, ...rows)));
   }
 
-  /** The scores of the set that is off: recorded, computed in this session, or not known. */
+  /** What stays while scores come and go: a button that is rebuilt would lose the keyboard's place. */
+  buildScores() {
+    this.said = make("p", { class: "source", role: "status" });
+    this.ask = make("button", { type: "button", class: "compute", onclick: () => this.score() }, "Score all tasks without these heads");
+    this.progress = make("progress", { max: 1, value: 0, "aria-label": "scoring" });
+    this.scored = make("tbody", {});
+    this.scores = make("section", { class: "scores" },
+      make("h3", {}, "Scores"), this.said, ...(this.model.get("kernel") ? [this.ask, this.progress] : []),
+      make("table", {},
+        headers("task", "metric", "examples", "whole model, %", "without these heads, %", "difference, points"), this.scored),
+      make("p", { class: "note" }, "In brackets: 95 % intervals over evaluation examples, of this one model."));
+  }
+
+  /** The scores of the set that is off, beside the whole model on the same examples: computed here, recorded, or none. */
   scoresOf() {
     const key = keyOf(this.off);
     const live = this.live.get(key);
-    if (live) return { scores: live, source: "computed now" };
+    if (live) return live;
     const set = this.recorded.get(key);
-    return set ? { scores: set.scores, source: `recorded: ${set.name}` } : null;
+    return set && { scores: set.scores, whole: this.view.wholes[set.whole], source: `recorded: ${set.name}.` };
   }
 
   showScores() {
-    const { view } = this;
-    const found = this.scoresOf();
+    const found = this.off.size ? this.scoresOf() : undefined;
     const kernel = this.model.get("kernel");
-    const n = this.off.size;
-    const rows = view.tasks.map((task, t) => make("tr", { style: `--c: ${task.color}` },
-      make("th", { scope: "row" }, make("span", { class: "mark" }, MARKERS[task.marker] ?? "●"), ` ${task.name}`),
+    const off = `${this.off.size} of ${this.count} heads off`;
+    const whole = found?.whole ?? this.view.wholes[0] ?? this.latest;
+    this.said.classList.remove("problem");
+    this.said.textContent = !this.off.size ? "No head is switched off."
+      : found ? `${off}; ${found.source}`
+        : kernel ? `${off}; not scored yet.`
+          : `${off}: this set has no record, and its scores need a kernel (fslib.explore in JupyterLab).`;
+    this.ask.setAttribute("aria-disabled", Boolean(this.waiting) || !this.off.size || Boolean(found));
+    this.progress.hidden = !this.waiting;
+    this.scored.replaceChildren(...this.view.tasks.map((task, t) => make("tr", { style: `--c: ${task.color}` }, nameCell(task),
       make("td", {}, task.metric),
-      make("td", {}, task.whole ? `${task.whole.value.toFixed(1)} ${between(task.whole.low, task.whole.high)}` : "not scored yet"),
-      make("td", {}, !n ? "" : found ? `${found.scores[t].value.toFixed(1)} ${between(found.scores[t].low, found.scores[t].high)}` : "–"),
-      make("td", {}, !n ? "" : found ? `${signed(-found.scores[t].lost)} ${between(-found.scores[t].lostHigh, -found.scores[t].lostLow)}` : "–")));
-    const said = !n ? "No head is switched off."
-      : found ? `${n} of ${this.count} heads off; ${found.source}.`
-        : kernel ? `${n} of ${this.count} heads off; not scored yet.`
-          : `${n} of ${this.count} heads off: this set has no record, and its scores need a kernel (fslib.explore in JupyterLab).`;
-    this.progress = make("progress", { hidden: !this.waiting, max: 1, value: 0, "aria-label": "scoring" });
-    this.said = make("p", { class: "source" }, said);
-    const ask = make("button", {
-      type: "button", class: "compute", disabled: Boolean(this.waiting) || !n || Boolean(found), onclick: () => this.ask(),
-    }, "Score all tasks without these heads");
-    this.scores.replaceChildren(
-      make("h3", {}, "Scores"), this.said, ...(kernel ? [ask, this.progress] : []),
-      make("table", {},
-        make("thead", {}, make("tr", {}, ...["task", "metric", "whole model, %", "without these heads, %", "difference, points"]
-          .map((name) => make("th", { scope: "col" }, name)))),
-        make("tbody", {}, ...rows)),
-      make("p", { class: "note" }, "In brackets: 95 % intervals over evaluation examples, of this one model."));
+      make("td", {}, whole ? String(whole[t].examples) : ""),
+      make("td", {}, whole ? saidScore(whole[t]) : "not scored yet"),
+      make("td", {}, found ? saidScore(found.scores[t]) : this.off.size ? "–" : ""),
+      make("td", {}, found ? saidChange(found.scores[t]) : this.off.size ? "–" : ""))));
   }
 
   pin({ at, t }) {
@@ -359,25 +376,37 @@ class Explorer {
     this.showAttention(t);
   }
 
+  buildAttention() {
+    this.ofTask = make("select", { "aria-label": "task of the text", onchange: () => this.showAttention(Number(this.ofTask.value)) },
+      ...this.view.tasks.map((task, t) => make("option", { value: t }, task.name)));
+    this.ofText = make("select", { "aria-label": "text", onchange: () => { this.text.number = Number(this.ofText.value); this.showAttention(); } });
+    this.headTitle = make("h3", {});
+    this.answers = make("span", {});
+    this.weights = make("div", {});
+    this.attention = make("section", { class: "attention", hidden: true },
+      this.headTitle, make("p", {}, this.ofTask, " ", this.ofText, this.answers), this.weights);
+  }
+
   showAttention(t) {
     if (t !== undefined && t !== this.text.task) this.text = { task: t, number: 0 };
     const { task, number } = this.text;
-    const { view } = this;
-    const pick = make("select", { "aria-label": "task of the text", onchange: (event) => this.showAttention(Number(event.target.value)) },
-      ...view.tasks.map((each, i) => make("option", { value: i, selected: i === task }, each.name)));
-    const which = make("select", { "aria-label": "text", onchange: (event) => { this.text.number = Number(event.target.value); this.showAttention(); } },
-      ...Array.from({ length: view.texts[task] }, (_, i) => make("option", { value: i, selected: i === number }, `text ${i + 1}`)));
-    const title = make("h3", {}, `What ${this.nameOf(this.pinned)} attends to`);
+    const there = this.view.texts[task];
     const pattern = this.patterns.get(`${task}/${number}`);
-    if (pattern) {
-      this.attention.replaceChildren(title, make("p", {}, pick, " ", which, ` answer: ${pattern.label}; the model's: ${pattern.predicted}`),
-        this.table(pattern, this.pinned));
-    } else if (this.model.get("kernel") && view.texts[task] > 0) {
-      this.attention.replaceChildren(title, make("p", {}, pick, " ", which), make("p", { class: "source" }, "Looking at the text …"));
+    this.attention.hidden = false;
+    this.headTitle.textContent = `What ${this.nameOf(this.pinned)} attends to`;
+    this.ofTask.value = task;
+    if (this.ofText.length !== there) this.ofText.replaceChildren(...Array.from({ length: there }, (_, i) => make("option", { value: i }, `text ${i + 1}`)));
+    this.ofText.value = number;
+    this.ofText.hidden = !there;
+    this.answers.textContent = pattern ? ` answer: ${pattern.label}; the model's: ${pattern.predicted}` : "";
+    const tell = (text) => this.weights.replaceChildren(make("p", { class: "source", role: "status" }, text));
+    if (pattern) this.weights.replaceChildren(this.table(pattern, this.pinned));
+    else if (!this.model.get("kernel")) tell("No text of this task was recorded: this needs a kernel.");
+    else if (!there) tell("The attention weights of this architecture are not seen.");
+    else {
+      tell("Looking at the text …");
       if (!this.awaited.has(`${task}/${number}`)) this.model.send({ type: "pattern", task, number });
       this.awaited.add(`${task}/${number}`);
-    } else {
-      this.attention.replaceChildren(title, make("p", {}, pick), make("p", { class: "source" }, this.model.get("kernel") ? "The attention weights of this architecture are not seen." : "No text of this task was recorded: this needs a kernel."));
     }
   }
 
@@ -406,13 +435,15 @@ class Explorer {
 
   // The kernel
 
-  ask() {
+  score() {
+    if (this.ask.getAttribute("aria-disabled") === "true") return;
     this.asked += 1;
-    this.waiting = { id: `${this.mark}-${this.asked}`, key: keyOf(this.off) };
-    this.model.send({ type: "scores", id: this.waiting.id, off: [...this.off] });
+    const id = `${this.mark}-${this.asked}`;
+    this.waiting = { id };
+    this.model.send({ type: "scores", id, off: [...this.off] });
     this.showScores();
+    this.progress.value = 0;
     this.said.textContent = "Asked the kernel …";
-    const { id } = this.waiting;
     setTimeout(() => {
       if (this.waiting?.id === id && !this.waiting.heard) {
         this.said.textContent = "No answer yet: the kernel is at work on another cell, or was restarted (then run the cell again).";
@@ -421,32 +452,42 @@ class Explorer {
   }
 
   hear(message) {
-    if (message.type === "pattern") {
-      this.patterns.set(`${message.task}/${message.number}`, message.pattern);
-      this.awaited.delete(`${message.task}/${message.number}`);
-      if (this.text.task === message.task && this.text.number === message.number) this.showAttention();
-    } else if (message.type === "problem" && message.id === undefined) {
+    if (message.type === "pattern") this.takePattern(message);
+    else if (message.type === "problem" && message.id === undefined) {
       this.awaited.clear();
-      const told = make("p", { class: "problem", role: "alert" }, message.text);
-      const waits = this.attention.querySelector(".source");
-      waits ? waits.replaceWith(told) : this.attention.append(told);
-    } else if (this.waiting && message.id === this.waiting.id) {
-      this.waiting.heard = true;
-      if (message.type === "progress") {
-        this.progress.max = message.total;
-        this.progress.value = message.done;
-        this.said.textContent = message.text;
-        return;
-      }
-      const { key } = this.waiting;
-      this.waiting = null;
-      if (message.type === "scores") {
-        this.live.set(keyOf(message.off), message.scores);
-        message.whole.forEach((whole, t) => { this.view.tasks[t].whole = whole; });
-      }
-      this.showScores();
-      if (message.type === "problem") this.said.replaceWith(make("p", { class: "problem", role: "alert" }, message.text));
+      this.weights.replaceChildren(make("p", { class: "problem", role: "alert" }, message.text));
+    } else this.takeScores(message, this.waiting && message.id === this.waiting.id);
+  }
+
+  /** Progress, scores or trouble: what another view has asked for is shown here, too, once it is known. */
+  takeScores(message, mine) {
+    if (message.type === "scores") {
+      this.latest = message.whole;
+      this.live.set(keyOf(message.off), { scores: message.scores, whole: message.whole, source: `computed now. ${message.note}` });
     }
+    if (mine) this.waiting.heard = true;
+    if (mine && message.type === "progress") {
+      this.progress.max = message.total;
+      this.progress.value = message.done;
+      this.said.textContent = message.text;
+    } else if (mine) {
+      this.waiting = null;
+      this.showScores();
+      if (message.type === "problem") {
+        this.said.classList.add("problem");
+        this.said.textContent = message.text;
+      }
+    } else if (message.type === "scores" && !this.waiting) this.showScores();
+  }
+
+  /** A text has come: which one, of how many there are. */
+  takePattern({ task, number, texts, pattern }) {
+    this.patterns.set(`${task}/${number}`, pattern);
+    this.awaited.clear();
+    this.view.texts[task] = texts;
+    if (this.text.task !== task || this.pinned === undefined) return;
+    this.text.number = Math.min(this.text.number, texts - 1);
+    if (this.text.number === number) this.showAttention();
   }
 }
 

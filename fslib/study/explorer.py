@@ -9,7 +9,7 @@ import html
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -22,9 +22,9 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from fslib.data.batches import Batch
-from fslib.data.tasks import Task, as_tasks
+from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError, check_count, checked_path, first_line, unknown
-from fslib.evaluation import EVAL_BATCH, length_batches, predicted
+from fslib.evaluation import EVAL_BATCH, blank_predictions, check_several, length_batches, predicted
 from fslib.heads import top_heads
 from fslib.importance import head_importance
 from fslib.model.attention import HOOKED
@@ -33,20 +33,20 @@ from fslib.progress import hidden
 from fslib.pruning import each_pruned
 from fslib.study.files import write_text
 from fslib.study.fingerprints import require
-from fslib.study.headwise import LONGEST, TEXTS, lesion_unit, pattern, pattern_unit, scored_on, short_texts
+from fslib.study.headwise import (
+    LONGEST,
+    TEXTS,
+    head_units,
+    lesion_unit,
+    pattern,
+    pattern_unit,
+    scored_on,
+    short_texts,
+)
 from fslib.study.plots import head_maps
 from fslib.study.records import Unit
 from fslib.study.study import Study
-from fslib.study.view import (
-    View,
-    effect,
-    effect_json,
-    interval_json,
-    pattern_json,
-    pruned_sets,
-    single_heads,
-    whole_scores,
-)
+from fslib.study.view import View, Whole, effect_json, pattern_json, pruned_sets, single_heads
 
 HERE = Path(__file__).parent
 MODULE, STYLE = HERE / "explorer.js", HERE / "explorer.css"
@@ -81,36 +81,16 @@ def explore(
     return _of_model(what, as_tasks(tasks), examples)
 
 
-def _of_study(study: Study, seed: int | None) -> "Explorer":
+def shown_units(study: Study, seed: int | None = None) -> list[Unit]:
+    """Return the units that `explore` shows of one of a study's models: those with a record, or that can be computed.
+
+    Raises FslibError for a seed that the study does not have.
+    """
     seeds = study.seeds
+    if seed is not None and seed not in seeds:
+        raise unknown("seed of this study", str(seed), [str(s) for s in seeds])
     chosen = seeds[0] if seed is None else seed
-    if chosen not in seeds:
-        raise unknown("seed of this study", str(chosen), [str(s) for s in seeds])
-    units, p = study.units(chosen), study.profile
-    iap = units.prune.iap(study.store)
-    sets, rise = pruned_sets(iap), {}
-    alone, shown = lesion_unit(study, chosen), pattern_unit(study, chosen)
-    if chosen in seeds[: p.lesion_seeds] and _can_be_had(study, alone):
-        lesions = alone.lesions(study.store)
-        sets += single_heads(lesions)
-        rise = {name: lesions.rise(name) for name in lesions.tasks}
-    patterns = shown.patterns(study.store) if chosen == seeds[0] and _can_be_had(study, shown) else {}
-    maps = {t: parts.importance() for t, parts in units.importance.contributions(study.store).items()}
-    view = View(
-        title=f"{study.name}: {p.encoder}, seed {chosen}",
-        about=f"Importance from {p.importance_examples} training examples per task; scores from "
-        f"{_counted([len(iap.labels[u]) for u in iap.tasks])} evaluation examples, this one model.",
-        importance=maps,
-        metrics={name: task.metric for name, task in study.tasks.items()},
-        descriptions={name: task.description for name, task in study.tasks.items()},
-        whole=whole_scores(iap),
-        sets=sets,
-        rise=rise,
-        texts={name: len(patterns[name]) if patterns else TEXTS for name in maps},
-        patterns=patterns,
-    )
-    tasks = {name: scored_on(task, p.lesioned_on) for name, task in study.tasks.items()}
-    return Explorer(view, Kernel(lambda: units.train.trained(study.store), tasks, shown.longest))
+    return [*study.units(chosen), *(unit for unit in head_units(study, chosen) if _can_be_had(study, unit))]
 
 
 def _can_be_had(study: Study, unit: Unit) -> bool:
@@ -122,39 +102,71 @@ def _can_be_had(study: Study, unit: Unit) -> bool:
     return False
 
 
+def _of_study(study: Study, seed: int | None) -> "Explorer":
+    shown = {unit.key for unit in shown_units(study, seed)}
+    chosen, p = study.seeds[0] if seed is None else seed, study.profile
+    units, alone, looked_at = study.units(chosen), lesion_unit(study, chosen), pattern_unit(study, chosen)
+    iap = units.prune.iap(study.store)
+    sets, rise = pruned_sets(iap), {}
+    if alone.key in shown:
+        lesions = alone.lesions(study.store)
+        sets += single_heads(lesions)
+        rise = {name: lesions.rise(name) for name in lesions.tasks}
+    patterns = looked_at.patterns(study.store) if looked_at.key in shown else {}
+    maps = {t: parts.importance() for t, parts in units.importance.contributions(study.store).items()}
+    view = View(
+        title=f"{study.name}: {p.encoder}, seed {chosen}",
+        about=f"Importance from {p.importance_examples} training examples per task; this one model.",
+        importance=maps,
+        metrics={name: task.metric for name, task in study.tasks.items()},
+        descriptions={name: task.description for name, task in study.tasks.items()},
+        sets=sets,
+        rise=rise,
+        texts={name: len(patterns[name]) if patterns else TEXTS for name in maps},
+        patterns=patterns,
+    )
+    scored = {name: scored_on(task, p.lesioned_on) for name, task in study.tasks.items()}
+    recorded = {name: rows[0] for name, rows in iap.unpruned.items()}
+    return Explorer(view, Kernel(lambda: units.train.trained(study.store), scored, study.tasks, recorded))
+
+
 def _of_model(model: MultiTaskModel, tasks: dict[str, Task], examples: int | None) -> "Explorer":
     check_model(model, *tasks.values())
+    check_several(tasks)
     trained_on, scored = examples or 256, examples or 200
     maps = {name: head_importance(model, task, examples=trained_on) for name, task in tasks.items()}
     tasks = {name: task.limited(eval=scored) for name, task in tasks.items()}
+    kernel = Kernel(lambda: model, tasks, tasks)
     is_seen = model.encoder.config.model_type not in HOOKED
     view = View(
         title=f"{model.source}: {model.n_layers} layers of {model.n_heads} heads",
-        about=f"Importance from at most {trained_on} training examples per task; scores from "
-        f"{_counted([len(task.eval) for task in tasks.values()])} evaluation examples.",
+        about=f"Importance from at most {trained_on} training examples per task.",
         importance=maps,
         metrics={name: task.metric for name, task in tasks.items()},
         descriptions={name: task.description for name, task in tasks.items()},
-        whole={},
         sets=(),
         rise={},
-        texts=dict.fromkeys(maps, TEXTS if is_seen else 0),
+        texts={name: len(kernel.texts(name)) if is_seen else 0 for name in maps},
         patterns={},
     )
-    return Explorer(view, Kernel(lambda: model, tasks))
-
-
-def _counted(sizes: list[int]) -> str:
-    return str(sizes[0]) if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)}"
+    return Explorer(view, kernel)
 
 
 @dataclass(eq=False)
 class Kernel:
-    """What computes for a page: a model, got when it is first needed, and tasks with the examples that are scored."""
+    """What computes for a page: a model, got when it is first needed, and tasks.
+
+    scored: the tasks with the evaluation examples that scores are from. shown: with those that texts are taken from.
+    recorded: what the model with all heads predicted when it was recorded, on the examples that are scored.
+    """
 
     get: Callable[[], MultiTaskModel]
-    tasks: dict[str, Task]
-    longest: int = LONGEST
+    scored: Mapping[str, Task]
+    shown: Mapping[str, Task]
+    recorded: Mapping[str, Shaped[np.ndarray, " n"]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._texts: dict[str, list[Split]] = {}
 
     @cached_property
     def model(self) -> MultiTaskModel:
@@ -163,7 +175,7 @@ class Kernel:
 
     @cached_property
     def _batches(self) -> dict[str, list[Batch]]:
-        return {name: length_batches(self.model, task.eval, EVAL_BATCH) for name, task in self.tasks.items()}
+        return {name: length_batches(self.model, task.eval, EVAL_BATCH) for name, task in self.scored.items()}
 
     def predictions(
         self, off: Bool[np.ndarray, "layers heads"], tell: Callable[[int, int], None]
@@ -172,35 +184,50 @@ class Kernel:
 
         `tell` hears how many passes over a batch are done, of how many.
         """
-        kinds = {name: np.float32 if task.is_regression else np.int64 for name, task in self.tasks.items()}
-        found = {name: np.zeros((2, len(task.eval)), kinds[name]) for name, task in self.tasks.items()}
+        found = {name: blank_predictions(task, len(task.eval), 2) for name, task in self.scored.items()}
         total, done = 2 * sum(map(len, self._batches.values())), 0
 
         def keep(task: str, batch: Batch, number: int, logits: Tensor) -> None:
             nonlocal done
-            found[task][number, batch.indices] = predicted(self.tasks[task], logits)
+            found[task][batch.indices, number] = predicted(self.scored[task], logits)
             done += 1
             tell(done, total)
 
         with hidden():
             each_pruned(self.model, self._batches, np.stack([np.zeros_like(off), off]), keep)
-        return found
+        return {name: rows.T for name, rows in found.items()}
 
-    def scores(
-        self, off: Bool[np.ndarray, "layers heads"], tell: Callable[[int, int], None]
-    ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-        """Return what every task scores without some heads, and with all of them, as the page takes it."""
-        effects, before = [], []
-        for name, (whole, without) in self.predictions(off, tell).items():
-            shared = (name, self.tasks[name].metric, self.tasks[name].eval.labels, whole)
-            effects.append(effect_json(effect(*shared, without)))
-            before.append(interval_json(effect(*shared, whole).score))
-        return effects, before
+    def scores(self, off: Bool[np.ndarray, "layers heads"], tell: Callable[[int, int], None]) -> dict[str, Any]:
+        """Return every task's scores without some heads and with all of them, as the page takes them, and a note.
+
+        The note is empty unless the model answers otherwise than the recorded one: trained again on another type of
+        machine, it is not the same to the bit.
+        """
+        found = self.predictions(off, tell)
+        labels = {name: task.eval.labels for name, task in self.scored.items()}
+        metrics = {name: task.metric for name, task in self.scored.items()}
+        whole = Whole(metrics, labels, {name: rows[0] for name, rows in found.items()})
+        effects = whole.effects({name: rows[1] for name, rows in found.items()})
+        pairs = [(whole.predictions[name], known) for name, known in self.recorded.items()]
+        others = sum(int((~np.isclose(now, known, atol=1e-3)).sum()) for now, known in pairs)
+        note = (
+            f"With all heads, this model answers {others} of {sum(map(len, labels.values()))} examples otherwise than "
+            "the recorded one: it was trained again here. Compare these scores with each other, not with recorded ones."
+        )
+        return {"scores": [effect_json(e) for e in effects], "whole": whole.json(), "note": note if others else ""}
+
+    def texts(self, task: str) -> list[Split]:
+        """Return the texts of a task that can be looked at."""
+        if task not in self._texts:
+            self._texts[task] = short_texts(self.model, self.shown[task], TEXTS, LONGEST)
+        return self._texts[task]
 
     def pattern(self, task: str, number: int) -> dict[str, Any]:
-        """Return one of the texts of a task as the page takes it."""
-        texts = short_texts(self.model, self.tasks[task], TEXTS, self.longest)
-        return pattern_json(pattern(self.model, self.tasks[task], texts[min(number, len(texts) - 1)]))
+        """Return one of the texts of a task, or the last of fewer, as the page takes it: which one, of how many."""
+        texts = self.texts(task)
+        number = min(number, len(texts) - 1)
+        shown = pattern(self.model, self.shown[task], texts[number])
+        return {"number": number, "texts": len(texts), "pattern": pattern_json(shown)}
 
 
 class Explorer(anywidget.AnyWidget):
@@ -232,9 +259,7 @@ class Explorer(anywidget.AnyWidget):
     @property
     def heads(self) -> Bool[np.ndarray, "layers heads"]:
         """The heads that are switched off, True = off; can be set."""
-        found = np.zeros(self._shown.shape, dtype=bool)
-        found.flat[self.off] = True
-        return found
+        return self._as_heads(self.off)
 
     @heads.setter
     def heads(self, wanted: object) -> None:
@@ -246,12 +271,18 @@ class Explorer(anywidget.AnyWidget):
             )
         self.off = np.flatnonzero(array).tolist()
 
+    def _as_heads(self, off: list[int]) -> Bool[np.ndarray, "layers heads"]:
+        found = np.zeros(self._shown.shape, dtype=bool)
+        found.flat[off] = True
+        return found
+
     def to_html(self, path: str | Path) -> Path:
         """Write the page into one file that needs no kernel and no network, and return its path."""
         path = checked_path("file of the explorer", path)
         if path.is_dir():
             raise FslibError(f"{path} is a folder: give the name of a file, such as {path / 'explorer.html'}")
-        write_text(path, page({"view": self.view, "off": self.off, "percent": self.percent, "kernel": False}))
+        text = page({"view": self.view, "off": self.off, "percent": self.percent, "kernel": False})
+        write_text(path, text, instead="another file")
         return path
 
     def summary(self) -> list[str]:
@@ -293,8 +324,7 @@ class Explorer(anywidget.AnyWidget):
                 self._score(message["id"], [int(at) for at in message["off"]])
             elif message["type"] == "pattern":
                 name = list(self._shown.importance)[int(message["task"])]
-                found = self._kernel.pattern(name, int(message["number"]))
-                self.send({**message, "pattern": found})
+                self.send({**message, **self._kernel.pattern(name, int(message["number"]))})
         except KeyboardInterrupt:
             self._fail(message, "interrupted")
         except Exception as error:  # a page that waits for an answer has to hear of anything
@@ -314,10 +344,7 @@ class Explorer(anywidget.AnyWidget):
 
         say(0, 1, "Getting the model: without a checkpoint it is trained again, which takes minutes …")
         self._in_the_model({"value": off})
-        heads = np.zeros(self._shown.shape, dtype=bool)
-        heads.flat[off] = True
-        scores, whole = self._kernel.scores(heads, tell)
-        self.send({"type": "scores", "id": number, "off": off, "scores": scores, "whole": whole})
+        self.send({"type": "scores", "id": number, "off": off, **self._kernel.scores(self._as_heads(off), tell)})
 
 
 def page(state: Mapping[str, Any]) -> str:

@@ -29,8 +29,8 @@ class CannotWriteError(FslibError):
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failed write into one line that says what to do."""
+def writing(path: Path, *, instead: str = "another folder with --results") -> Iterator[None]:
+    """Turn a failed write into one line that says what to do, or what to choose instead."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -43,7 +43,7 @@ def writing(path: Path) -> Iterator[None]:
         elif number in (errno.EMFILE, errno.ENFILE):
             mend = "allow more open files (ulimit -n)"
         is_scratch = any(part.startswith(SCRATCH) for part in path.parts)
-        other = "set TMPDIR to another folder" if is_scratch else "choose another folder with --results"
+        other = "set TMPDIR to another folder" if is_scratch else f"choose {instead}"
         raise CannotWriteError(f"cannot write {path}: {reason}; {mend}, or {other}") from error
 
 
@@ -87,10 +87,10 @@ def scratch_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, creating its folder."""
+def write_bytes(path: Path, content: bytes, **instead: str) -> None:
+    """Write a file whole or not at all, creating its folder; `instead`: see `writing`."""
     partial = path.with_name(f".{path.name}{partial_mark()}")
-    with writing(path):
+    with writing(path, **instead):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
@@ -103,9 +103,9 @@ def write_bytes(path: Path, content: bytes) -> None:
                 partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, content: str) -> None:
+def write_text(path: Path, content: str, **instead: str) -> None:
     """Write a text in UTF-8; half of a pair of surrogates, which UTF-8 cannot hold, is written as its escape."""
-    write_bytes(path, content.encode("utf-8", "backslashreplace"))
+    write_bytes(path, content.encode("utf-8", "backslashreplace"), **instead)
 
 
 def in_markdown(cell: Any) -> Any:

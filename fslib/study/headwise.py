@@ -182,3 +182,9 @@ def lesion_unit(study: Study, seed: int) -> LesionUnit:
 def pattern_unit(study: Study, seed: int) -> PatternUnit:
     """Return the unit of what the heads of a study's main model attend to."""
     return PatternUnit(model=study.units(seed).train, examples=TEXTS, longest=LONGEST)
+
+
+def head_units(study: Study, seed: int) -> list[Unit]:
+    """Return what is looked at head by head of a main model: lesions of the first few, texts of the first."""
+    alone = [lesion_unit(study, seed)] if seed in study.seeds[: study.profile.lesion_seeds] else []
+    return [*alone, *([pattern_unit(study, seed)] if seed == study.seeds[0] else [])]

@@ -54,7 +54,7 @@ def build(out: Path, say: Callable[[str], None]) -> Path:
         say(f"building {sum(1 for _ in source.rglob('*.md')) + len(find_notebooks())} pages")
         make_html(source, made)
         (made / MARK).write_text("written by fslib site; the next one replaces this folder\n", encoding="utf-8")
-        with writing(out):
+        with writing(out, instead="another folder with --out"):
             remove(out)
             out.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(made, out)

@@ -6,7 +6,7 @@ stored ones, and the estimates and verdicts of all claims are compared.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from fslib.errors import FslibError
 from fslib.scoring import rank_correlation
 from fslib.study.evidence import SESOI
-from fslib.study.files import scratch_folder
+from fslib.study.files import CannotWriteError, scratch_folder
 from fslib.study.records import Record, Store, Unit
 from fslib.study.study import Study
 
@@ -46,6 +46,23 @@ def verify_unit(study: Study, unit: Unit) -> Comparison:
         again = Store(scratch, study.store.threads).get(unit)
     exact = stored.machine == again.machine and stored.versions == again.versions
     return Comparison(unit, exact, differences(stored, again, exact), time.perf_counter() - started, again)
+
+
+def told(study: Study, unit: Unit, say: Callable[[str], None]) -> Comparison | None:
+    """Verify a unit, say how it compares, and return that; None if it cannot be computed again, which is said."""
+    name = f"{unit.kind}-{unit.key} ({unit.describe()}"
+    try:
+        comparison = verify_unit(study, unit)
+    except CannotWriteError:
+        raise
+    except FslibError as error:
+        say(f"{name}): cannot be computed again: {error}")
+        return None
+    how = "bit-equal" if comparison.exact else "within tolerance (another machine, other threads or other versions)"
+    say(f"{name}, {comparison.seconds:.0f} s): {'DIFFERS' if comparison.problems else how}")
+    for problem in comparison.problems:
+        say(f"    {problem}")
+    return comparison
 
 
 def differences(stored: Record, again: Record, exact: bool) -> list[str]:
@@ -120,3 +137,15 @@ def compare_claims(study: Study, records: Sequence[Record]) -> Claims | None:
         if old.verdict != new.verdict:
             changed.append(f"{claim}: {old.verdict!r} became {new.verdict!r}")
     return Claims(lines, changed)
+
+
+def told_claims(study: Study, again: Sequence[Record], say: Callable[[str], None]) -> bool:
+    """Say what becomes of the claims with records of this machine, and return whether a verdict is another."""
+    claims = compare_claims(study, again) if again else None
+    if claims is None:
+        return False
+    for line in claims.lines:
+        say(f"    {line}")
+    for change in claims.changed:
+        say(f"with the records of this machine, the verdict on {change}")
+    return bool(claims.changed)

@@ -7,13 +7,14 @@ interpolated, and a set of heads that was not tried has no score here.
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Num
 
 from fslib.dissociation import IAP
-from fslib.intervals import Interval, score_measure
+from fslib.intervals import Interval, Measure, score_measure
 from fslib.lesions import HeadLesions
 from fslib.study.headwise import Pattern
 from fslib.study.plots import looks
@@ -26,20 +27,42 @@ class Effect(NamedTuple):
     lost: Interval
 
 
-def effect(
-    task: str, metric: str, labels: Num[np.ndarray, " n"], whole: Num[np.ndarray, " n"], without: Num[np.ndarray, " n"]
-) -> Effect:
-    """Return what predictions `without` some heads are worth beside those of the `whole` model, paired by example."""
-    before, after = (score_measure(task, metric, rows[None], labels) for rows in (whole, without))
-    return Effect(after.interval().scaled(100.0), (before - after).interval().scaled(100.0))
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """The model with all heads, on the examples that it is compared on: what lesions are lesions of.
+
+    metrics: {task: name}. labels, predictions: {task: (n,)}.
+    """
+
+    metrics: Mapping[str, str]
+    labels: Mapping[str, Num[np.ndarray, " n"]]
+    predictions: Mapping[str, Num[np.ndarray, " n"]]
+
+    @cached_property
+    def _scored(self) -> dict[str, Measure]:
+        return {u: self._measure(u, self.predictions[u]) for u in self.metrics}
+
+    def _measure(self, task: str, predictions: Num[np.ndarray, " n"]) -> Measure:
+        return score_measure(task, self.metrics[task], predictions[None], self.labels[task]).scaled(100.0)
+
+    def effects(self, without: Mapping[str, Num[np.ndarray, " n"]]) -> tuple[Effect, ...]:
+        """Return, per task, what predictions `without` some heads are worth beside these, paired by example."""
+        after = [self._measure(u, without[u]) for u in self.metrics]
+        before = self._scored.values()
+        return tuple(Effect(a.interval(), (b - a).interval()) for b, a in zip(before, after, strict=True))
+
+    def json(self) -> list[dict[str, float | None]]:
+        """Return, per task, the score in % with its interval, and over how many examples it is."""
+        return [interval_json(m.interval()) | {"examples": len(self.labels[u])} for u, m in self._scored.items()]
 
 
 @dataclass(frozen=True, eq=False)
 class HeadSet:
-    """Heads that were switched off together: what the set is, its heads (flat positions), and every task's effect."""
+    """Heads that were switched off together (flat positions) beside the whole model, and the effect on every task."""
 
     name: str
     heads: tuple[int, ...]
+    whole: Whole
     effects: tuple[Effect, ...]
 
 
@@ -47,9 +70,9 @@ class HeadSet:
 class View:
     """What there is to see of one model.
 
-    importance: {task: (layers, heads)}. metrics, descriptions: {task: text}. whole: {task: score in %}, of those that
-    have been scored. rise: {task: (layers, heads)}, by how much the loss rises without a head alone. texts: how many
-    texts of each task can be looked at. patterns: {task: those that are there already}.
+    importance: {task: (layers, heads)}. metrics, descriptions: {task: text}. sets: those that have been scored, each
+    beside the whole model on the same examples. rise: {task: (layers, heads)}, by how much the loss rises without a
+    head alone. texts: how many texts of each task can be looked at. patterns: {task: those that are there already}.
     """
 
     title: str
@@ -57,7 +80,6 @@ class View:
     importance: Mapping[str, Float[np.ndarray, "layers heads"]]
     metrics: Mapping[str, str]
     descriptions: Mapping[str, str]
-    whole: Mapping[str, Interval]
     sets: Sequence[HeadSet]
     rise: Mapping[str, Float[np.ndarray, "layers heads"]]
     texts: Mapping[str, int]
@@ -78,14 +100,20 @@ class View:
                 "description": self.descriptions[name],
                 "metric": self.metrics[name],
                 "importance": rounded(values),
-                "whole": interval_json(self.whole[name]) if name in self.whole else None,
                 "rise": rounded(self.rise[name]) if name in self.rise else None,
                 **style[name],
             }
             for name, values in self.importance.items()
         ]
+        wholes = list(dict.fromkeys(s.whole for s in self.sets))
         sets = [
-            {"name": s.name, "heads": list(s.heads), "scores": [effect_json(e) for e in s.effects]} for s in self.sets
+            {
+                "name": s.name,
+                "heads": list(s.heads),
+                "whole": wholes.index(s.whole),
+                "scores": [effect_json(e) for e in s.effects],
+            }
+            for s in self.sets
         ]
         patterns = {
             f"{t}/{i}": pattern_json(pattern)
@@ -99,25 +127,25 @@ class View:
             "layers": layers,
             "heads": heads,
             "tasks": tasks,
+            "wholes": [whole.json() for whole in wholes],
             "sets": sets,
             "texts": [self.texts.get(name, 0) for name in self.importance],
             "patterns": patterns,
         }
 
 
-def rounded(values: np.ndarray) -> list[float]:
-    """Return all values in one list, with six digits each."""
-    return [float(f"{value:.6g}") for value in np.ravel(values)]
+def rounded(values: np.ndarray) -> list[float | None]:
+    """Return all values in one list, with six digits each; None for what is not defined (NaN)."""
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in np.ravel(values)]
 
 
-def interval_json(interval: Interval) -> dict[str, float]:
+def interval_json(interval: Interval) -> dict[str, float | None]:
     """Return value, low and high, with six digits."""
-    return dict(
-        zip(("value", "low", "high"), rounded(np.array([interval.value, interval.low, interval.high])), strict=True)
-    )
+    ends = rounded(np.array([interval.value, interval.low, interval.high]))
+    return dict(zip(("value", "low", "high"), ends, strict=True))
 
 
-def effect_json(effect: Effect) -> dict[str, float]:
+def effect_json(effect: Effect) -> dict[str, float | None]:
     """Return a score and what is lost, each with its interval."""
     lost = interval_json(effect.lost)
     return interval_json(effect.score) | {"lost": lost["value"], "lostLow": lost["low"], "lostHigh": lost["high"]}
@@ -137,34 +165,23 @@ def pattern_json(pattern: Pattern) -> dict[str, Any]:
 
 def pruned_sets(iap: IAP) -> list[HeadSet]:
     """Return the top sets of every task and fraction, and their random controls, of a pruning of one model."""
+    metrics = dict(zip(iap.tasks, iap.metrics, strict=True))
+    whole = Whole(metrics, iap.labels, {u: rows[0] for u, rows in iap.unpruned.items()})
     found = []
     for f, t, c in np.ndindex(len(iap.fractions), len(iap.tasks), 1 + iap.controls):
         top = f"top {100 * iap.fractions[f]:g} % of {iap.tasks[t]}"
-        effects = [
-            effect(u, m, iap.labels[u], iap.unpruned[u][0], iap.lesioned[u][0, f, t, c])
-            for u, m in zip(iap.tasks, iap.metrics, strict=True)
-        ]
         heads = tuple(np.flatnonzero(iap.heads[0, f, t, c]).tolist())
-        found.append(HeadSet(f"random {c}, as many per layer as the {top}" if c else top, heads, tuple(effects)))
+        effects = whole.effects({u: rows[0, f, t, c] for u, rows in iap.lesioned.items()})
+        found.append(HeadSet(f"random {c}, as many per layer as the {top}" if c else top, heads, whole, effects))
     return found
 
 
 def single_heads(lesions: HeadLesions) -> list[HeadSet]:
     """Return every head alone as a set."""
+    metrics = dict(zip(lesions.tasks, lesions.metrics, strict=True))
+    whole = Whole(metrics, lesions.labels, {u: rows[0] for u, rows in lesions.predictions.items()})
     found = []
-    for layer, head in np.ndindex(*lesions.shape):
-        at = layer * lesions.shape[1] + head
-        effects = [
-            effect(u, m, lesions.labels[u], lesions.predictions[u][0], lesions.predictions[u][1 + at])
-            for u, m in zip(lesions.tasks, lesions.metrics, strict=True)
-        ]
-        found.append(HeadSet(f"layer {layer + 1}, head {head + 1} alone", (at,), tuple(effects)))
+    for at, (layer, head) in enumerate(np.ndindex(*lesions.shape)):
+        effects = whole.effects({u: rows[1 + at] for u, rows in lesions.predictions.items()})
+        found.append(HeadSet(f"layer {layer + 1}, head {head + 1} alone", (at,), whole, effects))
     return found
-
-
-def whole_scores(iap: IAP) -> dict[str, Interval]:
-    """Return every task's score with all heads, in %, of a pruning of one model."""
-    return {
-        u: score_measure(u, m, iap.unpruned[u][:1], iap.labels[u]).interval().scaled(100.0)
-        for u, m in zip(iap.tasks, iap.metrics, strict=True)
-    }
