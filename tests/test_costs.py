@@ -5,7 +5,7 @@ from small_units import training
 
 from fslib import Study
 from fslib.study.branches import endings_unit
-from fslib.study.costs import seconds_left
+from fslib.study.plan import seconds_left
 from fslib.study.records import Record
 from fslib.study.units import ImportanceUnit, PruneUnit, mean_tokens
 

@@ -23,10 +23,9 @@ from fslib.errors import FslibError, first_line
 from fslib.model.devices import is_first, is_first_to_fail, keep_freed_memory, processes
 from fslib.study.compatibility import check
 from fslib.study.config import settings_of
-from fslib.study.costs import seconds_left
 from fslib.study.files import sweep
 from fslib.study.fingerprints import planning, require
-from fslib.study.plan import plan_lines
+from fslib.study.plan import plan_lines, seconds_left
 from fslib.study.profiles import PROFILES
 from fslib.study.provenance import ROOT
 from fslib.study.records import DamagedRecordError, Record, Unit, distinct

@@ -18,25 +18,11 @@ from fslib.model.multitask import MultiTaskModel
 from fslib.study.evidence import score_half
 from fslib.study.records import Record, Result, Store, Unit
 from fslib.study.study import Study
-from fslib.study.units import LesionedOn, TrainUnit, in_bytes, with_half
+from fslib.study.units import LesionedOn, OneModelUnit, in_bytes, with_half
 
 TEXTS = 2  # of every task, to show attention on
 LONGEST = 32  # tokens of a text whose attention is shown, special ones included
 PARTS = ("labels", "predictions", "losses")
-
-
-class OneModelUnit(Unit):
-    """A unit about one trained model."""
-
-    model: TrainUnit
-
-    def task_names(self) -> list[str]:
-        """Name the model's tasks."""
-        return self.model.task_names()
-
-    def describe(self) -> str:
-        """Say which tasks and seed the model is of."""
-        return self.model.describe()
 
 
 class LesionUnit(OneModelUnit):

@@ -1,4 +1,4 @@
-"""What a profile costs before it is begun: operations, memory and hours, on one machine or on many.
+"""What a profile costs: operations, memory and hours from nothing, on one machine or on many; seconds that are left.
 
 Operations are counted, not measured (`fslib.model.footprint`), of `Unit.token_layers`. Hours follow from a rate that
 the reader gives, or that records show. On many machines they come from the scheduler that would run, with a clock in
@@ -7,8 +7,8 @@ the place of work.
 
 import heapq
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -166,3 +166,31 @@ def plan_lines(store: Store, units: Sequence[Unit], tflops: float | None, worker
         found = simulate(store, units, seconds, number)
         yield f"{number:5} workers: {found.hours:6.3g} hours, busy {found.utilisation:4.0%} of the time"
     yield f"no number of them takes less than {longest(units, seconds):.3g} hours, for the longest chain of units"
+
+
+def seconds_left(missing: Sequence[Unit], recorded: Iterable[tuple[Unit, Record]]) -> dict[str, float]:
+    """Return {key: about how many seconds} of units without a record; one that nothing is known of is left out.
+
+    What it has to do (`Unit.token_layers`) at the rate of recorded units of its kind, or of all kinds where there are
+    none. Records of other machines, or of a busy one, make it a guess.
+    """
+    seconds, done = defaultdict[str, float](float), defaultdict[str, float](float)
+    for unit, record in recorded:
+        if work := _work(unit):
+            for kind in (unit.kind, "all"):
+                seconds[kind] += record.seconds
+                done[kind] += work
+    found = {}
+    for unit in missing if done else ():
+        kind = unit.kind if done[unit.kind] else "all"
+        if work := _work(unit):
+            found[unit.key] = work * seconds[kind] / done[kind]
+    return found
+
+
+def _work(unit: Unit) -> float:
+    """Return a unit's `token_layers`, or 0 if its encoder cannot be loaded here: a plan is shown all the same."""
+    try:
+        return unit.token_layers()
+    except FslibError:
+        return 0.0

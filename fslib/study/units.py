@@ -243,12 +243,10 @@ def _set_aside(folder: Path, error: object) -> None:
     warnings.warn(f"{error}; set aside as {aside.name}, training again", stacklevel=3)
 
 
-class ImportanceUnit(Unit):
-    """Gradient importance of every head, for every task, on training examples."""
+class OneModelUnit(Unit):
+    """A unit about one trained model."""
 
-    kind: ClassVar[str] = "importance"
     model: TrainUnit
-    examples: int = Field(ge=1)
 
     def task_names(self) -> list[str]:
         """Name the model's tasks."""
@@ -257,6 +255,13 @@ class ImportanceUnit(Unit):
     def describe(self) -> str:
         """Say which tasks and seed the model is of."""
         return self.model.describe()
+
+
+class ImportanceUnit(OneModelUnit):
+    """Gradient importance of every head, for every task, on training examples."""
+
+    kind: ClassVar[str] = "importance"
+    examples: int = Field(ge=1)
 
     def token_layers(self) -> float:
         """Return about how often a token goes through a layer; no gradient of a weight is computed."""
