@@ -9,9 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from fslib.data.tasks import Task, as_tasks
 from fslib.errors import FslibError, check_count, unknown
@@ -130,6 +127,10 @@ def _refuse_known(source: MultiTaskModel, target: Task) -> None:
 
 def _linear_score(source: MultiTaskModel, task: Task) -> Score:
     """Return the eval score of a linear model on frozen representations: the encoder runs once over each text."""
+    from sklearn.linear_model import LogisticRegression, Ridge  # every kernel would wait for them
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     model = Ridge(alpha=1.0) if task.is_regression else LogisticRegression(C=1.0, max_iter=1000)
     # Without a common scale the same penalty would weigh differently on each source.
     fitted = make_pipeline(StandardScaler(), model).fit(representations(source, task.train), task.train.labels)

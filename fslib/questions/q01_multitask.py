@@ -7,9 +7,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.sparse import hstack
-from sklearn.dummy import DummyClassifier, DummyRegressor
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, Ridge
 
 from fslib.data.tasks import Split, Task
 from fslib.intervals import score_measure
@@ -37,6 +34,10 @@ class WordsUnit(Data, Unit):
 
 def predict_from_words(task: Task) -> tuple[np.ndarray, int]:
     """Return predictions of the evaluation examples, and from how many features; from none, the constant answer."""
+    from sklearn.dummy import DummyClassifier, DummyRegressor  # every kernel would wait for them
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+
     vectorizer, y = TfidfVectorizer(sublinear_tf=True), task.train.labels
     texts = [*task.train.texts, *(task.train.pairs or ())]
     if not any(map(vectorizer.build_analyzer(), texts)):  # signs and single letters are no words
@@ -47,7 +48,7 @@ def predict_from_words(task: Task) -> tuple[np.ndarray, int]:
     return learner.fit(x, y).predict(bag_of_words(vectorizer, task.eval)), int(x.shape[1])
 
 
-def bag_of_words(vectorizer: TfidfVectorizer, split: Split) -> Any:
+def bag_of_words(vectorizer: Any, split: Split) -> Any:
     """Return sparse features, (n, features): of the text; for pairs of both texts and their elementwise product."""
     first = vectorizer.transform(split.texts)
     if split.pairs is None:

@@ -193,6 +193,7 @@ def _run(study: Study, options: argparse.Namespace) -> int:
         say(f"{len(units) - len(failures)} units computed, {len(failures)} failed")
     if not is_first():
         return 0
+    say("executing the notebooks on their records")
     failed = [s.stem for s, title in titles.items() if not _run_one(study, s, title, failures, options.in_place)]
     if failed:
         return _fail(f"{len(failed)} of {len(notebooks)} notebooks failed: {', '.join(failed)}", 1)

@@ -66,7 +66,8 @@ def explore(
     heads are scored for. seed: which of a study's main models, by default the first. examples: how many training
     examples a model's importance is estimated on and how many evaluation examples scores are from, per task; 256 and
     200 by default. A study takes what its profile says.
-    Raises FslibError for a model without tasks, a study with them, and a seed that the study does not have.
+    Raises FslibError for a model without tasks, or with one that has a single evaluation example, a study with tasks,
+    and a seed that the study does not have.
     """
     if isinstance(what, Study):
         if tasks is not None or examples is not None:

@@ -130,6 +130,7 @@ def execute(study: Study, source: Path, output: Path) -> None:
             progress_bar=False,
             cwd=str(ROOT),
             extra_arguments=["--log-level=CRITICAL"],
+            shutdown_kernel="immediate",  # all is written by then, and a kernel takes two seconds to say goodbye
         )
     except papermill.PapermillExecutionError as error:
         reason = " ".join(f"{error.ename}: {error.evalue}".split())[:500]
