@@ -45,6 +45,7 @@ from fslib.study.evidence import (
     score_half,
     scored,
     shown,
+    shown_p,
 )
 from fslib.study.units import lesioned
 
@@ -476,3 +477,13 @@ def test_a_number_counts_as_changed_from_a_tenth_of_the_spread_on():
     assert changed_share({"number": moved}, numbers) == 0.5
     both = changed_share(labels | {"number": moved}, {"kind": labels["kind"]} | numbers)
     assert both == 0.25
+
+
+def test_a_p_value_is_never_written_as_0():
+    assert [shown_p(p) for p in (0.0, 0.0004, 0.001, 0.022, 1.0)] == [
+        "p < 0.001",
+        "p < 0.001",
+        "p = 0.001",
+        "p = 0.022",
+        "p = 1.000",
+    ]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from fslib.dissociation import IAP, Dissociation, double_dissociations, score_left
 from fslib.intervals import mean_of, score_measure
-from fslib.study.evidence import LEAST_SEEDS, Evidence, Part, above_constant, learned
+from fslib.study.evidence import LEAST_SEEDS, Evidence, Part, above_constant, learned, shown_p
 from fslib.study.plots import GREY, looks, panels, percent, set_limits, styled
 from fslib.study.profiles import SHARED, shared_by
 from fslib.study.records import Unit
@@ -143,7 +143,7 @@ def sentence(result: Dissociation, failed: str) -> str:
     lines.append(
         f"Both intervals lie above 0 in {len(carry)} of {len(result.tasks)} tasks: {', '.join(carry) or 'none'}."
     )
-    lines.append(f"The same relabelling for all models, a stricter test: p = {result.mean.p_shared:.3f}.")
+    lines.append(f"The same relabelling for all models, a stricter test: {shown_p(result.mean.p_shared)}.")
     return "\n".join(lines)
 
 
@@ -184,7 +184,7 @@ def plot_by_task(result: Dissociation, tasks: Sequence[str]) -> Figure:
     null = result.null[:, -1, -1]
     right.hist(null[np.isfinite(null)], bins=30, color="#bbbbbb")
     right.axvline(result.mean.value, color="black", linewidth=2)
-    right.set(xlabel="mean D, tasks relabelled (points)", yticks=[], title=f"p = {result.mean.p:.3f}")
+    right.set(xlabel="mean D, tasks relabelled (points)", yticks=[], title=shown_p(result.mean.p))
     return figure
 
 

@@ -15,7 +15,7 @@ from fslib.model import footprint
 from fslib.model.encoders import ENCODERS
 from fslib.pruning import prune_important_heads
 from fslib.scoring import rank_correlation
-from fslib.study.evidence import NOT_TESTABLE, above_constant, differences, entering, learned, scored, shown
+from fslib.study.evidence import NOT_TESTABLE, above_constant, differences, entering, learned, scored, shown, shown_p
 from fslib.study.plots import GREY, forest, panels, percent, set_limits, styled
 from fslib.study.records import Record, Result, Store, Unit, distinct
 from fslib.study.study import Study, plans
@@ -226,7 +226,7 @@ def sentences(table: pd.DataFrame) -> str:
     if np.isfinite(effect.se):
         lines.append(
             f"Pooled over {count} pre-trained encoders (random effect): D above random heads {shown(effect, 1)} "
-            f"points, p = {effect.p:.3f}, minimum detectable effect {effect.mde:.1f}."
+            f"points, {shown_p(effect.p)}, minimum detectable effect {effect.mde:.1f}."
         )
     else:
         lines.append(f"Nothing to pool: {count} pre-trained encoders have learned two tasks or more.")

@@ -71,7 +71,7 @@ class Part:
     def __str__(self) -> str:
         """Say the number with its interval, or intervals, and its p."""
         beside = f" (Multi-Bootstrap [{self.resampled[0]:+.2f}, {self.resampled[1]:+.2f}])" if self.resampled else ""
-        return f"{self.what} {shown(self.interval)}{beside}, p = {self.tested:.3f}"
+        return f"{self.what} {shown(self.interval)}{beside}, {shown_p(self.tested)}"
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,11 @@ class Evidence:
 def shown(interval: Interval, digits: int = 2) -> str:
     """Write an estimate with its 95 % interval."""
     return f"{interval.value:+.{digits}f} [{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]"
+
+
+def shown_p(p: float) -> str:
+    """Write a p value, which is never 0."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def decided(claims: Mapping[str, Evidence]) -> dict[str, Evidence]:

@@ -105,7 +105,7 @@ class Explorer {
         make("label", {}, "A click on a head ", this.click)),
       this.maps,
       make("p", { class: "legend" },
-        "Framed: in the task's top set. A task's own mark: special, in no other top set; a number: in so many. ",
+        "Colour: importance, from none to the task's largest. Framed: in the task's top set. A task's own mark: special, in no other top set; a number: in so many. ",
         "×: switched off. Arrows move, Space switches a head off or on, Shift and Space its row (or a click on the layer's number), Enter shows what a head attends to."),
       make("div", { class: "controls", role: "group", "aria-label": "switch heads off" },
         "Switch off: ", ...tops,
@@ -429,7 +429,7 @@ class Explorer {
       }),
       make("td", { class: "importance" }, `${((100 * importance[i]) / whole).toFixed(0)} %`)));
     return make("div", { class: "scroll" },
-      make("p", { class: "note" }, `A row's token attends to the columns' (darkest: ${((100 * largest) / 255).toFixed(0)} %). Last column: its share of the head's importance for the task in this text.`),
+      make("p", { class: "note" }, `A row's token attends to the columns' (strongest colour: ${((100 * largest) / 255).toFixed(0)} %). Last column: its share of the head's importance for the task in this text.`),
       make("table", { class: "pattern", style: `--c: ${color}` }, make("thead", {}, head), make("tbody", {}, ...rows)));
   }
 
