@@ -57,7 +57,10 @@ class Interval(NamedTuple):
 
     @property
     def mde(self) -> float:
-        """The minimum detectable effect: found with 80 % power in a two-sided test at 5 % (Card et al., 2020)."""
+        """The minimum detectable effect: found with 80 % power in a two-sided test at 5 % (Card et al., 2020).
+
+        Of this number alone: a claim that needs two numbers, and p corrected for five claims, needs more.
+        """
         return self.se * float(stats.t.ppf((1 + LEVEL) / 2, self.df) + stats.t.ppf(POWER, self.df))
 
     def scaled(self, factor: float) -> "Interval":

@@ -270,7 +270,7 @@ def test_c1_says_its_evidence_its_tasks_and_the_stricter_test(study):
     said = q03_pruning.sentence(result, q03_pruning.not_testable(study.iap()))
     first, carried, shared = said.splitlines()
     assert first == f"C1 {q03_pruning.evidence(result, '')}"
-    assert "own lesion against others'" in first and "minimum detectable effect" in first
+    assert "own lesion against others'" in first and ", MDE " in first
     assert carried.startswith("Both intervals lie above 0 in ") and shared.endswith(f"p = {result.mean.p_shared:.3f}.")
     table = q03_pruning.by_task(result, study.seeds)
     assert table["task"].tolist() == [*result.tasks, "mean"]

@@ -239,6 +239,7 @@ def plot_lesions(study: Study) -> Figure:
         left.set_ylabel(f"{task}\nlayer")
         for ax in (left, middle):
             ax.tick_params(labelsize=7)
+        right.set_ylabel("rise", fontsize=7)
         right.set_title(f"r = {float(found.predicted_by(task, importance).values[0]):.2f}")
     for ax, title in zip(rows[0], ("importance", "rise of the loss without it", ""), strict=True):
         ax.set_title(title or ax.get_title())

@@ -200,7 +200,7 @@ def plot_pruning(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
         part = table[table["scored"] == scored]
         band = part[part["pruned"] == "random"]
         ax.fill_between(band["fraction"], band["low"], band["high"], color=GREY, alpha=0.25, lw=0, label="random heads")
-        ax.plot(band["fraction"], band["score"], color=GREY, linestyle="--", linewidth=1)
+        ax.plot(band["fraction"], band["score"], color=GREY, linestyle="--", linewidth=1, label="their mean")
         for pruned in tasks:
             line = part[part["pruned"] == pruned]
             own = pruned == scored
@@ -233,7 +233,9 @@ def plot_pruning(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
         ax.set_xlabel("heads pruned (%)")
         ax.tick_params(labelbottom=True)  # also where the panel below stays empty
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    for line in legend.get_lines():
+        line.set_linewidth(1)  # thick is a panel's own task, another in each
     return figure
 
 
@@ -262,7 +264,8 @@ def plot_dissociation(results: Sequence[Dissociation], tasks: Sequence[str]) -> 
         )
         ax.axhline(0, color="black", linewidth=0.6)
         by_task = np.concatenate([result.along(task).value for task in result.tasks])
-        set_limits(ax, by_task, np.append(mean.low, by_task), np.append(mean.high, by_task))
+        ends = ((mean.low, mean.random_low), (mean.high, mean.random_high))
+        set_limits(ax, by_task, *(np.concatenate([*pair, by_task]) for pair in ends))
         ax.set(title=f"convention: {result.convention}", xlabel="heads pruned (%)", ylabel="dissociation D (points)")
         ax.set_xticks(x)
         percent(ax, "x")

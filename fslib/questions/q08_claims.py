@@ -156,12 +156,6 @@ def release_differences(study: Study) -> pd.DataFrame:
             _effect_of_selection(selections, "gradient, layer-normalized"),
         ),
         (
-            "absolute value in importance",
-            "per token",
-            "per token; reduction='example' on request",
-            _effect_of_selection(selections, "gradient, by example"),
-        ),
-        (
             "dissociation score",
             "own lesion's effect on different tasks (released)",
             "different lesions on the same task (lesion); both are shown",

@@ -69,9 +69,9 @@ class Part:
         return self.interval.p if self.p is None else self.p
 
     def __str__(self) -> str:
-        """Say the number with its interval, or intervals, and its p."""
+        """Say the number with its interval, or intervals, its p and its minimum detectable effect."""
         beside = f" (Multi-Bootstrap [{self.resampled[0]:+.2f}, {self.resampled[1]:+.2f}])" if self.resampled else ""
-        return f"{self.what} {shown(self.interval)}{beside}, {shown_p(self.tested)}"
+        return f"{self.what} {shown(self.interval)}{beside}, {shown_p(self.tested)}, MDE {self.interval.mde:.2g}"
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,6 @@ class Evidence:
         if self.failed or not self.parts:
             return np.nan
         return float(np.max([part.tested for part in self.parts])) if self.p is None else self.p  # of NaN, NaN
-
-    @property
-    def mde(self) -> float:
-        """The minimum detectable effect: that of the part that needs the largest."""
-        return max((part.interval.mde for part in self.parts), default=np.nan)
 
     @property
     def verdict(self) -> str:
@@ -121,8 +116,7 @@ class Evidence:
         """Say the verdict and its reasons in one line."""
         if self.failed:
             return f"{NOT_TESTABLE}: {self.failed}"
-        said = "; ".join(map(str, self.parts))
-        return f"{self.verdict}: {said}; minimum detectable effect {self.mde:.2g}"
+        return f"{self.verdict}: {'; '.join(map(str, self.parts))}"
 
 
 def shown(interval: Interval, digits: int = 2) -> str:

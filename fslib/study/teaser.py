@@ -43,7 +43,7 @@ def _draw_heads(score: Axes, choose: Axes, story: Story) -> None:
     """Draw every head of two tasks, one above the other: how important it is, and whether it is pruned."""
     style = looks(story.tasks)
     layers, heads = next(iter(story.maps.values())).shape
-    for ax, title in ((score, "1  score every head"), (choose, "2  prune a task's top heads")):
+    for ax, title in ((score, "1  score heads"), (choose, "2  prune top heads")):
         ax.set_title(title, loc="left")
         ax.set(xlim=(-0.6, heads - 0.4), ylim=(-0.6, 2 * layers + 1.9), aspect="equal", xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -79,22 +79,26 @@ def _draw_lesions(ax: Axes, story: Story) -> None:
             ax.text(4 * i + j, height + 2, name, ha="center", fontsize=6.5, rotation=90, va="bottom")
     ax.set_xticks([1, 5], [short(task) for task in tasks], fontsize=7)
     ax.set(ylabel="score left (%)", ylim=(0, 130), yticks=[0, 25, 50, 75, 100])
-    own, others = left.loc[tasks[0], tasks[0]], left.loc[tasks[1], tasks[0]]
-    if np.isfinite(own - others):
-        ax.add_patch(FancyArrowPatch((-0.62, others), (-0.62, own), arrowstyle="<->", mutation_scale=6, lw=0.9))
-        ax.text(-0.75, (own + others) / 2, "$D$", ha="right", va="center")
+    ends = [(left.loc[task, task], left.loc[other, task]) for task, other in (tasks, tasks[::-1])]
+    gaps = [others - own for own, others in ends]
+    if np.isfinite(gaps).any():  # where it is widest, it can be seen
+        i = int(np.nanargmax(gaps))
+        (own, others), x = ends[i], 4 * i - 0.62
+        ax.add_patch(FancyArrowPatch((x, others), (x, own), arrowstyle="<->", mutation_scale=6, lw=0.9))
+        ax.text(x - 0.13, (own + others) / 2, "$D$", ha="right", va="center")
     ax.set_xlim(-1.6, 6.8)
 
 
 def _draw_result(ax: Axes, result: Dissociation) -> None:
     """Draw the mean dissociation at every fraction, and that of matched random heads, with their intervals."""
-    ax.set_title("Result: all tasks", loc="left")
+    ax.set_title(f"Result: {len(result.tasks)} tasks", loc="left")
     x, mean = 100 * np.array(result.fractions), result.along()
     ax.fill_between(x, mean.random_low, mean.random_high, color=GREY, alpha=0.25, lw=0)
     ax.plot(x, mean.random, color=GREY, linestyle="--", linewidth=1, label="random heads")
     error = [mean.value - mean.low, mean.high - mean.value]
     ax.errorbar(x, mean.value, yerr=error, color="black", marker="o", capsize=3, label="top heads")
     ax.axhline(0, color="black", linewidth=0.6)
-    set_limits(ax, np.append(mean.value, mean.random), mean.low, mean.high)
+    ends = [np.append(*pair) for pair in ((mean.low, mean.random_low), (mean.high, mean.random_high))]
+    set_limits(ax, np.append(mean.value, mean.random), *ends)
     ax.set(xlabel="heads pruned (%)", ylabel="dissociation $D$ (points)", xticks=x)
     ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2))
