@@ -377,9 +377,9 @@ def test_c5_is_not_testable_where_a_source_is_at_the_floor(study, monkeypatch):
 
 def test_every_difference_from_the_release_says_what_was_measured(study):
     table = q08_claims.release_differences(study).set_index("what")["measured effect"]
-    assert len(table) == 9
+    assert len(table) == 8
     measured = table[~table.str.startswith("not measured")]
-    assert len(measured) == 6 and measured.str.contains(r"\d").all()
+    assert len(measured) == 5 and measured.str.contains(r"\d").all()
     assert not measured.str.contains("nan").any(), "what is not defined is said so"
 
 
