@@ -70,11 +70,11 @@ def check_finite(values: Tensor, task: str) -> Tensor:
     return values
 
 
-def check_several(tasks: Mapping[str, Task]) -> None:
-    """Raise FslibError for a task of which one evaluation example is scored: there is no interval over it."""
-    for name, task in tasks.items():
-        if len(task.eval) < 2:
-            raise FslibError(f"task {name} has one evaluation example: an interval over examples needs two or more")
+def check_several(sizes: Mapping[str, int]) -> None:
+    """Raise FslibError where fewer than two examples of a task are scored, as there is no interval over them."""
+    for name, size in sizes.items():
+        if size < 2:
+            raise FslibError(f"{size} evaluation example of task {name} is scored: an interval needs two or more")
 
 
 def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list[Batch]:

@@ -116,7 +116,7 @@ def lesion_heads(
     """
     named = as_tasks(tasks)
     check_model(model, *named.values())
-    check_several(named)
+    check_several({name: len(task.eval) for name, task in named.items()})
     check_count("batch_size", batch_size)
     shape = model.n_layers, model.n_heads
     count = math.prod(shape)

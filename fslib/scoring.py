@@ -60,10 +60,12 @@ def left_out_scores(
     """Return a metric without each example in turn, as a jackknife takes it; NaN where there is but one example.
 
     Examples with the same prediction and the same label leave the same behind. A metric of classes is therefore
-    computed once per such cell of the confusion matrix, and needs no memory for n x n counts.
+    computed once per such cell of the confusion matrix: n x n counts would be 13 GB for 40,430 examples.
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     n = len(labels)
+    if predictions.shape[-1] != n:
+        raise FslibError(f"{predictions.shape[-1]} predictions for {n} labels")
     flat = predictions.reshape(-1, n)
     if n < 2:
         found = np.full(flat.shape, np.nan)
@@ -74,14 +76,21 @@ def left_out_scores(
         if metric == "accuracy":  # right or wrong is all that it looks at
             flat, labels = (flat == labels).astype(int), np.ones(n, dtype=int)
         classes, codes = np.unique(np.concatenate([flat.ravel(), labels]), return_inverse=True)
-        said, true = codes[:-n].reshape(flat.shape), codes[-n:]
-        cell = said * len(classes) + true  # (sets, n)
-        cells = np.arange(len(classes) ** 2)
-        counts = np.stack([(cell == c).sum(-1) for c in cells], -1)  # (sets, cells)
-        one_less = (counts[:, None] - np.eye(len(cells), dtype=int)).reshape(-1, len(cells))
-        scores = metric_score(metric, classes[cells // len(classes)], classes[cells % len(classes)], one_less)
-        found = np.take_along_axis(scores.reshape(counts.shape), cell, -1)
+        cell = codes[:-n].reshape(flat.shape) * len(classes) + codes[-n:]  # (sets, n)
+        at_once = max(1, 2**20 // len(classes) ** 4)
+        parts = [_without_one(metric, cell[i : i + at_once], classes) for i in range(0, len(cell), at_once)]
+        found = np.concatenate(parts) if parts else np.empty(flat.shape)
     return found.reshape(predictions.shape)
+
+
+def _without_one(metric: str, cell: Int[np.ndarray, "sets n"], classes: Num[np.ndarray, " classes"]) -> np.ndarray:
+    """Return (sets, n) scores without each example; cell: its place in the confusion matrix, row by row (predicted)."""
+    cells, which = np.unique(cell, return_inverse=True)
+    which = which.reshape(cell.shape)
+    counts = np.stack([(which == c).sum(-1) for c in range(len(cells))], -1)  # (sets, cells)
+    one_less = (counts[:, None] - np.eye(len(cells), dtype=int)).reshape(-1, len(cells))
+    scores = metric_score(metric, classes[cells // len(classes)], classes[cells % len(classes)], one_less)
+    return np.take_along_axis(scores.reshape(counts.shape), which, -1)
 
 
 def _ratio(a: np.ndarray | np.floating, b: np.ndarray | np.floating) -> np.ndarray:

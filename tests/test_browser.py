@@ -5,7 +5,6 @@ a failure. Of a test that fails, screenshots are kept in the folder that it name
 """
 
 import contextlib
-import json
 import os
 import re
 import socket
@@ -13,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -24,6 +24,7 @@ from views import EVIL, made_up
 from fslib import Study, evaluate, explore, pruned
 from fslib.study.explorer import MODULE, STYLE, Explorer, Kernel
 from fslib.study.headwise import scored_on
+from fslib.study.view import HeadSet, Whole
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,13 +120,50 @@ def test_scores_are_the_records_or_need_a_kernel(tab, tmp_path):
     )
     tab.locator("button.layer").first.click()  # the upper row: layer 2, of which one head is off
     assert tab.locator('.head.off[data-task="0"]').count() == 3
-    tab.locator("button.random").click()
-    off = [
-        int(x) for x in tab.locator('.head.off[data-task="0"]').evaluate_all("cells => cells.map(c => c.dataset.head)")
-    ]
-    assert off == [3, 4, 5], "as many per layer: all of the second, none of the first"
     tab.locator("button.top").nth(1).click()
     assert tab.locator('.head.off[data-task="0"]').count() == 0, "10 % of six heads are none"
+
+
+def test_random_heads_are_as_many_in_every_layer(tab, tmp_path):
+    opened(tab, made_up(3, 8, ("only",)), tmp_path)
+
+    def off() -> list[int]:
+        cells = tab.locator('.head.off[data-task="0"]')
+        return sorted(map(int, cells.evaluate_all("cells => cells.map(c => c.dataset.head)")))
+
+    for at in (1, 2, 18):
+        cell(tab, 0, at).click(modifiers=["Shift"])
+    drawn = []
+    for _ in range(8):
+        tab.locator("button.random").click()
+        drawn.append(off())
+        assert [sum(at // 8 == layer for at in drawn[-1]) for layer in range(3)] == [2, 0, 1]
+    assert len(set(map(tuple, drawn))) > 3, "of 224 such sets, others each time"
+
+
+def test_what_is_not_defined_is_said_to_be(tab, tmp_path):
+    view = made_up(1, 2, ("only",))
+    one = Whole({"only": "accuracy"}, {"only": np.array([1])}, {"only": np.array([1])})
+    sets = [HeadSet("the first alone", (0,), one, one.effects({"only": np.array([0])}))]
+    opened(tab, replace(view, sets=sets, rise={"only": np.array([[np.nan, 0.5]])}), tmp_path)
+    cell(tab, 0, 0).hover()
+    assert rows(tab, "details")[0][5:] == ["−100.0 [no interval]", "not defined"]
+    cell(tab, 0, 0).click(modifiers=["Shift"])
+    assert rows(tab, "scores")[0][2:] == ["1", "100.0 [no interval]", "0.0 [no interval]", "−100.0 [no interval]"]
+
+
+def test_a_label_says_what_the_details_say(tab, tmp_path):
+    opened(tab, made_up(), tmp_path)
+    for percent in (17, 34, 50, 67):
+        tab.locator("input[type=range]").fill(str(percent))
+        for at in range(6):
+            cell(tab, 0, at).click()
+            standing = tab.locator(".details h3").inner_text().split(": ", 1)[1]
+            assert standing in cell(tab, 0, at).get_attribute("aria-label")
+        for at in range(6):  # labels that were set before
+            cell(tab, 1, at).hover()
+            standing = tab.locator(".details h3").inner_text().split(": ", 1)[1]
+            assert standing in cell(tab, 0, at).get_attribute("aria-label")
 
 
 def test_the_keyboard_does_all(tab, tmp_path):
@@ -172,13 +210,16 @@ TWO_VIEWS = """async ([code, state]) => {
     const model = explorer.standIn(state), listeners = {};
     model.on = (name, hear) => (listeners[name] ??= []).push(hear);
     model.off = (name, hear) => { listeners[name] = listeners[name].filter((each) => each !== hear); };
+    window.saved = [];
     model.set = (name, value) => {
         state[name] = value;
+        if (name === "off") window.saved.push(value);
         (listeners[`change:${name}`] ?? []).forEach((hear) => hear());
     };
     window.asked = [];
     model.send = (message) => window.asked.push(message);
     window.answer = (message) => listeners["msg:custom"].forEach((hear) => hear(message));
+    window.fromPython = (off) => { state.off = off; listeners["change:off"].forEach((hear) => hear()); };
     window.end = ["one", "two"].map((id) => {
         const el = document.body.appendChild(document.createElement("div"));
         el.id = id;
@@ -214,17 +255,23 @@ def test_two_views_of_one_explorer_share_heads_and_scores(tab):
     assert one.locator(".compute").evaluate("node => node === document.activeElement"), "the keyboard stays there"
     progress = {"type": "progress", "id": question["id"], "done": 1, "total": 4, "text": "1 of 4 passes"}
     tab.evaluate("m => window.answer(m)", progress)
-    assert told(one) == "1 of 4 passes" and one.locator("progress").get_attribute("value") == "1"
-    assert two.locator("progress").is_hidden() and "not scored yet" in told(two)
+    work = one.locator(".work")
+    assert work.inner_text() == "Without L1H2, L1H3: 1 of 4 passes"
+    assert one.locator("progress").get_attribute("value") == "1" and two.locator("progress").is_hidden()
+    one.locator("select").nth(1).select_option("0")  # another set, while the first is being scored
+    assert "recorded: top 33 % of alpha" in told(one) and work.inner_text() == "Without L1H2, L1H3: 1 of 4 passes"
+    tab.evaluate("window.fromPython([1, 2])")
     tab.evaluate("m => window.answer(m)", {"type": "problem", "id": question["id"], "text": "interrupted"})
-    assert told(one) == "interrupted" and "not scored yet" in told(two)
+    assert work.inner_text() == "Without L1H2, L1H3: interrupted" and "problem" in work.get_attribute("class")
+    assert told(one) == told(two) == "2 of 6 heads off; not scored yet." and two.locator(".work").is_hidden()
     one.locator(".compute").click()
     again = tab.evaluate("window.asked")[1]
     recorded = view["sets"][0]
     answer = {"type": "scores", "id": again["id"], "off": [2, 1], "scores": recorded["scores"], "note": "As it is."}
     tab.evaluate("m => window.answer(m)", answer | {"whole": view["wholes"][1]})
     for which in (one, two):
-        assert told(which) == "2 of 6 heads off; computed now. As it is."
+        assert re.fullmatch(r"2 of 6 heads off; computed at [\d:]+( [AP]M)?\. As it is\.", told(which))
+        assert which.locator(".compute").inner_text() == "Score these heads again"
         whole = view["wholes"][1][0]
         first = which.locator(".scores tbody tr").first.locator("td").all_inner_texts()
         assert first[1:3] == ["12", said(whole["value"], whole["low"], whole["high"])]
@@ -234,9 +281,14 @@ def test_two_views_of_one_explorer_share_heads_and_scores(tab):
     assert first[2].split()[0] == f"{recorded_whole['value']:.1f}", (
         "what was computed now does not stand for the record"
     )
+    saved = tab.evaluate("window.saved.length")
+    tab.evaluate("window.fromPython([4])")
+    assert one.locator('.head.off[data-task="0"]').get_attribute("data-head") == "4"
+    assert tab.evaluate("window.saved.length") == saved, "what Python has set is not written back to it"
     tab.evaluate("window.end[0]()")
     assert one.locator(".head").count() == 0
-    tab.evaluate("m => window.answer(m)", {"type": "pattern", "task": 0, "number": 0, "texts": 1, "pattern": {}})
+    late = {"type": "pattern", "task": 0, "asked": 0, "number": 0, "texts": 1, "pattern": {}}
+    tab.evaluate("m => window.answer(m)", late)
 
 
 def test_texts_are_as_many_as_the_kernel_says(tab):
@@ -246,11 +298,28 @@ def test_texts_are_as_many_as_the_kernel_says(tab):
     one.locator('.head[data-task="1"][data-head="4"]').click()
     one.locator(".attention select").nth(1).select_option("1")
     assert [m["number"] for m in tab.evaluate("window.asked")] == [0, 1]
-    tab.evaluate("m => window.answer(m)", {"type": "pattern", "task": 1, "number": 0, "texts": 1, "pattern": pattern})
+    answer = {"type": "pattern", "task": 1, "asked": 0, "number": 0, "texts": 1, "pattern": pattern}
+    tab.evaluate("m => window.answer(m)", answer)
     assert one.locator("td.weight").count() == 16 and one.locator(".attention select").nth(1).input_value() == "0"
     one.locator(".attention select").first.select_option("2")
-    tab.evaluate("m => window.answer(m)", {"type": "problem", "text": "<b>no</b>"})
+    problem = {"type": "problem", "task": 2, "number": 0, "text": "<b>no</b>"}
+    tab.evaluate("m => window.answer(m)", problem | {"number": 1})
+    assert one.locator(".attention .problem").count() == 0, "of another text than the one that is shown"
+    tab.evaluate("m => window.answer(m)", problem)
     assert one.locator(".attention .problem").inner_text() == "<b>no</b>"
+    one.locator(".attention select").first.select_option("1")
+    tab.evaluate("m => window.answer(m)", problem)
+    assert one.locator("td.weight").count() == 16, "it stays when another text fails"
+    one.locator('.head[data-task="1"][data-head="2"]').click()
+    assert tab.evaluate("window.asked.at(-1)") == {"type": "pattern", "task": 1, "number": 0}, (
+        "the model may have changed"
+    )
+
+
+def test_an_architecture_without_weights_needs_no_kernel_to_say_so(tab, tmp_path):
+    opened(tab, replace(made_up(), patterns={}, texts=dict.fromkeys(("alpha", "beta", EVIL), 0)), tmp_path)
+    cell(tab, 0, 0).click()
+    assert tab.locator(".attention .source").inner_text() == "The attention weights of this architecture are not seen."
 
 
 def test_attention_is_what_was_recorded(tab, tmp_path):
@@ -439,7 +508,7 @@ def test_the_explorer_scores_with_a_kernel(tab, lab, smoke):
     tab.locator('.fslib-explorer .head[data-task="1"][data-head="18"]').click(modifiers=["Shift"])
     assert "not scored yet" in tab.locator(".fslib-explorer .scores .source").inner_text()
     tab.locator(".fslib-explorer .compute").click()
-    tab.wait_for_selector('.fslib-explorer .scores .source:has-text("computed now")')
+    tab.wait_for_selector('.fslib-explorer .scores .source:has-text("computed at")')
     model = smoke.units(smoke.seeds[0]).train.trained(smoke.store)
     off = np.zeros((model.n_layers, model.n_heads), dtype=bool)
     off.flat[[5, 18]] = True
@@ -467,9 +536,3 @@ def test_every_notebook_opens_without_an_error(tab, lab):
 def test_a_fallback_stands_where_no_kernel_runs(tab, lab):
     notebook(tab, lab, "09_explore.ipynb")
     tab.get_by_text("Run the cell to explore it").wait_for()
-
-
-def test_the_view_of_a_study_is_the_same_in_both_places(smoke, tmp_path):
-    explorer = explore(smoke)
-    state = re.search(r'id="state">(.*?)</script>', explorer.to_html(tmp_path / "a.html").read_text(), re.S)[1]
-    assert json.loads(state)["view"] == json.loads(json.dumps(explorer.view))

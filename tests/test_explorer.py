@@ -111,8 +111,9 @@ def test_an_interrupt_is_told_to_the_page(explorer, monkeypatch):
 
     monkeypatch.setattr(Kernel, "scores", interrupted)
     monkeypatch.setattr(Kernel, "pattern", interrupted)
-    assert asked(explorer, type="scores", id="a-1", off=[0]) == {"type": "problem", "id": "a-1", "text": "interrupted"}
-    assert asked(explorer, type="pattern", task=0, number=0) == {"type": "problem", "text": "interrupted"}
+    told = {"type": "problem", "text": "interrupted"}
+    assert asked(explorer, type="scores", id="a-1", off=[0]) == told | {"id": "a-1"}
+    assert asked(explorer, type="pattern", task=1, number=0) == told | {"task": 1, "number": 0}
 
 
 def test_heads_are_read_and_set_from_python(explorer):
@@ -135,7 +136,7 @@ def test_heads_are_read_and_set_from_python(explorer):
         (lambda m, t, s: fslib.explore(m, t, seed=1), "without a seed"),
         (lambda m, t, s: fslib.explore(m, t, examples=1), "examples 1"),
         (lambda m, t, s: fslib.explore("bert-base", t), "'bert-base' cannot be explored"),
-        (lambda m, t, s: fslib.explore(m, t["pair"].limited(eval=1)), "task pair has one evaluation example"),
+        (lambda m, t, s: fslib.explore(m, t["pair"].limited(eval=1)), "1 evaluation example of task pair is scored"),
         (lambda m, t, s: fslib.explore(s, t), "a study has its own tasks"),
         (lambda m, t, s: fslib.explore(s, seed=99), "unknown seed of this study '99'"),
     ],
@@ -251,6 +252,7 @@ def test_texts_of_a_kernel_are_those_that_are_recorded(study):
         assert sent[-1]["pattern"]["tokens"] == pattern["tokens"] and sent[-1]["texts"] == explorer.view["texts"][task]
     explorer._heard(explorer, {"type": "pattern", "task": 0, "number": 7}, None)
     assert (sent[-1]["number"], sent[-1]["texts"]) == (explorer.view["texts"][0] - 1, explorer.view["texts"][0])
+    assert sent[-1]["asked"] == 7
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
@@ -301,9 +303,14 @@ def test_the_command_writes_the_file(small_tasks, tmp_path, capsys):
     common = ["explore", "--profile", "smoke", *words, "--results", str(tmp_path / "results")]
     assert main([*common, "--out", str(tmp_path / "page.html")]) == 0
     told = capsys.readouterr().out
-    assert "5 units have no record: computing them first" not in told and "4 units have no record" in told
+    assert told.startswith("4 units have no record: computing them first\n")
     assert f"{tmp_path / 'page.html'} (0." in told
     state = re.search(r'id="state">(.*?)</script>', (tmp_path / "page.html").read_text(), re.S)[1]
     assert len(json.loads(state)["view"]["patterns"]) == 4
+    assert main([*common, "--out", str(tmp_path / "page.html")]) == 0
+    assert "no record" not in capsys.readouterr().out
+    assert main([*common[:-1], str(tmp_path / "empty"), "--out", str(tmp_path)]) == 2
+    assert "is a folder: give the name of a file" in capsys.readouterr().err
+    assert not (tmp_path / "empty").exists(), "refused before anything is computed"
     assert main([*common, "--out", str(tmp_path / "page.html"), "--model-seed", "5"]) == 2
     assert "unknown seed of this study '5'" in capsys.readouterr().err

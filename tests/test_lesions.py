@@ -142,7 +142,7 @@ def test_bad_input_is_refused(zoo, model):
         lesion_heads(model, replace(zoo.tasks["single"], name="mood"))
     with refused("batch_size 0"):
         lesion_heads(model, zoo.tasks, batch_size=0)
-    with refused("task pair has one evaluation example: an interval over examples needs two or more"):
+    with refused("1 evaluation example of task pair is scored: an interval needs two or more"):
         lesion_heads(model, zoo.tasks["pair"].limited(eval=1))
 
 

@@ -310,7 +310,7 @@ def test_rank_correlation_by_hand():
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "spearman"])
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [2, 3, 60])
 def test_leaving_each_example_out_is_scoring_the_others(metric, classes):
     rng, n = np.random.default_rng(classes), 13
     labels, predictions = rng.integers(classes, size=n), rng.integers(classes, size=(2, 4, n))
@@ -334,3 +334,12 @@ def test_leaving_each_of_forty_thousand_out_needs_little_memory(metric):
 
 def test_one_example_cannot_be_left_out():
     assert np.isnan(left_out_scores("accuracy", np.array([[1], [0]]), np.array([1]))).all()
+
+
+def test_leaving_out_with_many_classes_needs_little_memory():
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(77, size=400), rng.integers(77, size=(50, 400))
+    tracemalloc.start()
+    left_out_scores("matthews", predictions, labels)
+    assert tracemalloc.get_traced_memory()[1] < 50e6, "77 x 77 cells, each without one of them, would be 14 GB"
+    tracemalloc.stop()

@@ -330,8 +330,9 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _explore(study: Study, options: argparse.Namespace) -> int:
-    from fslib.study.explorer import explore, shown_units  # widgets take a second to import
+    from fslib.study.explorer import checked_file, explore, shown_units  # widgets take a second to import
 
+    checked_file(options.out)
     if units := _to_compute(study, shown_units(study, options.model_seed)):
         say(f"{len(units)} units have no record: computing them first")
         failures = compute(study.store, units, Where(default_workers(study.profile.threads)), fresh=False, say=say)

@@ -58,7 +58,7 @@ class Explorer {
     this.latest = undefined; // the whole model as this kernel has scored it last
     this.build();
     this.listen = (message) => this.hear(message);
-    this.follow = () => this.take(model.get("off"));
+    this.follow = () => this.take(model.get("off"), false);
     this.slide = () => this.setPercent(model.get("percent"), false);
     model.on("msg:custom", this.listen);
     model.on("change:off", this.follow);
@@ -176,13 +176,16 @@ class Explorer {
     });
   }
 
-  take(heads) {
+  /** Switch off these heads and no others. ours: done on this page, and not what the model has told it. */
+  take(heads, ours = true) {
     const wanted = new Set(heads);
     if (keyOf(wanted) === keyOf(this.off)) return;
     this.off = wanted;
     this.sets.value = "";
-    this.model.set("off", [...wanted].sort((a, b) => a - b));
-    this.model.save_changes();
+    if (ours) {
+      this.model.set("off", [...wanted].sort((a, b) => a - b));
+      this.model.save_changes();
+    }
     this.paint();
     this.showScores();
     this.showHead(this.shown);
@@ -191,8 +194,11 @@ class Explorer {
   takeRecorded() {
     const chosen = this.sets.value;
     if (chosen === "") return;
-    this.take(this.view.sets[Number(chosen)].heads);
+    const { heads } = this.view.sets[Number(chosen)];
+    this.live.delete(keyOf(heads)); // what was recorded is asked for
+    this.take(heads);
     this.sets.value = chosen;
+    this.showScores();
   }
 
   toggle(heads) {
@@ -227,7 +233,7 @@ class Explorer {
       const flags = this.flags[t];
       for (let at = 0; at < this.count; at += 1) {
         const inside = this.inTop[t][at];
-        const now = inside * (1 + this.sharedBy[at]) * 4 + (this.off.has(at) ? 2 : 0) + (at === this.shown ? 1 : 0);
+        const now = (2 * this.sharedBy[at] + inside) * 4 + (this.off.has(at) ? 2 : 0) + (at === this.shown ? 1 : 0);
         if (now === flags[at]) continue;
         flags[at] = now;
         const cell = cells[at];
@@ -319,7 +325,7 @@ class Explorer {
         make("td", {}, `${((100 * Math.abs(importance)) / (this.total[t] || 1)).toFixed(1)} %`),
         make("td", {}, this.inTop[t][at] ? "yes" : "no"),
         make("td", {}, alone ? saidChange(alone.scores[t]) : "not recorded"),
-        make("td", {}, alone && task.rise ? signed(task.rise[at], 3) : "not recorded"));
+        make("td", {}, alone && task.rise ? (task.rise[at] == null ? "not defined" : signed(task.rise[at], 3)) : "not recorded"));
     });
     this.details.replaceChildren(
       make("h3", {}, `${this.nameOf(at)[0].toUpperCase()}${this.nameOf(at).slice(1)}: ${this.standing(at)}`),
@@ -332,11 +338,12 @@ class Explorer {
   /** What stays while scores come and go: a button that is rebuilt would lose the keyboard's place. */
   buildScores() {
     this.said = make("p", { class: "source", role: "status" });
-    this.ask = make("button", { type: "button", class: "compute", onclick: () => this.score() }, "Score all tasks without these heads");
-    this.progress = make("progress", { max: 1, value: 0, "aria-label": "scoring" });
+    this.ask = make("button", { type: "button", class: "compute", onclick: () => this.score() });
+    this.progress = make("progress", { max: 1, value: 0, hidden: true, "aria-label": "scoring" });
+    this.work = make("p", { class: "work", role: "status" }); // of the question, which may be about other heads than are off now
     this.scored = make("tbody", {});
     this.scores = make("section", { class: "scores" },
-      make("h3", {}, "Scores"), this.said, ...(this.model.get("kernel") ? [this.ask, this.progress] : []),
+      make("h3", {}, "Scores"), this.said, ...(this.model.get("kernel") ? [this.ask, this.progress, this.work] : []),
       make("table", {},
         headers("task", "metric", "examples", "whole model, %", "without these heads, %", "difference, points"), this.scored),
       make("p", { class: "note" }, "In brackets: 95 % intervals over evaluation examples, of this one model."));
@@ -356,13 +363,12 @@ class Explorer {
     const kernel = this.model.get("kernel");
     const off = `${this.off.size} of ${this.count} heads off`;
     const whole = found?.whole ?? this.view.wholes[0] ?? this.latest;
-    this.said.classList.remove("problem");
     this.said.textContent = !this.off.size ? "No head is switched off."
       : found ? `${off}; ${found.source}`
         : kernel ? `${off}; not scored yet.`
           : `${off}: this set has no record, and its scores need a kernel (fslib.explore in JupyterLab).`;
-    this.ask.setAttribute("aria-disabled", Boolean(this.waiting) || !this.off.size || Boolean(found));
-    this.progress.hidden = !this.waiting;
+    this.ask.textContent = found ? "Score these heads again" : "Score all tasks without these heads";
+    this.ask.setAttribute("aria-disabled", Boolean(this.waiting) || !this.off.size);
     this.scored.replaceChildren(...this.view.tasks.map((task, t) => make("tr", { style: `--c: ${task.color}` }, nameCell(task),
       make("td", {}, task.metric),
       make("td", {}, whole ? String(whole[t].examples) : ""),
@@ -374,6 +380,12 @@ class Explorer {
   pin({ at, t }) {
     this.pinned = at;
     this.showAttention(t);
+    const { task, number } = this.text;
+    if (this.model.get("kernel") && !this.isRecorded(task, number) && this.view.texts[task]) this.lookAt(task, number); // the model may have changed
+  }
+
+  isRecorded(task, number) {
+    return `${task}/${number}` in this.view.patterns;
   }
 
   buildAttention() {
@@ -401,13 +413,19 @@ class Explorer {
     this.answers.textContent = pattern ? ` answer: ${pattern.label}; the model's: ${pattern.predicted}` : "";
     const tell = (text) => this.weights.replaceChildren(make("p", { class: "source", role: "status" }, text));
     if (pattern) this.weights.replaceChildren(this.table(pattern, this.pinned));
-    else if (!this.model.get("kernel")) tell("No text of this task was recorded: this needs a kernel.");
     else if (!there) tell("The attention weights of this architecture are not seen.");
+    else if (!this.model.get("kernel")) tell("No text of this task was recorded: this needs a kernel.");
     else {
       tell("Looking at the text …");
-      if (!this.awaited.has(`${task}/${number}`)) this.model.send({ type: "pattern", task, number });
-      this.awaited.add(`${task}/${number}`);
+      this.lookAt(task, number);
     }
+  }
+
+  /** Ask the kernel for a text, unless it has been asked. */
+  lookAt(task, number) {
+    if (this.awaited.has(`${task}/${number}`)) return;
+    this.awaited.add(`${task}/${number}`);
+    this.model.send({ type: "pattern", task, number });
   }
 
   /** Tokens by tokens: a row attends to columns; the last column is each token's share of the head's importance. */
@@ -439,55 +457,74 @@ class Explorer {
     if (this.ask.getAttribute("aria-disabled") === "true") return;
     this.asked += 1;
     const id = `${this.mark}-${this.asked}`;
-    this.waiting = { id };
-    this.model.send({ type: "scores", id, off: [...this.off] });
+    const heads = [...this.off].sort((a, b) => a - b);
+    const named = heads.slice(0, 4).map((at) => `L${Math.floor(at / this.view.heads) + 1}H${(at % this.view.heads) + 1}`);
+    this.waiting = { id, about: `Without ${named.join(", ")}${heads.length > 4 ? ` and ${heads.length - 4} more` : ""}: ` };
+    this.model.send({ type: "scores", id, off: heads });
     this.showScores();
+    this.progress.hidden = false;
     this.progress.value = 0;
-    this.said.textContent = "Asked the kernel …";
+    this.tell("asked the kernel …");
     setTimeout(() => {
       if (this.waiting?.id === id && !this.waiting.heard) {
-        this.said.textContent = "No answer yet: the kernel is at work on another cell, or was restarted (then run the cell again).";
+        this.tell("no answer yet: the kernel is at work on another cell, or was restarted (then run the cell again).");
       }
     }, 5000);
   }
 
-  hear(message) {
-    if (message.type === "pattern") this.takePattern(message);
-    else if (message.type === "problem" && message.id === undefined) {
-      this.awaited.clear();
-      this.weights.replaceChildren(make("p", { class: "problem", role: "alert" }, message.text));
-    } else this.takeScores(message, this.waiting && message.id === this.waiting.id);
+  /** Say what becomes of the question that is waiting for its answer. */
+  tell(text, problem = false) {
+    this.work.textContent = this.waiting.about + text;
+    this.work.classList.toggle("problem", problem);
   }
 
-  /** Progress, scores or trouble: what another view has asked for is shown here, too, once it is known. */
-  takeScores(message, mine) {
-    if (message.type === "scores") {
-      this.latest = message.whole;
-      this.live.set(keyOf(message.off), { scores: message.scores, whole: message.whole, source: `computed now. ${message.note}` });
+  hear(message) {
+    if (message.type === "pattern") this.takePattern(message);
+    else if (message.type === "problem" && message.id === undefined) this.missText(message);
+    else {
+      const mine = this.waiting?.id !== undefined && message.id === this.waiting.id;
+      if (message.type === "scores") this.keep(message);
+      if (mine) this.takeAnswer(message);
+      else if (message.type === "scores") this.showScores(); // another view has asked
     }
-    if (mine) this.waiting.heard = true;
-    if (mine && message.type === "progress") {
+  }
+
+  /** What a kernel has scored is known to all views. */
+  keep({ off, scores, whole, note }) {
+    this.latest = whole;
+    const source = `computed at ${new Date().toLocaleTimeString()}. ${note}`;
+    this.live.set(keyOf(off), { scores, whole, source });
+  }
+
+  takeAnswer(message) {
+    this.waiting.heard = true;
+    if (message.type === "progress") {
       this.progress.max = message.total;
       this.progress.value = message.done;
-      this.said.textContent = message.text;
-    } else if (mine) {
-      this.waiting = null;
-      this.showScores();
-      if (message.type === "problem") {
-        this.said.classList.add("problem");
-        this.said.textContent = message.text;
-      }
-    } else if (message.type === "scores" && !this.waiting) this.showScores();
+      this.tell(message.text);
+      return;
+    }
+    this.tell(message.type === "problem" ? message.text : "scored.", message.type === "problem");
+    this.waiting = null;
+    this.progress.hidden = true;
+    this.showScores();
   }
 
   /** A text has come: which one, of how many there are. */
-  takePattern({ task, number, texts, pattern }) {
-    this.patterns.set(`${task}/${number}`, pattern);
-    this.awaited.clear();
+  takePattern({ task, asked, number, texts, pattern }) {
+    if (!this.isRecorded(task, number)) this.patterns.set(`${task}/${number}`, pattern);
+    this.awaited.delete(`${task}/${asked}`);
     this.view.texts[task] = texts;
     if (this.text.task !== task || this.pinned === undefined) return;
     this.text.number = Math.min(this.text.number, texts - 1);
     if (this.text.number === number) this.showAttention();
+  }
+
+  /** A text cannot be had; what is shown of another stays. */
+  missText({ task, number, text }) {
+    this.awaited.delete(`${task}/${number}`);
+    if (this.text.task !== task || this.text.number !== number || this.pinned === undefined || this.patterns.has(`${task}/${number}`)) return;
+    this.weights.replaceChildren(make("p", { class: "problem", role: "alert" }, text));
   }
 }
 

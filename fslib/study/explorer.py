@@ -8,7 +8,6 @@ import base64
 import html
 import json
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -83,29 +82,36 @@ def explore(
 
 
 def shown_units(study: Study, seed: int | None = None) -> list[Unit]:
-    """Return the units that `explore` shows of one of a study's models: those with a record, or that can be computed.
+    """Return the units that `explore` shows of one of a study's models.
 
-    Raises FslibError for a seed that the study does not have.
+    Of those about single heads, what has a record or can be computed here. Raises FslibError for a seed that the study
+    does not have.
     """
+    chosen = _chosen(study, seed)
+    return [*study.units(chosen), *(unit for unit in head_units(study, chosen) if _can_be_had(study, unit))]
+
+
+def _chosen(study: Study, seed: int | None) -> int:
     seeds = study.seeds
     if seed is not None and seed not in seeds:
         raise unknown("seed of this study", str(seed), [str(s) for s in seeds])
-    chosen = seeds[0] if seed is None else seed
-    return [*study.units(chosen), *(unit for unit in head_units(study, chosen) if _can_be_had(study, unit))]
+    return seeds[0] if seed is None else seed
 
 
 def _can_be_had(study: Study, unit: Unit) -> bool:
     """Return whether a unit has a record, or its data are at hand, so that it can be computed."""
-    with suppress(FslibError):
-        if study.store.find(unit) is None:
-            require(unit.task_names(), unit.kind)
+    if study.store.find(unit) is not None:
         return True
-    return False
+    try:
+        require(unit.task_names(), unit.kind)
+    except FslibError:
+        return False
+    return True
 
 
 def _of_study(study: Study, seed: int | None) -> "Explorer":
     shown = {unit.key for unit in shown_units(study, seed)}
-    chosen, p = study.seeds[0] if seed is None else seed, study.profile
+    chosen, p = _chosen(study, seed), study.profile
     units, alone, looked_at = study.units(chosen), lesion_unit(study, chosen), pattern_unit(study, chosen)
     iap = units.prune.iap(study.store)
     sets, rise = pruned_sets(iap), {}
@@ -133,7 +139,7 @@ def _of_study(study: Study, seed: int | None) -> "Explorer":
 
 def _of_model(model: MultiTaskModel, tasks: dict[str, Task], examples: int | None) -> "Explorer":
     check_model(model, *tasks.values())
-    check_several(tasks)
+    check_several({name: len(task.eval) for name, task in tasks.items()})
     trained_on, scored = examples or 256, examples or 200
     maps = {name: head_importance(model, task, examples=trained_on) for name, task in tasks.items()}
     tasks = {name: task.limited(eval=scored) for name, task in tasks.items()}
@@ -201,8 +207,8 @@ class Kernel:
     def scores(self, off: Bool[np.ndarray, "layers heads"], tell: Callable[[int, int], None]) -> dict[str, Any]:
         """Return every task's scores without some heads and with all of them, as the page takes them, and a note.
 
-        The note is empty unless the model answers otherwise than the recorded one: trained again on another type of
-        machine, it is not the same to the bit.
+        The note is empty unless the model answers otherwise than the recorded one, as one that was trained again on
+        another type of machine may.
         """
         found = self.predictions(off, tell)
         labels = {name: task.eval.labels for name, task in self.scored.items()}
@@ -213,7 +219,7 @@ class Kernel:
         others = sum(int((~np.isclose(now, known, atol=1e-3)).sum()) for now, known in pairs)
         note = (
             f"With all heads, this model answers {others} of {sum(map(len, labels.values()))} examples otherwise than "
-            "the recorded one: it was trained again here. Compare these scores with each other, not with recorded ones."
+            "the recorded one: it is not that model to the bit. Compare these scores with each other, not with records."
         )
         return {"scores": [effect_json(e) for e in effects], "whole": whole.json(), "note": note if others else ""}
 
@@ -279,9 +285,7 @@ class Explorer(anywidget.AnyWidget):
 
     def to_html(self, path: str | Path) -> Path:
         """Write the page into one file that needs no kernel and no network, and return its path."""
-        path = checked_path("file of the explorer", path)
-        if path.is_dir():
-            raise FslibError(f"{path} is a folder: give the name of a file, such as {path / 'explorer.html'}")
+        path = checked_file(path)
         text = page({"view": self.view, "off": self.off, "percent": self.percent, "kernel": False})
         write_text(path, text, instead="another file")
         return path
@@ -325,7 +329,8 @@ class Explorer(anywidget.AnyWidget):
                 self._score(message["id"], [int(at) for at in message["off"]])
             elif message["type"] == "pattern":
                 name = list(self._shown.importance)[int(message["task"])]
-                self.send({**message, **self._kernel.pattern(name, int(message["number"]))})
+                asked = int(message["number"])
+                self.send({**message, "asked": asked, **self._kernel.pattern(name, asked)})
         except KeyboardInterrupt:
             self._fail(message, "interrupted")
         except Exception as error:  # a page that waits for an answer has to hear of anything
@@ -334,7 +339,8 @@ class Explorer(anywidget.AnyWidget):
 
     def _fail(self, message: dict[str, Any], told: str) -> None:
         """Tell the page why its question has no answer."""
-        self.send({"type": "problem", **({"id": message["id"]} if "id" in message else {}), "text": told})
+        about: dict[str, Any] = {key: message[key] for key in ("id", "task", "number") if key in message}
+        self.send(about | {"type": "problem", "text": told})
 
     def _score(self, number: int | str, off: list[int]) -> None:
         def tell(done: int, total: int) -> None:
@@ -346,6 +352,14 @@ class Explorer(anywidget.AnyWidget):
         say(0, 1, "Getting the model: without a checkpoint it is trained again, which takes minutes …")
         self._in_the_model({"value": off})
         self.send({"type": "scores", "id": number, "off": off, **self._kernel.scores(self._as_heads(off), tell)})
+
+
+def checked_file(path: str | Path) -> Path:
+    """Return where a page is to be written. Raises FslibError for what is no path, and for a folder."""
+    path = checked_path("file of the explorer", path)
+    if path.is_dir():
+        raise FslibError(f"{path} is a folder: give the name of a file, such as {path / 'explorer.html'}")
+    return path
 
 
 def page(state: Mapping[str, Any]) -> str:

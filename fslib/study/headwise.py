@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fslib.data.tasks import Split, Task
 from fslib.errors import FslibError
-from fslib.evaluation import predict
+from fslib.evaluation import check_several, predict
 from fslib.importance import gradients_for, head_products
 from fslib.lesions import HeadLesions, lesion_heads
 from fslib.model import footprint
@@ -32,12 +32,21 @@ class LesionUnit(OneModelUnit):
     on: LesionedOn
     examples: int | None = Field(None, ge=2)
 
+    def check(self) -> None:
+        """Raise FslibError for a task of which a single example would be scored."""
+        super().check()
+        check_several(self._sizes())
+
+    def _sizes(self) -> dict[str, int]:
+        """Return how many examples of each task are scored."""
+        half = 2 if self.on == "scored" else 1
+        most = self.examples or sys.maxsize
+        return {task: min(most, self.model.evaluated(task) // half) for task in self.model.tasks}
+
     def token_layers(self) -> float:
         """Return about how often a token goes through a layer."""
         layers, heads = footprint.shape(self.model.encoder)
-        half = 2 if self.on == "scored" else 1
-        sizes = [min(self.examples or sys.maxsize, self.model.evaluated(task) // half) for task in self.model.tasks]
-        tokens = sum(size * self.model.tokens(task) for size, task in zip(sizes, self.model.tasks, strict=True))
+        tokens = sum(size * self.model.tokens(task) for task, size in self._sizes().items())
         return float(layers * (1 + layers * heads) * tokens)
 
     def tasks(self) -> dict[str, Task]:

@@ -98,7 +98,7 @@ def _draw_result(ax: Axes, result: Dissociation) -> None:
     error = [mean.value - mean.low, mean.high - mean.value]
     ax.errorbar(x, mean.value, yerr=error, color="black", marker="o", capsize=3, label="top heads")
     ax.axhline(0, color="black", linewidth=0.6)
-    ends = [np.append(*pair) for pair in ((mean.low, mean.random_low), (mean.high, mean.random_high))]
-    set_limits(ax, np.append(mean.value, mean.random), *ends)
+    low, high = np.append(mean.low, mean.random_low), np.append(mean.high, mean.random_high)
+    set_limits(ax, np.append(mean.value, mean.random), low, high)
     ax.set(xlabel="heads pruned (%)", ylabel="dissociation $D$ (points)", xticks=x)
     ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2))
