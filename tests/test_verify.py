@@ -7,7 +7,6 @@ import pytest
 
 import fslib
 from fslib.questions import main
-from fslib.study import cli
 from fslib.study.verify import Comparison, compare_claims
 
 
@@ -64,7 +63,7 @@ def test_verify_compares_claims_where_records_need_not_be_equal(study, exact, mo
     def verified(study, unit):
         return Comparison(unit, exact, [], 0.0, all_right(study, 0) if unit.kind == "prune" else study.store.get(unit))
 
-    monkeypatch.setattr(cli, "verify_unit", verified)
+    monkeypatch.setattr("fslib.study.verify.verify_unit", verified)
     code = main(["verify", "03", "--sample", "0"])
     said = capsys.readouterr().out
     assert ("smallest effect of interest" in said) == (not exact)
