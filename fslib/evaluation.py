@@ -1,17 +1,17 @@
 """Run a model over a split and score it."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from fslib.data.batches import Batch
 from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError, check_count
 from fslib.model.devices import gather_rows, processes
+from fslib.model.modes import in_mode
 from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.scoring import Score
 
@@ -102,15 +102,3 @@ def sample(task: Task, split: str, examples: int | None, seed: int) -> Split:
     check_count("seed", seed, 0)
     pick_split(task, split)  # refuses an unknown split by name
     return task.part(split, examples, seed)
-
-
-@contextmanager
-def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Switch dropout on (training) or off inside the block; every module's own mode is restored, whatever happens."""
-    modes = {module: module.training for module in model.modules()}
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

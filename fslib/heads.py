@@ -52,6 +52,11 @@ def checked_fractions(
     return tuple(counts[k] for k in sorted(counts))
 
 
+def head_name(layer: int, head: int) -> str:
+    """Return the name of a head as it stands in tables and figures, L4H5: both count from 1, where arrays have 0."""
+    return f"L{layer + 1}H{head + 1}"
+
+
 def top_heads(
     importance: Float[np.ndarray, "layers heads"], fraction: float, *, min_per_layer: int = 0
 ) -> Bool[np.ndarray, "layers heads"]:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from fslib.endings import Ending, Rule, Trunk
 from fslib.errors import FslibError, check_count, check_flag, check_number, unknown
-from fslib.evaluation import in_mode
 from fslib.heads import head_count, random_heads, top_heads
 from fslib.importance import REDUCTIONS, Contributions, check_normalize, contributions
 from fslib.model.attention import control_of
+from fslib.model.modes import in_mode
 from fslib.model.multitask import MultiTaskModel
 from fslib.model.spread import check_in_one_place, main_device
 

@@ -17,11 +17,12 @@ from fslib.data.batches import Batch
 from fslib.data.tasks import Task, as_tasks
 from fslib.dissociation import IAP
 from fslib.errors import FslibError, check_count, check_flag, finite_array, unknown
-from fslib.evaluation import EVAL_BATCH, check_finite, in_mode, length_batches, predict, predicted
+from fslib.evaluation import EVAL_BATCH, check_finite, length_batches, predict, predicted
 from fslib.heads import checked_fractions, random_heads, top_heads
 from fslib.importance import head_importance, mean_context
 from fslib.model.attention import ABLATIONS, pruned
 from fslib.model.devices import gather_rows
+from fslib.model.modes import in_mode
 from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.model.shortcuts import first_token, same_batch, shortcuts
 from fslib.progress import bar

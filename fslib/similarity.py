@@ -20,10 +20,11 @@ from jaxtyping import Float
 
 from fslib.data.tasks import Split, Task, as_tasks, check_texts
 from fslib.errors import FslibError, check_count, finite_array, number_array, unknown
-from fslib.evaluation import EVAL_BATCH, check_finite, in_mode, length_batches, sample
+from fslib.evaluation import EVAL_BATCH, check_finite, length_batches, sample
 from fslib.heads import overlap, top_heads
 from fslib.importance import gradients_for, wide
 from fslib.model.devices import gather_rows
+from fslib.model.modes import in_mode
 from fslib.model.multitask import POOLINGS, MultiTaskModel, check_model, pool
 from fslib.scoring import rank_correlation
 

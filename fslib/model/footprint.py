@@ -8,10 +8,10 @@ from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig
 
 from fslib.errors import FslibError, first_line
 from fslib.model.encoders import PRETRAINED, load_config, new_encoder, quiet
@@ -40,7 +40,7 @@ def _config(encoder: str) -> Any:
         return load_config(encoder)
     kind, (layers, heads, hidden) = PRETRAINED[encoder][1][0], PRETRAINED[encoder][1][1:]
     shape = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": hidden}
-    return AutoConfig.for_model(kind, **shape, intermediate_size=4 * hidden)
+    return transformers.AutoConfig.for_model(kind, **shape, intermediate_size=4 * hidden)
 
 
 def shape(encoder: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fslib.heads import overlap, top_heads
+from fslib.heads import head_name, overlap, top_heads
 from fslib.importance import normalized
 from fslib.scoring import interval, rank_correlation
 from fslib.study.headwise import lesion_unit
@@ -54,7 +54,7 @@ def lesions(study: Study) -> pd.DataFrame:
             lost = found.measure(task, layer, head).interval()
             rank = int((importance > importance[layer, head]).sum()) + 1
             row = (task, seed, r.value, max(r.low, -1), min(r.high, 1), halves)
-            rows.append((*row, f"L{layer + 1}H{head + 1}", *(lost.value, lost.low, lost.high), rank, (rise < 0).mean()))
+            rows.append((*row, head_name(layer, head), *(lost.value, lost.low, lost.high), rank, (rise < 0).mean()))
     return pd.DataFrame(rows, columns=LESIONS)
 
 

@@ -482,7 +482,7 @@ class Explorer {
     if (message.type === "pattern") this.takePattern(message);
     else if (message.type === "problem" && message.id === undefined) this.missText(message);
     else {
-      const mine = this.waiting?.id !== undefined && message.id === this.waiting.id;
+      const mine = this.waiting !== null && message.id === this.waiting.id;
       if (message.type === "scores") this.keep(message);
       if (mine) this.takeAnswer(message);
       else if (message.type === "scores") this.showScores(); // another view has asked

@@ -24,7 +24,7 @@ from fslib.data.batches import Batch
 from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError, check_count, checked_path, first_line, unknown
 from fslib.evaluation import EVAL_BATCH, blank_predictions, check_several, length_batches, predicted
-from fslib.heads import top_heads
+from fslib.heads import head_name, top_heads
 from fslib.importance import head_importance
 from fslib.model.attention import HOOKED
 from fslib.model.multitask import MultiTaskModel, check_model
@@ -298,7 +298,7 @@ class Explorer(anywidget.AnyWidget):
         lines = []
         for name, values in maps.items():
             best = np.unravel_index(np.argsort(-values, axis=None, kind="stable")[:3], values.shape)
-            named = ", ".join(f"L{layer + 1}H{head + 1}" for layer, head in zip(*best, strict=True))
+            named = ", ".join(head_name(int(layer), int(head)) for layer, head in zip(*best, strict=True))
             special = int((tops[name] & (counts == 1)).sum())
             size = int(tops[name].sum())
             lines.append(f"{name}: most important {named}; of its top {percent} %, {special} of {size} special")

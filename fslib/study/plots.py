@@ -55,6 +55,7 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
         with plt.rc_context(STYLE):  # type: ignore[arg-type]
             figure = plot(*args, **kwargs)
             figure.draw_without_rendering()  # tick labels take their size when they are first drawn
+        figure.set_layout_engine("none")  # laid out: saved twice and shown, it would be laid out three times more
         return figure
 
     return drawn
