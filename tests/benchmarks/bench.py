@@ -295,7 +295,7 @@ def timed(what: str, words: list[str], limit: float) -> bool:
 def smoke() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         words = [COMMAND, "run", "--fresh", "--profile", "smoke", "--results", folder]
-        return timed("smoke, all notebooks from scratch", words, 180)
+        return timed("smoke, all notebooks from scratch", words, 120)
 
 
 def mini_run() -> bool:
