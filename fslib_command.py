@@ -13,6 +13,7 @@ def main() -> int:
     if interrupt is signal.default_int_handler:  # one that is ignored stays so
         signal.signal(signal.SIGINT, _end)
     try:
+        import fslib.study.cli  # noqa: F401 - `command` opens it, when Ctrl-C is Python's own again
         from fslib.questions import main as command
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())

@@ -622,6 +622,25 @@ def hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+OPENED = """
+import signal, sys, fslib_command
+
+def noted(number, handler, change=signal.signal):
+    if handler is signal.default_int_handler:
+        print("fslib.study.cli" in sys.modules)
+    return change(number, handler)
+
+signal.signal, sys.argv = noted, ["fslib", "list", "--profile", "nano"]
+sys.exit(fslib_command.main())
+"""
+
+
+def test_nothing_is_left_to_open_when_an_interrupt_is_an_exception_again():
+    """One that came in the middle of an import would end in a traceback."""
+    done = subprocess.run([sys.executable, "-c", OPENED], capture_output=True, text=True, preexec_fn=hear_interrupts)
+    assert (done.stdout, done.returncode) == ("True\n", 2)
+
+
 def test_a_reader_that_goes_away_ends_the_command_without_a_word(results):
     process = start(["list", "--profile", "mini", *results])
     process.stdout.readline()

@@ -66,6 +66,12 @@ def wait_for_all() -> None:
     processes().wait_for_everyone()
 
 
+def leave() -> None:
+    """Part from the processes that this one has worked with: its threads that wait for them could abort its end."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @cache
 def is_first_to_fail() -> bool:
     """Return whether this process asks before others: those fail for the same reason, or since this one did."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fslib.errors import FslibError, first_line
-from fslib.model.devices import is_first, is_first_to_fail, keep_freed_memory, processes
+from fslib.model.devices import is_first, is_first_to_fail, keep_freed_memory, leave, processes
 from fslib.study.compatibility import check
 from fslib.study.config import settings_of
 from fslib.study.files import sweep
@@ -54,9 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _terminable():
         try:
             try:
-                return _obey(arguments)
+                code = _obey(arguments)
             finally:
                 say()
+            leave()
+            return code
         except OutputError as error:
             close_output()
             if isinstance(error.__cause__, BrokenPipeError):  # as for any command whose reader has gone
