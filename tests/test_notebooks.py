@@ -62,6 +62,17 @@ def test_a_notebook_shows_the_committed_results(path):
     assert same, f"{path.name} is not as executed: fslib run {path.stem[:2]} --in-place, and commit both"
 
 
+@pytest.mark.parametrize("profile", ["glue-mini", "evidence"])
+def test_notebooks_of_other_profiles_are_executed_as_they_are_now(profile):
+    executed = sorted((ROOT / "results" / profile / "notebooks").glob("*.ipynb"))
+    assert executed
+    for path in executed:
+        found = nbformat.read(path, as_version=4).cells
+        sources = [cell.source for cell in found if "injected-parameters" not in cell.metadata.get("tags", [])]
+        same = sources == [cell.source for cell in nbformat.read(ROOT / "notebooks" / path.name, as_version=4).cells]
+        assert same, f"{path.name} has changed: fslib run {path.stem[:2]} --profile {profile}, and commit it"
+
+
 def spoilt(change) -> nbformat.NotebookNode:
     notebook = nbformat.read(NOTEBOOKS[-1], as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -124,7 +135,7 @@ def test_committed_tables_are_written_again_as_they_are(tmp_path):
         assert again == (ROOT / "results" / "mini" / "tables" / f"{name}.md").read_text()
 
 
-@pytest.mark.parametrize("profile", ["mini", "glue-mini"])
+@pytest.mark.parametrize("profile", ["mini", "glue-mini", "evidence"])
 def test_committed_results_are_of_committed_code_and_of_no_one_machine(profile):
     folder = ROOT / "results" / profile
     records = [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]

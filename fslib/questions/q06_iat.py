@@ -13,6 +13,7 @@ from fslib.study.branches import (
     PLAIN,
     RANDOM,
     TREATED,
+    TRUNK,
     EndingsUnit,
     at_dose,
     dose_seeds,
@@ -325,10 +326,10 @@ def sentences(study: Study) -> str:
 
 @styled
 def plot_scores(table: pd.DataFrame, order: Sequence[str], reference: str = "plain") -> Figure:
-    """Draw, left: mean score minus the reference's. Then the same for each task; order: tasks, which colours follow."""
+    """Draw scores minus the reference's, mean and per task; without the trunk, far below. order: of tasks' colours."""
     tasks = list(dict.fromkeys(table["task"]))
     tasks = ["mean", *(t for t in tasks if t != "mean")]
-    names = [n for n in dict.fromkeys(table["ending"]) if n != reference]
+    names = [n for n in dict.fromkeys(table["ending"]) if n not in (reference, TRUNK)]
     figure, axes = panels(len(tasks), 0.8 + 0.22 * len(names), sharey=True, width_ratios=[1.6, *[1] * (len(tasks) - 1)])
     for ax, task in zip(axes, tasks, strict=True):
         part = table[table["task"] == task].set_index("ending").loc[names]
@@ -342,11 +343,12 @@ def plot_scores(table: pd.DataFrame, order: Sequence[str], reference: str = "pla
 
 @styled
 def plot_dissociation(table: pd.DataFrame, reference: str = "plain") -> Figure:
-    """Draw, left: dissociation at the end of training. Right: its difference from the reference's."""
+    """Draw, left: dissociation before the ending (trunk) and after it. Right: an ending's minus the reference's."""
     part = table[table["task"] == "mean"]
+    beside = part.mask(part["ending"] == TRUNK)
     figure, (left, right) = panels(2, 0.8 + 0.26 * len(part), sharey=True)
     forest(left, part["ending"], part["D"], part["low"], part["high"])
-    forest(right, part["ending"], part[f"minus {reference}"], part["diff low"], part["diff high"])
+    forest(right, part["ending"], beside[f"minus {reference}"], beside["diff low"], beside["diff high"])
     for ax in (left, right):
         ax.axvline(0, color="black", linewidth=0.6)
     left.set(xlabel="dissociation D (points)")
