@@ -202,9 +202,9 @@ class IAP:
         return Dissociation(convention, self.tasks, self.fractions, top, random, *tests)
 
     @cached_property
-    def _averaged(self) -> list[int]:
-        headline = [i for i, f in enumerate(self.fractions) if any(math.isclose(f, h) for h in HEADLINE)]
-        return headline or list(range(len(self.fractions)))
+    def headline(self) -> list[int]:
+        """The places, in `fractions`, of those D is averaged over: 10 and 30 %, or all where neither is pruned."""
+        return [i for i, f in enumerate(self.fractions) if round(f, 9) in HEADLINE] or [*range(len(self.fractions))]
 
     def _scored(
         self, convention: str, scores: np.ndarray, unpruned: np.ndarray
@@ -212,7 +212,7 @@ class IAP:
         """Return D with its means appended: over tasks as a last column, then over fractions as a last row."""
         d = dissociation(scores, unpruned, convention, self.chance())
         d = np.concatenate([d, d.mean(-1, keepdims=True)], -1)
-        return np.concatenate([d, d[..., self._averaged, :].mean(-2, keepdims=True)], -2)
+        return np.concatenate([d, d[..., self.headline, :].mean(-2, keepdims=True)], -2)
 
     def _cells(self, convention: str, lesions: Lesions) -> Cells:
         """Return D under some lesions, the mean over controls where there are any, and every example's influence."""

@@ -1,6 +1,7 @@
 """The questions' tables and claims: differences by hand, and what the committed records of `mini` say."""
 
 import itertools
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from refusal import refused
 
 import fslib
+from fslib.dissociation import dissociation
 from fslib.intervals import Interval, Measure, pooled
 from fslib.questions import q03_pruning, q04_models, q05_similarity, q06_iat, q07_transfer, q08_claims
 from fslib.scoring import rank_correlation
@@ -272,13 +274,14 @@ def test_c1_says_its_evidence_its_tasks_and_the_stricter_test(study):
     assert first == f"C1 {q03_pruning.evidence(result, '')}"
     assert "own lesion against others'" in first and ", MDE " in first
     assert carried.startswith("Both intervals lie above 0 in ") and shared.endswith(f"p = {result.mean.p_shared:.3f}.")
-    table = q03_pruning.by_task(result, study.seeds)
+    table = q03_pruning.by_task(result)
     assert table["task"].tolist() == [*result.tasks, "mean"]
     assert table.iloc[-1][["D", "above random", "p"]].tolist() == pytest.approx(
         [result.mean.value, result.mean.above, result.mean.p]
     )
-    names = [f"D, seed {s}" for s in study.seeds]
-    np.testing.assert_allclose(table[names].mean(1), table["D"])
+    seeds = q03_pruning.by_seed(result, study.seeds).set_index("seed")
+    assert seeds.index.tolist() == study.seeds
+    np.testing.assert_allclose(seeds[table["task"]].mean(), table["D"])
 
 
 def test_pairs_that_cross_over_are_counted(study):
@@ -291,6 +294,20 @@ def test_pairs_that_cross_over_are_counted(study):
         if left[i, i] < left[j, i] and left[j, j] < left[i, j]
     ]
     assert said.startswith(f"{len(crossing)} of 6 pairs") and all(pair in said for pair in crossing)
+
+
+def test_orders_of_the_lesions_that_give_a_larger_d_are_counted_and_named(study):
+    iap = study.iap()
+    scores, base = iap.top.scores[:, iap.headline], iap.baseline()[:, None]
+    d = {o: dissociation(scores[:, :, list(o)], base).mean() for o in itertools.permutations(range(len(iap.tasks)))}
+    larger = [order for order, value in d.items() if value > d[tuple(range(len(iap.tasks)))] + 1e-9]
+    said = q03_pruning.orders_above(iap)
+    assert said.startswith(f"{len(larger)} of 24 orders ") and said.count(";") == min(len(larger), 4) - 1
+    best = max(larger, key=d.get)
+    moved = [iap.tasks[i] for i, j in enumerate(best) if i != j]
+    first = said.partition(": ")[2].split(";")[0]
+    assert all((task in re.split(", | with ", first)) == (task in moved) for task in iap.tasks)
+    assert q03_pruning._cycles((1, 0, 2, 4, 5, 3), "abcdef") == ["a with b", "d with e with f"]
 
 
 def test_scores_under_lesions_by_hand(study):

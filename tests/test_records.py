@@ -973,6 +973,16 @@ def test_a_table_is_whole_as_csv_and_rounded_as_markdown(tmp_path):
     assert save_table(tmp_path, "t", table, digits=1)["D"][0] == 0.3
 
 
+def test_no_p_value_is_shown_as_0(tmp_path):
+    table = pd.DataFrame({"D": [1.0, 2.0, 3.0], "p": [0.0001, 0.0449, np.nan], "p, shared": 0.00051, "step": 0.0001})
+    shown = save_table(tmp_path, "t", table, digits=1)
+    assert shown["p"].tolist() == ["< 0.001", "0.045", ""] and shown["p, shared"].tolist() == ["< 0.001"] * 3
+    assert shown["step"].tolist() == [0.0] * 3, "no p value"
+    rows = (tmp_path / "tables" / "t.md").read_text().splitlines()[2:]
+    assert [row.split("|")[2].strip() for row in rows] == ["< 0.001", "0.045", ""]
+    assert pd.read_csv(tmp_path / "tables" / "t.csv")["p"].tolist()[:2] == [0.0001, 0.0449]
+
+
 def test_a_table_in_markdown_holds_no_html_no_column_and_no_escape_of_its_texts(tmp_path):
     table = pd.DataFrame({"a|b": ["<script>x</script>", "a|b", "c\\d\ne", "p < 0.05"], "n": [1, 2, 3, 4]})
     assert save_table(tmp_path, "t", table)["a|b"][1] == "a|b"

@@ -120,7 +120,8 @@ def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None
         parts = [[" ".join(v) for v in zip(*(table[c] for c in group), strict=True)] for group in groups]
         texts = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
         sides.append((texts, table[label]))
-    described = f"from {folder.name}"
+    known = hub.REGISTRY.get(name) if isinstance(name, str) else None
+    described = known.description if known else f"from {folder.name}"
     return make_task(
         name, sides[0], sides[1], label_names=names, metric=metric, description=described, source=str(folder)
     )

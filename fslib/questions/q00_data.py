@@ -13,7 +13,7 @@ from fslib.model.encoders import ENCODERS
 from fslib.model.multitask import MultiTaskModel
 from fslib.scoring import chance_level
 from fslib.study.fingerprints import cached_task
-from fslib.study.plots import looks, panels, percent, styled
+from fslib.study.plots import COLOURS, looks, panels, percent, styled
 from fslib.study.records import Unit
 from fslib.study.study import Study, plans
 
@@ -141,9 +141,9 @@ def embedded_encoders() -> pd.DataFrame:
 def plot_lengths_and_labels(lengths: Mapping[str, np.ndarray], balance: Mapping[str, Mapping[str, int]]) -> Figure:
     """Draw, left: tokens per example, task by task. Right: how often each label occurs (shares of the train split)."""
     style = looks(list(lengths))
-    figure, (left, right) = panels(2, 2.6)
+    figure, (left, right) = panels(2, max(2.6, 0.5 + 0.32 * len(lengths)))
     top = max(int(v.max()) for v in lengths.values())
-    for task, values in lengths.items():
+    for number, (task, values) in enumerate(lengths.items()):
         left.hist(
             values,
             bins=np.arange(0, top + 3, 3).tolist(),
@@ -151,10 +151,11 @@ def plot_lengths_and_labels(lengths: Mapping[str, np.ndarray], balance: Mapping[
             histtype="step",
             linewidth=1.4,
             color=style[task]["color"],
+            linestyle="-" if number < len(COLOURS) else "--",
             label=task,
         )
     left.set(xlabel="tokens per training example", ylabel="density")
-    left.legend()
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 if len(lengths) < 5 else 3, fontsize=7)
     for row, (task, counts) in enumerate(balance.items()):
         start, total = 0.0, sum(counts.values())
         for i, (label, count) in enumerate(counts.items()):
@@ -162,7 +163,17 @@ def plot_lengths_and_labels(lengths: Mapping[str, np.ndarray], balance: Mapping[
             fade = 0.85 - 0.6 * i / max(1, len(counts) - 1)
             right.barh(row, share, left=start, color=style[task]["color"], alpha=fade, edgecolor="white")
             text = label if share > 0.025 * len(label) else label[:4] + "."
-            right.text(start + share / 2, row, text, ha="center", va="center", fontsize=7, parse_math=False)
+            dark = style[task]["color"] == "#000000" and fade > 0.5
+            right.text(
+                start + share / 2,
+                row,
+                text,
+                color="white" if dark else "black",
+                ha="center",
+                va="center",
+                fontsize=7,
+                parse_math=False,
+            )
             start += share
     right.set_yticks(range(len(balance)), list(balance))
     right.invert_yaxis()

@@ -1,6 +1,7 @@
 """Notebook 03: claim C1, do a task's own important heads matter more to it than other heads?"""
 
 from collections.abc import Sequence
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -8,11 +9,15 @@ from matplotlib.figure import Figure
 
 from fslib.dissociation import IAP, Dissociation, double_dissociations, score_left
 from fslib.intervals import mean_of, score_measure
+from fslib.scoring import chance_level
 from fslib.study.evidence import LEAST_SEEDS, Evidence, Part, above_constant, learned, shown_p
 from fslib.study.plots import GREY, looks, panels, percent, set_limits, styled
 from fslib.study.profiles import SHARED, shared_by
 from fslib.study.records import Unit
 from fslib.study.study import Study, plans
+
+MOST_ORDERED = 8  # tasks: 40,320 orders
+SHOWN_ORDERS = 3
 
 
 @plans("03")
@@ -67,7 +72,8 @@ def pruning(study: Study) -> pd.DataFrame:
     """Return scores under every lesion: one row per scored task, fraction, and pruned task or "random".
 
     low, high: 95 % interval of the score, over seeds and examples; "random" is the mean over the scored task's own
-    matched controls. On all tasks, and all examples that lesions were evaluated on.
+    matched controls. chance: the score of the best constant answer. On all tasks, and all examples that lesions were
+    evaluated on.
     """
     iap = study.iap()
     rows = []
@@ -82,8 +88,8 @@ def pruning(study: Study) -> pd.DataFrame:
                     sets = iap.top.predictions[task][:, f - 1, t][:, None]
                 each = [score_measure(task, metric, sets[:, c], iap.labels[task]) for c in range(sets.shape[1])]
                 i = mean_of(each).interval()
-                rows.append((task, pruned, fraction, i.value, i.low, i.high))
-    return pd.DataFrame(rows, columns=["scored", "pruned", "fraction", "score", "low", "high"])
+                rows.append((task, pruned, fraction, i.value, i.low, i.high, chance_level(metric, iap.labels[task])))
+    return pd.DataFrame(rows, columns=["scored", "pruned", "fraction", "score", "low", "high", "chance"])
 
 
 def retained(study: Study) -> dict[float, pd.DataFrame]:
@@ -124,15 +130,20 @@ def shared_lesions(iap: IAP) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["lesions share", "hurt more by", "low", "high", "p", "MDE", "scored"])
 
 
-def by_task(result: Dissociation, seeds: Sequence[int]) -> pd.DataFrame:
-    """Return each task's D, its difference from matched random heads, and their means; with intervals, by seed."""
+def by_task(result: Dissociation) -> pd.DataFrame:
+    """Return each task's D, its difference from matched random heads, and their means, with intervals."""
     rows = []
     for name in (*result.tasks, "mean"):
         d = result.of(name) if name != "mean" else result.mean
         row = {"task": name, "D": d.value, "low": d.low, "high": d.high, "p": d.p, "random heads": d.random}
-        row |= {"above random": d.above, "above low": d.above_low, "above high": d.above_high}
-        rows.append(row | {f"D, seed {seed}": value for seed, value in zip(seeds, d.by_seed, strict=True)})
+        rows.append(row | {"above random": d.above, "above low": d.above_low, "above high": d.above_high})
     return pd.DataFrame(rows)
+
+
+def by_seed(result: Dissociation, seeds: Sequence[int]) -> pd.DataFrame:
+    """Return one row per seed: D of each task in that model, and their mean."""
+    each = {name: result.of(name).by_seed for name in result.tasks}
+    return pd.DataFrame({"seed": seeds, **each, "mean": result.mean.by_seed})
 
 
 def sentence(result: Dissociation, failed: str) -> str:
@@ -157,6 +168,37 @@ def crossings(iap: IAP) -> str:
     return f"{len(pairs)} of {count} pairs of tasks cross over (mean over fractions): {', '.join(pairs) or 'none'}"
 
 
+def orders_above(iap: IAP) -> str:
+    """Say which exchanges of lesions, alike in all models, give a larger mean D (lesion) than the true order."""
+    n, chosen = len(iap.tasks), iap.headline
+    if n > MOST_ORDERED:
+        return f"the orders of {n} tasks are too many to list"
+    left = score_left(iap.top.scores[:, chosen], iap.baseline()[:, None, None]).mean((0, 1))  # (pruned, scored)
+    # D's mean falls with what is left under own lesions, and with nothing else that an order changes
+    own = {order: float(left[list(order), range(n)].sum()) for order in permutations(range(n))}
+    least = own[tuple(range(n))] - 1e-12
+    better = sorted((total, order) for order, total in own.items() if total < least)
+    named = [", ".join(_cycles(order, iap.tasks)) for _, order in better[:SHOWN_ORDERS]]
+    more = ["..."] if len(better) > SHOWN_ORDERS else []
+    return (
+        f"{len(better)} of {len(own)} orders of the lesions give a larger mean D: {'; '.join(named + more) or 'none'}"
+    )
+
+
+def _cycles(order: Sequence[int], tasks: Sequence[str]) -> list[str]:
+    """Return what an order exchanges: names of the tasks that change their places with each other, per group."""
+    found, seen = [], set()
+    for first in range(len(order)):
+        cycle, at = [], first
+        while at not in seen:
+            seen.add(at)
+            cycle.append(tasks[at])
+            at = order[at]
+        if len(cycle) > 1:
+            found.append(" with ".join(cycle))
+    return found
+
+
 @styled
 def plot_by_task(result: Dissociation, tasks: Sequence[str]) -> Figure:
     """Draw, left: D of each task and their mean, every seed a dot, beside random heads'. Right: the mean relabelled.
@@ -176,7 +218,7 @@ def plot_by_task(result: Dissociation, tasks: Sequence[str]) -> Figure:
             left.errorbar(value, y, xerr=[[value - low], [high - value]], capsize=2, **look)
     ends = ("value", "low", "high"), ("random", "random_low", "random_high")
     middle, least, most = ([getattr(d, names[k]) for names in ends for d in points] for k in range(3))
-    set_limits(left, middle, least, most, "x")
+    set_limits(left, np.concatenate([middle, *(d.by_seed for d in points)]), least, most, "x")
     left.axvline(0, color="black", linewidth=0.6)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
@@ -224,6 +266,7 @@ def plot_pruning(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
                     capsize=2,
                 )
         least, most = part["score"].min(), part["score"].max()
+        ax.axhline(part["chance"].iloc[0], color="black", linestyle=":", linewidth=0.8, label="best constant answer")
         ax.set_ylim(least - 0.3 * (most - least) - 0.02, most + 0.3 * (most - least) + 0.02)  # intervals may reach far
         ax.set_title(f"scored: {scored}", color=style[scored]["color"], fontweight="bold")
         ax.set_ylabel("score (%)")

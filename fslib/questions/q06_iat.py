@@ -292,7 +292,7 @@ def movement(study: Study) -> pd.DataFrame:
         parts = dict.fromkeys(k for m in mine for k in m[name])
         shares = {k: np.mean([m[name][k] / m["plain"][k] for m in mine if k in m[name]]) for k in parts}
         if shares:
-            rows.append({"ending": name, **{f"rows of heads {k}": v for k, v in shares.items()}})
+            rows.append({"ending": name, "seeds": len(mine), **{f"rows of heads {k}": v for k, v in shares.items()}})
     return pd.DataFrame(rows)
 
 
@@ -337,7 +337,7 @@ def plot_scores(table: pd.DataFrame, order: Sequence[str], reference: str = "pla
         forest(ax, names, *(100 * part[k] for k in (f"minus {reference}", "diff low", "diff high")), color=colour)
         ax.axvline(0, color="black", linewidth=0.6)
         ax.set_title("mean over tasks" if task == "mean" else task)
-    figure.supxlabel(f"score minus that of {reference} multi-task training, same trunk (points)", fontsize=8.5)
+    figure.supxlabel(f"score minus that of {reference} multi-task training (points)", fontsize=8.5)
     return figure
 
 
@@ -365,7 +365,7 @@ def plot_doses(table: pd.DataFrame) -> Figure:
     pairs = list(table[["claim", "difference"]].drop_duplicates().itertuples(index=False))
     figure, axes = panels(len(pairs), 2.5, 2, sharex=True, sharey="row")
     for number, (ax, (claim, difference)) in enumerate(zip(axes, pairs, strict=True)):
-        sesoi, unit = SESOI[claim]
+        sesoi, unit = SESOI[claim][0], "points of score" if claim == "C4" else "points of D"
         ax.axhspan(-sesoi, sesoi, color="#eeeeee", lw=0)
         ax.axhline(0, color="black", linewidth=0.6)
         rows = table[(table["claim"] == claim) & (table["difference"] == difference)]

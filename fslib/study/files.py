@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 
@@ -22,6 +23,7 @@ from fslib.errors import FslibError
 from fslib.model.devices import partial_mark
 
 SCRATCH = "fslib-tmp-"  # begins the name of every temporary folder
+P_VALUES = re.compile(r"(.+ )?p(, .+)?")  # names of columns
 
 
 class CannotWriteError(FslibError):
@@ -117,10 +119,15 @@ def in_markdown(cell: Any) -> Any:
 
 
 def save_table(folder: Path, name: str, table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
-    """Write tables/<name>.csv (full precision) and .md (rounded); returns the rounded table, for display."""
+    """Write tables/<name>.csv (full precision) and .md (rounded); returns the rounded table, for display.
+
+    A column that is named for p values ("p", "claim p", "p, shared") shows none of them as 0.
+    """
     rounded = table.copy()
     numeric = rounded.select_dtypes("floating").columns
     rounded[numeric] = rounded[numeric].round(digits) + 0.0  # no -0.0
+    for column in filter(P_VALUES.fullmatch, numeric):
+        rounded[column] = table[column].map(_p_value)
     shown = rounded.rename(columns=in_markdown)
     for place in range(shown.shape[1]):
         if not pd.api.types.is_numeric_dtype(shown.dtypes.iloc[place]):
@@ -128,3 +135,9 @@ def save_table(folder: Path, name: str, table: pd.DataFrame, digits: int = 3) ->
     write_text(folder / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.10g"))
     write_text(folder / "tables" / f"{name}.md", shown.to_markdown(index=False) + "\n")
     return rounded
+
+
+def _p_value(p: float) -> str:
+    if np.isnan(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -175,14 +175,15 @@ def read_cards(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def changed_cards(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the cards that a folder lacks or has of other data, of those tasks whose data are at hand."""
+    """Return the cards that a folder lacks, or has of other data or words, of those tasks whose data are at hand."""
     try:
         known = read_cards(folder / FILE)
     except FslibError:
         known = {}
     tasks = {name: cached_task(name) for name in names}
     whole = {name: task for name, task in tasks.items() if not isinstance(task, RecordedTask)}
-    return {n: card_of(t) for n, t in whole.items() if known.get(n, {}).get("fingerprint") != t.fingerprint}
+    told = {n: [known.get(n, {}).get(what) for what in ("fingerprint", "description")] for n in whole}
+    return {n: card_of(t) for n, t in whole.items() if told[n] != [t.fingerprint, t.description]}
 
 
 def write_cards(folder: Path, cards: dict[str, dict[str, Any]]) -> None:

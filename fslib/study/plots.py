@@ -125,7 +125,8 @@ def forest(ax: Axes, names: Iterable[str], value: Iterable, low: Iterable, high:
 @styled
 def matrices(frames: Mapping[str, pd.DataFrame], label: str, *, fmt: str = ".2f", diverging: bool = False) -> Figure:
     """Draw annotated matrices side by side on one colour scale (diverging: centred at 0)."""
-    figure, axes = panels(len(frames), 2.5, min(3, len(frames)))
+    columns = min(3, len(frames))
+    figure, axes = panels(len(frames), 1.1 + 4.2 / max(columns, 2), columns)
     values = np.concatenate([f.to_numpy(dtype=float).ravel() for f in frames.values()])
     limit = float(np.nanmax(np.abs(values)))
     low, high = (-limit, limit) if diverging else (float(np.nanmin(values)), float(np.nanmax(values)))
@@ -147,7 +148,8 @@ def matrices(frames: Mapping[str, pd.DataFrame], label: str, *, fmt: str = ".2f"
             ax.add_patch(plt.Rectangle((row, row), 1, 1, fill=False, edgecolor="black", linewidth=1.6))
         ax.set_title(title)
         ax.set(xlabel=frame.columns.name or "", ylabel=(frame.index.name or "") if i % 3 == 0 else "")
-        ax.tick_params(axis="x", rotation=40, length=0)
+        ax.tick_params(axis="x", length=0)
+        plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
         ax.tick_params(axis="y", rotation=0, length=0)
         if i % 3:
             ax.set_yticklabels([])
