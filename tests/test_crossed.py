@@ -46,11 +46,22 @@ def test_lesions_that_share_a_text_or_a_question_by_hand():
     tasks = ("sst-2", "sst-shift", "bbc-shift", "qnli")
     left = {u: {t: 10 if t == u else leaves[shared_by(t, u)] for t in tasks} for u in tasks}
     left["sst-2"]["bbc-shift"] = 70  # of neither: with qnli's 80, 75 in the mean
-    table = q03_pruning.shared_lesions(pruned(left)).set_index("lesions share")
+    table = q03_pruning.shared_lesions(pruned(left)).set_index("lesion of")
+    question, text, own = "another task with its question", "another task on its text", "the task itself"
     # text: sst-2 (60 against 75) and sst-shift (60 against 80); question: sst-shift and bbc-shift, 50 against 80
-    assert table["hurt more by"].to_dict() == pytest.approx({"question": 30, "text": (15 + 20) / 2})
-    assert table["scored"].to_dict() == {"question": "sst-shift, bbc-shift", "text": "sst-2, sst-shift"}
-    assert (table["low"] <= table["hurt more by"]).all() and (table["high"] >= table["hurt more by"]).all()
+    assert table["by"].to_dict() == pytest.approx({question: 30, text: (15 + 20) / 2, own: 50 - 10})
+    assert table["by task"].to_dict() == {
+        question: "sst-shift +30.0, bbc-shift +30.0",
+        text: "sst-2 +15.0, sst-shift +20.0",
+        own: "sst-shift +40.0, bbc-shift +40.0",
+    }
+    assert (table["low"] <= table["by"]).all() and (table["high"] >= table["by"]).all()
+
+
+def test_a_task_that_shares_question_and_text_has_the_question_of_the_other():
+    left = {u: {t: 20 if t == u else 60 for t in ("bbc", "bbc-pair")} for u in ("bbc", "bbc-pair")}
+    (row,) = q03_pruning.shared_lesions(pruned(left)).to_dict("records")
+    assert (row["lesion of"], row["by"]) == ("the task itself", pytest.approx(40))
 
 
 def test_tasks_of_ones_own_share_what_nobody_knows():

@@ -94,6 +94,18 @@ class TestTwoWay:
         rows = measure([[3, 1], [-1, 1]]).interval()
         assert rows == pytest.approx((1, 1, 1))  # means 2 and 0, standard error 1
 
+    def test_variances_that_differ_by_rounding_alone_have_one_number_of_degrees_of_freedom(self):
+        """Where seeds vary as the residual does, they add nothing, and what rounding says must not decide on df."""
+        rng = np.random.default_rng(3)
+        x = rng.normal(size=(4, 30)) + 2 * rng.normal(size=30)
+        x -= x.mean(1, keepdims=True)
+        residual = ((x - x.mean(0)) ** 2).sum() / (3 * 29) / 120
+        seeds = np.array([1.0, -1.0, 1.0, -1.0])
+        seeds *= np.sqrt(residual * 4 / np.var(seeds, ddof=1))
+        df = [Measure(seeds * scale, {"e": x}).interval().df for scale in (1 - 1e-13, 1, 1 + 1e-13)]
+        assert df == pytest.approx([df[0]] * 3) and df[0] < 28
+        assert Measure(seeds * 0.99, {"e": x}).interval().df == pytest.approx(29), "examples alone"
+
     def test_several_strata_add_up(self):
         # the sum of two scores of the same 3 seeds on examples of their own
         a, b = np.array([[0, 4], [2, 2], [7, 9]]), np.array([[1, 2, 6], [5, 4, 6], [3, 3, 3]])

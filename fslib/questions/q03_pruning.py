@@ -12,12 +12,18 @@ from fslib.intervals import mean_of, score_measure
 from fslib.scoring import chance_level
 from fslib.study.evidence import LEAST_SEEDS, Evidence, Part, above_constant, learned, shown_p
 from fslib.study.plots import GREY, looks, panels, percent, set_limits, styled
-from fslib.study.profiles import SHARED, shared_by
+from fslib.study.profiles import shared_by
 from fslib.study.records import Unit
 from fslib.study.study import Study, plans
 
 MOST_ORDERED = 8  # tasks: 40,320 orders
 SHOWN_ORDERS = 3
+# lesions that are compared on one task: in words, and by what their task shares with it
+COMPARED = (
+    ("another task with its question", "one that shares nothing", {"question"}, {"neither"}),
+    ("another task on its text", "one that shares nothing", {"text"}, {"neither"}),
+    ("the task itself", "another with its question", {"itself"}, {"question", "question and text"}),
+)
 
 
 @plans("03")
@@ -103,31 +109,32 @@ def retained(study: Study) -> dict[float, pd.DataFrame]:
 def shared_lesions(iap: IAP) -> pd.DataFrame:
     """Return one row per thing that two tasks may share: how much more a lesion hurts for it, in points of score.
 
-    Of the tasks scored, each under the lesion of every other: mean score under lesions of tasks that share neither
-    question nor text with the scored one, minus that under lesions of tasks that share the one. Mean over fractions and
-    over the scored tasks that have both kinds of neighbours. Own lesions are left out. Without a row where no task has.
+    Compared are, on the same scored task, the mean scores under two kinds of lesions: those of other tasks that share
+    the question, or the text, with those of tasks that share neither; and its own with those of tasks that share the
+    question. Mean over fractions, and over the scored tasks that have both kinds. Without a row where no task has.
     """
     rows = []
-    for what in SHARED[:-1]:
-        differences, tasks = [], []
+    for lesion, than, kind, other in COMPARED:
+        by_task = {}
         for u, (task, metric) in enumerate(zip(iap.tasks, iap.metrics, strict=True)):
-            others = {t: shared_by(other, task) for t, other in enumerate(iap.tasks) if t != u}
-            like, unlike = ([t for t, shares in others.items() if shares == kind] for kind in (what, SHARED[-1]))
-            if like and unlike:
+            kinds = ["itself" if t == u else shared_by(name, task) for t, name in enumerate(iap.tasks)]
+            if set(kinds) & kind and set(kinds) & other:
                 predictions, labels = iap.top.predictions[task], iap.labels[task]  # (seeds, fractions, tasks, n)
                 score = {
                     t: mean_of(
                         [score_measure(task, metric, predictions[:, f, t], labels) for f in range(len(iap.fractions))]
                     )
-                    for t in (*like, *unlike)
+                    for t, found in enumerate(kinds)
+                    if found in kind | other
                 }
-                differences.append(mean_of([score[t] for t in unlike]) - mean_of([score[t] for t in like]))
-                tasks.append(task)
-        if differences:
-            i = mean_of(differences).scaled(100.0).interval()
-            row = {"lesions share": what, "hurt more by": i.value, "low": i.low, "high": i.high, "p": i.p}
-            rows.append(row | {"MDE": i.mde, "scored": ", ".join(tasks)})
-    return pd.DataFrame(rows, columns=["lesions share", "hurt more by", "low", "high", "p", "MDE", "scored"])
+                left = [mean_of([m for t, m in score.items() if kinds[t] in some]) for some in (kind, other)]
+                by_task[task] = (left[1] - left[0]).scaled(100.0)
+        if by_task:
+            i = mean_of(list(by_task.values())).interval()
+            row = {"lesion of": lesion, "hurts more than of": than, "by": i.value, "low": i.low, "high": i.high}
+            each = ", ".join(f"{task} {m.values.mean():+.1f}" for task, m in by_task.items())
+            rows.append(row | {"p": i.p, "MDE": i.mde, "by task": each})
+    return pd.DataFrame(rows, columns=["lesion of", "hurts more than of", "by", "low", "high", "p", "MDE", "by task"])
 
 
 def by_task(result: Dissociation) -> pd.DataFrame:
