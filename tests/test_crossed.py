@@ -64,6 +64,18 @@ def test_a_task_that_shares_question_and_text_has_the_question_of_the_other():
     assert (row["lesion of"], row["by"]) == ("the task itself", pytest.approx(40))
 
 
+def test_pairs_are_counted_by_what_they_share():
+    columns = ["pair", "shared", "importance", "enters", "D"]
+    rows = [("a", "neither", 0.1, True, 9.0), ("b", "neither", 0.2, True, 7.0), ("c", "neither", 0.3, True, 8.0)]
+    rows += [("d", "question", 0.8, True, 1.0), ("e", "text", 0.5, False, 5.0), ("f", "", 0.5, True, 5.0)]
+    table = q05_similarity.by_shared(pd.DataFrame(rows, columns=columns))
+    assert table["the two tasks share"].tolist() == ["question", "neither"], "learned, and known, in one order"
+    assert table["pairs"].tolist() == [1, 3] and table["D"].tolist() == [1, 8]
+    assert table[["lowest D", "highest D"]].to_numpy().tolist() == [[1, 1], [7, 9]]
+    assert table["importance"].tolist() == pytest.approx([0.8, 0.2])
+    assert np.isnan(table["rank correlation"][0]) and table["rank correlation"][1] == pytest.approx(-0.5)
+
+
 def test_tasks_of_ones_own_share_what_nobody_knows():
     left = {u: dict.fromkeys(("mine", "bbc", "sst-2"), 50) for u in ("mine", "bbc", "sst-2")}
     assert q03_pruning.shared_lesions(pruned(left)).empty

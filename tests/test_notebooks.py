@@ -144,9 +144,10 @@ def test_committed_results_are_of_committed_code_and_of_no_one_machine(profile):
         assert str(ROOT) not in path.read_text(), f"{path.name} tells where it was made"
 
 
-def test_glue_mini_has_the_notebooks_it_is_for():
-    folder = ROOT / "results" / "glue-mini"
-    for number in ("00", "01", "02", "03"):
+@pytest.mark.parametrize(("profile", "last"), [("glue-mini", 3), ("evidence", 8)])
+def test_a_profile_has_the_notebooks_it_is_for(profile, last):
+    folder = ROOT / "results" / profile
+    for number in (f"{n:02d}" for n in range(last + 1)):
         for part in ("tables", "figures", "notebooks"):
             assert list((folder / part).glob(f"{number}_*")), f"nothing of notebook {number} in {part}"
 

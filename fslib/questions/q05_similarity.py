@@ -157,6 +157,21 @@ def pairs(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def by_shared(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per thing that two tasks share: how many pairs of `pairs` do, their D and importance similarity.
+
+    rank correlation: of importance similarity with D among these pairs, a description without an interval.
+    """
+    rows = []
+    for shared, part in table[table["enters"] & (table["shared"] != "")].groupby("shared", sort=False):
+        row = {"the two tasks share": shared, "pairs": len(part), PRIMARY: part[PRIMARY].mean(), "D": part["D"].mean()}
+        row |= {"lowest D": part["D"].min(), "highest D": part["D"].max()}
+        rows.append(row | {"rank correlation": part[[PRIMARY, "D"]].corr("spearman").iloc[0, 1]})
+    columns = ["the two tasks share", "pairs", PRIMARY, "D", "lowest D", "highest D", "rank correlation"]
+    order = {what: i for i, what in enumerate(SHARED)}
+    return pd.DataFrame(rows, columns=columns).sort_values(columns[0], key=lambda c: c.map(order), ignore_index=True)
+
+
 def _matrices(study: Study) -> dict[str, pd.DataFrame]:
     """Return {measure: tasks by tasks}, from the record."""
     result = study.store.get(similarity_unit(study)).result
