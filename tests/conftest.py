@@ -28,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if (ROOT / "results" / "mini").is_dir():
         ignored = shutil.ignore_patterns("checkpoints", ".locks")
         shutil.copytree(ROOT / "results" / "mini", scratch / "mini", ignore=ignored)
+        # notebook 08 shows the claims of this profile, too
+        shutil.copytree(ROOT / "results" / "evidence" / "tables", scratch / "evidence" / "tables")
     os.environ["FSLIB_RESULTS"] = str(scratch)
 
 
