@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fslib.dissociation import IAP, Dissociation, double_dissociations, score_left
-from fslib.intervals import mean_of, score_measure
+from fslib.intervals import Measure, mean_of, score_measure
 from fslib.scoring import chance_level
 from fslib.study.evidence import LEAST_SEEDS, Evidence, Part, above_constant, learned, shown_p
 from fslib.study.plots import GREY, looks, panels, percent, set_limits, styled
@@ -84,6 +84,7 @@ def pruning(study: Study) -> pd.DataFrame:
     iap = study.iap()
     rows = []
     for u, (task, metric) in enumerate(zip(iap.tasks, iap.metrics, strict=True)):
+        chance = chance_level(metric, iap.labels[task])
         for f, fraction in enumerate((0.0, *iap.fractions)):
             for t, pruned in enumerate((*iap.tasks, "random")):
                 if not f:
@@ -94,7 +95,7 @@ def pruning(study: Study) -> pd.DataFrame:
                     sets = iap.top.predictions[task][:, f - 1, t][:, None]
                 each = [score_measure(task, metric, sets[:, c], iap.labels[task]) for c in range(sets.shape[1])]
                 i = mean_of(each).interval()
-                rows.append((task, pruned, fraction, i.value, i.low, i.high, chance_level(metric, iap.labels[task])))
+                rows.append((task, pruned, fraction, i.value, i.low, i.high, chance))
     return pd.DataFrame(rows, columns=["scored", "pruned", "fraction", "score", "low", "high", "chance"])
 
 
@@ -113,27 +114,27 @@ def shared_lesions(iap: IAP) -> pd.DataFrame:
     the question, or the text, with those of tasks that share neither; and its own with those of tasks that share the
     question. Mean over fractions, and over the scored tasks that have both kinds. Without a row where no task has.
     """
+    under: dict[
+        str, list[tuple[str | None, Measure]]
+    ] = {}  # each task's score under every lesion, and what that shares
+    for u, (task, metric) in enumerate(zip(iap.tasks, iap.metrics, strict=True)):
+        predictions, labels = iap.top.predictions[task], iap.labels[task]  # (seeds, fractions, tasks, n)
+        under[task] = []
+        for t, name in enumerate(iap.tasks):
+            each = [score_measure(task, metric, predictions[:, f, t], labels) for f in range(len(iap.fractions))]
+            under[task].append(("itself" if t == u else shared_by(name, task), mean_of(each)))
     rows = []
     for lesion, than, kind, other in COMPARED:
         by_task = {}
-        for u, (task, metric) in enumerate(zip(iap.tasks, iap.metrics, strict=True)):
-            kinds = ["itself" if t == u else shared_by(name, task) for t, name in enumerate(iap.tasks)]
-            if set(kinds) & kind and set(kinds) & other:
-                predictions, labels = iap.top.predictions[task], iap.labels[task]  # (seeds, fractions, tasks, n)
-                score = {
-                    t: mean_of(
-                        [score_measure(task, metric, predictions[:, f, t], labels) for f in range(len(iap.fractions))]
-                    )
-                    for t, found in enumerate(kinds)
-                    if found in kind | other
-                }
-                left = [mean_of([m for t, m in score.items() if kinds[t] in some]) for some in (kind, other)]
-                by_task[task] = (left[1] - left[0]).scaled(100.0)
+        for task, scores in under.items():
+            like, unlike = ([score for shares, score in scores if shares in some] for some in (kind, other))
+            if like and unlike:
+                by_task[task] = (mean_of(unlike) - mean_of(like)).scaled(100.0)
         if by_task:
             i = mean_of(list(by_task.values())).interval()
             row = {"lesion of": lesion, "hurts more than of": than, "by": i.value, "low": i.low, "high": i.high}
-            each = ", ".join(f"{task} {m.values.mean():+.1f}" for task, m in by_task.items())
-            rows.append(row | {"p": i.p, "MDE": i.mde, "by task": each})
+            listed = ", ".join(f"{task} {m.values.mean():+.1f}" for task, m in by_task.items())
+            rows.append(row | {"p": i.p, "MDE": i.mde, "by task": listed})
     return pd.DataFrame(rows, columns=["lesion of", "hurts more than of", "by", "low", "high", "p", "MDE", "by task"])
 
 
