@@ -114,9 +114,8 @@ def shared_lesions(iap: IAP) -> pd.DataFrame:
     the question, or the text, with those of tasks that share neither; and its own with those of tasks that share the
     question. Mean over fractions, and over the scored tasks that have both kinds. Without a row where no task has.
     """
-    under: dict[
-        str, list[tuple[str | None, Measure]]
-    ] = {}  # each task's score under every lesion, and what that shares
+    # each task's score under every lesion, with what the lesion's task shares with it
+    under: dict[str, list[tuple[str | None, Measure]]] = {}
     for u, (task, metric) in enumerate(zip(iap.tasks, iap.metrics, strict=True)):
         predictions, labels = iap.top.predictions[task], iap.labels[task]  # (seeds, fractions, tasks, n)
         under[task] = []
