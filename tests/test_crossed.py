@@ -6,6 +6,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from fslib.dissociation import IAP
 from fslib.questions import q03_pruning, q05_similarity, q06_iat
@@ -66,14 +67,35 @@ def test_a_task_that_shares_question_and_text_has_the_question_of_the_other():
 
 def test_pairs_are_counted_by_what_they_share():
     columns = ["pair", "shared", "importance", "enters", "D"]
-    rows = [("a", "neither", 0.1, True, 9.0), ("b", "neither", 0.2, True, 7.0), ("c", "neither", 0.3, True, 8.0)]
-    rows += [("d", "question", 0.8, True, 1.0), ("e", "text", 0.5, False, 5.0), ("f", "", 0.5, True, 5.0)]
+    rows = [
+        ("a + b", "neither", 0.1, True, 9.0),
+        ("a + c", "neither", 0.2, True, 7.0),
+        ("b + c", "neither", 0.3, True, 8.0),
+    ]
+    rows += [("a + d", "question", 0.8, True, 1.0), ("a + e", "text", 0.5, False, 5.0), ("a + f", "", 0.5, True, 5.0)]
     table = q05_similarity.by_shared(pd.DataFrame(rows, columns=columns))
     assert table["the two tasks share"].tolist() == ["question", "neither"], "learned, and known, in one order"
     assert table["pairs"].tolist() == [1, 3] and table["D"].tolist() == [1, 8]
     assert table[["lowest D", "highest D"]].to_numpy().tolist() == [[1, 1], [7, 9]]
     assert table["importance"].tolist() == pytest.approx([0.8, 0.2])
     assert np.isnan(table["rank correlation"][0]) and table["rank correlation"][1] == pytest.approx(-0.5)
+    assert table[["low", "high"]].isna().all(axis=None), "fewer than eight tasks have no interval"
+
+
+def test_pairs_without_the_question_in_common_have_a_correlation_of_their_own():
+    rng, pairs = np.random.default_rng(0), list(combinations(QUESTION_AND_TEXT, 2))
+    table = pd.DataFrame({"pair": [f"{a} + {b}" for a, b in pairs], "shared": [shared_by(*pair) for pair in pairs]})
+    table = table.assign(importance=rng.random(len(pairs)), D=rng.random(len(pairs)), enters=True)
+    rows = q05_similarity.by_shared(table).set_index("the two tasks share")
+    assert list(rows.index) == [*SHARED, "not the question"]
+    left = table[~table["shared"].isin(["question", "question and text"])]
+    row, of = rows.loc["not the question"], lambda part: part["importance"].corr(part["D"], method="spearman")
+    assert (row["pairs"], row["rank correlation"]) == (len(left), pytest.approx(of(left)))
+    tasks = list(QUESTION_AND_TEXT)
+    without = [of(left[[task not in pair.split(" + ") for pair in left["pair"]]]) for task in tasks]
+    half = stats.t.ppf(0.975, len(tasks) - 1) * np.std(without) * np.sqrt(len(tasks) - 1)
+    assert row[["low", "high"]].tolist() == pytest.approx([of(left) - half, of(left) + half])
+    assert rows["low"].min() >= -1 and rows["high"].max() <= 1
 
 
 def test_tasks_of_ones_own_share_what_nobody_knows():

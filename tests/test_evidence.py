@@ -36,6 +36,7 @@ from fslib.study.evidence import (
     Part,
     above_constant,
     changed_share,
+    correlation_over_pairs,
     decided,
     entering,
     gate_half,
@@ -390,6 +391,24 @@ class TestMantel:
         assert (
             mantel(self.A, diagonal, np.random.default_rng(0)).p == mantel(self.A, self.B, np.random.default_rng(0)).p
         ), "of a task and itself nothing is read"
+
+    def test_unknown_pairs_and_tasks_without_a_pair_are_left_out(self):
+        rng = np.random.default_rng(4)
+        a, b = matrix_of_tasks(rng, 6), matrix_of_tasks(rng, 6)
+        full = correlation_over_pairs(a, b)
+        assert full == mantel(a, b, rng).interval
+        wide = np.full((8, 8), np.nan)
+        wide[:6, :6] = a
+        assert correlation_over_pairs(wide, np.pad(b, (0, 2))) == full, "two tasks of which nothing is known"
+        some = a.copy()
+        some[0, 1] = some[1, 0] = np.nan
+        pairs = np.triu_indices(6, 1)
+        rest = np.isfinite(some[pairs])
+        assert correlation_over_pairs(some, b).value == pytest.approx(rank_correlation(a[pairs][rest], b[pairs][rest]))
+        three = correlation_over_pairs(a[:3, :3], b[:3, :3])
+        assert np.isfinite(three.value) and np.isnan(three.se), "no pair but one is left without a task"
+        assert np.isnan(correlation_over_pairs(a[:2, :2], b[:2, :2]).value)
+        assert np.isnan(correlation_over_pairs(a * np.nan, b).value), "nothing is known at all"
 
     def test_more_than_seven_tasks_are_exchanged_at_random_and_repeat(self, monkeypatch):
         monkeypatch.setattr(module, "EXCHANGES", 199)

@@ -146,7 +146,7 @@ def sentence(row: pd.Series) -> str:
 def plot_learning_curves(
     losses: Mapping[str, pd.DataFrame], curves: pd.DataFrame, chance: Mapping[str, float]
 ) -> Figure:
-    """Draw, left: training loss (running mean) per task. Right: evaluation score along training, one line per seed.
+    """Draw, left: training loss (running mean) per task. Right: evaluation score along training, mean and each seed.
 
     losses[task]: columns step, loss, averaged over seeds. curves: columns seed, step, then one per task.
     """
@@ -155,7 +155,9 @@ def plot_learning_curves(
     for task, frame in losses.items():
         left.plot(frame["step"], frame["loss"], color=style[task]["color"], label=task)
         for _, run in curves.groupby("seed"):
-            right.plot(run["step"], run[task], **style[task], linewidth=1)  # type: ignore[arg-type]
+            right.plot(run["step"], run[task], color=style[task]["color"], linewidth=0.5, alpha=0.4)
+        mean = curves.groupby("step")[task].mean()
+        right.plot(mean.index, mean, **style[task], linewidth=1.4)  # type: ignore[arg-type]
         right.axhline(chance[task], color=style[task]["color"], linestyle=":", linewidth=0.9)
     left.set(xlabel="step (one batch of one task)", ylabel="training loss, running mean")
     left.legend()

@@ -29,6 +29,7 @@ from fslib.study.evidence import (
     Evidence,
     Part,
     above_best_constant,
+    correlation_over_pairs,
     gate_examples,
     learned,
     mantel,
@@ -43,6 +44,7 @@ from fslib.training import train
 
 MEASURES = ("importance", "top heads", "TaskEmb", "TextEmb", "CKA")
 UNKNOWN = "(not known)"
+BETWEEN = " + "  # the tasks of a pair
 NAMED = 15  # pairs: more than that are told apart by what they share, not by name
 PRIMARY = "importance"  # the similarity that decides on C2, chosen beforehand; the others show how much hangs on it
 
@@ -150,7 +152,7 @@ def pairs(study: Study) -> pd.DataFrame:
     rows = []
     for pair, iap in _iaps(study).items():
         d = scored(iap).dissociation(draws=study.profile.draws).mean
-        row: dict[str, object] = {"pair": " + ".join(pair), "shared": shared_by(*pair) or ""}
+        row: dict[str, object] = {"pair": BETWEEN.join(pair), "shared": shared_by(*pair) or ""}
         row |= {m: matrices[m].loc[pair] for m in MEASURES}
         row |= {"enters": set(pair) <= set(passed), "D": d.value, "low": d.low, "high": d.high}
         rows.append(row | {"random heads": d.random, "p": d.p})
@@ -160,16 +162,39 @@ def pairs(study: Study) -> pd.DataFrame:
 def by_shared(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per thing that two tasks share: how many pairs of `pairs` do, their D and importance similarity.
 
-    rank correlation: of importance similarity with D among these pairs, a description without an interval.
+    The last row has all pairs that share no question, where there are several kinds of them: does similarity count
+    beyond the question? rank correlation: of importance similarity with D among these pairs; low, high: its jackknife
+    over tasks, of eight or more. A description, which decides nothing: it was not fixed beforehand.
     """
+    known = table[table["enters"] & (table["shared"] != "")]
+    groups = {what: part for what in SHARED if len(part := known[known["shared"] == what])}
+    if {"text", "neither"} <= groups.keys():
+        groups["not the question"] = known[known["shared"].isin(["text", "neither"])]
     rows = []
-    for shared, part in table[table["enters"] & (table["shared"] != "")].groupby("shared", sort=False):
+    for shared, part in groups.items():
         row = {"the two tasks share": shared, "pairs": len(part), PRIMARY: part[PRIMARY].mean(), "D": part["D"].mean()}
         row |= {"lowest D": part["D"].min(), "highest D": part["D"].max()}
-        rows.append(row | {"rank correlation": part[[PRIMARY, "D"]].corr("spearman").iloc[0, 1]})
-    columns = ["the two tasks share", "pairs", PRIMARY, "D", "lowest D", "highest D", "rank correlation"]
-    order = {what: i for i, what in enumerate(SHARED)}
-    return pd.DataFrame(rows, columns=columns).sort_values(columns[0], key=lambda c: c.map(order), ignore_index=True)
+        found = correlation_over_pairs(*(_matrix(part, column).to_numpy() for column in (PRIMARY, "D")))
+        row["rank correlation"] = found.value
+        enough = found.df + 1 >= LEAST_TASKS
+        rows.append(row | (_ends(found) if enough else {"low": np.nan, "high": np.nan}))
+    columns = ["the two tasks share", "pairs", PRIMARY, "D", "lowest D", "highest D", "rank correlation", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _ends(correlation: Interval) -> dict[str, float]:
+    """Return the interval of a correlation, which lies in [-1, 1], and so does what is known of it."""
+    return {"low": max(correlation.low, -1.0), "high": min(correlation.high, 1.0)}
+
+
+def _matrix(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return a column of `pairs` as tasks by tasks; NaN for a pair without a row."""
+    pairs = table["pair"].str.split(BETWEEN, regex=False)
+    tasks = list(dict.fromkeys(task for pair in pairs for task in pair))
+    frame = pd.DataFrame(np.nan, tasks, tasks)
+    for (a, b), value in zip(pairs, table[column], strict=True):
+        frame.loc[a, b] = frame.loc[b, a] = value
+    return frame
 
 
 def _matrices(study: Study) -> dict[str, pd.DataFrame]:
@@ -186,17 +211,12 @@ def correlations(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     and where a D is not defined.
     """
     tasks = learned(gate(study))
-    d = pd.DataFrame(np.nan, tasks, tasks)
-    for pair, value in zip(task_pairs(study), table["D"], strict=True):
-        if set(pair) <= set(tasks):
-            d.loc[pair] = d.loc[pair[::-1]] = value
+    d = _matrix(table, "D").reindex(index=tasks, columns=tasks).to_numpy()
     rows = []
     for measure, frame in _matrices(study).items():
-        found = mantel(frame.loc[tasks, tasks].to_numpy(dtype=float), d.to_numpy(), np.random.default_rng(0))
-        low, high = found.interval.low, found.interval.high
+        found = mantel(frame.loc[tasks, tasks].to_numpy(dtype=float), d, np.random.default_rng(0))
         row: dict[str, object] = {"similarity": measure, "rank correlation with D": found.interval.value}
-        # a correlation lies in [-1, 1], and so does what is known of it
-        row |= {"low": max(low, -1.0), "high": min(high, 1.0), "se": found.interval.se, "p": found.p}
+        row |= {**_ends(found.interval), "se": found.interval.se, "p": found.p}
         rows.append(row | {"tasks": len(tasks), "pairs": len(tasks) * (len(tasks) - 1) // 2})
     return pd.DataFrame(rows)
 
@@ -244,7 +264,8 @@ def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
     for ax in axes[::3]:
         ax.set_ylabel("dissociation D (points)")
     handles, labels = axes[0].get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
+    found = dict(zip(labels, handles, strict=True))
+    once = {name: found[name] for name in (*SHARED, *labels) if name in found}
     axes[-1].axis("off")
     title = "model trained on" if len(once) == len(table) else "the two tasks share"
     axes[-1].legend(once.values(), once.keys(), loc="center", title=title)

@@ -246,6 +246,31 @@ class Mantel:
     p: float
 
 
+def correlation_over_pairs(
+    similarity: Float[np.ndarray, "tasks tasks"], other: Float[np.ndarray, "tasks tasks"]
+) -> Interval:
+    """Return the rank correlation of two symmetric matrices over pairs of tasks, those where neither is NaN.
+
+    Its interval leaves out tasks (jackknife), not pairs, since pairs that share a task are not independent: it is a
+    little too wide rather than too narrow. A task without any pair does not count. NaN for fewer than three pairs; the
+    interval is NaN if fewer than three are left without some task.
+    """
+    known = np.isfinite(similarity) & np.isfinite(other) & ~np.eye(len(similarity), dtype=bool)
+    tasks = np.flatnonzero(known.any(axis=1))
+
+    def correlation(chosen: np.ndarray) -> float:
+        pairs = np.ix_(chosen, chosen)
+        entries = np.triu(known[pairs])
+        if entries.sum() < 3:
+            return np.nan
+        return rank_correlation(similarity[pairs][entries], other[pairs][entries])
+
+    without = np.array([correlation(np.delete(tasks, k)) for k in range(len(tasks))])
+    n = len(tasks)
+    se = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()) if n else np.nan
+    return Interval(correlation(tasks), float(se), n - 1)
+
+
 def mantel(
     similarity: Float[np.ndarray, "tasks tasks"],
     other: Float[np.ndarray, "tasks tasks"],
@@ -253,33 +278,24 @@ def mantel(
 ) -> Mantel:
     """Correlate two symmetric matrices over pairs of tasks, by ranks (Mantel, 1967).
 
-    Pairs that share a task are not independent. So for p not pairs but tasks are exchanged, the observed order counted
-    among them (Phipson and Smyth, 2010), and for the interval tasks are left out, not pairs: it is a little too wide
-    rather than too narrow. NaN where an entry off the diagonal is, and for fewer than four tasks.
+    For p not pairs but tasks are exchanged, the observed order counted among them (Phipson and Smyth, 2010). NaN where
+    an entry off the diagonal is, and for fewer than four tasks.
     """
     tasks = len(similarity)
     upper = np.triu_indices(tasks, 1)
     if tasks < 4 or not (np.isfinite(similarity[upper]).all() and np.isfinite(other[upper]).all()):
         return Mantel(Interval(np.nan, np.nan, np.nan), np.nan)
-
-    def correlation(a: np.ndarray, b: np.ndarray) -> float:
-        pairs = np.triu_indices(len(a), 1)
-        return rank_correlation(a[pairs], b[pairs])
-
-    own = np.arange(tasks)
-    without = np.array([correlation(*(np.delete(np.delete(m, k, 0), k, 1) for m in (similarity, other))) for k in own])
-    se = float(np.sqrt((tasks - 1) / tasks * ((without - without.mean()) ** 2).sum()))
     if math.factorial(tasks) <= 5040:
         orders = np.array(list(permutations(range(tasks))))
     else:
-        orders = np.vstack([own, rng.permuted(np.tile(own, (EXCHANGES - 1, 1)), axis=1)])
+        orders = np.vstack([np.arange(tasks), rng.permuted(np.tile(np.arange(tasks), (EXCHANGES - 1, 1)), axis=1)])
     # exchanged names are the same ranks in other places
     ranks, others = np.zeros((tasks, tasks)), stats.rankdata(other[upper])
     ranks[upper] = stats.rankdata(similarity[upper])
     ranks += ranks.T
     null = ranks[orders[:, upper[0]], orders[:, upper[1]]] @ (others - others.mean())
     p = float((null <= null[0] + 1e-9).mean())  # the first order is the observed one
-    return Mantel(Interval(correlation(similarity, other), se, tasks - 1), p)
+    return Mantel(correlation_over_pairs(similarity, other), p)
 
 
 def changed_share(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
