@@ -128,6 +128,16 @@ def test_parts_of_the_readme_are_found_or_missed_by_name(tmp_path):
     assert (tmp_path / "figures" / "teaser.png").is_file()
 
 
+def test_a_published_site_links_to_its_notebooks_on_binder(tmp_path, capsys):
+    readme = (ROOT / "README.md").read_text()
+    link = "https://mybinder.org/v2/gh/some-one/fslib.x/HEAD?urlpath=lab/tree/notebooks"
+    assert f"]({link})" in landing(readme, "some-one/fslib.x") and "mybinder" not in landing(readme)
+    for wrong in ("fslib", "a/b/c", "a b/c", "https://github.com/a/b"):
+        assert main(["site", "--out", str(tmp_path / "site"), "--repository", wrong]) == 2
+        assert "give owner/name" in capsys.readouterr().err
+    assert not (tmp_path / "site").exists()
+
+
 def test_a_folder_that_is_no_site_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine").write_text("work")
     (tmp_path / "index.html").write_text("of somebody else")
@@ -141,7 +151,8 @@ def test_the_workflows_do_what_a_reader_does():
     assert workflows.keys() == {"ci", "site"}
     steps = {name: [s.get("run") for s in next(iter(w["jobs"].values()))["steps"]] for name, w in workflows.items()}
     assert "bash .ci/run" in steps["ci"]
-    assert steps["site"][2:4] == ['pip install -r requirements.lock -e ".[site]"', "fslib site --out site"]
+    build_it = 'fslib site --out site --repository "$GITHUB_REPOSITORY"'
+    assert steps["site"][2:4] == ['pip install -r requirements.lock -e ".[site]"', build_it]
 
 
 @pytest.mark.browser

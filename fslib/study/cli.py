@@ -159,6 +159,9 @@ def _parser() -> argparse.ArgumentParser:
     page.set_defaults(action=_explore)
     site = actions.add_parser("site", help="write the site: notebooks, method, results and the explorer as pages")
     site.add_argument("--out", type=Path, default=ROOT / "site", metavar="FOLDER", help="where (default: site/)")
+    site.add_argument(
+        "--repository", default="", metavar="OWNER/NAME", help="on GitHub: adds a link to the notebooks on Binder"
+    )
     site.set_defaults(action=_site)
     return parser
 
@@ -349,7 +352,7 @@ def _site(options: argparse.Namespace) -> int:
     from fslib.study.site import build  # which needs more packages than anything else
 
     begun = time.perf_counter()
-    landing = build(options.out.absolute(), say)
+    landing = build(options.out.absolute(), say, options.repository)
     say(f"{landing}: open it in a browser; built in {time.perf_counter() - begun:.0f} s")
     return 0
 

@@ -33,16 +33,21 @@ METHOD = {
     "iat": ("Important attention-head training", ("iat",)),
     "tasks": ("Similarity of tasks, and transfer", ("similarity", "transfer")),
 }
+REPOSITORY = re.compile(r"[\w-]+/[\w.-]+", re.ASCII)
 LINK = re.compile(r"(?P<before>!?\[[^\]]*\])\((?P<target>[^)\s]+)\)")
 
 
-def build(out: Path, say: Callable[[str], None]) -> Path:
+def build(out: Path, say: Callable[[str], None], repository: str = "") -> Path:
     """Write the site into a folder, in the place of the one that is there, and return its landing page.
 
-    Raises FslibError outside a clone, where Sphinx is not installed, and for the first thing that Sphinx warns of.
+    repository: owner/name on GitHub, for a link that opens the notebooks on Binder; "" for no such link.
+    Raises FslibError for another form of it, outside a clone, where Sphinx is not installed, and for the first thing
+    that Sphinx warns of.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file()):
         raise FslibError(f"{out} is there and no site: give a folder of its own, with --out")
+    if repository and not REPOSITORY.fullmatch(repository):
+        raise FslibError(f"{repository!r:.80} is no repository on GitHub: give owner/name")
     try:
         from fslib.study.site_pages import make_html
     except ImportError as error:
@@ -50,7 +55,7 @@ def build(out: Path, say: Callable[[str], None]) -> Path:
     with scratch_folder() as scratch:
         source, made = scratch / "source", scratch / "site"
         say("gathering pages")
-        gather(source)
+        gather(source, repository)
         say(f"building {sum(1 for _ in source.rglob('*.md')) + len(find_notebooks())} pages")
         make_html(source, made)
         (made / MARK).write_text("written by fslib site; the next one replaces this folder\n", encoding="utf-8")
@@ -61,11 +66,11 @@ def build(out: Path, say: Callable[[str], None]) -> Path:
     return out / "index.html"
 
 
-def gather(source: Path) -> None:
-    """Write all pages as Sphinx reads them, with the files that they show or link to."""
+def gather(source: Path, repository: str = "") -> None:
+    """Write all pages as Sphinx reads them, with the files that they show or link to; repository: as in `build`."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     pages = {
-        "index.md": landing(readme),
+        "index.md": landing(readme, repository),
         "explorer.md": explorer_page(),
         "benchmarks.md": f"# What it costs, and how often it is wrong\n\n"
         f"{section(readme, 'How a claim is decided, and how often that is wrong')}\n{section(readme, 'What it costs')}",
@@ -104,7 +109,7 @@ def contents(pages: Iterable[str], *, hidden: bool = False) -> str:
     return "```{toctree}\n" + (":hidden:\n" if hidden else ":maxdepth: 1\n") + "\n" + "\n".join(pages) + "\n```\n"
 
 
-def landing(readme: str) -> str:
+def landing(readme: str, repository: str = "") -> str:
     """Return the landing page: what this is, the claims as the records have them, and two commands."""
     first = readme[: readme.index("\n## ")]
     claims = "\n\n".join(
@@ -112,8 +117,11 @@ def landing(readme: str) -> str:
     )
     pages = ("notebooks", "explorer", "method", "profiles", "commands", "benchmarks", "paper", "cite")
     told = "How a claim is decided, and what the numbers mean, is in [notebook 08](notebooks/08_claims.ipynb)."
-    parts = (first, "## What came out", claims, told, section(readme, "Two commands"), contents(pages, hidden=True))
-    return "\n\n".join(parts)
+    commands = section(readme, "Two commands")
+    if repository:  # a link, not Binder's badge, which is loaded from there
+        notebooks = f"https://mybinder.org/v2/gh/{repository}/HEAD?urlpath=lab/tree/notebooks"
+        commands += f"Without installing anything: [the notebooks on Binder]({notebooks})."
+    return "\n\n".join((first, "## What came out", claims, told, commands, contents(pages, hidden=True)))
 
 
 def claims_table(profile: str) -> str:
