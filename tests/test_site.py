@@ -94,18 +94,48 @@ def test_all_links_and_anchors_resolve(site, pages):
     assert checked > 500
 
 
-def test_the_claims_are_those_of_the_table(site):
-    table = pd.read_csv(ROOT / "results" / "mini" / "tables" / "08_claims.csv")
-    text = (site / "index.html").read_text(encoding="utf-8")
-    first = re.search(r"<table.*?</table>", text, re.S)[0]
-    rows = [re.findall(r"<t[hd].*?><p>(.*?)</p></t[hd]>", row, re.S) for row in re.findall(r"<tr.*?</tr>", first, re.S)]
-    assert rows[0] == list(table.columns) and len(rows) == 1 + len(table)
-    for found, (_, wanted) in zip(rows[1:], table.iterrows(), strict=True):
-        shown = dict(zip(rows[0], found, strict=True))
-        for name in ("claim", "measured here", "verdict"):
-            assert unescape(shown[name]).replace("’", "'") == wanted[name]
-        for name in ("value", "low", "high", "p", "MDE"):
-            assert shown[name] == ("" if pd.isna(wanted[name]) else f"{wanted[name]:.3g}")
+def test_the_claims_are_those_of_the_tables(site):
+    (rows,) = tables(site / "index.html")
+    assert rows[0] == ["claim", "measured here", "mini", "mini: verdict", "evidence", "evidence: verdict"]
+    for column, profile in ((2, "mini"), (4, "evidence")):
+        saved = pd.read_csv(ROOT / "results" / profile / "tables" / "08_claims.csv")
+        assert [row[:2] for row in rows[1:]] == saved[["claim", "measured here"]].to_numpy().tolist()
+        assert [row[column + 1] for row in rows[1:]] == saved["verdict"].tolist()
+        for row, (_, part) in zip(rows[1:], saved.iterrows(), strict=True):
+            estimate = f"{part['value']:.2f} [{part['low']:.2f}, {part['high']:.2f}]"
+            p = "< 0.001" if part["p"] < 0.001 else f"= {part['p']:.3f}"
+            told = f"p {p}, {part['MDE']:.2g}"
+            wanted = "none" if pd.isna(part["value"]) else estimate if pd.isna(part["p"]) else f"{estimate}, {told}"
+            assert row[column] == wanted
+
+
+def test_a_profile_has_its_claims_and_its_notebooks(site):
+    for name in ("mini", "evidence"):
+        saved = pd.read_csv(ROOT / "results" / name / "tables" / "08_claims.csv").drop(columns="the paper says")
+        rows = tables(site / "profiles" / f"{name}.html")[0]
+        assert rows[0] == list(saved.columns) and len(rows) == 1 + len(saved)
+        for found, (_, wanted) in zip(rows[1:], saved.iterrows(), strict=True):
+            told = dict(zip(rows[0], found, strict=True))
+            assert all(told[c] == wanted[c] for c in ("claim", "measured here", "verdict"))
+            for c in ("value", "low", "high", "p", "MDE"):
+                assert told[c] == ("" if pd.isna(wanted[c]) else f"{wanted[c]:.3g}")
+    for name in ("evidence", "glue-mini"):
+        text = (site / "profiles" / f"{name}.html").read_text(encoding="utf-8")
+        for path in (ROOT / "results" / name / "notebooks").glob("*.ipynb"):
+            assert f'href="../results/{name}/notebooks/{path.stem}.html"' in text
+
+
+def tables(page: Path) -> list[list[list[str]]]:
+    """Return the texts of a page's tables, row by row."""
+
+    def text(cell: str) -> str:
+        return unescape(re.sub(r"<[^>]+>", "", cell)).replace("’", "'").strip()
+
+    found = re.findall(r"<table.*?</table>", page.read_text(encoding="utf-8"), re.S)
+    cells = r"<t[hd].*?>(.*?)</t[hd]>"
+    return [
+        [list(map(text, re.findall(cells, row, re.S))) for row in re.findall(r"<tr.*?</tr>", t, re.S)] for t in found
+    ]
 
 
 def test_docstrings_are_read_as_they_are_written(site):
@@ -117,10 +147,11 @@ def test_docstrings_are_read_as_they_are_written(site):
 
 
 def test_parts_of_the_readme_are_found_or_missed_by_name(tmp_path):
-    readme = "# t\n\nfirst\n\n## Two commands\n\none\n\n## Last\n\nend\n"
+    readme = "# t\n\nfirst\n\n## What came out\n\n| typed |\n| - |\n\n## Two commands\n\none\n\n## Last\n\nend\n"
     assert section(readme, "Two commands") == "## Two commands\n\none\n\n"
     assert section(readme, "Last", title=False) == "\nend\n"
-    assert "first" in landing(readme) and "one" in landing(readme)
+    page = landing(readme)
+    assert "first" in page and "one" in page and "own lesion against others'" in page and "typed" not in page
     with refused("README.md has no section 'Lost'"):
         section(readme, "Lost")
     text = "[a](figures/teaser.png) [b](results/glue-mini) [c](https://x.y) [d](#here) ![e](figures/teaser.png)"

@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from fslib.errors import FslibError
+from fslib.study.evidence import shown_p
 from fslib.study.files import in_markdown, remove, scratch_folder, writing
 from fslib.study.fingerprints import planning
 from fslib.study.plan import plan_lines
@@ -56,7 +57,7 @@ def build(out: Path, say: Callable[[str], None], repository: str = "") -> Path:
         source, made = scratch / "source", scratch / "site"
         say("gathering pages")
         gather(source, repository)
-        say(f"building {sum(1 for _ in source.rglob('*.md')) + len(find_notebooks())} pages")
+        say(f"building {sum(1 for path in source.rglob('*') if path.suffix in ('.md', '.ipynb'))} pages")
         make_html(source, made)
         (made / MARK).write_text("written by fslib site; the next one replaces this folder\n", encoding="utf-8")
         with writing(out, instead="another folder with --out"):
@@ -89,10 +90,11 @@ def gather(source: Path, repository: str = "") -> None:
         path = source / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(linked(text, source, Path()), encoding="utf-8")
-    (source / "notebooks").mkdir()
-    for path in find_notebooks():
-        linked(path.read_text(encoding="utf-8"), source, Path("notebooks"))
-        shutil.copy(path, source / "notebooks")
+    for path in find_notebooks() + [path for name in PROFILES for path in executed_notebooks(name)]:
+        place = source / path.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        linked(path.read_text(encoding="utf-8"), source, place.parent.relative_to(source))
+        shutil.copy(path, place)
     shutil.copy(ROOT / "figures" / "explorer.html", source / "heads.html")
 
 
@@ -110,24 +112,35 @@ def contents(pages: Iterable[str], *, hidden: bool = False) -> str:
 
 
 def landing(readme: str, repository: str = "") -> str:
-    """Return the landing page: what this is, the claims as the records have them, and two commands."""
+    """Return the landing page: what this is, what came out, the claims as the records have them, and two commands."""
     first = readme[: readme.index("\n## ")]
-    claims = "\n\n".join(
-        f"In the profile [{name}](profiles/{name}.md):\n\n{table}" for name in PROFILES if (table := claims_table(name))
+    # README has the claims typed, for readers of plain text
+    came_out = re.sub(
+        r"(?:^\|.*\n)+", lambda _: claims_of_profiles(), section(readme, "What came out"), count=1, flags=re.M
     )
     pages = ("notebooks", "explorer", "method", "profiles", "commands", "benchmarks", "paper", "cite")
-    told = "How a claim is decided, and what the numbers mean, is in [notebook 08](notebooks/08_claims.ipynb)."
     commands = section(readme, "Two commands")
     if repository:  # a link, not Binder's badge, which is loaded from there
         notebooks = f"https://mybinder.org/v2/gh/{repository}/HEAD?urlpath=lab/tree/notebooks"
         commands += f"Without installing anything: [the notebooks on Binder]({notebooks})."
-    return "\n\n".join((first, "## What came out", claims, told, commands, contents(pages, hidden=True)))
+    return "\n\n".join((first, came_out, commands, contents(pages, hidden=True)))
+
+
+def claims_of_profiles() -> str:
+    """Return notebook 08's claims in Markdown, `mini` beside `evidence`, one row per number that a claim stands on."""
+    saved = pd.read_csv(ROOT / "results" / "evidence" / "tables" / "08_profiles.csv")
+    table = saved[["claim", "measured here"]]
+    for name in ("mini", "evidence"):
+        numbers = zip(*(saved[f"{name}: {what}"] for what in ("estimate", "p", "MDE")), strict=True)
+        cells = [", ".join((value, shown_p(p), f"{mde:.2g}")) if pd.notna(p) else value for value, p, mde in numbers]
+        table = table.assign(**{f"`{name}`": cells, f"`{name}`: verdict": saved[f"{name}: verdict"]})
+    return markdown(table)
 
 
 def claims_table(profile: str) -> str:
     """Return notebook 08's table of claims of a profile in Markdown, "" where it has none."""
     path = ROOT / "results" / profile / "tables" / "08_claims.csv"
-    return markdown(pd.read_csv(path)) if path.is_file() else ""
+    return markdown(pd.read_csv(path).drop(columns="the paper says")) if path.is_file() else ""
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:
@@ -162,10 +175,18 @@ def profile_page(name: str) -> str:
     parts += [f"```yaml\n{yaml_text}```\n"]
     if table := claims_table(name):
         parts += ["## Claims\n", table]
+    if executed := executed_notebooks(name):
+        parts += ["## Notebooks\n", contents(f"/{path.relative_to(ROOT).with_suffix('')}" for path in executed)]
     figures = sorted((ROOT / "results" / name / "figures").glob("*.png"))
     parts += ["## Figures\n"] if figures else ["No results of this profile are kept here.\n"]
     parts += [f"### {p.stem}\n\n![{p.stem}](/results/{name}/figures/{p.name})\n" for p in figures]
     return "\n".join(parts)
+
+
+def executed_notebooks(profile: str) -> list[Path]:
+    """Return the notebooks of a profile as they were executed; none of `mini`, whose are those of `notebooks`."""
+    folder = ROOT / "results" / profile / "notebooks"
+    return [] if profile == "mini" else sorted(folder.glob("[0-9][0-9]_*.ipynb"))
 
 
 def paper_page() -> str:

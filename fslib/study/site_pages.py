@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
         "footer_end": [],
     },
     "html_extra_path": ["heads.html"],
-    "exclude_patterns": ["results", "figures", "fslib", "tests"],
+    "exclude_patterns": ["figures", "fslib", "tests"],
     "nb_execution_mode": "off",
     "nb_merge_streams": True,
     "myst_enable_extensions": ["dollarmath"],
