@@ -140,7 +140,11 @@ def claims_of_profiles() -> str:
 def claims_table(profile: str) -> str:
     """Return notebook 08's table of claims of a profile in Markdown, "" where it has none."""
     path = ROOT / "results" / profile / "tables" / "08_claims.csv"
-    return markdown(pd.read_csv(path).drop(columns="the paper says")) if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    table = pd.read_csv(path).drop(columns="the paper says")
+    table.insert(1, "verdict", table.pop("verdict"))  # a narrow page shows the first columns
+    return markdown(table)
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:
