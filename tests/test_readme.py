@@ -70,6 +70,19 @@ def test_the_findings_of_the_readme_are_what_the_notebooks_of_evidence_have_save
     assert all(1.5 < times < 2.5 for times in twice), "about twice"
 
 
+def test_the_dissociation_to_expect_is_that_of_notebook_03():
+    text = " ".join(README.read_text().split())
+    for profile, digits, said in (
+        ("mini", 2, "D = {} points, 95 % interval [{}, {}]"),
+        ("glue-mini", 1, "D = {} points [{}, {}]"),
+    ):
+        saved = pd.read_csv(ROOT / "results" / profile / "tables" / "03_dissociation.csv")
+        (row,) = saved[
+            (saved["convention"] == "lesion") & (saved["fraction"] == "mean") & (saved["task"] == "mean")
+        ].to_dict("records")
+        assert said.format(*(f"{row[name]:.{digits}f}" for name in ("D", "low", "high"))) in text
+
+
 def test_the_hours_of_evidence_are_those_of_its_records():
     records = (ROOT / "results" / "evidence" / "runs").glob("*.json")
     hours = sum(json.loads(record.read_text())["seconds"] for record in records) / 3600

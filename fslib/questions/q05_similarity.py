@@ -162,8 +162,8 @@ def pairs(study: Study) -> pd.DataFrame:
 def by_shared(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per thing that two tasks share: how many pairs of `pairs` do, their D and importance similarity.
 
-    The last row has all pairs that share no question, where there are several kinds of them: does similarity count
-    beyond the question? rank correlation: of importance similarity with D among these pairs; low, high: its jackknife
+    If some pairs share the text alone and others nothing, a last row has both: does similarity count beyond the
+    question? rank correlation: of importance similarity with D among these pairs; low, high: its jackknife
     over tasks, of eight or more. A description, which decides nothing: it was not fixed beforehand.
     """
     known = table[table["enters"] & (table["shared"] != "")]
@@ -183,7 +183,7 @@ def by_shared(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ends(correlation: Interval) -> dict[str, float]:
-    """Return the interval of a correlation, which lies in [-1, 1], and so does what is known of it."""
+    """Return both ends of a correlation's 95 % interval, cut to [-1, 1], where a correlation lies."""
     return {"low": max(correlation.low, -1.0), "high": min(correlation.high, 1.0)}
 
 

@@ -249,7 +249,7 @@ class Mantel:
 def correlation_over_pairs(
     similarity: Float[np.ndarray, "tasks tasks"], other: Float[np.ndarray, "tasks tasks"]
 ) -> Interval:
-    """Return the rank correlation of two symmetric matrices over pairs of tasks, those where neither is NaN.
+    """Return the rank correlation of two symmetric matrices over the pairs of tasks where neither is NaN.
 
     Its interval leaves out tasks (jackknife), not pairs, since pairs that share a task are not independent: it is a
     little too wide rather than too narrow. A task without any pair does not count. NaN for fewer than three pairs; the

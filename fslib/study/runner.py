@@ -38,9 +38,14 @@ def notebooks_folder() -> Path:
     return folder
 
 
+def notebooks_in(folder: Path) -> list[Path]:
+    """Return the numbered notebooks of a folder, in order; none if there is no such folder."""
+    return sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+
+
 def find_notebooks(names: list[str] | None = None) -> list[Path]:
     """Return notebooks by number (03), name or file name; all, in order, if none is named."""
-    all_notebooks = sorted(notebooks_folder().glob("[0-9][0-9]_*.ipynb"))
+    all_notebooks = notebooks_in(notebooks_folder())
     if not names:
         return all_notebooks
     chosen = []

@@ -20,7 +20,7 @@ from fslib.study.plan import plan_lines
 from fslib.study.profiles import PROFILES, Profile
 from fslib.study.provenance import ROOT
 from fslib.study.records import distinct
-from fslib.study.runner import find_notebooks
+from fslib.study.runner import find_notebooks, notebooks_in
 from fslib.study.study import Study
 
 MARK = ".fslib-site"  # in a folder that may be replaced
@@ -112,7 +112,7 @@ def contents(pages: Iterable[str], *, hidden: bool = False) -> str:
 
 
 def landing(readme: str, repository: str = "") -> str:
-    """Return the landing page: what this is, what came out, the claims as the records have them, and two commands."""
+    """Return the landing page: what this is, what came out, and two commands; repository: as in `build`."""
     first = readme[: readme.index("\n## ")]
     # README has the claims typed, for readers of plain text
     came_out = re.sub(
@@ -189,8 +189,7 @@ def profile_page(name: str) -> str:
 
 def executed_notebooks(profile: str) -> list[Path]:
     """Return the notebooks of a profile as they were executed; none of `mini`, whose are those of `notebooks`."""
-    folder = ROOT / "results" / profile / "notebooks"
-    return [] if profile == "mini" else sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    return [] if profile == "mini" else notebooks_in(ROOT / "results" / profile / "notebooks")
 
 
 def paper_page() -> str:
