@@ -87,12 +87,6 @@ def test_linters_and_types(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_no_module_is_long():
-    lines = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in (ROOT / "fslib").rglob("*.py")}
-    assert {"fslib/heads.py", "fslib/study/records.py", "fslib/questions/q08_claims.py"} <= lines.keys()
-    assert {path: n for path, n in lines.items() if n > 400} == {}
-
-
 def isolation() -> list[str]:
     """The option that lets pip build with the setuptools that is here, if it is the one pyproject.toml asks for."""
     (needed,) = map(Requirement, tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"])

@@ -11,7 +11,8 @@ from fslib.study.records import Unit
 from fslib.study.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
-PROFILES = {"mini": [f"{i:02d}" for i in range(10)], "glue-mini": ["00", "01", "02", "03"]}
+NOTEBOOKS = [f"{i:02d}" for i in range(10)]
+PROFILES = {"mini": NOTEBOOKS, "evidence": NOTEBOOKS}
 RECORDS = {p: sorted((ROOT / "results" / p / "runs").glob("*.json")) for p in PROFILES}
 EVERY = pytest.mark.parametrize("path", [p for paths in RECORDS.values() for p in paths], ids=lambda p: p.stem)
 
@@ -30,7 +31,7 @@ KINDS = {k: u for k, u in kinds(Unit).items() if u.__module__.startswith("fslib.
 
 
 def test_every_record_is_here():
-    assert {profile: len(paths) for profile, paths in RECORDS.items()} == {"mini": 48, "glue-mini": 11}
+    assert {profile: len(paths) for profile, paths in RECORDS.items()} == {"mini": 48, "evidence": 399}
 
 
 @EVERY
