@@ -86,7 +86,9 @@ class Ending:
         """Return the steps made before the ending. Raises FslibError if delta leaves none before it or after it."""
         start = steps - round(self.delta * steps)
         if not 0 < start < steps:
-            raise FslibError(f"delta {self.delta} of {steps} steps: choose it so that steps lie before and after")
+            raise FslibError(
+                f"delta {self.delta} of {steps} steps: choose it so that steps lie before and after"
+            )
         return start
 
     def stop(self, steps: int) -> int:
@@ -103,7 +105,9 @@ class Ending:
     def needs_two_tasks(self, trunk: Trunk) -> None:
         """Raise FslibError for a training on one task."""
         if len(trunk.tasks) < 2:
-            raise FslibError(f"{type(self).__name__} needs at least two tasks, and gets {list(trunk.tasks)}")
+            raise FslibError(
+                f"{type(self).__name__} needs at least two tasks, and gets {list(trunk.tasks)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,9 @@ class PCGrad(Ending):
         """Raise FslibError for one task, a batch too small to be shared by all tasks, and nothing to project."""
         self.needs_two_tasks(trunk)
         if self.project and not any(p.requires_grad for p in trunk.model.encoder.parameters()):
-            raise FslibError("PCGrad projects gradients of the encoder, and all of it is frozen: unfreeze some of it")
+            raise FslibError(
+                "PCGrad projects gradients of the encoder, and all of it is frozen: unfreeze some of it"
+            )
         if trunk.batch_size < len(trunk.tasks):
             raise FslibError(
                 f"PCGrad shares batch_size {trunk.batch_size} among {len(trunk.tasks)} tasks: make it larger"
@@ -183,13 +189,17 @@ class ProjectedRule(MixedRule):
         # the loop has divided every task's loss by the number of tasks already: the sum is the mean
         update = (weights @ each * len(self.names)).split([p.numel() for p in self.encoder])
         for parameter, part in zip(self.encoder, update, strict=True):
-            if parameter in self.reached:  # a gradient of zeros would let weight decay move what nothing reaches
+            if (
+                parameter in self.reached
+            ):  # a gradient of zeros would let weight decay move what nothing reaches
                 parameter.grad = part.view_as(parameter)
         self.reached.clear()
         return self.parameters
 
 
-def projected(gram: Float[Tensor, "tasks tasks"], rng: np.random.Generator) -> Float[Tensor, " tasks"]:
+def projected(
+    gram: Float[Tensor, "tasks tasks"], rng: np.random.Generator
+) -> Float[Tensor, " tasks"]:
     """Return PCGrad's update as a weighted sum of the tasks' gradients, from nothing but their inner products.
 
     gram[i, j] = <g_i, g_j>. Projections stay in the span of the gradients, so task i's projected gradient is
@@ -207,4 +217,8 @@ def projected(gram: Float[Tensor, "tasks tasks"], rng: np.random.Generator) -> F
 
 
 def _flat_gradient(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter).flatten() if parameter.grad is None else parameter.grad.flatten()
+    return (
+        torch.zeros_like(parameter).flatten()
+        if parameter.grad is None
+        else parameter.grad.flatten()
+    )

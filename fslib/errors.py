@@ -29,7 +29,9 @@ def unknown(kind: str, name: object, valid: Iterable[str], also: str = "") -> Fs
 
 def first_line(error: Exception) -> str:
     """Say what went wrong, short enough to stand inside another message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+        type(error).__name__
+    ]
     # what ends in a colon says only where, and the next line what
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200]
 
@@ -81,7 +83,9 @@ def number_array(name: str, value: object) -> Float[np.ndarray, "..."]:
     """Return an array of numbers as float64; NaN and infinity are left in it. Raises FslibError for other things."""
     try:
         array = np.asarray(value)
-        if array.dtype.kind not in "SUc":  # numpy would read numbers in a text, and drop the imaginary part of others
+        if (
+            array.dtype.kind not in "SUc"
+        ):  # numpy would read numbers in a text, and drop the imaginary part of others
             return array.astype(np.float64)
     except (TypeError, ValueError, RuntimeError):  # the last from a tensor that requires a gradient
         pass

@@ -10,7 +10,6 @@ from torch import Tensor
 from fslib.data.batches import Batch
 from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError, check_count
-from fslib.model.devices import gather_rows, processes
 from fslib.model.modes import in_mode
 from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.scoring import Score
@@ -37,7 +36,9 @@ def evaluate(
     for name, task in named.items():
         part = pick_split(task, split)
         predictions = predict(model, task, length_batches(model, part, batch_size), len(part))
-        scores[name] = Score(task.metric, predictions, part.labels, task.doubts if split == "eval" else "")
+        scores[name] = Score(
+            task.metric, predictions, part.labels, task.doubts if split == "eval" else ""
+        )
     return scores
 
 
@@ -48,7 +49,7 @@ def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> 
         for batch in batches:
             logits = check_finite(model(batch.to(model.device).inputs, task.name), task.name)
             predictions[batch.indices] = predicted(task, logits)
-    return gather_rows(predictions, batches)
+    return predictions
 
 
 def blank_predictions(task: Task, *shape: int) -> np.ndarray:
@@ -74,17 +75,18 @@ def check_several(sizes: Mapping[str, int]) -> None:
     """Raise FslibError where fewer than two examples of a task are scored, as there is no interval over them."""
     for name, size in sizes.items():
         if size < 2:
-            raise FslibError(f"{size} evaluation example of task {name} is scored: an interval needs two or more")
+            raise FslibError(
+                f"{size} evaluation example of task {name} is scored: an interval needs two or more"
+            )
 
 
 def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list[Batch]:
-    """Return all examples once, in batches of like length; with several processes, this process's share.
+    """Return all examples once, in batches of like length.
 
     The longest come first: what they needed is then used again, and memory does not grow batch by batch.
     """
     encoded = model.encode(split)
-    mine = encoded.in_length_order(batch_size)[processes().process_index :: processes().num_processes]
-    return [encoded.batch(indices) for indices in reversed(mine)]
+    return [encoded.batch(indices) for indices in reversed(encoded.in_length_order(batch_size))]
 
 
 def pick_split(task: Task, split: str) -> Split:

@@ -29,7 +29,11 @@ def checked_fractions(
     leave most choice. what: the word for a fraction in a message.
     Raises FslibError for no fraction, one of no head, two of one count of heads, and more controls than there are.
     """
-    if isinstance(fractions, str) or not isinstance(fractions, Sequence | np.ndarray) or not len(fractions):
+    if (
+        isinstance(fractions, str)
+        or not isinstance(fractions, Sequence | np.ndarray)
+        or not len(fractions)
+    ):
         raise FslibError(f"{what}s {fractions!r}: give a list of at least one, such as [0.1, 0.3]")
     layers, heads = shape
     counts: dict[int, float] = {}
@@ -73,11 +77,15 @@ def top_heads(
     layers, heads = scores.shape
     check_count("min_per_layer", min_per_layer, 0)
     if min_per_layer > heads:
-        raise FslibError(f"min_per_layer {min_per_layer} is outside 0..{heads}, the heads of a layer")
+        raise FslibError(
+            f"min_per_layer {min_per_layer} is outside 0..{heads}, the heads of a layer"
+        )
     k = head_count(fraction, layers * heads)
     chosen = np.zeros((layers, heads), dtype=bool)
     room = np.full(layers, heads - min_per_layer)
-    for flat in np.argsort(-scores, axis=None, kind="stable"):  # stable: ties in (layer, head) order
+    for flat in np.argsort(
+        -scores, axis=None, kind="stable"
+    ):  # stable: ties in (layer, head) order
         if k == 0:
             break
         layer, head = divmod(int(flat), heads)
@@ -89,7 +97,11 @@ def top_heads(
 
 
 def random_heads(
-    like: Bool[np.ndarray, "*nested layers heads"], n: int, rng: np.random.Generator, *, others: bool = False
+    like: Bool[np.ndarray, "*nested layers heads"],
+    n: int,
+    rng: np.random.Generator,
+    *,
+    others: bool = False,
 ) -> Bool[np.ndarray, "n *nested layers heads"]:
     """Draw `n` different random head sets with as many heads *in each layer* as `like`: the matched control.
 
@@ -102,31 +114,44 @@ def random_heads(
     check_count("controls", n, 0)
     check_flag("others", others)
     if not isinstance(rng, np.random.Generator):
-        raise FslibError(f"rng {rng!r:.80} is no random generator: give numpy.random.default_rng(seed)")
+        raise FslibError(
+            f"rng {rng!r:.80} is no random generator: give numpy.random.default_rng(seed)"
+        )
     like = _head_sets(like)
     counts, heads = like.sum(-1), like.shape[-1]  # (*nested, layers)
-    distinct = min(math.prod(math.comb(heads, int(c)) for c in row) for row in counts.reshape(-1, counts.shape[-1]))
+    distinct = min(
+        math.prod(math.comb(heads, int(c)) for c in row)
+        for row in counts.reshape(-1, counts.shape[-1])
+    )
     distinct -= others
     if n > distinct:
         kind = "other" if others else "distinct"
-        raise FslibError(f"{n} controls asked, but only {distinct} {kind} head set(s) have these heads per layer")
+        raise FslibError(
+            f"{n} controls asked, but only {distinct} {kind} head set(s) have these heads per layer"
+        )
     drawn: list[np.ndarray] = []
     known = _steps(like) if others else set()
     seen = set(known)
     for attempt in range(1, 1000 * (n + 10)):
         if len(drawn) == n:
             break
-        if attempt % (100 * (n + 10)) == 0:  # sets that grow can leave no room for the last ones: begin again
+        if (
+            attempt % (100 * (n + 10)) == 0
+        ):  # sets that grow can leave no room for the last ones: begin again
             drawn.clear()
             seen = set(known)
-        order = rng.permuted(np.tile(np.arange(heads), (like.shape[-2], 1)), axis=1)  # each head's rank in its layer
+        order = rng.permuted(
+            np.tile(np.arange(heads), (like.shape[-2], 1)), axis=1
+        )  # each head's rank in its layer
         draw = order < counts[..., None]  # (*nested, layers, heads)
         steps = _steps(draw)
         if seen.isdisjoint(steps):
             seen |= steps
             drawn.append(draw)
     if len(drawn) < n:
-        raise FslibError(f"{n} controls asked, but no {n} that differ at every step were found: ask for fewer")
+        raise FslibError(
+            f"{n} controls asked, but no {n} that differ at every step were found: ask for fewer"
+        )
     return np.array(drawn, dtype=bool).reshape(n, *like.shape)
 
 
@@ -149,7 +174,9 @@ def _head_sets(given: object) -> Bool[np.ndarray, "*nested layers heads"]:
     try:
         sets = np.asarray(given)
     except ValueError:  # rows of different lengths
-        raise FslibError("a head set is a bool array (layers, heads), but its rows differ in length") from None
+        raise FslibError(
+            "a head set is a bool array (layers, heads), but its rows differ in length"
+        ) from None
     if sets.dtype != np.bool_ or sets.ndim < 2:
         raise FslibError(
             f"a head set is a bool array (layers, heads), not {sets.dtype} of shape {sets.shape}: "

@@ -21,9 +21,9 @@ from fslib.errors import FslibError, check_count, check_flag, check_number, unkn
 from fslib.heads import head_count, random_heads, top_heads
 from fslib.importance import REDUCTIONS, Contributions, check_normalize, contributions
 from fslib.model.attention import control_of
+from fslib.model.devices import device_of
 from fslib.model.modes import in_mode
 from fslib.model.multitask import MultiTaskModel
-from fslib.model.spread import check_in_one_place, main_device
 
 CHOICES = ("top", "random", "least")
 OTHERS = ("train", "freeze")
@@ -50,7 +50,9 @@ class IAT(Ending):
     others: str = "train"
     shared: bool = True
     strict: bool = True
-    examples: int | None = 64  # twice what a rank correlation of 0.95 with all examples took in the slowest task
+    examples: int | None = (
+        64  # twice what a rank correlation of 0.95 with all examples took in the slowest task
+    )
     reduction: str = "token"
     normalize: str | None = None
 
@@ -88,8 +90,13 @@ class IAT(Ending):
 
     def begin(self, trunk: Trunk) -> Rule:
         """Score importance on training data, choose each task's heads, and return the rule that trains their rows."""
-        scores, seconds = trunk.once(("importance", trunk.step, self.examples), lambda: self._score(trunk))
-        maps = {t: c.importance(reduction=self.reduction, normalize=self.normalize) for t, c in scores.items()}
+        scores, seconds = trunk.once(
+            ("importance", trunk.step, self.examples), lambda: self._score(trunk)
+        )
+        maps = {
+            t: c.importance(reduction=self.reduction, normalize=self.normalize)
+            for t, c in scores.items()
+        }
         heads = self.choose(maps, np.random.default_rng((trunk.seed, 5)))
         rows = trunk.once("rows", lambda: head_rows(trunk.model))
         frozen = set(trunk.model.encoder.parameters()) if self.others == "freeze" else set()
@@ -108,10 +115,14 @@ class IAT(Ending):
     ) -> dict[str, Bool[np.ndarray, "layers heads"]]:
         """Return each task's head set, True = trained on its batches. Raises FslibError for one task and empty sets."""
         if len(importance) < 2:
-            raise FslibError(f"IAT tells the heads of tasks apart: give at least two tasks, not {list(importance)}")
+            raise FslibError(
+                f"IAT tells the heads of tasks apart: give at least two tasks, not {list(importance)}"
+            )
         total = next(iter(importance.values())).size
         if head_count(self.alpha, total) == 0:
-            raise FslibError(f"alpha {self.alpha} of {total} heads is no head: choose at least {1 / total:.3f}")
+            raise FslibError(
+                f"alpha {self.alpha} of {total} heads is no head: choose at least {1 / total:.3f}"
+            )
         sign = -1 if self.heads == "least" else 1
         sets = {t: top_heads(sign * scores, self.alpha) for t, scores in importance.items()}
         if self.heads == "random":
@@ -173,8 +184,13 @@ class IATRule(Rule):
         whole = [p for p in trunk.model.parameters() if p not in in_rows]
         self.always = [p for p in whole if p not in frozen]
         self.never = [p for p in whole if p in frozen]
-        self.own = {t: [(row, views[row]) for row in rows if row.belong_to(mine)] for t, mine in heads.items()}
-        self.others = {t: [views[row] for row in rows if not row.belong_to(mine)] for t, mine in heads.items()}
+        self.own = {
+            t: [(row, views[row]) for row in rows if row.belong_to(mine)]
+            for t, mine in heads.items()
+        }
+        self.others = {
+            t: [views[row] for row in rows if not row.belong_to(mine)] for t, mine in heads.items()
+        }
         self.updated: list[Tensor] = []
 
     def collect(self, task: str) -> None:
@@ -192,7 +208,9 @@ class IATRule(Rule):
         return self.updated
 
 
-def separate_rows(optimizer: torch.optim.Optimizer, rows: Sequence[HeadRows]) -> dict[HeadRows, Tensor]:
+def separate_rows(
+    optimizer: torch.optim.Optimizer, rows: Sequence[HeadRows]
+) -> dict[HeadRows, Tensor]:
     """Make an optimizer see each head's rows as parameters of their own, with their share of its moments.
 
     Returns the view of the parameter that stands for each of `rows` from here on. The parameters that hold rows leave
@@ -207,8 +225,13 @@ def separate_rows(optimizer: torch.optim.Optimizer, rows: Sequence[HeadRows]) ->
         for row in own:
             state = optimizer.state.get(row.parameter, {})
             shape = row.parameter.shape
-            optimizer.state[views[row]] = {k: (row.of(v) if v.shape == shape else v).clone() for k, v in state.items()}
-        group["params"] = [*(p for p in group["params"] if p not in rows_in), *(views[row] for row in own)]
+            optimizer.state[views[row]] = {
+                k: (row.of(v) if v.shape == shape else v).clone() for k, v in state.items()
+            }
+        group["params"] = [
+            *(p for p in group["params"] if p not in rows_in),
+            *(views[row] for row in own),
+        ]
         if not all(views[row].is_contiguous() for row in own):
             _leave_fused_kernel(optimizer, group)
     for parameter in rows_in:
@@ -220,7 +243,9 @@ def _leave_fused_kernel(optimizer: torch.optim.Optimizer, group: dict[str, Any])
     # the fused kernel takes consecutive memory only, which columns (GPT-2's) are not; every other one reads
     # the step count on the host, and would wait for the device at each parameter
     group["fused"] = False
-    for state in (optimizer.state[p] for p in group["params"] if "step" in optimizer.state.get(p, {})):
+    for state in (
+        optimizer.state[p] for p in group["params"] if "step" in optimizer.state.get(p, {})
+    ):
         state["step"] = state["step"].cpu()
 
 
@@ -232,7 +257,6 @@ def head_rows(model: nn.Module) -> list[HeadRows]:
     Raises FslibError for a model that mixes heads there, as a norm over all of a layer's queries does (OLMo2).
     """
     control = control_of(model)
-    check_in_one_place(model)
     shape = (control.layers, control.head_shapes[0][0])
     rows: dict[tuple[int, int, int, int], HeadRows] = {}
     with in_mode(model, training=False), torch.inference_mode(False), torch.enable_grad():
@@ -240,7 +264,9 @@ def head_rows(model: nn.Module) -> list[HeadRows]:
             for state in states:  # query, key, value
                 for parameter, (dim, start, stop), heads in _rows_behind(state, module, shape[1]):
                     new = HeadRows(parameter, dim, start, stop, np.zeros(shape, dtype=bool))
-                    rows.setdefault((id(parameter), dim, start, stop), new).owners[layer, heads] = True
+                    rows.setdefault((id(parameter), dim, start, stop), new).owners[layer, heads] = (
+                        True
+                    )
     return list(rows.values())
 
 
@@ -258,8 +284,12 @@ def _rows_behind(
     each = n_heads // groups  # query heads that share one key or value
     for head in range(groups):
         own = state[:, head]
-        uneven = torch.arange(own.numel(), device=own.device).cos().view_as(own)  # finds zero rows, too
-        grads = torch.autograd.grad((own * uneven).sum(), parameters, retain_graph=True, allow_unused=True)
+        uneven = (
+            torch.arange(own.numel(), device=own.device).cos().view_as(own)
+        )  # finds zero rows, too
+        grads = torch.autograd.grad(
+            (own * uneven).sum(), parameters, retain_graph=True, allow_unused=True
+        )
         runs = [_runs(grad, alone=groups == 1) for grad in grads]
         matrices = [r for r, g in zip(runs, grads, strict=True) if g is not None and g.ndim > 1]
         if matrices and not any(matrices):
@@ -276,7 +306,7 @@ def _attention_inputs(model: nn.Module) -> list[tuple[nn.Module, Tensor, Tensor,
     """Return every layer's attention module with its query, key and value, each from detached hidden states."""
     control = control_of(model)
     encoder: Any = model.encoder if isinstance(model, MultiTaskModel) else model
-    ids = torch.arange(1, 9, device=main_device(encoder))[None] % encoder.config.vocab_size
+    ids = torch.arange(1, 9, device=device_of(encoder))[None] % encoder.config.vocab_size
 
     @contextmanager
     def listening() -> Iterator[list]:
@@ -290,7 +320,10 @@ def _attention_inputs(model: nn.Module) -> list[tuple[nn.Module, Tensor, Tensor,
     with torch.no_grad(), listening() as heard:
         encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
     # detached: where layers share their weights, a head's own rows would otherwise be lost among those before it
-    hooks = [m.register_forward_pre_hook(_detached, with_kwargs=True) for m in {id(h[0]): h[0] for h in heard}.values()]
+    hooks = [
+        m.register_forward_pre_hook(_detached, with_kwargs=True)
+        for m in {id(h[0]): h[0] for h in heard}.values()
+    ]
     try:
         with listening() as heard:
             encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
@@ -314,7 +347,12 @@ def _runs(grad: Tensor | None, alone: bool) -> list[tuple[int, int, int]]:
     for dim in range(min(2, grad.ndim)):
         used = (grad != 0).movedim(dim, 0).flatten(1).any(1) if grad.ndim > 1 else grad != 0
         if alone or not used.all():
-            edges = torch.diff(used.int(), prepend=used.new_zeros(1).int(), append=used.new_zeros(1).int())
-            starts, stops = (edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist()
+            edges = torch.diff(
+                used.int(), prepend=used.new_zeros(1).int(), append=used.new_zeros(1).int()
+            )
+            starts, stops = (
+                (edges == 1).nonzero()[:, 0].tolist(),
+                (edges == -1).nonzero()[:, 0].tolist(),
+            )
             return [(dim, a, b) for a, b in zip(starts, stops, strict=True)]
     return []

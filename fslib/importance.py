@@ -28,20 +28,15 @@ from functools import partial
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from fslib.data.batches import Batch
 from fslib.data.tasks import Task
 from fslib.errors import FslibError, check_count, unknown
 from fslib.evaluation import EVAL_BATCH, check_finite, in_mode, length_batches, sample
 from fslib.model.attention import tapped
-from fslib.model.devices import gather_rows
 from fslib.model.multitask import MultiTaskModel, check_model
-from fslib.model.shortcuts import first_token, shortcuts
-from fslib.model.spread import check_in_one_place, weights_left
 from fslib.progress import bar
 
 ESTIMATORS = ("gradient", "ablation", "integrated", "norm", "random")
@@ -68,7 +63,9 @@ class Estimate:
         """Return importance, (layers, heads), over all examples or a subset of them (positions; may repeat)."""
         subset = np.arange(len(self.weights)) if subset is None else np.asarray(subset)
         if subset.ndim != 1 or (subset.size and subset.dtype.kind not in "iub"):
-            raise FslibError(f"subset of shape {subset.shape} must be positions of examples, one axis of whole numbers")
+            raise FslibError(
+                f"subset of shape {subset.shape} must be positions of examples, one axis of whole numbers"
+            )
         if not len(subset):
             raise FslibError("importance needs at least one example")
         parts = np.abs(self.values[subset]) if self.unsigned else self.values[subset]
@@ -90,7 +87,11 @@ class Contributions:
     tokens: Int[np.ndarray, " n"]
 
     def importance(
-        self, *, reduction: str = "token", normalize: str | None = None, subset: np.ndarray | None = None
+        self,
+        *,
+        reduction: str = "token",
+        normalize: str | None = None,
+        subset: np.ndarray | None = None,
     ) -> Float[np.ndarray, "layers heads"]:
         """Return importance, (layers, heads), over all examples or a subset of them (positions; may repeat)."""
         return self.estimate(reduction).importance(normalize=normalize, subset=subset)
@@ -175,14 +176,20 @@ def estimate(
 ) -> Estimate:
     """Make the passes behind `head_importance` and return their result example by example; the same options."""
     check_model(model, task)
-    passes(estimator, model.n_layers, model.n_heads, steps)  # refuses an unknown estimator and no steps
+    passes(
+        estimator, model.n_layers, model.n_heads, steps
+    )  # refuses an unknown estimator and no steps
     if reduction not in REDUCTIONS:
         raise unknown("reduction", reduction, REDUCTIONS)
     if estimator == "gradient":
-        parts = contributions(model, task, split=split, examples=examples, batch_size=batch_size, seed=seed)
+        parts = contributions(
+            model, task, split=split, examples=examples, batch_size=batch_size, seed=seed
+        )
         return parts.estimate(reduction)
     if reduction != "token":
-        raise FslibError(f'reduction {reduction!r} is for estimator "gradient" alone: leave it out with {estimator!r}')
+        raise FslibError(
+            f'reduction {reduction!r} is for estimator "gradient" alone: leave it out with {estimator!r}'
+        )
     part = sample(task, split, examples, seed)
     values = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
     weights = np.ones(len(part), dtype=np.int64)
@@ -201,7 +208,6 @@ def estimate(
             values[batch.indices] = check_finite(found, task.name).cpu().numpy()
             if estimator == "norm":
                 weights[batch.indices] = batch.mask.sum(1).numpy()
-    values, weights = gather_rows(values, batches), gather_rows(weights, batches)
     return Estimate(values, weights, unsigned=estimator == "integrated")
 
 
@@ -224,15 +230,17 @@ def contributions(
     absolute = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
     signed = np.zeros_like(absolute)
     tokens = np.zeros(len(part), dtype=np.int64)
-    with gradients_for(model), first_token(model.encoder, shortcuts(model)):
+    with gradients_for(model):
         batches = length_batches(model, part, batch_size)
         for batch in batches:
-            per_token = head_products(model, batch.to(model.device), task.name)  # (layers, batch, seq, heads)
+            per_token = head_products(
+                model, batch.to(model.device), task.name
+            )  # (layers, batch, seq, heads)
             check_finite(per_token, task.name)
             absolute[batch.indices] = per_token.abs().sum(2).transpose(0, 1).cpu().numpy()
             signed[batch.indices] = per_token.sum(2).transpose(0, 1).cpu().numpy()
             tokens[batch.indices] = batch.mask.sum(1).numpy()
-    return Contributions(*(gather_rows(rows, batches) for rows in (absolute, signed, tokens)))
+    return Contributions(absolute, signed, tokens)
 
 
 def head_products(
@@ -250,14 +258,12 @@ def head_products(
         contexts.append(ctx)
         return ctx if scale == 1 else ctx * scale
 
-    with torch.enable_grad(), tapped(model, listen), weights_left(model):
+    with torch.enable_grad(), tapped(model, listen):
         # Examples do not meet inside the model, so the gradient of the sum holds each example's own.
         loss = model.losses(batch, task).sum()
         gradients = torch.autograd.grad(loss, contexts)
     pairs = zip(contexts, gradients, strict=True)
-    products = [(wide(ctx.detach()) * wide(grad)).sum(-1).to(batch.mask.device) for ctx, grad in pairs]
-    # of a last layer that is computed for the first token alone: no other token's output is read, their products are 0
-    products[-1] = pad(products[-1], (0, 0, 0, batch.mask.shape[1] - products[-1].shape[1]))
+    products = [(wide(ctx.detach()) * wide(grad)).sum(-1) for ctx, grad in pairs]
     return torch.stack(products) * batch.mask[None, :, :, None]
 
 
@@ -280,7 +286,9 @@ def ablation(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "b
     return changes
 
 
-def integrated(model: MultiTaskModel, batch: Batch, task: str, *, steps: int) -> Float[Tensor, "batch layers heads"]:
+def integrated(
+    model: MultiTaskModel, batch: Batch, task: str, *, steps: int
+) -> Float[Tensor, "batch layers heads"]:
     """Return the mean of d loss / d gate at the midpoints of `steps` equal parts of [0, 1], all gates moving together.
 
     Summed over heads it tends to loss(all gates 1) - loss(all gates 0) as `steps` grows.
@@ -289,7 +297,9 @@ def integrated(model: MultiTaskModel, batch: Batch, task: str, *, steps: int) ->
     for k in range(steps):
         gate = (k + 0.5) / steps
         # d loss / d ctx = gate * d loss / d (gate * ctx), and d loss / d gate wants the latter
-        total = total + head_products(model, batch, task, scale=gate).sum(2) / gate  # (layers, batch, heads)
+        total = (
+            total + head_products(model, batch, task, scale=gate).sum(2) / gate
+        )  # (layers, batch, heads)
     return total.transpose(0, 1) / steps
 
 
@@ -298,28 +308,29 @@ def norms(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "batc
     lengths: list[Tensor] = []
 
     def listen(layer: int, ctx: Tensor) -> Tensor:
-        lengths.append(wide(ctx).norm(dim=-1).to(batch.mask.device))
+        lengths.append(wide(ctx).norm(dim=-1))
         return ctx
 
     with torch.inference_mode(), tapped(model, listen):
         model(batch.inputs, task)
-        sums = (torch.stack(lengths) * batch.mask[None, :, :, None]).sum(2)  # (layers, batch, heads)
+        sums = (torch.stack(lengths) * batch.mask[None, :, :, None]).sum(
+            2
+        )  # (layers, batch, heads)
         gate = model.control.gate
         # The tap comes before the gate, and what does not pass the gate is not the head's output.
         return (sums if gate is None else sums * gate.abs()[:, None]).transpose(0, 1)
 
 
-def random_scores(layers: int, heads: int, task: str, seed: int) -> Float[np.ndarray, "layers heads"]:
+def random_scores(
+    layers: int, heads: int, task: str, seed: int
+) -> Float[np.ndarray, "layers heads"]:
     """Draw uniform scores in [0, 1) by seed and task name: two tasks of one seed must not agree by chance."""
     check_count("seed", seed, 0)
     return np.random.default_rng([seed, *task.encode()]).random((layers, heads), dtype=np.float32)
 
 
 def passes(estimator: str, layers: int, heads: int, steps: int = STEPS) -> tuple[int, int]:
-    """Count the (forward, backward) passes over the sample that an estimator takes on a model of `layers` x `heads`.
-
-    Not counted: the few over two made-up sentences that show what "gradient" can leave out (`fslib.model.shortcuts`).
-    """
+    """Count the (forward, backward) passes over the sample that an estimator takes on a model of `layers` x `heads`."""
     if estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
     check_count("steps", steps)
@@ -333,7 +344,12 @@ def passes(estimator: str, layers: int, heads: int, steps: int = STEPS) -> tuple
 
 
 def mean_context(
-    model: MultiTaskModel, task: Task, *, split: str = "train", examples: int | None = None, seed: int = 0
+    model: MultiTaskModel,
+    task: Task,
+    *,
+    split: str = "train",
+    examples: int | None = None,
+    seed: int = 0,
 ) -> Float[Tensor, "layers heads head_dim"]:
     """Return each head's average output over a task's non-padding tokens, for `pruned(..., ablation="mean")`."""
     check_model(model, task)
@@ -350,8 +366,7 @@ def mean_context(
             with tapped(model, listen):
                 model(batch.to(model.device).inputs, task.name)
             count += int(weights.sum())
-    parts = gather_object([(total, count)])
-    return check_finite((sum(t for t, _ in parts) / sum(c for _, c in parts)).float(), task.name)
+    return check_finite((total / count).float(), task.name)
 
 
 @contextmanager
@@ -359,10 +374,7 @@ def gradients_for(model: nn.Module, weights: Iterable[nn.Parameter] = ()) -> Ite
     """Switch dropout off and let these weights alone have gradients; modes and requires_grad are restored.
 
     Gradients are possible inside, even where the caller has entered `torch.inference_mode`.
-    Raises FslibError for gradients of weights that are spread over devices, and so replaced while a model runs.
     """
-    if weights := list(weights):
-        check_in_one_place(model)
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.requires_grad_(False)

@@ -110,7 +110,11 @@ class Measure:
         variances = [sum(v for v, _ in terms) for terms in candidates]
         largest = max(variances)
         # of those that differ by rounding alone, the fewest degrees of freedom: the same on every machine
-        tied = [terms for terms, v in zip(candidates, variances, strict=True) if v >= largest * (1 - 1e-9)]
+        tied = [
+            terms
+            for terms, v in zip(candidates, variances, strict=True)
+            if v >= largest * (1 - 1e-9)
+        ]
         squares = max(sum(v**2 / df for v, df in terms) for terms in tied)
         df = largest**2 / squares if squares > 0 else 1.0
         if by_seed[0] > 0:
@@ -130,7 +134,10 @@ class Cells:
 
     def measure(self, row: int, column: int) -> Measure:
         """Return one cell."""
-        return Measure(self.values[:, row, column], {u: x[:, :, row, column] for u, x in self.influence.items()})
+        return Measure(
+            self.values[:, row, column],
+            {u: x[:, :, row, column] for u, x in self.influence.items()},
+        )
 
     def intervals(self) -> tuple[Float[np.ndarray, "rows cols"], Float[np.ndarray, "rows cols"]]:
         """Return (low, high) of every cell, at 95 %."""
@@ -141,10 +148,15 @@ class Cells:
 
     def __sub__(self, other: "Cells") -> "Cells":
         """Return the paired difference, cell by cell."""
-        return Cells(self.values - other.values, {u: x - other.influence[u] for u, x in self.influence.items()})
+        return Cells(
+            self.values - other.values,
+            {u: x - other.influence[u] for u, x in self.influence.items()},
+        )
 
 
-def _mean_squares(rows: Float[np.ndarray, "seeds n"]) -> tuple[tuple[float, int], tuple[float, int]]:
+def _mean_squares(
+    rows: Float[np.ndarray, "seeds n"],
+) -> tuple[tuple[float, int], tuple[float, int]]:
     """Return the variance of the mean due to examples and to the residual, each with its degrees of freedom."""
     seeds, n = rows.shape
     if n < 2:
@@ -163,7 +175,9 @@ def weighted(measures: Sequence[Measure], weights: Sequence[float]) -> Measure:
     seeds = max(len(m.values) for m in measures)
     names = list(dict.fromkeys(name for m in measures for name in m.influence))
     if any(len(m.values) not in (1, seeds) for m in measures):
-        raise FslibError(f"measures of {sorted({len(m.values) for m in measures})} models cannot be paired")
+        raise FslibError(
+            f"measures of {sorted({len(m.values) for m in measures})} models cannot be paired"
+        )
     total, influence = np.zeros(seeds), {}
     for name in names:
         sizes = {m.influence[name].shape[1] for m in measures if name in m.influence}
@@ -196,7 +210,8 @@ def score_measure(
 def constant(value: float, like: Measure) -> Measure:
     """Return a number that does not vary, to be compared with a measure."""
     return Measure(
-        np.array([float(value)]), {name: np.zeros((1, rows.shape[1])) for name, rows in like.influence.items()}
+        np.array([float(value)]),
+        {name: np.zeros((1, rows.shape[1])) for name, rows in like.influence.items()},
     )
 
 
@@ -229,7 +244,9 @@ def pooled(intervals: Sequence[Interval]) -> Interval:
 
 def relabelling_p(
     values: Float[np.ndarray, "labellings models *cells"], draws: int, rng: np.random.Generator
-) -> tuple[Float[np.ndarray, "*cells"], Float[np.ndarray, "*cells"], Float[np.ndarray, "draws *cells"]]:
+) -> tuple[
+    Float[np.ndarray, "*cells"], Float[np.ndarray, "*cells"], Float[np.ndarray, "draws *cells"]
+]:
     """Return one-sided p of the first labelling: models relabelled one by one; all alike; and the first one's draws.
 
     values: a number of every model under each labelling, the true one first. Where the combinations of labellings are

@@ -17,7 +17,6 @@ from fslib.data.tasks import Task, as_tasks
 from fslib.errors import FslibError, check_count, finite_array, unknown
 from fslib.evaluation import EVAL_BATCH, blank_predictions, check_several, length_batches, predicted
 from fslib.intervals import Measure, score_measure
-from fslib.model.devices import gather_rows
 from fslib.model.multitask import MultiTaskModel, check_model, example_losses
 from fslib.pruning import each_pruned
 from fslib.scoring import metric_score, rank_correlation
@@ -45,7 +44,9 @@ class HeadLesions:
             for name in ("predictions", "losses"):
                 found = getattr(self, name)[task].shape
                 if found != wanted:
-                    raise FslibError(f"{name} of task {task} are of shape {found}, not {wanted} (1 + heads, examples)")
+                    raise FslibError(
+                        f"{name} of task {task} are of shape {found}, not {wanted} (1 + heads, examples)"
+                    )
 
     def cost(self, task: str) -> Float[np.ndarray, "layers heads"]:
         """Return how many points of a task's score are lost with each head alone, < 0: better off without it."""
@@ -59,10 +60,14 @@ class HeadLesions:
         """
         n, rng = len(self.labels[task]), np.random.default_rng(seed)
         orders = [rng.permutation(n) for _ in range(splits)]
-        pairs = [(self.rise(task, order[: n // 2]), self.rise(task, order[n // 2 :])) for order in orders]
+        pairs = [
+            (self.rise(task, order[: n // 2]), self.rise(task, order[n // 2 :])) for order in orders
+        ]
         return float(np.mean([rank_correlation(one, other) for one, other in pairs]))
 
-    def rise(self, task: str, subset: Shaped[np.ndarray, " subset"] | None = None) -> Float[np.ndarray, "layers heads"]:
+    def rise(
+        self, task: str, subset: Shaped[np.ndarray, " subset"] | None = None
+    ) -> Float[np.ndarray, "layers heads"]:
         """Return by how much a task's mean loss rises without each head alone; subset: of these examples (positions).
 
         The measurement behind the estimator "ablation" (`fslib.head_importance`), on evaluation examples.
@@ -78,9 +83,13 @@ class HeadLesions:
         layer, head: counted from 0. Raises FslibError for one that the model does not have.
         """
         if not (0 <= layer < self.shape[0] and 0 <= head < self.shape[1]):
-            raise FslibError(f"layer {layer}, head {head} is outside {self.shape} (layers, heads), counted from 0")
+            raise FslibError(
+                f"layer {layer}, head {head} is outside {self.shape} (layers, heads), counted from 0"
+            )
         rows = self.predictions[task][[0, 1 + layer * self.shape[1] + head]]
-        whole, without = (score_measure(task, self._metric(task), row[None], self.labels[task]) for row in rows)
+        whole, without = (
+            score_measure(task, self._metric(task), row[None], self.labels[task]) for row in rows
+        )
         return (whole - without).scaled(100.0)
 
     def predicted_by(self, task: str, importance: Float[np.ndarray, "layers heads"]) -> Measure:
@@ -91,13 +100,19 @@ class HeadLesions:
         """
         self._metric(task)
         if finite_array("importance", importance).shape != self.shape:
-            raise FslibError(f"importance of shape {np.shape(importance)} is not of {self.shape} (layers, heads)")
+            raise FslibError(
+                f"importance of shape {np.shape(importance)} is not of {self.shape} (layers, heads)"
+            )
         rises = (self.losses[task][1:] - self.losses[task][0]).astype(np.float64)  # (heads, n)
         n = rises.shape[1]
         total = rises.sum(1)
-        means = np.concatenate([total[None] / n, (total[:, None] - rises).T / (n - 1)])  # all, then without each
+        means = np.concatenate(
+            [total[None] / n, (total[:, None] - rises).T / (n - 1)]
+        )  # all, then without each
         all_of_them, *without = metric_score("spearman", means, np.ravel(importance))
-        return Measure(np.array([all_of_them]), {task: (n - 1) * (all_of_them - np.array([without]))})
+        return Measure(
+            np.array([all_of_them]), {task: (n - 1) * (all_of_them - np.array([without]))}
+        )
 
     def _metric(self, task: str) -> str:
         if task not in self.tasks:
@@ -106,7 +121,10 @@ class HeadLesions:
 
 
 def lesion_heads(
-    model: MultiTaskModel, tasks: Task | Iterable[Task] | Mapping[str, Task], *, batch_size: int = EVAL_BATCH
+    model: MultiTaskModel,
+    tasks: Task | Iterable[Task] | Mapping[str, Task],
+    *,
+    batch_size: int = EVAL_BATCH,
 ) -> HeadLesions:
     """Switch off every head alone, evaluate every task on its evaluation examples, and return the `HeadLesions`.
 
@@ -120,17 +138,23 @@ def lesion_heads(
     check_count("batch_size", batch_size)
     shape = model.n_layers, model.n_heads
     count = math.prod(shape)
-    sets = np.concatenate([np.zeros((1, count), bool), np.eye(count, dtype=bool)]).reshape(-1, *shape)
+    sets = np.concatenate([np.zeros((1, count), bool), np.eye(count, dtype=bool)]).reshape(
+        -1, *shape
+    )
     batches = {name: length_batches(model, task.eval, batch_size) for name, task in named.items()}
-    predictions = {name: blank_predictions(task, len(task.eval), len(sets)) for name, task in named.items()}
+    predictions = {
+        name: blank_predictions(task, len(task.eval), len(sets)) for name, task in named.items()
+    }
     losses = {name: np.zeros(rows.shape, np.float32) for name, rows in predictions.items()}
 
     def keep(task: str, batch: Batch, number: int, logits: Tensor) -> None:
         predictions[task][batch.indices, number] = predicted(named[task], logits)
-        losses[task][batch.indices, number] = example_losses(logits, batch.labels).float().cpu().numpy()
+        losses[task][batch.indices, number] = (
+            example_losses(logits, batch.labels).float().cpu().numpy()
+        )
 
     each_pruned(model, batches, sets, keep)
-    kept = [{u: gather_rows(rows, batches[u]).T for u, rows in found.items()} for found in (predictions, losses)]
+    kept = [{u: rows.T for u, rows in found.items()} for found in (predictions, losses)]
     metrics = tuple(task.metric for task in named.values())
     labels = {name: task.eval.labels for name, task in named.items()}
     return HeadLesions(tuple(named), metrics, shape, labels, *kept)

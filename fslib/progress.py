@@ -82,7 +82,14 @@ class Board:
         self._left = ""
         stream = _Forgiving(sys.stderr)
         self._lines = [
-            tqdm(total=0, bar_format="{desc}", position=i, leave=False, file=stream, dynamic_ncols=True)
+            tqdm(
+                total=0,
+                bar_format="{desc}",
+                position=i,
+                leave=False,
+                file=stream,
+                dynamic_ncols=True,
+            )
             for i in range((workers + 1) * (self.is_live() and _shown))
         ]
         self.tick()
@@ -117,8 +124,12 @@ class Board:
         if not self._lines:
             return
         self._lines[0].set_description_str(f"{self._done}/{self._total} units{self._left}")
-        for number, (line, (what, begun)) in enumerate(zip(self._lines[1:], self._on, strict=True), start=1):
-            line.set_description_str(f"worker {number}: {what}, {span(time.perf_counter() - begun)}" if what else "")
+        for number, (line, (what, begun)) in enumerate(
+            zip(self._lines[1:], self._on, strict=True), start=1
+        ):
+            line.set_description_str(
+                f"worker {number}: {what}, {span(time.perf_counter() - begun)}" if what else ""
+            )
 
     def __enter__(self) -> "Board":
         return self

@@ -38,7 +38,9 @@ def metric_score(
     if predictions.shape[-1] != len(labels):
         raise FslibError(f"{predictions.shape[-1]} predictions for {len(labels)} labels")
     if not (np.isfinite(predictions).all() and np.isfinite(labels).all()):
-        raise FslibError(f"{metric} of predictions or labels that are NaN or infinite is no number: look at the model")
+        raise FslibError(
+            f"{metric} of predictions or labels that are NaN or infinite is no number: look at the model"
+        )
     weights = np.ones((1, len(labels))) if counts is None else np.asarray(counts, dtype=float)
     if metric == "spearman":
         scores = _spearman(predictions, labels, weights.astype(int))
@@ -78,18 +80,25 @@ def left_out_scores(
         classes, codes = np.unique(np.concatenate([flat.ravel(), labels]), return_inverse=True)
         cell = codes[:-n].reshape(flat.shape) * len(classes) + codes[-n:]  # (sets, n)
         at_once = max(1, 2**20 // len(classes) ** 4)
-        parts = [_without_one(metric, cell[i : i + at_once], classes) for i in range(0, len(cell), at_once)]
+        parts = [
+            _without_one(metric, cell[i : i + at_once], classes)
+            for i in range(0, len(cell), at_once)
+        ]
         found = np.concatenate(parts) if parts else np.empty(flat.shape)
     return found.reshape(predictions.shape)
 
 
-def _without_one(metric: str, cell: Int[np.ndarray, "sets n"], classes: Num[np.ndarray, " classes"]) -> np.ndarray:
+def _without_one(
+    metric: str, cell: Int[np.ndarray, "sets n"], classes: Num[np.ndarray, " classes"]
+) -> np.ndarray:
     """Return (sets, n) scores without each example; cell: its place in the confusion matrix, row by row (predicted)."""
     cells, which = np.unique(cell, return_inverse=True)
     which = which.reshape(cell.shape)
     counts = np.stack([(which == c).sum(-1) for c in range(len(cells))], -1)  # (sets, cells)
     one_less = (counts[:, None] - np.eye(len(cells), dtype=int)).reshape(-1, len(cells))
-    scores = metric_score(metric, classes[cells // len(classes)], classes[cells % len(classes)], one_less)
+    scores = metric_score(
+        metric, classes[cells // len(classes)], classes[cells % len(classes)], one_less
+    )
     return np.take_along_axis(scores.reshape(counts.shape), which, -1)
 
 
@@ -129,7 +138,9 @@ def chance_level(metric: str, labels: Num[np.ndarray, " n"]) -> float:
     return 0.0
 
 
-def interval(draws: Float[np.ndarray, "*sets draws"], level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def interval(
+    draws: Float[np.ndarray, "*sets draws"], level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the percentile interval (low, high), each (*sets,), from bootstrap draws on the last axis."""
     check_number("level", level, "(0, 1)", "0.95 is the usual one")
     ends = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=-1)
@@ -153,11 +164,15 @@ class Score:
         """The metric, a fraction (0.9 is 90 % for accuracy)."""
         return float(metric_score(self.metric, self.predictions, self.labels))
 
-    def interval(self, level: float = 0.95, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    def interval(
+        self, level: float = 0.95, draws: int = 1000, seed: int = 0
+    ) -> tuple[float, float]:
         """Return the bootstrap interval (low, high) over examples."""
         check_count("seed", seed, 0)
         counts = bootstrap_counts(len(self.labels), draws, np.random.default_rng(seed))
-        low, high = interval(metric_score(self.metric, self.predictions, self.labels, counts), level)
+        low, high = interval(
+            metric_score(self.metric, self.predictions, self.labels, counts), level
+        )
         return float(low), float(high)
 
     def __float__(self) -> float:
@@ -176,5 +191,7 @@ def rank_correlation(a: Float[np.ndarray, "*shape"], b: Float[np.ndarray, "*shap
     """
     a, b = finite_array("what is ranked", a), finite_array("what is ranked", b)
     if a.shape != b.shape or not a.size:
-        raise FslibError(f"a rank correlation is of two arrays of one shape, not of {a.shape} and {b.shape}")
+        raise FslibError(
+            f"a rank correlation is of two arrays of one shape, not of {a.shape} and {b.shape}"
+        )
     return float(metric_score("spearman", np.ravel(a)[None], np.ravel(b))[0])

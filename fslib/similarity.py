@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from jaxtyping import Float
 
 from fslib.data.tasks import Split, Task, as_tasks, check_texts
@@ -23,12 +22,13 @@ from fslib.errors import FslibError, check_count, finite_array, number_array, un
 from fslib.evaluation import EVAL_BATCH, check_finite, length_batches, sample
 from fslib.heads import overlap, top_heads
 from fslib.importance import gradients_for, wide
-from fslib.model.devices import gather_rows
 from fslib.model.modes import in_mode
 from fslib.model.multitask import POOLINGS, MultiTaskModel, check_model, pool
 from fslib.scoring import rank_correlation
 
-TaskEmbedding = dict[str, Float[np.ndarray, "_"]]  # {component: Fisher information of each of its parameters}
+TaskEmbedding = dict[
+    str, Float[np.ndarray, "_"]
+]  # {component: Fisher information of each of its parameters}
 OUTSIDE = "outside"  # the component of what belongs to no layer
 
 
@@ -40,7 +40,9 @@ def importance_similarity(a: Float[np.ndarray, "_ _"], b: Float[np.ndarray, "_ _
     return rank_correlation(*_matched(a, b, "importance maps"))
 
 
-def head_overlap(a: Float[np.ndarray, "_ _"], b: Float[np.ndarray, "_ _"], fraction: float = 0.3) -> float:
+def head_overlap(
+    a: Float[np.ndarray, "_ _"], b: Float[np.ndarray, "_ _"], fraction: float = 0.3
+) -> float:
     """Return the Jaccard index of two maps' top heads, in [0, 1]; about fraction / (2 - fraction) by chance.
 
     Raises FslibError for maps of different shapes, and for a fraction outside (0, 1] or too small for one head.
@@ -48,7 +50,9 @@ def head_overlap(a: Float[np.ndarray, "_ _"], b: Float[np.ndarray, "_ _"], fract
     a, b = _matched(a, b, "importance maps")
     tops = [top_heads(importance, fraction) for importance in (a, b)]
     if not tops[0].any():
-        raise FslibError(f"fraction {fraction} of {a.size} heads is not one head: use a larger fraction")
+        raise FslibError(
+            f"fraction {fraction} of {a.size} heads is not one head: use a larger fraction"
+        )
     return overlap(*tops)
 
 
@@ -60,12 +64,19 @@ def cosine(a: Float[np.ndarray, "..."], b: Float[np.ndarray, "..."]) -> float:
     a, b = _matched(a, b, "vectors")
     norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     if not all(norms):
-        raise FslibError("a vector of zeros has no cosine: measure on more examples, or leave it out")
+        raise FslibError(
+            "a vector of zeros has no cosine: measure on more examples, or leave it out"
+        )
     return float(np.clip(np.vdot(a / norms[0], b / norms[1]), -1, 1))
 
 
 def task_embedding(
-    model: MultiTaskModel, task: Task, *, split: str = "train", examples: int | None = None, seed: int = 0
+    model: MultiTaskModel,
+    task: Task,
+    *,
+    split: str = "train",
+    examples: int | None = None,
+    seed: int = 0,
 ) -> TaskEmbedding:
     """Return TaskEmb (Vu et al., 2020): which of the encoder's weights the task's loss depends on.
 
@@ -89,14 +100,15 @@ def task_embedding(
         for batch in length_batches(model, part, 1):
             loss = check_finite(model.losses(batch.to(model.device), task.name).sum(), task.name)
             # a weight that no example reaches, such as that of an unused position type, has no information: 0
-            for total, grad in zip(sums, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+            for total, grad in zip(
+                sums, torch.autograd.grad(loss, weights, allow_unused=True), strict=True
+            ):
                 if grad is not None:
                     total.addcmul_(wide(grad), wide(grad))
     components: dict[str, list[np.ndarray]] = {}
     for name, total in zip(chosen, sums, strict=True):
         components.setdefault(_component(name), []).append(total.flatten().cpu().numpy())
-    shares = gather_object([{component: np.concatenate(parts) for component, parts in components.items()}])
-    return {component: sum(share[component] for share in shares) / np.float32(len(part)) for component in components}
+    return {c: np.concatenate(parts) / np.float32(len(part)) for c, parts in components.items()}
 
 
 def task_similarity(a: TaskEmbedding, b: TaskEmbedding) -> float:
@@ -108,14 +120,23 @@ def task_similarity(a: TaskEmbedding, b: TaskEmbedding) -> float:
     """
     for embedding in (a, b):
         if not isinstance(embedding, dict):
-            raise FslibError(f"{embedding!r:.80} is no task embedding: give what similarity.task_embedding returns")
+            raise FslibError(
+                f"{embedding!r:.80} is no task embedding: give what similarity.task_embedding returns"
+            )
     if a.keys() != b.keys() or not a:
-        raise FslibError(f"task embeddings of different encoders cannot be compared: {list(a)} and {list(b)}")
+        raise FslibError(
+            f"task embeddings of different encoders cannot be compared: {list(a)} and {list(b)}"
+        )
     return float(np.mean([cosine(a[component], b[component]) for component in a]))
 
 
 def text_embedding(
-    model: MultiTaskModel, task: Task, *, split: str = "train", examples: int | None = None, seed: int = 0
+    model: MultiTaskModel,
+    task: Task,
+    *,
+    split: str = "train",
+    examples: int | None = None,
+    seed: int = 0,
 ) -> Float[np.ndarray, " hidden"]:
     """Return TextEmb (Vu et al., 2020), (hidden,): where a task's texts lie, a mean over texts of means over tokens.
 
@@ -124,11 +145,17 @@ def text_embedding(
     split, examples, seed: as in `fslib.head_importance`.
     """
     as_tasks(task)  # refuses what is no task
-    return representations(model, sample(task, split, examples, seed), pooling="mean").mean(0, dtype=np.float64)
+    return representations(model, sample(task, split, examples, seed), pooling="mean").mean(
+        0, dtype=np.float64
+    )
 
 
 def representations(
-    model: MultiTaskModel, texts: Split | Sequence[str], *, pooling: str | None = None, batch_size: int = EVAL_BATCH
+    model: MultiTaskModel,
+    texts: Split | Sequence[str],
+    *,
+    pooling: str | None = None,
+    batch_size: int = EVAL_BATCH,
 ) -> Float[np.ndarray, "n hidden"]:
     """Return what the classifiers see of each text, (n, hidden) float32 in the order of `texts`, dropout off.
 
@@ -154,7 +181,7 @@ def representations(
             rows[batch.indices] = pooled.float().cpu().numpy()
     if not np.isfinite(rows).all():
         raise FslibError("the model gives NaN or infinity for a text: its weights are broken")
-    return gather_rows(rows, batches)
+    return rows
 
 
 def linear_cka(x: Float[np.ndarray, "_ _"], y: Float[np.ndarray, "_ _"]) -> float:
@@ -173,7 +200,9 @@ def linear_cka(x: Float[np.ndarray, "_ _"], y: Float[np.ndarray, "_ _"]) -> floa
             raise FslibError(f"CKA compares arrays (texts, features); got one of shape {shape}")
     x, y = np.asarray(x), np.asarray(y)  # of their own precision, which says what rounding is
     if len(x) != len(y) or len(x) < 2:
-        raise FslibError(f"CKA compares the same texts, at least 2, in both: got {len(x)} and {len(y)}")
+        raise FslibError(
+            f"CKA compares the same texts, at least 2, in both: got {len(x)} and {len(y)}"
+        )
     x, y = _centred(x), _centred(y)
     if len(x) > x.shape[1] + y.shape[1]:
         shared, own = np.sum((y.T @ x) ** 2), [np.linalg.norm(z.T @ z) for z in (x, y)]
@@ -188,11 +217,15 @@ def _centred(features: np.ndarray) -> Float[np.ndarray, "_ _"]:
     rounding = np.finfo(np.result_type(features, np.float32)).eps
     features = features.astype(np.float64)
     if not np.isfinite(features).all():
-        raise FslibError("features must be finite for CKA: drop the texts that give NaN or infinity")
+        raise FslibError(
+            "features must be finite for CKA: drop the texts that give NaN or infinity"
+        )
     centred = features - features.mean(0)
     # what rounding leaves of constant features is no variation
     if np.abs(centred).max(initial=0) <= 4 * rounding * np.abs(features).max(initial=0):
-        raise FslibError("CKA is undefined for features that are the same for every text: use other texts")
+        raise FslibError(
+            "CKA is undefined for features that are the same for every text: use other texts"
+        )
     return centred / np.linalg.norm(centred)
 
 
@@ -210,4 +243,6 @@ def _component(name: str) -> str:
 
 
 def _unlabelled(texts: Sequence[str]) -> Split:
-    return Split(tuple(texts), None, np.zeros(len(texts), dtype=np.int64), tuple((text,) for text in texts))
+    return Split(
+        tuple(texts), None, np.zeros(len(texts), dtype=np.int64), tuple((text,) for text in texts)
+    )

@@ -21,14 +21,16 @@ from fslib.endings import Ending, PCGrad, Rule, Trunk
 from fslib.errors import FslibError, check_count, check_number, unknown
 from fslib.evaluation import evaluate
 from fslib.iat import IAT
-from fslib.model.devices import accelerator, cuda_devices, random_state, set_random_state
+from fslib.model.devices import best_device, cuda_devices, random_state, set_random_state
 from fslib.model.modes import in_mode
 from fslib.model.multitask import MultiTaskModel, check_model
-from fslib.model.spread import check_in_one_place
 from fslib.progress import bar, hidden
 
+PRECISIONS = ("float32", "bf16")
 MIXED = -1  # in History.order: a step on examples of all tasks
-READ_EVERY = 50  # steps between readings of losses that lie on another device: no step waits for its copy
+READ_EVERY = (
+    50  # steps between readings of losses that lie on another device: no step waits for its copy
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Settings:
     sampling: proportional, sqrt, uniform or annealed (over `epochs` equal parts of the steps).
     seed: for the order of tasks and batches and for dropout; the caller's random state is left alone.
     evaluate_every: score `evaluate_on` (default: the tasks) before the first step, every so many, and at the end.
-    mixed_precision: "bf16" or "fp16", None for what `accelerate` is configured to (float32).
+    precision: of the forward pass, "float32" or "bf16" (`torch.autocast`; weights and updates stay float32).
     """
 
     steps: int = 600
@@ -55,7 +57,7 @@ class Settings:
     seed: int = 0
     evaluate_every: int | None = None
     evaluate_on: Mapping[str, Task] | None = None
-    mixed_precision: str | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "epochs"):
@@ -66,6 +68,8 @@ class Settings:
         intervals |= {"warmup": "[0, 1)", "lr_floor": "[0, 1)"}
         for name, interval in intervals.items():
             check_number(name, getattr(self, name), interval)
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
 
 
 def make_settings(values: Mapping[str, Any]) -> Settings:
@@ -139,12 +143,14 @@ def train(
     iat, pcgrad: how the last `delta` of the steps are made, instead of like the others.
     settings: the fields of `fslib.training.Settings`: steps (600), batch_size (16), lr (1e-4), weight_decay (0.01),
         warmup (0.1), lr_floor (0.0), clip (1.0), sampling ("annealed"), epochs (5), seed (0), evaluate_every,
-        evaluate_on, mixed_precision.
+        evaluate_on, precision ("float32").
     Raises FslibError for settings out of range, a task without a classifier, IAT or PCGrad with one task, or a
     loss that is not finite. Source: Li et al. (2023); annealed sampling: Stickland and Murray (2019).
     """
     if iat is not None and pcgrad is not None:
-        raise FslibError("give iat or pcgrad: a training has one ending; fslib.branch compares several")
+        raise FslibError(
+            "give iat or pcgrad: a training has one ending; fslib.branch compares several"
+        )
     run = Training(model, tasks, make_settings(settings))
     if (ending := iat or pcgrad) is not None:
         run.check(ending)
@@ -178,7 +184,11 @@ def branch(
     run = Training(model, tasks, make_settings(settings))
     for ending in endings.values():
         run.check(ending)
-    starts = {name: ending.start(run.settings.steps) for name, ending in endings.items() if ending is not None}
+    starts = {
+        name: ending.start(run.settings.steps)
+        for name, ending in endings.items()
+        if ending is not None
+    }
     last = max(starts.values(), default=0)
     starts = {name: starts.get(name, last) for name in endings}
     return _branches(run, endings, starts)
@@ -207,11 +217,15 @@ class Training:
     """
 
     def __init__(
-        self, model: MultiTaskModel, tasks: Task | Iterable[Task] | Mapping[str, Task], settings: Settings
+        self,
+        model: MultiTaskModel,
+        tasks: Task | Iterable[Task] | Mapping[str, Task],
+        settings: Settings,
     ) -> None:
         self.model, self.tasks, self.settings = model, as_tasks(tasks), settings
-        check_model(model, *self.tasks.values(), *as_tasks(settings.evaluate_on or self.tasks).values())
-        check_in_one_place(model)
+        check_model(
+            model, *self.tasks.values(), *as_tasks(settings.evaluate_on or self.tasks).values()
+        )
         if not torch.is_grad_enabled() or not any(p.requires_grad for p in model.parameters()):
             raise FslibError(
                 "nothing can be trained: all weights are frozen, or torch.no_grad or torch.inference_mode is on"
@@ -219,12 +233,15 @@ class Training:
         names, s = list(self.tasks), settings
         sizes = [len(task.train) for task in self.tasks.values()]
         self.order = [names[i] for i in task_order(sizes, s.steps, s.sampling, s.epochs, s.seed)]
-        self.accelerator = accelerator(s.mixed_precision)
-        model.to(self.accelerator.device)
-        optimizer = torch.optim.AdamW(_parameter_groups(model, s.weight_decay), lr=s.lr, fused=True)
-        self.groups = [list(group["params"]) for group in optimizer.param_groups]
-        self.schedule = LambdaLR(optimizer, lambda step: lr_factor(step, s.steps, s.warmup, s.lr_floor))
-        self.wrapped, self.optimizer = self.accelerator.prepare(_Losses(model), optimizer)
+        self.device = best_device()
+        model.to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(model, s.weight_decay), lr=s.lr, fused=True
+        )
+        self.groups = [list(group["params"]) for group in self.optimizer.param_groups]
+        self.schedule = LambdaLR(
+            self.optimizer, lambda step: lr_factor(step, s.steps, s.warmup, s.lr_floor)
+        )
         self.encoded = {name: model.encode(task.train) for name, task in self.tasks.items()}
         self.streams = self._streams(s.batch_size)
         self.step, self.drawn, self.history = 0, dict.fromkeys(self.tasks, 0), History(names)
@@ -232,13 +249,15 @@ class Training:
         self.rule = Rule(self._trunk())
         self._unread: list[Tensor] = []
         with torch.random.fork_rng(devices=cuda_devices()):
-            torch.manual_seed(s.seed * 1009 + self.accelerator.process_index)
+            torch.manual_seed(s.seed * 1009)
             self.rng = random_state()
 
     def check(self, ending: object) -> None:
         """Raise FslibError for an ending that this run cannot have, or what is no ending."""
         if not isinstance(ending, Ending | None):
-            raise FslibError(f"{ending!r} is no ending: give fslib.IAT(), fslib.PCGrad(), fslib.Stop() or None")
+            raise FslibError(
+                f"{ending!r} is no ending: give fslib.IAT(), fslib.PCGrad(), fslib.Stop() or None"
+            )
         if ending is not None:
             ending.check(self._trunk())
 
@@ -253,15 +272,17 @@ class Training:
             for step in bar(range(self.step + 1, until + 1), "training", "steps"):
                 self.step = step
                 names = self.rule.tasks(step)
-                self.history.order.append(self.history.tasks.index(names[0]) if len(names) == 1 else MIXED)
+                self.history.order.append(
+                    self.history.tasks.index(names[0]) if len(names) == 1 else MIXED
+                )
                 losses = []
                 for name in names:
                     loss = self._loss(name) / len(names)
-                    self.accelerator.backward(loss)
+                    loss.backward()
                     self.rule.collect(name)
                     losses.append(loss.detach())
-                self._record(self.accelerator.reduce(torch.stack(losses).sum(), "mean"))
-                self.accelerator.clip_grad_norm_(self.rule.gradients(), self.settings.clip)
+                self._record(torch.stack(losses).sum())
+                nn.utils.clip_grad_norm_(self.rule.gradients(), self.settings.clip)
                 self.optimizer.step()
                 self.schedule.step()
                 self._clear()
@@ -273,22 +294,35 @@ class Training:
         self.history.branched = self.step
         if ending is not None:
             self.rule = ending.begin(self._trunk())
-            self.history.heads, self.history.scoring_seconds = self.rule.heads, self.rule.scoring_seconds
-            if self.step < self.settings.steps and (sharing := len(self.rule.tasks(self.step + 1))) > 1:
+            self.history.heads, self.history.scoring_seconds = (
+                self.rule.heads,
+                self.rule.scoring_seconds,
+            )
+            if (
+                self.step < self.settings.steps
+                and (sharing := len(self.rule.tasks(self.step + 1))) > 1
+            ):
                 self.streams = self._streams(self.settings.batch_size // sharing, salt=3)
 
     def _trunk(self) -> Trunk:
-        optimizer, s = self.optimizer.optimizer, self.settings
-        return Trunk(self.model, self.tasks, self.order, optimizer, s.batch_size, s.seed, self.step, self.cache)
+        s = self.settings
+        return Trunk(
+            self.model,
+            self.tasks,
+            self.order,
+            self.optimizer,
+            s.batch_size,
+            s.seed,
+            self.step,
+            self.cache,
+        )
 
     def _loss(self, name: str) -> Tensor:
-        """Return the mean loss of a task's next batch: the mean over processes of what each of them returns."""
-        indices, processes = next(self.streams[name]), self.accelerator.num_processes
+        """Return the mean loss of a task's next batch."""
         self.drawn[name] += 1
-        mine = indices[self.accelerator.process_index :: processes]
-        batch = self.encoded[name].batch(mine if len(mine) else indices[:1]).to(self.accelerator.device)
-        # every example of the batch counts the same, also where this process has fewer of them, or none
-        return self.wrapped(batch, name) * (len(mine) * processes / len(indices))
+        batch = self.encoded[name].batch(next(self.streams[name])).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, self.settings.precision == "bf16"):
+            return self.model.losses(batch, name).mean()
 
     def _streams(self, batch_size: int, salt: int = 1) -> dict[str, Iterator[np.ndarray]]:
         return {
@@ -313,7 +347,9 @@ class Training:
                 at = len(self.history.losses)
                 choice = self.history.order[at - 1]
                 name = "all" if choice == MIXED else self.history.tasks[choice]
-                raise FslibError(f"the loss is {loss} at step {at} (task {name}): lower lr={self.settings.lr}")
+                raise FslibError(
+                    f"the loss is {loss} at step {at} (task {name}): lower lr={self.settings.lr}"
+                )
         self._unread.clear()
 
     def _evaluate(self) -> None:
@@ -322,7 +358,9 @@ class Training:
         if every is not None and (self.step in (0, self.settings.steps) or self.step % every == 0):
             with hidden():
                 scores = evaluate(self.model, self.settings.evaluate_on or self.tasks)
-            self.history.evaluations.append({"step": self.step, **{n: s.value for n, s in scores.items()}})
+            self.history.evaluations.append(
+                {"step": self.step, **{n: s.value for n, s in scores.items()}}
+            )
 
     def snapshot(self) -> "Snapshot":
         """Return the run as it is now, copied."""
@@ -331,7 +369,6 @@ class Training:
             {name: value.clone() for name, value in self.model.state_dict().items()},
             copy.deepcopy(self.optimizer.state_dict()),
             copy.deepcopy(self.schedule.state_dict()),
-            copy.deepcopy(self.accelerator.scaler.state_dict()) if self.accelerator.scaler else None,  # fp16's
             dict(self.drawn),
             list(self.rng),
             copy.deepcopy(self.history),
@@ -342,14 +379,11 @@ class Training:
         self.step, self.drawn, self.rng = then.step, dict(then.drawn), list(then.rng)
         self.history = copy.deepcopy(then.history)
         self.model.load_state_dict(then.model)
-        optimizer = self.optimizer.optimizer
-        for group, parameters in zip(optimizer.param_groups, self.groups, strict=True):
+        for group, parameters in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["params"] = list(parameters)
-        optimizer.state.clear()
+        self.optimizer.state.clear()
         self.optimizer.load_state_dict(copy.deepcopy(then.optimizer))
         self.schedule.load_state_dict(copy.deepcopy(then.schedule))
-        if then.scaler is not None:
-            self.accelerator.scaler.load_state_dict(then.scaler)
         self.streams = self._streams(self.settings.batch_size)
         for name, stream in self.streams.items():
             for _ in range(self.drawn[name]):
@@ -375,21 +409,9 @@ class Snapshot:
     model: dict[str, Tensor]
     optimizer: dict
     schedule: dict
-    scaler: dict | None
     drawn: dict[str, int]
     rng: list[Tensor]
     history: History
-
-
-class _Losses(nn.Module):
-    """The mean loss of a batch as a forward pass, which is what data-parallel wrappers wrap."""
-
-    def __init__(self, model: MultiTaskModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch, task: str):  # type: ignore[no-untyped-def]
-        return self.model.losses(batch, task).mean()
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -83,7 +83,11 @@ def bert(zoo):
     return zoo.model("bert")
 
 
-CHROMIUM = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+CHROMIUM = [
+    path
+    for name in ("chromium", "chromium-browser", "google-chrome")
+    if (path := shutil.which(name))
+]
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +119,9 @@ def tab(chromium, tmp_path, request):
 
     page.route("**/*", guarded)
     page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("console", lambda m: m.type == "error" and "/api/" not in m.text and troubles.append(m.text))
+    page.on(
+        "console", lambda m: m.type == "error" and "/api/" not in m.text and troubles.append(m.text)
+    )
     page.troubles = troubles
     yield page
     page.screenshot(path=tmp_path / "page.png", full_page=True)

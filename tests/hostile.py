@@ -33,10 +33,14 @@ class Given:
         self.single, self.pair = toy_task("single"), toy_task("pair")
         self.regression = toy_task("regression")
         self.tasks = [self.single, self.pair]
-        self.model = fslib.MultiTaskModel.from_pretrained(self.source, [*self.tasks, self.regression])
+        self.model = fslib.MultiTaskModel.from_pretrained(
+            self.source, [*self.tasks, self.regression]
+        )
         self.maps = {t.name: np.arange(12.0).reshape(3, 4) for t in self.tasks}
         self.top = fslib.top_heads(self.maps["single"], 0.3)
-        self.iap = fslib.prune_important_heads(self.model, self.tasks, [0.5], 1, importance=self.maps)
+        self.iap = fslib.prune_important_heads(
+            self.model, self.tasks, [0.5], 1, importance=self.maps
+        )
 
     def damaged(self, name: str, change: Callable[[Path], object]) -> str:
         """A copy of the model folder with one thing done to it."""
@@ -86,7 +90,9 @@ def without_tokenizer(folder: Path) -> None:
 def special_alone(folder: Path) -> None:
     path = folder / "tokenizer.json"
     saved = json.loads(path.read_text())
-    saved["model"]["vocab"] = {w: i for w, i in saved["model"]["vocab"].items() if w.startswith("[")}
+    saved["model"]["vocab"] = {
+        w: i for w, i in saved["model"]["vocab"].items() if w.startswith("[")
+    }
     path.write_text(json.dumps(saved))
 
 
@@ -100,32 +106,69 @@ def ids_beyond(folder: Path) -> None:
 counts("evaluate batch_size", lambda g, v: fslib.evaluate(g.model, g.tasks, batch_size=v), 0, None)
 counts(
     "prune batch_size",
-    lambda g, v: fslib.prune_important_heads(g.model, g.tasks, [0.5], 1, importance=g.maps, batch_size=v),
+    lambda g, v: fslib.prune_important_heads(
+        g.model, g.tasks, [0.5], 1, importance=g.maps, batch_size=v
+    ),
 )
-counts("prune controls", lambda g, v: fslib.prune_important_heads(g.model, g.tasks, [0.5], v, importance=g.maps))
-counts("prune seed", lambda g, v: fslib.prune_important_heads(g.model, g.tasks, [0.5], 1, importance=g.maps, seed=v))
+counts(
+    "prune controls",
+    lambda g, v: fslib.prune_important_heads(g.model, g.tasks, [0.5], v, importance=g.maps),
+)
+counts(
+    "prune seed",
+    lambda g, v: fslib.prune_important_heads(g.model, g.tasks, [0.5], 1, importance=g.maps, seed=v),
+)
 counts(
     "prune min_per_layer",
-    lambda g, v: fslib.prune_important_heads(g.model, g.tasks, [0.5], 1, importance=g.maps, min_per_layer=v),
+    lambda g, v: fslib.prune_important_heads(
+        g.model, g.tasks, [0.5], 1, importance=g.maps, min_per_layer=v
+    ),
 )
-counts("prune examples", lambda g, v: fslib.prune_important_heads(g.model, g.tasks, [0.5], 1, examples=v), 0)
+counts(
+    "prune examples",
+    lambda g, v: fslib.prune_important_heads(g.model, g.tasks, [0.5], 1, examples=v),
+    0,
+)
 counts("random_heads n", lambda g, v: fslib.random_heads(g.top, v, np.random.default_rng(0)), None)
-counts("top_heads min_per_layer", lambda g, v: fslib.top_heads(g.maps["pair"], 0.5, min_per_layer=v), None)
+counts(
+    "top_heads min_per_layer",
+    lambda g, v: fslib.top_heads(g.maps["pair"], 0.5, min_per_layer=v),
+    None,
+)
 counts("limited eval", lambda g, v: g.single.limited(eval=v), 0)
 counts("limited train", lambda g, v: g.single.limited(train=v), 0)
 counts("limited seed", lambda g, v: g.single.limited(train=5, seed=v))
 counts(
-    "make_task seed", lambda g, v: fslib.make_task("own", (list("abcdef"), [0, 1] * 3), label_names=["x", "y"], seed=v)
+    "make_task seed",
+    lambda g, v: fslib.make_task(
+        "own", (list("abcdef"), [0, 1] * 3), label_names=["x", "y"], seed=v
+    ),
 )
 counts(
-    "max_length", lambda g, v: fslib.MultiTaskModel.from_pretrained(g.source, g.tasks, max_length=v), 0, None, 1, 1.5, 4
+    "max_length",
+    lambda g, v: fslib.MultiTaskModel.from_pretrained(g.source, g.tasks, max_length=v),
+    0,
+    None,
+    1,
+    1.5,
+    4,
 )
 counts("max_length of Encoded", lambda g, v: Encoded(g.single.eval, g.model.tokenizer, v), 0, None)
-counts("model seed", lambda g, v: fslib.MultiTaskModel.from_pretrained(g.source, g.tasks, seed=v), 2**70)
+counts(
+    "model seed",
+    lambda g, v: fslib.MultiTaskModel.from_pretrained(g.source, g.tasks, seed=v),
+    2**70,
+)
 counts("importance examples", lambda g, v: fslib.head_importance(g.model, g.single, examples=v), 0)
-counts("importance batch_size", lambda g, v: fslib.head_importance(g.model, g.single, batch_size=v), 0)
+counts(
+    "importance batch_size", lambda g, v: fslib.head_importance(g.model, g.single, batch_size=v), 0
+)
 counts("importance seed", lambda g, v: fslib.head_importance(g.model, g.single, examples=4, seed=v))
-counts("importance steps", lambda g, v: fslib.head_importance(g.model, g.single, estimator="integrated", steps=v), 0)
+counts(
+    "importance steps",
+    lambda g, v: fslib.head_importance(g.model, g.single, estimator="integrated", steps=v),
+    0,
+)
 for value in (5, [[0, 1]], [0.5], ["a"], True):
     CASES[f"importance subset={value!r}"] = lambda g, v=value: fslib.contributions(
         g.model, g.single, examples=4
@@ -133,15 +176,28 @@ for value in (5, [[0, 1]], [0.5], ["a"], True):
 counts("mean_context examples", lambda g, v: fslib.mean_context(g.model, g.single, examples=v))
 counts("transfer size", lambda g, v: fslib.transfer(g.model, toy_task_named("new"), size=v))
 counts("transfer steps", lambda g, v: fslib.transfer(g.model, toy_task_named("new"), steps=v), 0)
-counts("transfer seed", lambda g, v: fslib.transfer(g.model, toy_task_named("new"), part="classifier", seed=v))
+counts(
+    "transfer seed",
+    lambda g, v: fslib.transfer(g.model, toy_task_named("new"), part="classifier", seed=v),
+)
 counts("IAT examples", lambda g, v: fslib.IAT(examples=v), 0)
 for setting in ("steps", "batch_size", "epochs", "evaluate_every"):
-    counts(f"train {setting}", lambda g, v, s=setting: fslib.train(g.model, g.tasks, **({"steps": 2} | {s: v})), 0)
+    counts(
+        f"train {setting}",
+        lambda g, v, s=setting: fslib.train(g.model, g.tasks, **({"steps": 2} | {s: v})),
+        0,
+    )
 counts("train seed", lambda g, v: fslib.train(g.model, g.tasks, steps=2, seed=v))
 counts("relabelling draws", lambda g, v: g.iap.dissociation(draws=v), 0)
 counts("relabelling seed", lambda g, v: g.iap.dissociation(draws=10, seed=v))
-counts("interval draws", lambda g, v: fslib.evaluate(g.model, g.single)["single"].interval(draws=v), 0)
-counts("representations batch_size", lambda g, v: similarity.representations(g.model, ["w1"], batch_size=v), 0)
+counts(
+    "interval draws", lambda g, v: fslib.evaluate(g.model, g.single)["single"].interval(draws=v), 0
+)
+counts(
+    "representations batch_size",
+    lambda g, v: similarity.representations(g.model, ["w1"], batch_size=v),
+    0,
+)
 for setting in ("lr", "weight_decay", "warmup", "clip"):
     for value in (-1, float("nan"), "1", None, True):
         CASES[f"train {setting}={value!r}"] = lambda g, s=setting, v=value: fslib.train(
@@ -155,11 +211,15 @@ for value in (-0.1, 0, 1.5, "0.3", None, True, float("nan"), [0.3]):
     CASES[f"IAT alpha={value!r}"] = lambda g, v=value: fslib.IAT(alpha=v)
     CASES[f"IAT delta={value!r}"] = lambda g, v=value: fslib.IAT(delta=v)
 for value in (0.3, "0.3", None, 5):
-    CASES[f"prune fractions={value!r}"] = lambda g, v=value: fslib.prune_important_heads(g.model, g.tasks, v)
+    CASES[f"prune fractions={value!r}"] = lambda g, v=value: fslib.prune_important_heads(
+        g.model, g.tasks, v
+    )
 
 
 def toy_task_named(name: str) -> fslib.Task:
-    return fslib.make_task(name, (["w1 w2", "w3", "w4 w5", "w6"] * 2, [0, 1, 0, 1] * 2), label_names=["x", "y"])
+    return fslib.make_task(
+        name, (["w1 w2", "w3", "w4 w5", "w6"] * 2, [0, 1, 0, 1] * 2), label_names=["x", "y"]
+    )
 
 
 for name, change in {
@@ -190,7 +250,8 @@ for name, change in {
     "pooling max": write("1_Pooling/config.json", b'{"pooling_mode_max_tokens": true}'),
     "pooling none": write("1_Pooling/config.json", b'{"pooling_mode_mean_tokens": false}'),
     "pooling two": write(
-        "1_Pooling/config.json", b'{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}'
+        "1_Pooling/config.json",
+        b'{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}',
     ),
     "tokenizer max length inf": write("tokenizer_config.json", b'{"model_max_length": Infinity}'),
     "tokenizer max length true": write("tokenizer_config.json", b'{"model_max_length": true}'),
@@ -206,7 +267,9 @@ def saved(g: Given, change: Callable[[dict], object]) -> object:
     path = g.folder / "saved" / "fslib.json"
     card = json.loads(path.read_text())
     made = change(card)
-    path.write_bytes(made if isinstance(made, bytes) else json.dumps(card if made is None else made).encode())
+    path.write_bytes(
+        made if isinstance(made, bytes) else json.dumps(card if made is None else made).encode()
+    )
     return fslib.evaluate(fslib.MultiTaskModel.load(g.folder / "saved"), g.tasks)
 
 
@@ -220,7 +283,9 @@ for name, edit in {
     "answers []": lambda card: card.update(answers=[]),
     "answers text": lambda card: card["answers"]["single"].update(outputs="3"),
     "answers names": lambda card: card["answers"]["single"].update(label_names=3),
-    "no answers, outputs []": lambda card: (card.pop("answers"), card.update(outputs=[]))[2:] or None,
+    "no answers, outputs []": lambda card: (
+        (card.pop("answers"), card.update(outputs=[]))[2:] or None
+    ),
 }.items():
     CASES[f"checkpoint: {name}"] = lambda g, e=edit: saved(g, e)
 
@@ -234,7 +299,13 @@ def _bare(g: Given) -> object:
 CASES["checkpoint: no tokenizer"] = _bare
 
 
-for what, wrong in {"text": "single", "None": None, "number": 5, "list of texts": ["single"], "dict": {"a": 1}}.items():
+for what, wrong in {
+    "text": "single",
+    "None": None,
+    "number": 5,
+    "list of texts": ["single"],
+    "dict": {"a": 1},
+}.items():
     CASES[f"evaluate tasks {what}"] = lambda g, w=wrong: fslib.evaluate(g.model, w)
     CASES[f"importance task {what}"] = lambda g, w=wrong: fslib.head_importance(g.model, w)
     CASES[f"contributions task {what}"] = lambda g, w=wrong: fslib.contributions(g.model, w)
@@ -242,20 +313,32 @@ for what, wrong in {"text": "single", "None": None, "number": 5, "list of texts"
     CASES[f"prune tasks {what}"] = lambda g, w=wrong: fslib.prune_important_heads(g.model, w)
     CASES[f"train tasks {what}"] = lambda g, w=wrong: fslib.train(g.model, w)
     CASES[f"transfer target {what}"] = lambda g, w=wrong: fslib.transfer(g.model, w)
-    CASES[f"from_pretrained tasks {what}"] = lambda g, w=wrong: fslib.MultiTaskModel.from_pretrained(g.source, w)
+    CASES[f"from_pretrained tasks {what}"] = lambda g, w=wrong: (
+        fslib.MultiTaskModel.from_pretrained(g.source, w)
+    )
     CASES[f"pruned heads {what}"] = lambda g, w=wrong: fslib.pruned(g.model, w).__enter__()
     CASES[f"overlap {what}"] = lambda g, w=wrong: fslib.overlap(w, g.top)
-    CASES[f"random_heads like {what}"] = lambda g, w=wrong: fslib.random_heads(w, 1, np.random.default_rng(0))
+    CASES[f"random_heads like {what}"] = lambda g, w=wrong: fslib.random_heads(
+        w, 1, np.random.default_rng(0)
+    )
     CASES[f"rank_correlation {what}"] = lambda g, w=wrong: fslib.rank_correlation(w, g.maps["pair"])
     CASES[f"top_heads of {what}"] = lambda g, w=wrong: fslib.top_heads(w, 0.5)
-    CASES[f"dissociation of {what}"] = lambda g, w=wrong: fslib.dissociation(w, w)
+    CASES[f"dissociation of {what}"] = lambda g, w=wrong: fslib.iap(w, w)
     CASES[f"load_tasks {what}"] = lambda g, w=wrong: fslib.load_tasks(w)
-    CASES[f"make_task {what}"] = lambda g, w=wrong: fslib.make_task("own", w, label_names=["x", "y"])
+    CASES[f"make_task {what}"] = lambda g, w=wrong: fslib.make_task(
+        "own", w, label_names=["x", "y"]
+    )
     CASES[f"evaluate split {what}"] = lambda g, w=wrong: fslib.evaluate(g.model, g.single, split=w)
-    CASES[f"branch endings {what}"] = lambda g, w=wrong: list(fslib.branch(g.model, g.tasks, w, steps=2))
+    CASES[f"branch endings {what}"] = lambda g, w=wrong: list(
+        fslib.branch(g.model, g.tasks, w, steps=2)
+    )
     CASES[f"IAT heads {what}"] = lambda g, w=wrong: fslib.IAT(heads=w)
-    CASES[f"importance estimator {what}"] = lambda g, w=wrong: fslib.head_importance(g.model, g.single, estimator=w)
-    CASES[f"sampling {what}"] = lambda g, w=wrong: fslib.train(g.model, g.tasks, sampling=w, steps=2)
+    CASES[f"importance estimator {what}"] = lambda g, w=wrong: fslib.head_importance(
+        g.model, g.single, estimator=w
+    )
+    CASES[f"sampling {what}"] = lambda g, w=wrong: fslib.train(
+        g.model, g.tasks, sampling=w, steps=2
+    )
     CASES[f"load {what}"] = lambda g, w=wrong: fslib.MultiTaskModel.load(w)
     CASES[f"task name {what}"] = lambda g, w=wrong: fslib.make_task(
         "Single" if w == "single" else w, (["a", "b"], [0, 1]), (["c"], [1]), label_names=["x", "y"]
@@ -289,7 +372,11 @@ for what, wrong in {"text": "single", "None": None, "number": 5, "list of texts"
         g.model, w if w != ["single"] else [1]
     )
 
-for what, wrap in {"DataParallel": nn.DataParallel, "Sequential": nn.Sequential, "None": lambda m: None}.items():
+for what, wrap in {
+    "DataParallel": nn.DataParallel,
+    "Sequential": nn.Sequential,
+    "None": lambda m: None,
+}.items():
     CASES[f"evaluate {what}"] = lambda g, w=wrap: fslib.evaluate(w(g.model), g.tasks)
     CASES[f"importance {what}"] = lambda g, w=wrap: fslib.head_importance(w(g.model), g.single)
     CASES[f"train {what}"] = lambda g, w=wrap: fslib.train(w(g.model), g.tasks, steps=2)
@@ -299,7 +386,9 @@ for what, wrap in {"DataParallel": nn.DataParallel, "Sequential": nn.Sequential,
     CASES[f"mean_context {what}"] = lambda g, w=wrap: fslib.mean_context(w(g.model), g.single)
 
 for name in (None, 5, "", "no-such-model", "a/../b"):
-    CASES[f"model name {name!r}"] = lambda g, n=name: fslib.MultiTaskModel.from_pretrained(n, g.tasks)
+    CASES[f"model name {name!r}"] = lambda g, n=name: fslib.MultiTaskModel.from_pretrained(
+        n, g.tasks
+    )
 WRONG_SETS: dict[str, Callable[[Any], Any]] = {
     "map": lambda g: g.maps["pair"],
     "integers": lambda g: g.top.astype(int),
@@ -308,12 +397,18 @@ WRONG_SETS: dict[str, Callable[[Any], Any]] = {
 }
 for what, wrong_set in WRONG_SETS.items():
     CASES[f"overlap of {what}"] = lambda g, w=wrong_set: fslib.overlap(w(g), w(g))
-    CASES[f"random_heads like {what}"] = lambda g, w=wrong_set: fslib.random_heads(w(g), 1, np.random.default_rng(0))
+    CASES[f"random_heads like {what}"] = lambda g, w=wrong_set: fslib.random_heads(
+        w(g), 1, np.random.default_rng(0)
+    )
     CASES[f"pruned {what}"] = lambda g, w=wrong_set: fslib.pruned(g.model, w(g)).__enter__()
-CASES["rank_correlation shapes"] = lambda g: fslib.rank_correlation(np.ones((2, 12)), np.ones((12, 2)))
+CASES["rank_correlation shapes"] = lambda g: fslib.rank_correlation(
+    np.ones((2, 12)), np.ones((12, 2))
+)
 for shape in ((), (1,), (3,), (4, 1), (2, 2), (3, 1, 2)):
-    CASES[f"dissociation unpruned {shape}"] = lambda g, s=shape: fslib.dissociation(np.ones((4, 2, 2)), np.ones(s))
-    CASES[f"dissociation chance {shape}"] = lambda g, s=shape: fslib.dissociation(
+    CASES[f"dissociation unpruned {shape}"] = lambda g, s=shape: fslib.iap(
+        np.ones((4, 2, 2)), np.ones(s)
+    )
+    CASES[f"dissociation chance {shape}"] = lambda g, s=shape: fslib.iap(
         np.ones((4, 2, 2)), np.ones(2), "retention", np.ones(s)
     )
 for what, shape in {"scalar": (), "broadcast": (1, 1, 1), "head": (8,), "other": (3, 4, 1)}.items():
@@ -324,7 +419,9 @@ CASES["mean NaN"] = lambda g: fslib.pruned(
     g.model, g.top, ablation="mean", mean=torch.full((3, 4, 8), torch.nan)
 ).__enter__()
 CASES["mean list"] = lambda g: fslib.pruned(g.model, g.top, ablation="mean", mean=[0.0]).__enter__()
-CASES["train under inference_mode"] = lambda g: torch.inference_mode()(fslib.train)(g.model, g.tasks, steps=2)
+CASES["train under inference_mode"] = lambda g: torch.inference_mode()(fslib.train)(
+    g.model, g.tasks, steps=2
+)
 CASES["train under no_grad"] = lambda g: torch.no_grad()(fslib.train)(g.model, g.tasks, steps=2)
 CASES["surrogate in a text"] = lambda g: fslib.make_task(
     "own", (["a\ud800", "b"], [0, 1]), (["c"], [1]), label_names=["x", "y"]
@@ -333,29 +430,53 @@ CASES["surrogate in a pair"] = lambda g: fslib.make_task(
     "own", ([("b", "\udc80a"), ("a", "b")], [0, 1]), ([("c", "d")], [1]), label_names=["x", "y"]
 )
 CASES["surrogate in representations"] = lambda g: similarity.representations(g.model, ["a\ud800"])
-CASES["one string of texts"] = lambda g: fslib.make_task("own", ("abcd", [0, 1, 0, 1]), label_names=["x", "y"])
-CASES["one string of labels"] = lambda g: fslib.make_task("own", (["a", "b", "c"], "xyx"), label_names=["x", "y"])
-CASES["one string of names"] = lambda g: fslib.make_task("own", (["a", "b", "c"], ["x", "y", "x"]), label_names="xy")
-CASES["names that are numbers"] = lambda g: fslib.make_task("own", (["a", "b", "c"], [0, 1, 0]), label_names=[1, 0])
-CASES["indices or names"] = lambda g: fslib.make_task("own", (["a", "b", "c"], [0, 1, 0]), label_names=["1", "0"])
+CASES["one string of texts"] = lambda g: fslib.make_task(
+    "own", ("abcd", [0, 1, 0, 1]), label_names=["x", "y"]
+)
+CASES["one string of labels"] = lambda g: fslib.make_task(
+    "own", (["a", "b", "c"], "xyx"), label_names=["x", "y"]
+)
+CASES["one string of names"] = lambda g: fslib.make_task(
+    "own", (["a", "b", "c"], ["x", "y", "x"]), label_names="xy"
+)
+CASES["names that are numbers"] = lambda g: fslib.make_task(
+    "own", (["a", "b", "c"], [0, 1, 0]), label_names=[1, 0]
+)
+CASES["indices or names"] = lambda g: fslib.make_task(
+    "own", (["a", "b", "c"], [0, 1, 0]), label_names=["1", "0"]
+)
 for what, names in {
     "set": {"x", "y"},
     "generator": (n for n in "xy"),
     "dict": {"x": 0, "y": 1},
 }.items():
-    CASES[f"names in a {what}"] = lambda g, n=names: fslib.make_task("own", (["a", "b"], [0, 1]), label_names=n)
-CASES["texts in a set"] = lambda g: fslib.make_task("own", ({"a", "b", "c"}, [0, 1, 0]), label_names=["x", "y"])
-CASES["labels in a set"] = lambda g: fslib.make_task("own", (["a", "b"], {0, 1}), (["c"], [0]), label_names=["x", "y"])
-CASES["labels in bytes"] = lambda g: fslib.make_task("own", (["a", "b", "c"], b"\0\1\0"), label_names=["x", "y"])
-CASES["columns in a dict"] = lambda g: fslib.make_task("own", {"text": ["a"], "label": [0]}, label_names=["x", "y"])
-CASES["floats or names"] = lambda g: fslib.make_task("own", (["a", "b", "c"], [0.0, 1.0, 0.0]), label_names=["1", "0"])
+    CASES[f"names in a {what}"] = lambda g, n=names: fslib.make_task(
+        "own", (["a", "b"], [0, 1]), label_names=n
+    )
+CASES["texts in a set"] = lambda g: fslib.make_task(
+    "own", ({"a", "b", "c"}, [0, 1, 0]), label_names=["x", "y"]
+)
+CASES["labels in a set"] = lambda g: fslib.make_task(
+    "own", (["a", "b"], {0, 1}), (["c"], [0]), label_names=["x", "y"]
+)
+CASES["labels in bytes"] = lambda g: fslib.make_task(
+    "own", (["a", "b", "c"], b"\0\1\0"), label_names=["x", "y"]
+)
+CASES["columns in a dict"] = lambda g: fslib.make_task(
+    "own", {"text": ["a"], "label": [0]}, label_names=["x", "y"]
+)
+CASES["floats or names"] = lambda g: fslib.make_task(
+    "own", (["a", "b", "c"], [0.0, 1.0, 0.0]), label_names=["1", "0"]
+)
 CASES["random heads of all heads"] = lambda g: fslib.IAT(heads="random", alpha=1)
 CASES["no room for a pair"] = lambda g: fslib.transfer(
     fslib.MultiTaskModel.from_pretrained(g.source, g.single, max_length=3), g.pair, steps=1
 )
 CASES["map of complex numbers"] = lambda g: fslib.top_heads(g.maps["pair"] * 1j, 0.5)
 CASES["map of texts"] = lambda g: fslib.top_heads(g.maps["pair"].astype(str), 0.5)
-CASES["map that requires a gradient"] = lambda g: fslib.top_heads(torch.ones(3, 4, requires_grad=True), 0.5)
+CASES["map that requires a gradient"] = lambda g: fslib.top_heads(
+    torch.ones(3, 4, requires_grad=True), 0.5
+)
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fslib.dissociation import IAP
+from fslib.claims import SUPPORTED, Evidence, Part, decided, entering, mantel, score_half
 from fslib.heads import random_heads, top_heads
+from fslib.iap import IAP
 from fslib.intervals import Measure
 from fslib.questions import q03_pruning
-from fslib.study.evidence import SUPPORTED, Evidence, Part, decided, entering, mantel, score_half
 
 # standard deviations of what a seed, an example and the two together add to a value
 REGIMES = {"examples": (0.02, 1.0, 0.3), "seeds": (1.0, 1.0, 1.0), "interaction": (0.05, 0.2, 1.0)}
@@ -22,11 +22,20 @@ SHAPE = (6, 12)  # layers, heads
 
 
 def crossed(
-    rng: np.random.Generator, seeds: int, spread: tuple[float, float, float], truth: float = 0.0, n: int = N
+    rng: np.random.Generator,
+    seeds: int,
+    spread: tuple[float, float, float],
+    truth: float = 0.0,
+    n: int = N,
 ) -> Measure:
     """A mean over examples of every seed's model, whose true value is `truth`."""
     by_seed, by_example, by_both = spread
-    x = truth + rng.normal(0, by_seed, (seeds, 1)) + rng.normal(0, by_example, n) + rng.normal(0, by_both, (seeds, n))
+    x = (
+        truth
+        + rng.normal(0, by_seed, (seeds, 1))
+        + rng.normal(0, by_example, n)
+        + rng.normal(0, by_both, (seeds, n))
+    )
     values = x.mean(1)
     return Measure(values, {"examples": x - values[:, None]})
 
@@ -68,7 +77,13 @@ WORLDS = {
 
 
 def pruned_models(
-    rng: np.random.Generator, world: World, *, tasks: int = 4, seeds: int = 3, n: int = 200, controls: int = 2
+    rng: np.random.Generator,
+    world: World,
+    *,
+    tasks: int = 4,
+    seeds: int = 3,
+    n: int = 200,
+    controls: int = 2,
 ) -> IAP:
     """What pruning 10 and 30 % of the heads does to models in such a world."""
     names, fractions = tuple("abcdefgh"[:tasks]), (0.1, 0.3)
@@ -103,7 +118,15 @@ def pruned_models(
             right[s, ..., -1, :] = guess ^ (luck - lost[..., -1, None] + noise[..., -1, :] < 0)
     lesioned = {u: np.where(right[..., i, :], labels, 1 - labels) for i, u in enumerate(names)}
     plain = {u: np.where(unpruned[:, i], labels, 1 - labels) for i, u in enumerate(names)}
-    return IAP(names, ("accuracy",) * tasks, fractions, heads, dict.fromkeys(names, labels), plain, lesioned)
+    return IAP(
+        names,
+        ("accuracy",) * tasks,
+        fractions,
+        heads,
+        dict.fromkeys(names, labels),
+        plain,
+        lesioned,
+    )
 
 
 class Decided(NamedTuple):
@@ -140,17 +163,26 @@ TREATED = (0.5, 1.0, 0.8)  # seeds, examples, both: of a difference of two score
 
 
 def two_parts(
-    rng: np.random.Generator, truths: tuple[float, float], seeds: int = 5, claim: str = "C4", n: int = N
+    rng: np.random.Generator,
+    truths: tuple[float, float],
+    seeds: int = 5,
+    claim: str = "C4",
+    n: int = N,
 ) -> Evidence:
     """A claim that a treatment beats two controls; the treatment's own noise is in both differences."""
     spread = tuple(x / np.sqrt(2) for x in TREATED)
     treated = crossed(rng, seeds, spread, 0.0, n)
     controls = [crossed(rng, seeds, spread, -truth, n) for truth in truths]
-    parts = [Part(f"minus control {i}", (treated - control).interval()) for i, control in enumerate(controls)]
+    parts = [
+        Part(f"minus control {i}", (treated - control).interval())
+        for i, control in enumerate(controls)
+    ]
     return Evidence(claim, tuple(parts))
 
 
-def one_part(rng: np.random.Generator, truth: float, seeds: int = 5, claim: str = "C5", n: int = N) -> Evidence:
+def one_part(
+    rng: np.random.Generator, truth: float, seeds: int = 5, claim: str = "C5", n: int = N
+) -> Evidence:
     """A claim with one part."""
     return Evidence(claim, (Part("the effect", crossed(rng, seeds, TREATED, truth, n).interval()),))
 

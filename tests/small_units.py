@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from fslib.study.records import Result, Store, Unit
+from fslib.study.store import Result, Store, Unit
 from fslib.study.units import Data, ImportanceUnit, TrainUnit
 
 TASKS = ("left", "right")
@@ -47,7 +47,10 @@ class NumbersUnit(Data, Unit):
             file.write(f"{self.n}\n")
         values = np.random.default_rng(self.n).random(20_000)
         time.sleep(0.005)
-        return Result({"mean": float(values.mean()), "n": self.n}, {"values": values, "order": np.argsort(values)})
+        return Result(
+            {"mean": float(values.mean()), "n": self.n},
+            {"values": values, "order": np.argsort(values)},
+        )
 
 
 class FailingUnit(NumbersUnit):
@@ -110,7 +113,14 @@ def write_tasks(place: Path) -> Path:
 
 def training(seed: int = 0) -> TrainUnit:
     return TrainUnit(
-        tasks=TASKS, encoder="tiny-random", max_length=16, steps=2, lr=1e-3, seed=seed, curve_points=1, curve_examples=4
+        tasks=TASKS,
+        encoder="tiny-random",
+        max_length=16,
+        steps=2,
+        lr=1e-3,
+        seed=seed,
+        curve_points=1,
+        curve_examples=4,
     )
 
 
@@ -133,7 +143,9 @@ def main() -> None:
 
     def slow_flush(descriptor: int) -> None:
         flush(descriptor)
-        time.sleep(0.01)  # a file is written but has not its name yet: give a killer time to strike here
+        time.sleep(
+            0.01
+        )  # a file is written but has not its name yet: give a killer time to strike here
 
     os.fsync = slow_flush
     children: list[int] = []

@@ -25,9 +25,13 @@ class Words:
         return rows
 
 
-def split_of(texts: list[str], pairs: list[str] | None = None, labels: np.ndarray | None = None) -> Split:
+def split_of(
+    texts: list[str], pairs: list[str] | None = None, labels: np.ndarray | None = None
+) -> Split:
     labels = np.arange(len(texts)) if labels is None else labels
-    return Split(tuple(texts), None if pairs is None else tuple(pairs), labels, tuple((t,) for t in texts))
+    return Split(
+        tuple(texts), None if pairs is None else tuple(pairs), labels, tuple((t,) for t in texts)
+    )
 
 
 def of_lengths(*lengths: int) -> Encoded:
@@ -145,7 +149,9 @@ def test_training_batches_hold_examples_of_like_length():
 
 def test_padding_share_by_hand():
     lengths = np.array([1, 2, 3, 10])
-    assert padding_share([np.array([0, 1]), np.array([2, 3])], lengths) == pytest.approx(1 - 16 / (4 + 20))
+    assert padding_share([np.array([0, 1]), np.array([2, 3])], lengths) == pytest.approx(
+        1 - 16 / (4 + 20)
+    )
     assert padding_share([np.array([3]), np.array([2])], lengths) == 0
     assert padding_share([np.array([0, 1, 2, 3])], lengths) == pytest.approx(1 - 16 / 40)
 

@@ -18,7 +18,14 @@ from fslib import IAT, PCGrad, Stop, iat, training
 from fslib.endings import projected
 from fslib.training import MIXED, Settings, Training
 
-SETTINGS = {"batch_size": 6, "lr": 1e-2, "weight_decay": 0.1, "sampling": "uniform", "steps": 12, "evaluate_every": 5}
+SETTINGS = {
+    "batch_size": 6,
+    "lr": 1e-2,
+    "weight_decay": 0.1,
+    "sampling": "uniform",
+    "steps": 12,
+    "evaluate_every": 5,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,7 +86,9 @@ ENDINGS = {
 def test_every_ending_equals_its_own_unbroken_training_bit_by_bit(fresh, zoo):
     expected = {name: alone(fresh(), zoo.tasks, ending) for name, ending in ENDINGS.items()}
     model = fresh()
-    found = {name: (h, weights(model)) for name, h in fslib.branch(model, zoo.tasks, ENDINGS, **SETTINGS)}
+    found = {
+        name: (h, weights(model)) for name, h in fslib.branch(model, zoo.tasks, ENDINGS, **SETTINGS)
+    }
     assert found.keys() == expected.keys()
     for name, (history, end) in found.items():
         assert told(history) == told(expected[name][0]), name
@@ -89,7 +98,9 @@ def test_every_ending_equals_its_own_unbroken_training_bit_by_bit(fresh, zoo):
     assert same(found["plain"][1], found["plain again"][1])
 
 
-@pytest.mark.parametrize("others", [("iat",), ("pcgrad", "random"), ("stop", "leak"), ("mixed", "iat")])
+@pytest.mark.parametrize(
+    "others", [("iat",), ("pcgrad", "random"), ("stop", "leak"), ("mixed", "iat")]
+)
 def test_plain_training_is_unbroken_whatever_ran_before_it(fresh, zoo, others):
     history, end = alone(fresh(), zoo.tasks, None)
     model = fresh()
@@ -136,7 +147,9 @@ def test_a_random_state_of_the_callers_neither_matters_nor_moves(fresh, zoo):
         torch.manual_seed(state)
         np.random.seed(state)
         before = torch.get_rng_state(), np.random.get_state()[1].copy()
-        for _ in fslib.branch(model, zoo.tasks, {"iat": IAT(delta=0.25), "plain": None}, **SETTINGS):
+        for _ in fslib.branch(
+            model, zoo.tasks, {"iat": IAT(delta=0.25), "plain": None}, **SETTINGS
+        ):
             assert torch.equal(torch.get_rng_state(), before[0])
             assert np.array_equal(np.random.get_state()[1], before[1])
             assert all(module.training is (state == 1) for module in model.modules())
@@ -146,7 +159,9 @@ def test_a_random_state_of_the_callers_neither_matters_nor_moves(fresh, zoo):
 
 def test_stop_leaves_the_trunk(fresh, zoo):
     model = fresh()
-    (_, history), (_, plain) = fslib.branch(model, zoo.tasks, {"stop": Stop(delta=0.25), "plain": None}, **SETTINGS)
+    (_, history), (_, plain) = fslib.branch(
+        model, zoo.tasks, {"stop": Stop(delta=0.25), "plain": None}, **SETTINGS
+    )
     assert (history.branched, len(history.losses)) == (9, 9)
     assert plain.losses[:9] == history.losses
     assert [point["step"] for point in history.evaluations] == [0, 5]
@@ -168,7 +183,10 @@ def test_an_exception_in_the_loops_body_does_no_harm(fresh, zoo):
 
 
 def test_the_scale_of_half_precision_gradients_branches_too(fresh, zoo, monkeypatch):
-    plain, scaler = training.accelerator, torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+    plain, scaler = (
+        training.accelerator,
+        torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2),
+    )
 
     def scaling(mixed_precision):
         accelerator = plain(mixed_precision)
@@ -191,9 +209,18 @@ def test_the_scale_of_half_precision_gradients_branches_too(fresh, zoo, monkeypa
 
 
 def test_endings_come_in_the_order_in_which_they_branch_off(fresh, zoo):
-    found = [(name, h.branched) for name, h in fslib.branch(fresh(), zoo.tasks, ENDINGS, **SETTINGS)]
+    found = [
+        (name, h.branched) for name, h in fslib.branch(fresh(), zoo.tasks, ENDINGS, **SETTINGS)
+    ]
     early = [("random", 6), ("mixed", 6), ("stop", 7)]
-    assert found == [*early, ("iat", 9), ("pcgrad", 9), ("plain", 9), ("leak", 9), ("plain again", 9)]
+    assert found == [
+        *early,
+        ("iat", 9),
+        ("pcgrad", 9),
+        ("plain", 9),
+        ("leak", 9),
+        ("plain again", 9),
+    ]
 
 
 def test_plain_endings_alone_branch_off_at_the_start(fresh, zoo):
@@ -218,7 +245,12 @@ def updates(monkeypatch):
 
 def test_m_endings_cost_one_trunk_and_m_short_ends(fresh, zoo, updates):
     delta, steps = 0.25, SETTINGS["steps"]
-    endings = {"iat": IAT(delta), "random": IAT(delta, heads="random"), "pcgrad": PCGrad(delta), "plain": None}
+    endings = {
+        "iat": IAT(delta),
+        "random": IAT(delta, heads="random"),
+        "pcgrad": PCGrad(delta),
+        "plain": None,
+    }
     histories = dict(fslib.branch(fresh(), zoo.tasks, endings, **SETTINGS))
     assert updates["updates"] == (1 - delta) * steps + len(endings) * delta * steps == 21
     assert updates["updates"] == sum(steps - h.branched for h in histories.values()) + 9
@@ -226,16 +258,27 @@ def test_m_endings_cost_one_trunk_and_m_short_ends(fresh, zoo, updates):
 
 
 def test_the_trunk_is_trained_once_for_different_deltas(fresh, zoo, updates):
-    endings = {"late": IAT(delta=0.25), "early": IAT(delta=0.5), "plain": None, "stop": Stop(delta=0.4)}
+    endings = {
+        "late": IAT(delta=0.25),
+        "early": IAT(delta=0.5),
+        "plain": None,
+        "stop": Stop(delta=0.4),
+    }
     histories = dict(fslib.branch(fresh(), zoo.tasks, endings, **SETTINGS))
     made = [len(h.losses) - h.branched for h in histories.values()]
-    assert updates["updates"] == sum(made) + max(h.branched for h in histories.values()) == 3 + 6 + 3 + 0 + 9
+    assert (
+        updates["updates"]
+        == sum(made) + max(h.branched for h in histories.values())
+        == 3 + 6 + 3 + 0 + 9
+    )
 
 
 def test_importance_is_scored_once_where_endings_begin_together(fresh, zoo, monkeypatch):
     scored = []
     plain = iat.contributions
-    monkeypatch.setattr(iat, "contributions", lambda m, t, **k: scored.append(t.name) or plain(m, t, **k))
+    monkeypatch.setattr(
+        iat, "contributions", lambda m, t, **k: scored.append(t.name) or plain(m, t, **k)
+    )
     endings = {"a": IAT(delta=0.25), "b": IAT(delta=0.25, heads="least"), "c": IAT(delta=0.5)}
     found = dict(fslib.branch(fresh(), zoo.tasks, endings, **SETTINGS))
     assert Counter(scored) == dict.fromkeys(zoo.tasks, 2)
@@ -279,7 +322,9 @@ def test_two_tasks_by_hand():
 def test_without_conflict_the_update_is_the_mean(gradients):
     assert np.allclose(by_weights(gradients), gradients.mean(0))
     gram = torch.tensor(gradients @ gradients.T)
-    assert torch.equal(projected(gram, np.random.default_rng(0)), torch.full((3,), 1 / 3, dtype=torch.float64))
+    assert torch.equal(
+        projected(gram, np.random.default_rng(0)), torch.full((3,), 1 / 3, dtype=torch.float64)
+    )
 
 
 def test_when_all_conflict_none_of_two_is_left_against_the_other():
@@ -290,7 +335,9 @@ def test_when_all_conflict_none_of_two_is_left_against_the_other():
     assert not np.allclose(update, gradients.mean(0))
     three = np.array([[1.0, 0.0], [-0.5, 0.9], [-0.5, -0.9]])  # every two conflict
     assert (three @ three.T - np.diag(np.diag(three @ three.T)) < 0).sum() == 6
-    np.testing.assert_allclose(by_weights(three), pcgrad_directly(three, np.random.default_rng(0)), atol=1e-12)
+    np.testing.assert_allclose(
+        by_weights(three), pcgrad_directly(three, np.random.default_rng(0)), atol=1e-12
+    )
 
 
 def test_opposite_gradients_cancel_and_a_zero_gradient_takes_no_part():
@@ -329,7 +376,9 @@ def rivals(zoo):
 
 def one_mixed_step(zoo, rivals, monkeypatch, ending):
     """The first step of an ending: model as it was, batches by task, gradients as the optimizer saw them, history."""
-    model, before = (fslib.MultiTaskModel.from_pretrained(zoo.folder("bert"), rivals) for _ in range(2))
+    model, before = (
+        fslib.MultiTaskModel.from_pretrained(zoo.folder("bert"), rivals) for _ in range(2)
+    )
     model.dropout.p = before.dropout.p = 0.0
     with torch.no_grad():
         model.classifiers["yes"].weight.mul_(20)
@@ -338,7 +387,9 @@ def one_mixed_step(zoo, rivals, monkeypatch, ending):
 
     class Spy(torch.optim.AdamW):
         def step(self, closure=None):
-            seen.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+            seen.update(
+                {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            )
             return super().step(closure)
 
     monkeypatch.setattr(torch.optim, "AdamW", Spy)
@@ -347,7 +398,9 @@ def one_mixed_step(zoo, rivals, monkeypatch, ending):
     before.load_state_dict(weights(model))
     batches = {}
     plain = model.losses
-    monkeypatch.setattr(model, "losses", lambda batch, task: batches.update({task: batch}) or plain(batch, task))
+    monkeypatch.setattr(
+        model, "losses", lambda batch, task: batches.update({task: batch}) or plain(batch, task)
+    )
     run.advance(1)
     assert run.history.order == [MIXED]
     return before, batches, seen, run.history
@@ -363,14 +416,19 @@ def task_gradients(model, batches):
         losses[task] = loss.item()
         named[task] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         vectors[task] = torch.cat(
-            [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.encoder.parameters()]
+            [
+                torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+                for p in model.encoder.parameters()
+            ]
         )
     return vectors, named, losses
 
 
 @pytest.mark.parametrize("project", [True, False])
 def test_a_step_by_hand(zoo, rivals, monkeypatch, project):
-    model, batches, seen, history = one_mixed_step(zoo, rivals, monkeypatch, PCGrad(project=project))
+    model, batches, seen, history = one_mixed_step(
+        zoo, rivals, monkeypatch, PCGrad(project=project)
+    )
     assert {task: len(batch.labels) for task, batch in batches.items()} == {"yes": 4, "no": 4}
     vectors, named, losses = task_gradients(model, batches)
     a, b = vectors["yes"].double(), vectors["no"].double()
@@ -378,7 +436,10 @@ def test_a_step_by_hand(zoo, rivals, monkeypatch, project):
     mean = (a + b) / 2
     expected = mean - (a @ b) * (a / (a @ a) + b / (b @ b)) / 2 if project else mean
     found = torch.cat(
-        [seen.get(f"encoder.{n}", torch.zeros_like(p)).flatten() for n, p in model.encoder.named_parameters()]
+        [
+            seen.get(f"encoder.{n}", torch.zeros_like(p)).flatten()
+            for n, p in model.encoder.named_parameters()
+        ]
     )
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-4)
     assert torch.allclose(found.double(), mean, atol=1e-5) is not project

@@ -22,9 +22,9 @@ import pytest
 from views import EVIL, made_up
 
 from fslib import Study, evaluate, explore, pruned
-from fslib.study.explorer import MODULE, STYLE, Explorer, Kernel
-from fslib.study.headwise import scored_on
-from fslib.study.view import HeadSet, Whole
+from fslib.explorer.view import HeadSet, Whole
+from fslib.explorer.widget import MODULE, STYLE, Explorer, Kernel
+from fslib.study.units import scored_on
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +49,9 @@ def cell(tab, task: int, at: int):
 
 def rows(tab, section: str) -> list[list[str]]:
     """The text of a table's body."""
-    return [row.locator("th, td").all_inner_texts() for row in tab.locator(f".{section} tbody tr").all()]
+    return [
+        row.locator("th, td").all_inner_texts() for row in tab.locator(f".{section} tbody tr").all()
+    ]
 
 
 def said(value: float, low: float, high: float, sign: bool = False) -> str:
@@ -61,7 +63,9 @@ def said(value: float, low: float, high: float, sign: bool = False) -> str:
 def scores_are(tab, view: dict, expected: dict) -> None:
     """The table of scores shows a set, beside the whole model on the same examples."""
     wholes = view["wholes"][expected["whole"]]
-    for found, task, whole, score in zip(rows(tab, "scores"), view["tasks"], wholes, expected["scores"], strict=True):
+    for found, task, whole, score in zip(
+        rows(tab, "scores"), view["tasks"], wholes, expected["scores"], strict=True
+    ):
         assert found[1:3] == [task["metric"], str(whole["examples"])]
         assert found[3] == said(whole["value"], whole["low"], whole["high"])
         assert found[4] == said(score["value"], score["low"], score["high"])
@@ -77,13 +81,20 @@ def test_hovering_shows_what_the_record_says(tab, tmp_path):
         cell(tab, 1, at).hover()
         alone = next(s for s in view["sets"] if s["heads"] == [at])
         assert f"Layer {at // 3 + 1}, head {at % 3 + 1}" in tab.locator(".details h3").inner_text()
-        for found, task, score in zip(rows(tab, "details"), view["tasks"], alone["scores"], strict=True):
+        for found, task, score in zip(
+            rows(tab, "details"), view["tasks"], alone["scores"], strict=True
+        ):
             importance = task["importance"]
             rank = 1 + sorted(importance, reverse=True).index(importance[at])
             assert found[0].split(" ", 1)[1].strip() == task["name"].strip()
             assert float(found[1]) == pytest.approx(importance[at], rel=5e-3)
-            assert found[2] == f"{rank} of 6" and found[3] == f"{100 * importance[at] / sum(importance):.1f} %"
-            assert found[5] == said(-score["lost"], -score["lostHigh"], -score["lostLow"], sign=True)
+            assert (
+                found[2] == f"{rank} of 6"
+                and found[3] == f"{100 * importance[at] / sum(importance):.1f} %"
+            )
+            assert found[5] == said(
+                -score["lost"], -score["lostHigh"], -score["lostLow"], sign=True
+            )
             assert float(found[6].replace("−", "-")) == pytest.approx(task["rise"][at], abs=6e-4)
 
 
@@ -91,7 +102,10 @@ def test_the_slider_shows_top_sets_and_who_shares_them(tab, tmp_path):
     view = opened(tab, made_up(), tmp_path)
     for percent, k in ((0, 0), (34, 2), (50, 3), (100, 6)):
         tab.locator("input[type=range]").fill(str(percent))
-        tops = [set(np.argsort(-np.array(task["importance"]), kind="stable")[:k].tolist()) for task in view["tasks"]]
+        tops = [
+            set(np.argsort(-np.array(task["importance"]), kind="stable")[:k].tolist())
+            for task in view["tasks"]
+        ]
         for t, top in enumerate(tops):
             for at in range(6):
                 sharing = sum(at in other for other in tops)
@@ -108,8 +122,13 @@ def test_scores_are_the_records_or_need_a_kernel(tab, tmp_path):
     assert f"2 of 6 heads off; recorded: {top['name']}" in tab.locator(".source").inner_text()
     scores_are(tab, view, top)
     cell(tab, 0, 1).click(modifiers=["Shift"])
-    assert "this set has no record, and its scores need a kernel" in tab.locator(".source").inner_text()
-    assert [found[4] for found in rows(tab, "scores")] == ["–"] * 3, "no estimate stands for a measurement"
+    assert (
+        "this set has no record, and its scores need a kernel"
+        in tab.locator(".source").inner_text()
+    )
+    assert [found[4] for found in rows(tab, "scores")] == ["–"] * 3, (
+        "no estimate stands for a measurement"
+    )
     assert tab.locator(".compute").count() == 0
     tab.locator("button.none").click()
     cell(tab, 2, 3).click(modifiers=["Control"])
@@ -149,7 +168,12 @@ def test_what_is_not_defined_is_said_to_be(tab, tmp_path):
     cell(tab, 0, 0).hover()
     assert rows(tab, "details")[0][5:] == ["−100.0 [no interval]", "not defined"]
     cell(tab, 0, 0).click(modifiers=["Shift"])
-    assert rows(tab, "scores")[0][2:] == ["1", "100.0 [no interval]", "0.0 [no interval]", "−100.0 [no interval]"]
+    assert rows(tab, "scores")[0][2:] == [
+        "1",
+        "100.0 [no interval]",
+        "0.0 [no interval]",
+        "−100.0 [no interval]",
+    ]
 
 
 def test_a_label_says_what_the_details_say(tab, tmp_path):
@@ -171,24 +195,38 @@ def test_the_keyboard_does_all(tab, tmp_path):
     tab.locator('.head[tabindex="0"]').first.focus()
     start = int(tab.evaluate("document.activeElement.dataset.head"))
     here = start
-    for key, move in (("ArrowRight", 1), ("ArrowLeft", -1), ("ArrowUp", 3), ("ArrowDown", -3), ("Home", None)):
+    for key, move in (
+        ("ArrowRight", 1),
+        ("ArrowLeft", -1),
+        ("ArrowUp", 3),
+        ("ArrowDown", -3),
+        ("Home", None),
+    ):
         tab.keyboard.press(key)
         wanted = here - here % 3 if move is None else here + move
         same_row = key in ("ArrowUp", "ArrowDown") or wanted // 3 == here // 3
         here = wanted if 0 <= wanted < 6 and same_row else here
         assert int(tab.evaluate("document.activeElement.dataset.head")) == here, key
     tab.keyboard.press("Space")
-    assert "off" in cell(tab, 0, here).get_attribute("class") and cell(tab, 0, here).inner_text() == "×"
+    assert (
+        "off" in cell(tab, 0, here).get_attribute("class")
+        and cell(tab, 0, here).inner_text() == "×"
+    )
     label = tab.evaluate("document.activeElement.getAttribute('aria-label')")
     assert label.startswith(f"layer {here // 3 + 1}, head {here % 3 + 1}, ")
     tab.keyboard.press("Space")
     assert tab.locator(".head.off").count() == 0
     tab.keyboard.press("Enter")
-    assert f"What layer {here // 3 + 1}, head {here % 3 + 1} attends to" in tab.locator(".attention h3").inner_text()
+    assert (
+        f"What layer {here // 3 + 1}, head {here % 3 + 1} attends to"
+        in tab.locator(".attention h3").inner_text()
+    )
     select = tab.locator(".attention select").first
     select.focus()
     tab.keyboard.press("ArrowDown")
-    assert select.input_value() == "1" and select.evaluate("node => node === document.activeElement"), "it stays there"
+    assert select.input_value() == "1" and select.evaluate(
+        "node => node === document.activeElement"
+    ), "it stays there"
 
 
 def test_one_layer_one_head_one_task(tab, tmp_path):
@@ -202,7 +240,10 @@ def test_one_layer_one_head_one_task(tab, tmp_path):
         assert only.evaluate("node => node === document.activeElement")
     tab.keyboard.press("Space")
     assert "1 of 1 heads off; recorded" in tab.locator(".source").inner_text()
-    assert "Layer 1, head 1: special: in the top set of only alone" in tab.locator(".details h3").inner_text()
+    assert (
+        "Layer 1, head 1: special: in the top set of only alone"
+        in tab.locator(".details h3").inner_text()
+    )
 
 
 TWO_VIEWS = """async ([code, state]) => {
@@ -252,25 +293,55 @@ def test_two_views_of_one_explorer_share_heads_and_scores(tab):
     assert question["type"] == "scores" and question["off"] == [1, 2]
     one.locator(".compute").press("Enter")
     assert tab.evaluate("window.asked.length") == 1, "one question at a time"
-    assert one.locator(".compute").evaluate("node => node === document.activeElement"), "the keyboard stays there"
-    progress = {"type": "progress", "id": question["id"], "done": 1, "total": 4, "text": "1 of 4 passes"}
+    assert one.locator(".compute").evaluate("node => node === document.activeElement"), (
+        "the keyboard stays there"
+    )
+    progress = {
+        "type": "progress",
+        "id": question["id"],
+        "done": 1,
+        "total": 4,
+        "text": "1 of 4 passes",
+    }
     tab.evaluate("m => window.answer(m)", progress)
     work = one.locator(".work")
     assert work.inner_text() == "Without L1H2, L1H3: 1 of 4 passes"
-    assert one.locator("progress").get_attribute("value") == "1" and two.locator("progress").is_hidden()
+    assert (
+        one.locator("progress").get_attribute("value") == "1"
+        and two.locator("progress").is_hidden()
+    )
     one.locator("select").nth(1).select_option("0")  # another set, while the first is being scored
-    assert "recorded: top 33 % of alpha" in told(one) and work.inner_text() == "Without L1H2, L1H3: 1 of 4 passes"
+    assert (
+        "recorded: top 33 % of alpha" in told(one)
+        and work.inner_text() == "Without L1H2, L1H3: 1 of 4 passes"
+    )
     tab.evaluate("window.fromPython([1, 2])")
-    tab.evaluate("m => window.answer(m)", {"type": "problem", "id": question["id"], "text": "interrupted"})
-    assert work.inner_text() == "Without L1H2, L1H3: interrupted" and "problem" in work.get_attribute("class")
-    assert told(one) == told(two) == "2 of 6 heads off; not scored yet." and two.locator(".work").is_hidden()
+    tab.evaluate(
+        "m => window.answer(m)", {"type": "problem", "id": question["id"], "text": "interrupted"}
+    )
+    assert (
+        work.inner_text() == "Without L1H2, L1H3: interrupted"
+        and "problem" in work.get_attribute("class")
+    )
+    assert (
+        told(one) == told(two) == "2 of 6 heads off; not scored yet."
+        and two.locator(".work").is_hidden()
+    )
     one.locator(".compute").click()
     again = tab.evaluate("window.asked")[1]
     recorded = view["sets"][0]
-    answer = {"type": "scores", "id": again["id"], "off": [2, 1], "scores": recorded["scores"], "note": "As it is."}
+    answer = {
+        "type": "scores",
+        "id": again["id"],
+        "off": [2, 1],
+        "scores": recorded["scores"],
+        "note": "As it is.",
+    }
     tab.evaluate("m => window.answer(m)", answer | {"whole": view["wholes"][1]})
     for which in (one, two):
-        assert re.fullmatch(r"2 of 6 heads off; computed at [\d:]+( [AP]M)?\. As it is\.", told(which))
+        assert re.fullmatch(
+            r"2 of 6 heads off; computed at [\d:]+( [AP]M)?\. As it is\.", told(which)
+        )
         assert which.locator(".compute").inner_text() == "Score these heads again"
         whole = view["wholes"][1][0]
         first = which.locator(".scores tbody tr").first.locator("td").all_inner_texts()
@@ -284,7 +355,9 @@ def test_two_views_of_one_explorer_share_heads_and_scores(tab):
     saved = tab.evaluate("window.saved.length")
     tab.evaluate("window.fromPython([4])")
     assert one.locator('.head.off[data-task="0"]').get_attribute("data-head") == "4"
-    assert tab.evaluate("window.saved.length") == saved, "what Python has set is not written back to it"
+    assert tab.evaluate("window.saved.length") == saved, (
+        "what Python has set is not written back to it"
+    )
     tab.evaluate("window.end[0]()")
     assert one.locator(".head").count() == 0
     late = {"type": "pattern", "task": 0, "asked": 0, "number": 0, "texts": 1, "pattern": {}}
@@ -293,18 +366,26 @@ def test_two_views_of_one_explorer_share_heads_and_scores(tab):
 
 def test_texts_are_as_many_as_the_kernel_says(tab):
     view = made_up()
-    pattern, state = view.json()["patterns"]["1/0"], view.json() | {"patterns": {}, "texts": [2, 2, 2]}
+    pattern, state = (
+        view.json()["patterns"]["1/0"],
+        view.json() | {"patterns": {}, "texts": [2, 2, 2]},
+    )
     one, _ = two_views(tab, state)
     one.locator('.head[data-task="1"][data-head="4"]').click()
     one.locator(".attention select").nth(1).select_option("1")
     assert [m["number"] for m in tab.evaluate("window.asked")] == [0, 1]
     answer = {"type": "pattern", "task": 1, "asked": 0, "number": 0, "texts": 1, "pattern": pattern}
     tab.evaluate("m => window.answer(m)", answer)
-    assert one.locator("td.weight").count() == 16 and one.locator(".attention select").nth(1).input_value() == "0"
+    assert (
+        one.locator("td.weight").count() == 16
+        and one.locator(".attention select").nth(1).input_value() == "0"
+    )
     one.locator(".attention select").first.select_option("2")
     problem = {"type": "problem", "task": 2, "number": 0, "text": "<b>no</b>"}
     tab.evaluate("m => window.answer(m)", problem | {"number": 1})
-    assert one.locator(".attention .problem").count() == 0, "of another text than the one that is shown"
+    assert one.locator(".attention .problem").count() == 0, (
+        "of another text than the one that is shown"
+    )
     tab.evaluate("m => window.answer(m)", problem)
     assert one.locator(".attention .problem").inner_text() == "<b>no</b>"
     one.locator(".attention select").first.select_option("1")
@@ -317,9 +398,16 @@ def test_texts_are_as_many_as_the_kernel_says(tab):
 
 
 def test_an_architecture_without_weights_needs_no_kernel_to_say_so(tab, tmp_path):
-    opened(tab, replace(made_up(), patterns={}, texts=dict.fromkeys(("alpha", "beta", EVIL), 0)), tmp_path)
+    opened(
+        tab,
+        replace(made_up(), patterns={}, texts=dict.fromkeys(("alpha", "beta", EVIL), 0)),
+        tmp_path,
+    )
     cell(tab, 0, 0).click()
-    assert tab.locator(".attention .source").inner_text() == "The attention weights of this architecture are not seen."
+    assert (
+        tab.locator(".attention .source").inner_text()
+        == "The attention weights of this architecture are not seen."
+    )
 
 
 def test_attention_is_what_was_recorded(tab, tmp_path):
@@ -336,17 +424,24 @@ def test_attention_is_what_was_recorded(tab, tmp_path):
     ]
     assert titles == expected
     found = [text.removesuffix(" %") for text in tab.locator("td.importance").all_inner_texts()]
-    np.testing.assert_allclose([float(x) for x in found], 100 * importance / importance.sum(), atol=0.51)
+    np.testing.assert_allclose(
+        [float(x) for x in found], 100 * importance / importance.sum(), atol=0.51
+    )
     assert f"answer: {EVIL}; the model's: no" in tab.locator(".attention").inner_text()
     tab.locator(".attention select").first.select_option("0")
-    assert "What layer 2, head 3 attends to" in tab.locator(".attention h3").inner_text(), "the head that was clicked"
+    assert "What layer 2, head 3 attends to" in tab.locator(".attention h3").inner_text(), (
+        "the head that was clicked"
+    )
 
 
 def test_names_are_text_and_nothing_else(tab, tmp_path):
     opened(tab, made_up(), tmp_path)
     cell(tab, 2, 0).click()
     assert tab.title() == f"made up {EVIL}" and EVIL in tab.locator("h2").inner_text()
-    assert tab.locator(".fslib-explorer b").count() == 0 and "<b>bold</b>" in tab.locator(".pattern").inner_text()
+    assert (
+        tab.locator(".fslib-explorer b").count() == 0
+        and "<b>bold</b>" in tab.locator(".pattern").inner_text()
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -365,7 +460,9 @@ def test_text_can_be_read_in_light_and_dark_and_at_twice_the_size(chromium, tmp_
             canvas.fillRect(0, 0, 1, 1);
             return [...canvas.getImageData(0, 0, 1, 1).data];
         }}""")
-        return sum(w * (c / 255) ** 2.2 for w, c in zip((0.2126, 0.7152, 0.0722), colour[:3], strict=True))
+        return sum(
+            w * (c / 255) ** 2.2 for w, c in zip((0.2126, 0.7152, 0.0722), colour[:3], strict=True)
+        )
 
     paper = lightness(".fslib-explorer", "backgroundColor")
     assert (paper > 0.8) == (scheme == "light")
@@ -374,10 +471,14 @@ def test_text_can_be_read_in_light_and_dark_and_at_twice_the_size(chromium, tmp_
         ink = lightness(selector, "color")
         contrast = (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05)
         assert contrast > (3 if "mark" in selector else 7), f"{selector}: see {tmp_path}"
-    size = page.locator(".head").first.evaluate("node => parseFloat(getComputedStyle(node).fontSize)")
+    size = page.locator(".head").first.evaluate(
+        "node => parseFloat(getComputedStyle(node).fontSize)"
+    )
     assert size >= 22, "it grows with the reader's setting"
     wide = page.evaluate("document.documentElement.scrollWidth")
-    assert wide <= 1000, f"at twice the size of text on half a screen, tables scroll by themselves: see {tmp_path}"
+    assert wide <= 1000, (
+        f"at twice the size of text on half a screen, tables scroll by themselves: see {tmp_path}"
+    )
     page.close()
 
 
@@ -404,7 +505,9 @@ def test_the_largest_model_reacts_in_a_tenth_of_a_second(tab, tmp_path):
         time("attention", (i) => cells[40 * i + 7].click());
         return times;
     }""")
-    print(f"\nmilliseconds, 24 x 16 heads, 10 tasks: { {k: round(v, 1) for k, v in measured.items()} }")
+    print(
+        f"\nmilliseconds, 24 x 16 heads, 10 tasks: { {k: round(v, 1) for k, v in measured.items()} }"
+    )
     assert max(measured.values()) < 100, measured
 
 
@@ -452,14 +555,28 @@ def lab(chromium, smoke, tmp_path_factory) -> Iterator[str]:
         "--ServerApp.port_retries=0",
         f"--ServerApp.root_dir={folder}",
     ]
-    words += ["--IdentityProvider.token=", "--ServerApp.password=", "--ServerApp.disable_check_xsrf=True"]
-    words += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    words += [
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+        "--ServerApp.disable_check_xsrf=True",
+    ]
+    words += [
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
     own = {"FSLIB_RESULTS": str(smoke.folder.parent), "JUPYTER_CONFIG_DIR": str(folder / "config")}
-    own |= {"JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "JUPYTER_DATA_DIR": str(folder / "data")}
+    own |= {
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+    }
     log = folder / "lab.log"
     with log.open("w") as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *words], stdout=output, stderr=output, env=os.environ | own, cwd=folder
+            [sys.executable, "-m", "jupyterlab", *words],
+            stdout=output,
+            stderr=output,
+            env=os.environ | own,
+            cwd=folder,
         )
     address = f"http://127.0.0.1:{port}"
     try:
@@ -504,7 +621,10 @@ def test_the_explorer_scores_with_a_kernel(tab, lab, smoke):
     head.scroll_into_view_if_needed()
     tab.locator(".fslib-explorer button.none").click()
     head.click(modifiers=["Shift"])
-    assert "recorded: layer 1, head 6 alone" in tab.locator(".fslib-explorer .source").first.inner_text()
+    assert (
+        "recorded: layer 1, head 6 alone"
+        in tab.locator(".fslib-explorer .source").first.inner_text()
+    )
     tab.locator('.fslib-explorer .head[data-task="1"][data-head="18"]').click(modifiers=["Shift"])
     assert "not scored yet" in tab.locator(".fslib-explorer .scores .source").inner_text()
     tab.locator(".fslib-explorer .compute").click()
@@ -529,7 +649,9 @@ def test_every_notebook_opens_without_an_error(tab, lab):
         notebook(tab, lab, path.name)
         tab.wait_for_selector(".jp-OutputArea-output")
         for kind in ("application/vnd.jupyter.error", "application/vnd.jupyter.stderr"):
-            assert tab.locator(f'.jp-OutputArea-output[data-mime-type="{kind}"]').count() == 0, path.name
+            assert tab.locator(f'.jp-OutputArea-output[data-mime-type="{kind}"]').count() == 0, (
+                path.name
+            )
         assert tab.get_by_text("Error displaying widget").count() == 0, path.name
 
 

@@ -36,7 +36,9 @@ def test_the_campaign_sees_what_is_wrong(tmp_path):
     campaign.compare(tally, "trial", tmp_path, expected)
     assert tally.silent == ["trial: runs/a.json differs"]
     assert tally.lost == ["trial: left.partial-1 was left behind", "trial: tables/b.csv is missing"]
-    campaign.one_line(tally, "trial", 1, "Traceback (most recent call last):\n  ...\nValueError: x", {2})
+    campaign.one_line(
+        tally, "trial", 1, "Traceback (most recent call last):\n  ...\nValueError: x", {2}
+    )
     campaign.one_line(tally, "trial", 0, "", {2})
     campaign.one_line(tally, "trial", 2, "fslib: one\nfslib: two", {2})
     campaign.one_line(tally, "trial", 2, "fslib: one", {2})

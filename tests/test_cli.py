@@ -25,10 +25,12 @@ from small_units import SMALL
 from fslib import Study
 from fslib.questions import main
 from fslib.study import runner
-from fslib.study.records import Store, content_checksum
+from fslib.study.store import Store, content_checksum
 from fslib.study.units import ImportanceUnit, TrainUnit
 
-SETTINGS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+SETTINGS = [
+    word for key, value in SMALL.items() for word in ("--set", f"{key}={json.dumps(value)}")
+]
 SMOKE = ["--profile", "smoke", *SETTINGS]
 READS_RECORD = """
 import json, os
@@ -43,7 +45,11 @@ def write_notebook(path: Path, *cells: str) -> None:
     parameters = nbformat.v4.new_code_cell('profile = "mini"\nseed = 0\noverrides = {}')
     parameters.metadata["tags"] = ["parameters"]
     made = nbformat.v4.new_notebook(cells=[parameters, *map(nbformat.v4.new_code_cell, cells)])
-    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    made.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     nbformat.write(made, path)
 
 
@@ -55,7 +61,7 @@ def clone(small_tasks, tmp_path, monkeypatch) -> Path:
     write_notebook(tmp_path / "notebooks" / "02_heads.ipynb", READS_RECORD)
     monkeypatch.setattr(runner, "ROOT", tmp_path)
     monkeypatch.delenv("FSLIB_RESULTS", raising=False)
-    monkeypatch.setattr("fslib.study.records.git_commit", lambda: "unknown")
+    monkeypatch.setattr("fslib.study.store.git_commit", lambda: "unknown")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path
@@ -104,7 +110,10 @@ def outputs(path: Path) -> str:
         (["--set", "fractions=[0.5, 1.5]"], ["fraction 1.5"]),
         (["--set", "tasks=[bbc]"], ["bbc", "at least two"]),
         (["--set", "tasks=[bbc, BBC]"], ["two tasks", "'bbc'"]),
-        (["--set", "tasks=[bbc, bbc-pears]", "02"], ["task 'bbc-pears'", "did you mean 'bbc-pair'"]),
+        (
+            ["--set", "tasks=[bbc, bbc-pears]", "02"],
+            ["task 'bbc-pears'", "did you mean 'bbc-pair'"],
+        ),
         (["--seed", "-1"], ["seed -1"]),
         (["--seed", "9" * 30], ["seed 999", "2**31"]),
         (["--set", "steps=3", "--set", "steps=4"], ["steps=4", "twice"]),
@@ -119,7 +128,10 @@ def outputs(path: Path) -> str:
         (["--set", "encoders=[]"], ["encoders=[]"]),
         (["--set", "encoders=[minilm-l1, minilm-l1]"], ["encoders", "minilm-l1", "twice"]),
         (["--set", "fractions=[.1, .1]"], ["fractions", "0.1", "twice"]),
-        (["--set", "tasks=[bbc, bbc-pears]", "00"], ["task 'bbc-pears'", "did you mean 'bbc-pair'"]),
+        (
+            ["--set", "tasks=[bbc, bbc-pears]", "00"],
+            ["task 'bbc-pears'", "did you mean 'bbc-pair'"],
+        ),
         (["--set", "seeds=1000000000000"], ["seeds=1000000000000"]),
         (["--set", "steps=2020-01-01"], ["steps=", "date"]),
         (["--set", "steps=2020-13-45"], ["2020-13-45", "YAML"]),
@@ -145,12 +157,14 @@ def test_no_command_at_all_shows_what_there_is(capsys):
     assert left.value.code == 2
     said = capsys.readouterr().err
     assert all(
-        re.search(rf"^    {word} +\w", said, re.M) for word in ("run", "list", "plan", "verify", "explore", "site")
+        re.search(rf"^    {word} +\w", said, re.M)
+        for word in ("run", "list", "plan", "verify", "explore", "site")
     )
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["rum"], ["run", "--seed", "one"], ["run", "--frsh"], ["verify", "--sample", "x"]]
+    "arguments",
+    [[], ["rum"], ["run", "--seed", "one"], ["run", "--frsh"], ["verify", "--sample", "x"]],
 )
 def test_a_malformed_command_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as left:
@@ -183,7 +197,10 @@ def test_an_interrupt_exits_with_130(monkeypatch, results, capsys):
 
 IMPOSSIBLE = [
     (["02", "--set", "encoder=minilm-l7"], ["'minilm-l7'", "did you mean 'minilm-l"]),
-    (["04", "--set", "encoders=[tiny-random, minilm-l7]"], ["'minilm-l7'", "did you mean 'minilm-l"]),
+    (
+        ["04", "--set", "encoders=[tiny-random, minilm-l7]"],
+        ["'minilm-l7'", "did you mean 'minilm-l"],
+    ),
     (["03", "--set", "fractions=[0.01]"], ["fraction 0.01 of 2 x 12 heads", "no head"]),
     (["03", "--set", "fractions=[0.1, 0.11]"], ["fractions 0.1 and 0.11", "2 heads each"]),
     (["03", "--set", "fractions=[1.0]"], ["controls=1", "at most 0 other"]),
@@ -191,7 +208,10 @@ IMPOSSIBLE = [
         ["03", "--set", "controls=144", "--set", "fractions=[0.1]"],
         ["controls=144", "at most 143 other sets of 2 heads"],
     ),
-    (["04", "--set", "selection_randoms=100", "--set", "small_fractions=[0.05]"], ["fraction 0.05", "100", "11 other"]),
+    (
+        ["04", "--set", "selection_randoms=100", "--set", "small_fractions=[0.05]"],
+        ["fraction 0.05", "100", "11 other"],
+    ),
     (["06", "--set", "other_alphas=[0.02]"], ["alpha 0.02 of 2 x 12 heads", "no head"]),
     (["01", "--set", "steps=9223372036854775807"], ["steps=9223372036854775807", "10000000"]),
     (["06", "--set", "alpha=1"], ["alpha 1 takes all heads"]),
@@ -201,14 +221,21 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize(("arguments", "parts"), IMPOSSIBLE)
-def test_the_impossible_is_refused_before_the_first_training(clone, arguments, parts, results, monkeypatch, capsys):
+def test_the_impossible_is_refused_before_the_first_training(
+    clone, arguments, parts, results, monkeypatch, capsys
+):
     def begin(unit, store):
         raise AssertionError("something was computed")
 
     monkeypatch.setattr(TrainUnit, "compute", begin)
     for number in ("03", "04", "06"):
         write_notebook(clone / "notebooks" / f"{number}_x.ipynb", "1")
-    assert main(["run", "00", *arguments, "--profile", "smoke", *without(SETTINGS, arguments), *results]) == 2
+    assert (
+        main(
+            ["run", "00", *arguments, "--profile", "smoke", *without(SETTINGS, arguments), *results]
+        )
+        == 2
+    )
     said = capsys.readouterr()
     assert said.err.count("\n") == 1
     for part in parts:
@@ -220,7 +247,9 @@ def without(settings: list[str], arguments: list[str]) -> list[str]:
     """Settings (--set key=value ...) but for those that the arguments set."""
     given = {word.partition("=")[0] for word in arguments}
     pairs = zip(settings[::2], settings[1::2], strict=True)
-    return [word for flag, pair in pairs if pair.partition("=")[0] not in given for word in (flag, pair)]
+    return [
+        word for flag, pair in pairs if pair.partition("=")[0] not in given for word in (flag, pair)
+    ]
 
 
 @pytest.mark.parametrize("workers", ["0", "-2"])
@@ -244,7 +273,9 @@ def test_list_shows_what_is_missing_then_what_run_recorded_and_run_reuses_it(res
     said = capsys.readouterr().out
     assert "00_hello" in said
     assert said.count("missing") == 2  # train and importance of one seed
-    assert "0 of 2 units recorded" in said and "about" not in said, "nothing is known of what they take"
+    assert "0 of 2 units recorded" in said and "about" not in said, (
+        "nothing is known of what they take"
+    )
     assert not Path(results[1]).exists()
 
     assert main(["run", *SMOKE, *results]) == 0
@@ -254,19 +285,33 @@ def test_list_shows_what_is_missing_then_what_run_recorded_and_run_reuses_it(res
     folder = folder_of(results)
     assert set(json.loads((folder / "data.json").read_text())["tasks"]) == {"left", "right"}
     assert str(folder / "tables") in said
-    assert {p.name for p in (folder / "notebooks").iterdir()} == {"00_hello.ipynb", "02_heads.ipynb"}
+    assert {p.name for p in (folder / "notebooks").iterdir()} == {
+        "00_hello.ipynb",
+        "02_heads.ipynb",
+    }
     assert "hello from smoke 0" in outputs(folder / "notebooks" / "00_hello.ipynb")
-    assert "examples [{'left': 4, 'right': 4}] steps 2" in outputs(folder / "notebooks" / "02_heads.ipynb")
+    assert "examples [{'left': 4, 'right': 4}] steps 2" in outputs(
+        folder / "notebooks" / "02_heads.ipynb"
+    )
     cells = nbformat.read(folder / "notebooks" / "02_heads.ipynb", as_version=4).cells
-    assert [c.execution_count for c in cells] == [1, 2, 3]  # the parameters, those of this run, and the cell
+    assert [c.execution_count for c in cells] == [
+        1,
+        2,
+        3,
+    ]  # the parameters, those of this run, and the cell
 
     before = records(results)
     assert [name.split("-")[0] for name in before] == ["importance", "train"]
     assert main(["list", *SMOKE, *results]) == 0
     said = capsys.readouterr().out
     assert "missing" not in said
-    seconds = json.loads((folder / "runs" / next(n for n in before if "train" in n)).read_text())["seconds"]
-    assert f"recorded {seconds:12.1f} s  left+right, seed 0" in said and "2 of 2 units recorded" in said
+    seconds = json.loads((folder / "runs" / next(n for n in before if "train" in n)).read_text())[
+        "seconds"
+    ]
+    assert (
+        f"recorded {seconds:12.1f} s  left+right, seed 0" in said
+        and "2 of 2 units recorded" in said
+    )
 
     assert main(["run", "heads", *SMOKE, *results]) == 0
     assert "[1/1] 02_heads: nothing to compute" in capsys.readouterr().out
@@ -284,11 +329,17 @@ def test_settings_and_seed_write_into_a_folder_of_their_own(results, tmp_path):
         assert main(["run", "00", "--profile", "smoke", *words, *results]) == 0
     changed = Study("smoke", overrides={"steps": 7}, results=tmp_path / "results").folder
     assert changed.name.startswith("smoke+steps=7-")
-    assert {p.name for p in (tmp_path / "results").iterdir()} == {"smoke", "smoke+seed=3", changed.name}
+    assert {p.name for p in (tmp_path / "results").iterdir()} == {
+        "smoke",
+        "smoke+seed=3",
+        changed.name,
+    }
     settings = json.loads((changed / "settings.json").read_text())
     assert settings == {"profile": "smoke", "seed": 0, "overrides": {"steps": 7}}
     assert [p.parent for p in (tmp_path / "results").rglob("settings.json")] == [changed]
-    assert "hello from smoke 3" in outputs(tmp_path / "results" / "smoke+seed=3" / "notebooks" / "00_hello.ipynb")
+    assert "hello from smoke 3" in outputs(
+        tmp_path / "results" / "smoke+seed=3" / "notebooks" / "00_hello.ipynb"
+    )
 
 
 def test_results_go_where_the_environment_says(tmp_path, monkeypatch):
@@ -305,11 +356,16 @@ def test_the_source_is_not_changed_and_in_place_is_for_the_default_profile(clone
     assert source.read_bytes() == before
     assert main(["run", "00", "--in-place", *results]) == 0
     assert outputs(source) == "hello from mini 0\n"
-    assert source.read_bytes() == (Path(results[1]) / "mini" / "notebooks" / "00_hello.ipynb").read_bytes()
+    assert (
+        source.read_bytes()
+        == (Path(results[1]) / "mini" / "notebooks" / "00_hello.ipynb").read_bytes()
+    )
 
 
 @pytest.mark.parametrize("words", [["--profile", "smoke"], ["--seed", "1"], ["--set", "steps=3"]])
-def test_in_place_is_refused_for_other_settings_before_anything_is_lost(clone, results, capsys, words):
+def test_in_place_is_refused_for_other_settings_before_anything_is_lost(
+    clone, results, capsys, words
+):
     source = clone / "notebooks" / "00_hello.ipynb"
     before = source.read_bytes()
     study = Study(results=results[1], **({"profile": "smoke"} if "smoke" in words else {}))
@@ -334,7 +390,9 @@ def test_fresh_forgets_nothing_when_the_command_is_refused(results, capsys):
 def test_an_interrupted_fresh_run_leaves_what_it_has_not_replaced(results, monkeypatch, capsys):
     assert main(["run", "02", *SMOKE, *results]) == 0
     before = records(results)
-    (scored,), (trained,) = ([name for name in before if name.startswith(kind)] for kind in ("importance", "train"))
+    (scored,), (trained,) = (
+        [name for name in before if name.startswith(kind)] for kind in ("importance", "train")
+    )
 
     def interrupt(unit, store):
         raise KeyboardInterrupt
@@ -358,7 +416,9 @@ def test_a_fresh_run_measures_the_model_that_it_has_trained(results):
     study.store.get(other)
     checkpoint = study.store.checkpoint(unit.model)
     shutil.rmtree(checkpoint)
-    shutil.copytree(study.store.checkpoint(other), checkpoint)  # as if the code that trains were another by now
+    shutil.copytree(
+        study.store.checkpoint(other), checkpoint
+    )  # as if the code that trains were another by now
     assert main(["run", "02", "--fresh", *SMOKE, *results]) == 0
     again = Store(study.folder).find(unit)
     assert all((again.arrays[name] == values).all() for name, values in honest.arrays.items())
@@ -385,7 +445,9 @@ def test_a_failing_notebook_exits_with_1_and_spoils_nothing(clone, results, caps
     assert (folder / "00_hello.ipynb").read_bytes() == good
     kept = nbformat.read(folder / "00_hello.failed.ipynb", as_version=4)
     assert "so far" in outputs(folder / "00_hello.failed.ipynb")
-    assert any(o.output_type == "error" for c in kept.cells if c.cell_type == "code" for o in c.outputs)
+    assert any(
+        o.output_type == "error" for c in kept.cells if c.cell_type == "code" for o in c.outputs
+    )
     assert source.read_bytes() == broken
     assert outputs(folder / "10_more.ipynb") == "went on\n"
 
@@ -420,21 +482,30 @@ def test_two_settings_never_share_a_folder_and_no_name_is_too_long(tmp_path):
     assert len(long) < 80
     assert long != folder(encoders=[f"encoder-number-{i}" for i in range(101)])
     assert folder(tasks=["BBC", "bbc-pair"]) == folder(tasks=["bbc", "bbc-pair"])
-    assert Study("smoke", overrides={"steps": 7}, seed=2, results=tmp_path).folder.name.endswith("+seed=2")
+    assert Study("smoke", overrides={"steps": 7}, seed=2, results=tmp_path).folder.name.endswith(
+        "+seed=2"
+    )
 
 
-def test_relative_places_mean_the_same_in_the_command_and_in_the_kernel(clone, data, tmp_path, monkeypatch):
+def test_relative_places_mean_the_same_in_the_command_and_in_the_kernel(
+    clone, data, tmp_path, monkeypatch
+):
     told = "import os; print(os.environ['FSLIB_DATA'], os.environ['FSLIB_RESULTS'], overrides['encoder'])"
     write_notebook(clone / "notebooks" / "00_hello.ipynb", told)
     (tmp_path / "here" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("FSLIB_DATA", os.path.relpath(data))
     monkeypatch.setenv("PYTHONPATH", os.path.relpath(Path(runner.__file__).parents[2]))
-    assert main(["run", "00", "--profile", "smoke", "--set", "encoder=model", "--results", "out"]) == 0
+    assert (
+        main(["run", "00", "--profile", "smoke", "--set", "encoder=model", "--results", "out"]) == 0
+    )
     (executed,) = (tmp_path / "here" / "out").rglob("00_hello.ipynb")
     data_there, results_there, encoder = outputs(executed).split()
     assert Path(data_there).samefile(data) and Path(data_there).is_absolute()
-    assert (results_there, encoder) == (str(tmp_path / "here" / "out"), str(tmp_path / "here" / "model"))
+    assert (results_there, encoder) == (
+        str(tmp_path / "here" / "out"),
+        str(tmp_path / "here" / "model"),
+    )
     monkeypatch.setenv("FSLIB_RESULTS", "out")
     study = Study("smoke", overrides={"encoder": "model"})
     monkeypatch.chdir(tmp_path)
@@ -442,12 +513,15 @@ def test_relative_places_mean_the_same_in_the_command_and_in_the_kernel(clone, d
 
 
 @pytest.mark.parametrize(
-    "argv", [["/nowhere/python", "-m", "none"], [sys.executable, "-c", "raise SystemExit('broken')"]]
+    "argv",
+    [["/nowhere/python", "-m", "none"], [sys.executable, "-c", "raise SystemExit('broken')"]],
 )
 def test_another_kernel_of_this_name_is_not_taken(argv, results, tmp_path, monkeypatch):
     foreign = tmp_path / "share" / "kernels" / "python3"
     foreign.mkdir(parents=True)
-    (foreign / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "x", "language": "python"}))
+    (foreign / "kernel.json").write_text(
+        json.dumps({"argv": argv, "display_name": "x", "language": "python"})
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(foreign.parents[1]))
     assert main(["run", "00", "--profile", "smoke", *results]) == 0
 
@@ -457,7 +531,9 @@ def test_a_kernel_that_cannot_be_started_is_told_in_one_line(results, monkeypatc
     assert main(["run", "00", "--profile", "smoke", *results]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 2
-    assert "00_hello failed: FileNotFoundError" in said and "in the kernel of /nowhere/python" in said
+    assert (
+        "00_hello failed: FileNotFoundError" in said and "in the kernel of /nowhere/python" in said
+    )
 
 
 def test_a_full_temporary_folder_is_not_blamed_on_the_results(results, monkeypatch, capsys):
@@ -470,7 +546,9 @@ def test_a_full_temporary_folder_is_not_blamed_on_the_results(results, monkeypat
     assert "set TMPDIR" in said and "--results" not in said and "No space left" in said
 
 
-def test_an_error_in_one_unit_is_one_line_and_the_next_notebook_runs(clone, results, monkeypatch, capsys):
+def test_an_error_in_one_unit_is_one_line_and_the_next_notebook_runs(
+    clone, results, monkeypatch, capsys
+):
     def broken(unit, store):
         raise RuntimeError("size mismatch\nand more")
 
@@ -478,7 +556,9 @@ def test_an_error_in_one_unit_is_one_line_and_the_next_notebook_runs(clone, resu
     write_notebook(clone / "notebooks" / "10_more.ipynb", "print('went on')")
     assert main(["run", *SMOKE, *results]) == 1
     said = capsys.readouterr().err.splitlines()
-    assert "02_heads failed, computing train-" in said[0] and "RuntimeError: size mismatch" in said[0]
+    assert (
+        "02_heads failed, computing train-" in said[0] and "RuntimeError: size mismatch" in said[0]
+    )
     assert said[1:] == ["fslib: 1 of 3 notebooks failed: 02_heads"]
     assert (folder_of(results) / "notebooks" / "10_more.ipynb").is_file()
 
@@ -491,7 +571,9 @@ def test_run_clears_away_what_dead_processes_left(results, monkeypatch, tmp_path
     folder = folder_of(results)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    ours = [f".partial-{platform.node()}-{pid}" for pid in (dead.pid, os.getpid())] + [".partial-elsewhere-1"]
+    ours = [f".partial-{platform.node()}-{pid}" for pid in (dead.pid, os.getpid())] + [
+        ".partial-elsewhere-1"
+    ]
     places = ["runs/.train-0.json", "tables/.a.csv", "figures/.a.svg", "notebooks/.02.ipynb"]
     files = [folder / f"{place}{end}" for place in places for end in ours]
     folders = [folder / "checkpoints" / f"train-0{end}" for end in ours]
@@ -523,7 +605,9 @@ def test_what_cannot_be_read_is_counted_and_left_where_it_is(results, monkeypatc
     ):
         record.write_bytes(good)
         hurt()
-        before = sorted((p.name, p.read_bytes()) for p in (folder / "runs").iterdir() if p.is_file())
+        before = sorted(
+            (p.name, p.read_bytes()) for p in (folder / "runs").iterdir() if p.is_file()
+        )
         capsys.readouterr()
         assert main(["verify", "02", *SMOKE, *results, "--sample", "1"]) == 1
         said = capsys.readouterr().out
@@ -532,7 +616,10 @@ def test_what_cannot_be_read_is_counted_and_left_where_it_is(results, monkeypatc
         assert main(["list", "02", *SMOKE, *results]) == 0
         said = capsys.readouterr().out
         assert "DAMAGED" in said and str(record) in said
-        assert sorted((p.name, p.read_bytes()) for p in (folder / "runs").iterdir() if p.is_file()) == before
+        assert (
+            sorted((p.name, p.read_bytes()) for p in (folder / "runs").iterdir() if p.is_file())
+            == before
+        )
 
     with pytest.warns(UserWarning, match="set aside"):
         assert main(["run", "02", *SMOKE, *results]) == 0
@@ -627,7 +714,7 @@ import signal, sys, fslib_command
 
 def noted(number, handler, change=signal.signal):
     if handler is signal.default_int_handler:
-        print("fslib.study.cli" in sys.modules)
+        print("fslib.cli" in sys.modules)
     return change(number, handler)
 
 signal.signal, sys.argv = noted, ["fslib", "list", "--profile", "nano"]
@@ -637,7 +724,9 @@ sys.exit(fslib_command.main())
 
 def test_nothing_is_left_to_open_when_an_interrupt_is_an_exception_again():
     """One that came in the middle of an import would end in a traceback."""
-    done = subprocess.run([sys.executable, "-c", OPENED], capture_output=True, text=True, preexec_fn=hear_interrupts)
+    done = subprocess.run(
+        [sys.executable, "-c", OPENED], capture_output=True, text=True, preexec_fn=hear_interrupts
+    )
     assert (done.stdout, done.returncode) == ("True\n", 2)
 
 
@@ -659,18 +748,22 @@ def test_an_output_that_is_full_is_told_in_one_line(words):
 
 
 @pytest.mark.parametrize(
-    "env", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+    "env",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
 )
 def test_a_terminal_of_few_characters_shows_the_rest_as_escapes(env, tmp_path):
     process = start(["list", "00", "--profile", "smoke", "--results", str(tmp_path / "é")], env=env)
     said, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     assert said.startswith("profile smoke") and said.isascii()
-    assert "\\xe9" in said or "\\udcc3\\udca9" in said  # é as a letter, or as the bytes of a name that cannot be read
+    assert (
+        "\\xe9" in said or "\\udcc3\\udca9" in said
+    )  # é as a letter, or as the bytes of a name that cannot be read
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+    ("number", "code", "word"),
+    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
 )
 @pytest.mark.parametrize("moment", ["while it is imported", "while it computes"])
 def test_a_signal_is_answered_in_one_line(number, code, word, moment, results):
@@ -711,7 +804,9 @@ def test_help_names_every_exit_code(capsys):
         assert code in said
 
 
-def test_an_interrupt_inside_a_notebook_leaves_nothing_to_complain_of(tmp_path, monkeypatch, caplog):
+def test_an_interrupt_inside_a_notebook_leaves_nothing_to_complain_of(
+    tmp_path, monkeypatch, caplog
+):
     """nbclient's tasks then fail with nobody waiting for them, of which asyncio would print a traceback."""
 
     def interrupted(*words, **options):

@@ -10,13 +10,19 @@ import fslib
 from fslib import Study
 from fslib.questions.q04_models import SelectionUnit
 from fslib.questions.q05_similarity import MEASURES, SimilarityUnit
-from fslib.study.branches import EndingsUnit, Targets, make_ending
-from fslib.study.records import Store, Unit
-from fslib.study.units import TrainUnit, recorded_iap
+from fslib.study.store import Store, Unit
+from fslib.study.units import EndingsUnit, Targets, TrainUnit, make_ending, recorded_iap
 
 pytestmark = pytest.mark.usefixtures("small_tasks")
 
-SETTINGS = {"encoder": "tiny-random", "max_length": 16, "steps": 10, "batch_size": 3, "lr": 1e-3, "curve_points": 1}
+SETTINGS = {
+    "encoder": "tiny-random",
+    "max_length": 16,
+    "steps": 10,
+    "batch_size": 3,
+    "lr": 1e-3,
+    "curve_points": 1,
+}
 IAT = {"kind": "IAT", "delta": 0.3}
 ENDINGS = {
     "trunk": {"kind": "Stop", "delta": 0.3},
@@ -41,15 +47,26 @@ def store(tmp_path) -> Store:
 def unit(kind: str, **changes) -> Unit:
     shared = SETTINGS | {"tasks": ("left", "right")}
     if kind == "selection":
-        options = {"selections": {"gradient": {}, "norm": {"estimator": "norm"}}, "examples": 4, "fraction": 0.25}
+        options = {
+            "selections": {"gradient": {}, "norm": {"estimator": "norm"}},
+            "examples": 4,
+            "fraction": 0.25,
+        }
         return SelectionUnit(model=TrainUnit(**shared), **options | {"randoms": 2} | changes)
     if kind == "endings":
-        options = {"endings": ENDINGS, "pruned": ("trunk", "IAT"), "fractions": (0.3,), "examples": 4}
+        options = {
+            "endings": ENDINGS,
+            "pruned": ("trunk", "IAT"),
+            "fractions": (0.3,),
+            "examples": 4,
+        }
         return EndingsUnit(**shared | options | changes)
     if kind == "transfer":
         options = {"tasks": ("new",), "sources": ("plain", "IAT"), "sizes": (4, None), "passes": 1}
         targets = Targets(**options | {"min_steps": 2, "max_steps": 3} | changes)
-        return EndingsUnit(**shared, endings={n: ENDINGS[n] for n in ("IAT", "plain")}, examples=4, targets=targets)
+        return EndingsUnit(
+            **shared, endings={n: ENDINGS[n] for n in ("IAT", "plain")}, examples=4, targets=targets
+        )
     return SimilarityUnit(**shared | {"examples": 6} | changes)
 
 
@@ -79,7 +96,9 @@ def test_selection_prunes_by_every_estimator_and_at_random(store):
 def test_endings_are_those_of_train(store):
     """What a unit records of an ending is what a training with that ending, from its first step, gives."""
     record = store.get(unit("endings"))
-    assert set(record.result["branched"]) == set(ENDINGS) and set(record.result["branched"].values()) == {7}
+    assert set(record.result["branched"]) == set(ENDINGS) and set(
+        record.result["branched"].values()
+    ) == {7}
     tasks = fslib.load_tasks(["left", "right"])
     for name, options in {"plain": {}, "IAT": {"iat": fslib.IAT(delta=0.3)}}.items():
         model = fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=16)
@@ -113,8 +132,13 @@ def test_transfer_learns_from_every_source_at_every_size(store):
 
 def test_what_is_learned_from_an_ending_leaves_the_endings_as_they_are(store):
     alone = {name: ENDINGS[name] for name in ("IAT", "plain")}
-    with_targets, without = store.get(unit("transfer")), store.get(unit("endings", endings=alone, pruned=()))
-    assert without.arrays and all(np.array_equal(with_targets.arrays[k], v) for k, v in without.arrays.items())
+    with_targets, without = (
+        store.get(unit("transfer")),
+        store.get(unit("endings", endings=alone, pruned=())),
+    )
+    assert without.arrays and all(
+        np.array_equal(with_targets.arrays[k], v) for k, v in without.arrays.items()
+    )
 
 
 def test_a_target_is_learned_as_by_transfer_from_a_training_with_that_ending(store):
@@ -124,7 +148,9 @@ def test_a_target_is_learned_as_by_transfer_from_a_training_with_that_ending(sto
     fslib.train(model, tasks, steps=10, batch_size=3, lr=1e-3, iat=fslib.IAT(delta=0.3))
     for part in ("full", "classifier"):
         learned = fslib.transfer(model, new, part=part, size=4, steps=2, batch_size=3, lr=1e-3)
-        assert np.array_equal(record.arrays[f"transfer/new/IAT/{part}/4"], learned.score.predictions)
+        assert np.array_equal(
+            record.arrays[f"transfer/new/IAT/{part}/4"], learned.score.predictions
+        )
 
 
 def test_similarity_is_one_matrix_a_measure(store):

@@ -24,7 +24,9 @@ RULES = (
 def git(*words: str) -> str:
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.fail(f"git {' '.join(words)}: {done.stderr.strip()} (the history is needed: clone without --depth)")
+        pytest.fail(
+            f"git {' '.join(words)}: {done.stderr.strip()} (the history is needed: clone without --depth)"
+        )
     return done.stdout
 
 
@@ -46,7 +48,11 @@ def settings(source: str) -> str:
     """The settings of the profile as they are written in `PROFILES`, without comments."""
     written = ast.parse(parts(source)["PROFILES"], mode="eval").body
     assert isinstance(written, ast.Dict)
-    (found,) = (v for k, v in zip(written.keys, written.values, strict=True) if ast.literal_eval(k) == "evidence")
+    (found,) = (
+        v
+        for k, v in zip(written.keys, written.values, strict=True)
+        if ast.literal_eval(k) == "evidence"
+    )
     return ast.unparse(found)
 
 
@@ -54,22 +60,30 @@ def test_every_record_was_computed_on_the_design_or_after_it():
     commits = {json.loads(path.read_text())["commit"] for path in RECORDS}
     assert commits, "there are records"
     for commit in commits:
-        assert commit == git("rev-parse", f"{commit}^{{commit}}").strip(), "no record is of code that was not committed"
+        assert commit == git("rev-parse", f"{commit}^{{commit}}").strip(), (
+            "no record is of code that was not committed"
+        )
         assert git("merge-base", DESIGN["commit"], commit).strip() == DESIGN["commit"]
 
 
 def test_settings_are_those_of_the_design():
     path = "fslib/study/profiles.py"
-    assert settings(git("show", f"{DESIGN['commit']}:{path}")) == settings((ROOT / path).read_text())
+    assert settings(git("show", f"{DESIGN['commit']}:{path}")) == settings(
+        (ROOT / path).read_text()
+    )
     now = make_profile("evidence", {}).model_dump(mode="json")
-    assert {name: now[name] for name in DESIGN["settings"]} == DESIGN["settings"], "defaults that the profile leaves"
+    assert {name: now[name] for name in DESIGN["settings"]} == DESIGN["settings"], (
+        "defaults that the profile leaves"
+    )
 
 
 def test_rules_are_those_of_the_design_which_notebook_08_shows():
     path = "fslib/study/evidence.py"
     then, now = parts(git("show", f"{DESIGN['commit']}:{path}")), parts((ROOT / path).read_text())
     assert {name: now[name] for name in RULES} == {name: then[name] for name in RULES}
-    assert git("show", f"{DESIGN['commit']}:notebooks/08_claims.ipynb").count("q08.design(study)") == 1
+    assert (
+        git("show", f"{DESIGN['commit']}:notebooks/08_claims.ipynb").count("q08.design(study)") == 1
+    )
 
 
 def test_seeds_are_not_those_of_pilots():

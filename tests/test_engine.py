@@ -21,8 +21,8 @@ from fslib.progress import Board, span
 from fslib.study import schedule
 from fslib.study.engine import Done, Engine, built_on
 from fslib.study.files import CannotWriteError
-from fslib.study.records import Result, Store, Unit
 from fslib.study.schedule import Backlog, Where, compute, missing, open_engine
+from fslib.study.store import Result, Store, Unit
 from fslib.study.units import ImportanceUnit, PruneUnit
 from fslib.study.workers import Here, Processes, default_workers
 
@@ -50,8 +50,16 @@ class Pretended(Engine):
 
     workers = 0
 
-    def __init__(self, workers: int, failing: tuple[Unit, ...] = (), *, takes_chains: bool = False) -> None:
-        self.workers, self.failing, self.log, self.under_way, self.closed = workers, failing, [], [], False
+    def __init__(
+        self, workers: int, failing: tuple[Unit, ...] = (), *, takes_chains: bool = False
+    ) -> None:
+        self.workers, self.failing, self.log, self.under_way, self.closed = (
+            workers,
+            failing,
+            [],
+            [],
+            False,
+        )
         self.takes_chains = takes_chains
 
     def has_room(self) -> bool:
@@ -66,7 +74,10 @@ class Pretended(Engine):
     def ended(self, patience: float) -> list[Done]:
         chain, number = self.under_way.pop(), len(self.under_way)
         self.log += [("end", unit.key) for unit in chain]
-        return [Done(unit, number, 10.0, "it was told to" if unit in self.failing else "") for unit in chain]
+        return [
+            Done(unit, number, 10.0, "it was told to" if unit in self.failing else "")
+            for unit in chain
+        ]
 
     def close(self) -> None:
         self.closed = True
@@ -123,14 +134,20 @@ def test_a_failure_takes_what_is_built_on_it_and_nothing_else(tmp_path, pretend)
     assert all((f.unit, f.reason) == (SCORED[0], "it was told to") for f in failures.values())
     assert ("begin", PRUNED[0].key) not in pretended.log
     assert len(pretended.log) == 2 * (len(UNITS) + len(NUMBERS) - 1)
-    assert [line for line in lines if f"importance-{SCORED[0].key} (left+right, seed 0) failed after 10 s: it" in line]
+    assert [
+        line
+        for line in lines
+        if f"importance-{SCORED[0].key} (left+right, seed 0) failed after 10 s: it" in line
+    ]
     assert "left" in lines[0] and f"[{len(UNITS) + len(NUMBERS) - 1}/" in lines[-1]
 
 
 def test_a_unit_waits_for_no_model_that_another_is_training_if_there_is_something_else(tmp_path):
     store = Store(tmp_path)
     other = PruneUnit(importance=SCORED[0], fractions=(0.5,), controls=1)
-    backlog = Backlog(store, [PRUNED[0], other, NUMBERS[0]])  # as if all that they are built on were recorded
+    backlog = Backlog(
+        store, [PRUNED[0], other, NUMBERS[0]]
+    )  # as if all that they are built on were recorded
     assert [backlog.next() for _ in range(4)] == [[PRUNED[0]], [NUMBERS[0]], [other], []]
 
 
@@ -169,7 +186,11 @@ def test_a_log_gets_a_line_now_and_then_and_every_failure(monkeypatch):
             now[0] += 2
             board.begin(0, f"unit {number}")
             board.end(0, f"unit {number} done", "; soon", urgent=urgent, skipped=number == 5)
-    assert lines == ["[1/6] unit 1 done; soon", "[3/6] unit 3 done; soon", "[5/6] unit 5 done; soon"]
+    assert lines == [
+        "[1/6] unit 1 done; soon",
+        "[3/6] unit 3 done; soon",
+        "[5/6] unit 5 done; soon",
+    ]
 
 
 def test_a_terminal_shows_what_every_worker_is_on(monkeypatch, capsys):
@@ -192,7 +213,9 @@ def test_times_are_said_as_people_do():
 # Workers
 
 
-def test_records_are_the_same_bits_from_workers_and_from_here_and_trouble_is_a_line_each(tmp_path, capfd):
+def test_records_are_the_same_bits_from_workers_and_from_here_and_trouble_is_a_line_each(
+    tmp_path, capfd
+):
     """One pool for all of it, since a worker takes seconds to start: it is sound, one fails, one is killed."""
     study = Study("smoke", overrides=SMALL | {"seeds": 2}, results=tmp_path / "here")
     units = study.plan("03")
@@ -203,16 +226,25 @@ def test_records_are_the_same_bits_from_workers_and_from_here_and_trouble_is_a_l
     trouble = [KilledUnit(tasks=TASKS, n=0), FailingUnit(tasks=TASKS, n=0)]
     failures = compute(other, [*trouble, *units], Where(2), say=[].append)
     assert failures.keys() == {unit.key for unit in trouble}
-    assert failures[trouble[0].key].reason.startswith("its worker was killed (SIGKILL; out of memory?")
+    assert failures[trouble[0].key].reason.startswith(
+        "its worker was killed (SIGKILL; out of memory?"
+    )
     assert failures[trouble[1].key].reason.startswith("RuntimeError: size mismatch (at ")
 
     for unit in units:
         for suffix in (".json", ".npz"):
-            one, two = (store.path(unit.kind, unit.key).with_suffix(suffix) for store in (study.store, other))
+            one, two = (
+                store.path(unit.kind, unit.key).with_suffix(suffix)
+                for store in (study.store, other)
+            )
             if suffix == ".npz":
                 assert one.read_bytes() == two.read_bytes()
         record, again = study.store.find(unit), other.find(unit)
-        assert (record.result, record.machine, record.data) == (again.result, again.machine, again.data)
+        assert (record.result, record.machine, record.data) == (
+            again.result,
+            again.machine,
+            again.data,
+        )
         assert again.machine["threads"] == 1
     assert not [p for p in tmp_path.rglob("*") if ".partial-" in p.name]
     assert "".join(capfd.readouterr()) == ""
@@ -232,18 +264,33 @@ def test_a_worker_that_cannot_write_ends_them_all(tmp_path, monkeypatch):
     monkeypatch.setattr(NumbersUnit, "compute", gone)
     with pytest.raises(CannotWriteError, match=r"numbers-.*No such file \(/x\)"):
         compute(Store(tmp_path), NUMBERS, Where(1), say=[].append)
-    monkeypatch.setattr(NumbersUnit, "compute", lambda *words: (_ for _ in ()).throw(FslibError("mend this")))
+    monkeypatch.setattr(
+        NumbersUnit, "compute", lambda *words: (_ for _ in ()).throw(FslibError("mend this"))
+    )
     failures = compute(Store(tmp_path), NUMBERS[:2], Where(1), say=[].append)
     assert [f.reason for f in failures.values()] == ["mend this", "mend this"]
 
 
 COMMAND = [sys.executable, "-c", "import sys, fslib_command; sys.exit(fslib_command.main())"]
-LONG = [w for k, v in (SMALL | {"steps": 20_000}).items() for w in ("--set", f"{k}={json.dumps(v)}")]
+LONG = [
+    w for k, v in (SMALL | {"steps": 20_000}).items() for w in ("--set", f"{k}={json.dumps(v)}")
+]
 
 
 def start_long_run(results: Path) -> subprocess.Popen:
     """Start two workers on trainings that take for ever, in a process group of their own, as a terminal would."""
-    words = [*COMMAND, "run", "01", "--profile", "smoke", *LONG, "--workers", "2", "--results", str(results)]
+    words = [
+        *COMMAND,
+        "run",
+        "01",
+        "--profile",
+        "smoke",
+        *LONG,
+        "--workers",
+        "2",
+        "--results",
+        str(results),
+    ]
     here = str(Path(fslib.__file__).parents[1])
     process = subprocess.Popen(
         words,
@@ -254,7 +301,9 @@ def start_long_run(results: Path) -> subprocess.Popen:
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    wait_until(lambda: process.poll() is not None or len(list(results.rglob("train-*.lock"))) == 2, 200)
+    wait_until(
+        lambda: process.poll() is not None or len(list(results.rglob("train-*.lock"))) == 2, 200
+    )
     assert process.poll() is None, process.communicate()
     return process
 
@@ -277,11 +326,18 @@ def is_empty(group: int) -> bool:
 @pytest.mark.parametrize(
     ("number", "to_all", "code", "said"),
     [
-        (signal.SIGINT, True, 130, "fslib: interrupted; finished units are recorded, run again to go on\n"),
+        (
+            signal.SIGINT,
+            True,
+            130,
+            "fslib: interrupted; finished units are recorded, run again to go on\n",
+        ),
         (signal.SIGKILL, False, -9, ""),
     ],
 )
-def test_whatever_ends_the_command_ends_its_workers_in_at_most_one_line(tmp_path, number, to_all, code, said):
+def test_whatever_ends_the_command_ends_its_workers_in_at_most_one_line(
+    tmp_path, number, to_all, code, said
+):
     process = start_long_run(tmp_path)
     try:
         os.killpg(process.pid, number) if to_all else process.send_signal(number)
@@ -293,4 +349,6 @@ def test_whatever_ends_the_command_ends_its_workers_in_at_most_one_line(tmp_path
             os.killpg(process.pid, signal.SIGKILL)
     if number is not signal.SIGKILL:
         assert not [p for p in tmp_path.rglob("*") if ".partial-" in p.name]
-    assert [p.name.split("-")[0] for p in tmp_path.rglob("*.json") if p.parent.name == "runs"] == ["words"]
+    assert [p.name.split("-")[0] for p in tmp_path.rglob("*.json") if p.parent.name == "runs"] == [
+        "words"
+    ]

@@ -14,7 +14,8 @@ from fslib.model.attention import gated
 
 MEASURED = ("ablation", "integrated", "norm")
 CASES = pytest.mark.parametrize(
-    ("name", "kind"), [("bert", "single"), ("gpt2", "regression"), ("llama", "pair"), ("t5", "single")]
+    ("name", "kind"),
+    [("bert", "single"), ("gpt2", "regression"), ("llama", "pair"), ("t5", "single")],
 )
 EVERY = pytest.mark.parametrize("estimator", ESTIMATORS)
 OTHERS = pytest.mark.parametrize("estimator", ESTIMATORS[1:])
@@ -37,7 +38,9 @@ def losses(model, task):
     """(n,) every training example's loss, one at a time, so without padding."""
     encoded = model.encode(task.train)
     with torch.no_grad():
-        return np.array([model.losses(encoded.batch([i]), task.name).item() for i in range(len(encoded))])
+        return np.array(
+            [model.losses(encoded.batch([i]), task.name).item() for i in range(len(encoded))]
+        )
 
 
 def losses_without(model, task, *places):
@@ -52,7 +55,9 @@ def losses_without(model, task, *places):
 def test_ablation_is_the_loss_with_the_head_pruned_minus_the_loss(zoo, name, kind):
     model, task = zoo.model(name), zoo.tasks[kind]
     whole = losses(model, task)
-    expected = np.stack([losses_without(model, task, place) - whole for place in np.ndindex(LAYERS, HEADS)], axis=1)
+    expected = np.stack(
+        [losses_without(model, task, place) - whole for place in np.ndindex(LAYERS, HEADS)], axis=1
+    )
     expected = expected.reshape(len(whole), LAYERS, HEADS)
     values = estimate(model, task, estimator="ablation", batch_size=4).values
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=2e-5)
@@ -68,11 +73,15 @@ def test_heads_that_hardly_matter_have_one_importance_by_three_estimators(bert, 
         for projection in projections("bert", model.encoder):
             projection.weight.mul_(1e-4)  # the loss is then close to linear in the gates
     slope = contributions(model, task).signed
-    ablated, integrated = (estimate(model, task, estimator=e).values for e in ("ablation", "integrated"))
+    ablated, integrated = (
+        estimate(model, task, estimator=e).values for e in ("ablation", "integrated")
+    )
     near = {"rtol": 0.02, "atol": 0.02 * np.abs(slope).mean()}
     np.testing.assert_allclose(-ablated, slope, **near)
     np.testing.assert_allclose(integrated, slope, **near)
-    by_gradient = head_importance(model, task, reduction="example") * contributions(model, task).tokens.mean()
+    by_gradient = (
+        head_importance(model, task, reduction="example") * contributions(model, task).tokens.mean()
+    )
     np.testing.assert_allclose(by_gradient, np.abs(ablated).mean(0), **near)
 
 
@@ -89,7 +98,10 @@ def test_integrated_values_sum_to_the_change_of_the_loss_they_all_make(zoo, name
         values = estimate(model, task, estimator="integrated", steps=steps).values
         return np.abs(values.sum((1, 2)) - change).max()
 
-    few, many = error(16), error(256)  # weights this large make a jagged path: a real encoder needs fewer points
+    few, many = (
+        error(16),
+        error(256),
+    )  # weights this large make a jagged path: a real encoder needs fewer points
     assert few > 20 * many
     assert many < 4e-3 * np.abs(change).max()
 
@@ -106,7 +118,9 @@ def test_integrated_at_one_point_is_the_slope_of_the_loss_at_gates_of_one_half(b
     found = estimate(model, task, estimator="integrated", steps=1).values
     for place in [(0, 1), (1, 3), (2, 0)]:
         near, far = (loss_at(place, h) - loss_at(place, -h) for h in (step, 2 * step))
-        np.testing.assert_allclose(found[:, *place], (8 * near - far) / (12 * step), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(
+            found[:, *place], (8 * near - far) / (12 * step), rtol=1e-5, atol=1e-7
+        )
 
 
 def test_integrated_drops_signs_example_by_example(bert, task):
@@ -123,10 +137,15 @@ def test_integrated_drops_signs_example_by_example(bert, task):
 def test_norm_is_the_mean_length_of_a_heads_output_over_real_tokens(zoo, name, kind):
     model, task = zoo.model(name), zoo.tasks[kind]
     encoded, rows = model.encode(task.train), [[] for _ in range(LAYERS)]
-    with torch.no_grad(), at_projections(name, model.encoder, lambda layer, x: rows[layer].extend(x[0])):
+    with (
+        torch.no_grad(),
+        at_projections(name, model.encoder, lambda layer, x: rows[layer].extend(x[0])),
+    ):
         for i in range(len(encoded)):
             model(encoded.batch([i]).inputs, task.name)
-    outputs = torch.stack([torch.stack(layer) for layer in rows])  # (layers, all tokens, heads, head_dim)
+    outputs = torch.stack(
+        [torch.stack(layer) for layer in rows]
+    )  # (layers, all tokens, heads, head_dim)
     expected = outputs.pow(2).sum(-1).sqrt().mean(1).numpy()
     np.testing.assert_allclose(head_importance(model, task, estimator="norm"), expected, rtol=1e-4)
 
@@ -153,7 +172,9 @@ def test_random_depends_on_seed_and_task_name_alone(zoo, bert, task):
 
 
 def test_random_scores_are_uniform(bert, task):
-    many = np.stack([head_importance(bert, task, estimator="random", seed=seed) for seed in range(200)])
+    many = np.stack(
+        [head_importance(bert, task, estimator="random", seed=seed) for seed in range(200)]
+    )
     assert abs(many.mean() - 0.5) < 0.03 and abs(many.var() - 1 / 12) < 0.01
 
 
@@ -172,7 +193,8 @@ def test_gradient_is_the_default_and_what_contributions_give(bert, task):
 @CASES
 def test_padding_and_a_ragged_rest_do_not_matter(zoo, estimator, name, kind):
     one, seven, eight = (
-        head_importance(zoo.model(name), zoo.tasks[kind], estimator=estimator, batch_size=size) for size in (1, 7, 8)
+        head_importance(zoo.model(name), zoo.tasks[kind], estimator=estimator, batch_size=size)
+        for size in (1, 7, 8)
     )
     np.testing.assert_allclose(seven, one, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-5)
@@ -187,7 +209,9 @@ def test_a_subset_of_the_values_scores_as_that_part_of_the_task(zoo, bert, estim
     places = np.array([whole.train.texts.index(text) for text in part.train.texts])
     expected = head_importance(bert, part, estimator=estimator, normalize=normalize)
     for subset in (places, np.concatenate([places, places])):
-        np.testing.assert_allclose(found.importance(normalize=normalize, subset=subset), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            found.importance(normalize=normalize, subset=subset), expected, rtol=1e-4, atol=1e-5
+        )
     if normalize:
         np.testing.assert_allclose((expected**2).sum(1), 1)
     with refused("at least one example"):
@@ -217,15 +241,21 @@ def test_a_head_that_the_projection_ignores_has_output_but_changes_nothing(bert,
 
 
 @pytest.mark.parametrize("how", ["zero", "mean"])
-@pytest.mark.parametrize(("name", "kind"), [("bert", "single"), ("gpt2", "regression"), ("llama", "pair")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("bert", "single"), ("gpt2", "regression"), ("llama", "pair")]
+)
 def test_pruned_heads_score_nothing_and_the_others_as_they_now_are(zoo, name, kind, how):
     model, task, off = zoo.model(name), zoo.tasks[kind], only((0, 1), (2, 3))
     mean = mean_context(model, task) if how == "mean" else None
     with pruned(model, off, ablation=how, mean=mean):
         gate = model.control.gate
         for estimator in MEASURED:
-            assert np.array_equal(head_importance(model, task, estimator=estimator) == 0, off), estimator
-        ablated, integrated = (estimate(model, task, estimator=e, steps=256).values for e in ("ablation", "integrated"))
+            assert np.array_equal(head_importance(model, task, estimator=estimator) == 0, off), (
+                estimator
+            )
+        ablated, integrated = (
+            estimate(model, task, estimator=e, steps=256).values for e in ("ablation", "integrated")
+        )
         now = losses(model, task)
         assert model.control.gate is gate
 
@@ -266,7 +296,11 @@ def counted(bert, monkeypatch):
         return call
 
     bert.register_forward_hook(forward)
-    for owner, name in [(torch.autograd, "grad"), (torch.autograd, "backward"), (torch.Tensor, "backward")]:
+    for owner, name in [
+        (torch.autograd, "grad"),
+        (torch.autograd, "backward"),
+        (torch.Tensor, "backward"),
+    ]:
         monkeypatch.setattr(owner, name, counting(getattr(owner, name)))
     return counts
 
@@ -274,13 +308,21 @@ def counted(bert, monkeypatch):
 @EVERY
 @pytest.mark.parametrize("steps", [1, 3])
 def test_an_estimator_takes_the_passes_that_it_states(bert, task, counted, estimator, steps):
-    head_importance(bert, task, estimator=estimator, steps=steps, batch_size=5)  # 10 examples: two batches
+    head_importance(
+        bert, task, estimator=estimator, steps=steps, batch_size=5
+    )  # 10 examples: two batches
     assert tuple(counted) == tuple(2 * n for n in passes(estimator, LAYERS, HEADS, steps))
 
 
 def test_passes_of_a_base_encoder():
     found = {estimator: passes(estimator, 12, 16) for estimator in ESTIMATORS}
-    assert found == {"gradient": (1, 1), "ablation": (193, 0), "integrated": (8, 8), "norm": (1, 0), "random": (0, 0)}
+    assert found == {
+        "gradient": (1, 1),
+        "ablation": (193, 0),
+        "integrated": (8, 8),
+        "norm": (1, 0),
+        "random": (0, 0),
+    }
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
@@ -293,11 +335,20 @@ def test_passes_of_a_base_encoder():
         ({"estimator": "integrated", "steps": 0}, "steps 0: give a whole number of at least 1"),
         ({"estimator": "gradient", "steps": -1}, "steps -1: give a whole number of at least 1"),
         *[
-            ({"estimator": e, "reduction": "example"}, "reduction 'example' is for estimator \"gradient\" alone")
+            (
+                {"estimator": e, "reduction": "example"},
+                "reduction 'example' is for estimator \"gradient\" alone",
+            )
             for e in ESTIMATORS[1:]
         ],
-        ({"estimator": "norm", "reduction": "tokens"}, "unknown reduction 'tokens': did you mean 'token'"),
-        ({"estimator": "norm", "normalize": "layers"}, "unknown normalize 'layers': valid: None, \"layer\""),
+        (
+            {"estimator": "norm", "reduction": "tokens"},
+            "unknown reduction 'tokens': did you mean 'token'",
+        ),
+        (
+            {"estimator": "norm", "normalize": "layers"},
+            "unknown normalize 'layers': valid: None, \"layer\"",
+        ),
         ({"estimator": "ablation", "split": "test"}, "unknown split 'test': valid: train, eval"),
         ({"estimator": "random", "split": "test"}, "unknown split 'test': valid: train, eval"),
         ({"estimator": "norm", "examples": 0}, "examples 0: give a whole number of at least 1"),

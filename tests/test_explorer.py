@@ -14,12 +14,12 @@ from views import EVIL, made_up
 
 import fslib
 from fslib import Study, evaluate, head_importance, pruned
+from fslib.cli import main
+from fslib.explorer.view import Whole, effect_json, pruned_sets, single_heads
+from fslib.explorer.widget import Explorer, Kernel, page
 from fslib.intervals import score_measure
 from fslib.study import fingerprints
-from fslib.study.cli import main
-from fslib.study.explorer import Explorer, Kernel, page
-from fslib.study.headwise import lesion_unit
-from fslib.study.view import Whole, effect_json, pruned_sets, single_heads
+from fslib.study.units import lesion_unit
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,21 +66,28 @@ def test_scores_are_those_of_evaluate_under_pruned(zoo, explorer):
         assert answer["whole"][i]["value"] == pytest.approx(100 * whole[name].value, abs=1e-3)
         assert answer["whole"][i]["examples"] == 4
         before, after = (
-            score_measure(name, s[name].metric, s[name].predictions[None], s[name].labels) for s in (whole, without)
+            score_measure(name, s[name].metric, s[name].predictions[None], s[name].labels)
+            for s in (whole, without)
         )
         lost = (before - after).interval().scaled(100.0)
         found = [answer["scores"][i][k] for k in ("lost", "lostLow", "lostHigh")]
         np.testing.assert_allclose(found, [lost.value, lost.low, lost.high], atol=1e-3)
-    assert answer["off"] == np.flatnonzero(off).tolist(), "all views hear it: it says what it is about"
+    assert answer["off"] == np.flatnonzero(off).tolist(), (
+        "all views hear it: it says what it is about"
+    )
     told = [message for message in explorer.sent if message["type"] == "progress"]
-    assert [m["done"] for m in told] == list(range(len(told))) and told[-1]["done"] == told[-1]["total"]
+    assert [m["done"] for m in told] == list(range(len(told))) and told[-1]["done"] == told[-1][
+        "total"
+    ]
     assert model.control.gate is None
 
 
 def test_a_pattern_is_answered_and_refused_in_a_sentence(explorer, zoo):
     answer = asked(explorer, type="pattern", task=1, number=0)
     n = len(answer["pattern"]["tokens"])
-    assert len(answer["pattern"]["importance"]) == 12 and len(answer["pattern"]["importance"][0]) == n
+    assert (
+        len(answer["pattern"]["importance"]) == 12 and len(answer["pattern"]["importance"][0]) == n
+    )
     hooked = fslib.explore(zoo.model("mpnet"), zoo.tasks, examples=4)
     assert hooked.view["texts"] == [0, 0, 0], "none is offered"
     for message, told in [
@@ -136,7 +143,10 @@ def test_heads_are_read_and_set_from_python(explorer):
         (lambda m, t, s: fslib.explore(m, t, seed=1), "without a seed"),
         (lambda m, t, s: fslib.explore(m, t, examples=1), "examples 1"),
         (lambda m, t, s: fslib.explore("bert-base", t), "'bert-base' cannot be explored"),
-        (lambda m, t, s: fslib.explore(m, t["pair"].limited(eval=1)), "1 evaluation example of task pair is scored"),
+        (
+            lambda m, t, s: fslib.explore(m, t["pair"].limited(eval=1)),
+            "1 evaluation example of task pair is scored",
+        ),
         (lambda m, t, s: fslib.explore(s, t), "a study has its own tasks"),
         (lambda m, t, s: fslib.explore(s, seed=99), "unknown seed of this study '99'"),
     ],
@@ -160,23 +170,31 @@ def test_a_study_shows_its_records_and_a_kernel_finds_the_same(study):
     iap = study.units(seed).prune.iap(study.store)
     sets = explorer.view["sets"]
     layers, heads = iap.heads.shape[-2:]
-    assert [s["heads"] for s in sets if len(s["heads"]) == 1] == [[at] for at in range(layers * heads)]
+    assert [s["heads"] for s in sets if len(s["heads"]) == 1] == [
+        [at] for at in range(layers * heads)
+    ]
     several = [s for s in sets if len(s["heads"]) > 1]
     assert len(several) == len(iap.fractions) * len(iap.tasks) * 3
     assert several[0]["name"] == f"top 25 % of {iap.tasks[0]}" and "random 1" in several[1]["name"]
     scores, base = iap.scores(), iap.baseline()
     found = explorer.view["wholes"][several[0]["whole"]]
     for task, u, whole in zip(found, iap.tasks, base[0], strict=True):
-        assert task["value"] == pytest.approx(100 * whole, abs=1e-3) and task["examples"] == len(iap.labels[u])
+        assert task["value"] == pytest.approx(100 * whole, abs=1e-3) and task["examples"] == len(
+            iap.labels[u]
+        )
     for one in several:
         place = np.zeros(layers * heads, dtype=bool)
         place[one["heads"]] = True
         f, t, c = np.argwhere((iap.heads[0].reshape(*iap.heads.shape[1:4], -1) == place).all(-1))[0]
-        np.testing.assert_allclose([s["value"] for s in one["scores"]], 100 * scores[0, f, t, c], atol=1e-3)
+        np.testing.assert_allclose(
+            [s["value"] for s in one["scores"]], 100 * scores[0, f, t, c], atol=1e-3
+        )
     sent = []
     explorer.send = lambda content, buffers=None: sent.append(content)
     explorer._heard(explorer, {"type": "scores", "id": 1, "off": several[0]["heads"]}, None)
-    assert sent[-1]["scores"] == several[0]["scores"] and sent[-1]["whole"] == found, "a kernel finds what was recorded"
+    assert sent[-1]["scores"] == several[0]["scores"] and sent[-1]["whole"] == found, (
+        "a kernel finds what was recorded"
+    )
     assert sent[-1]["note"] == ""
     assert sent[0]["text"].startswith("Getting the model")
 
@@ -189,12 +207,21 @@ def test_a_study_without_its_data_is_shown_from_records_and_scores_nothing(monke
     shutil.copytree(ROOT / "results" / "glue-mini", tmp_path / "glue-mini", ignore=ignored)
     explorer = fslib.explore(Study("glue-mini", results=tmp_path))
     assert [task["name"] for task in explorer.view["tasks"]] == ["sst-2", "qnli", "ag-pair"]
-    assert sum(len(one["heads"]) == 1 for one in explorer.view["sets"]) == 72 and explorer.view["patterns"] == {}
+    assert (
+        sum(len(one["heads"]) == 1 for one in explorer.view["sets"]) == 72
+        and explorer.view["patterns"] == {}
+    )
     sent = []
     explorer.send = lambda content, buffers=None: sent.append(content)
-    for message in ({"type": "scores", "id": 1, "off": [0]}, {"type": "pattern", "task": 0, "number": 0}):
+    for message in (
+        {"type": "scores", "id": 1, "off": [0]},
+        {"type": "pattern", "task": 0, "number": 0},
+    ):
         explorer._heard(explorer, message, None)
-        assert sent[-1]["type"] == "problem" and "the data of sst-2 are not at hand" in sent[-1]["text"]
+        assert (
+            sent[-1]["type"] == "problem"
+            and "the data of sst-2 are not at hand" in sent[-1]["text"]
+        )
 
 
 def test_names_of_sets_and_numbers_are_those_of_the_record(study):
@@ -205,7 +232,9 @@ def test_names_of_sets_and_numbers_are_those_of_the_record(study):
         for task, found in zip(lesions.tasks, one.effects, strict=True):
             assert found.lost.value == pytest.approx(lesions.cost(task)[layer, head])
             expected = lesions.measure(task, layer, head).interval()
-            np.testing.assert_allclose([found.lost.low, found.lost.high], [expected.low, expected.high])
+            np.testing.assert_allclose(
+                [found.lost.low, found.lost.high], [expected.low, expected.high]
+            )
     iap = study.units(study.seeds[0]).prune.iap(study.store)
     names = [one.name for one in pruned_sets(iap)]
     assert len(set(names)) == len(names) == len(iap.fractions) * len(iap.tasks) * (1 + iap.controls)
@@ -223,7 +252,11 @@ def test_a_model_that_is_not_the_recorded_one_is_said_to_be_another(study):
     now = evaluate(model, kernel.scored)
     others = sum(int((now[u].predictions != kernel.recorded[u]).sum()) for u in now)
     count = sum(len(task.eval) for task in kernel.scored.values())
-    assert others and f"answers {others} of {count} examples otherwise than the recorded one" in sent[-1]["note"]
+    assert (
+        others
+        and f"answers {others} of {count} examples otherwise than the recorded one"
+        in sent[-1]["note"]
+    )
 
 
 def test_lesions_of_fewer_examples_have_a_whole_model_of_their_own(small_tasks, tmp_path):
@@ -236,7 +269,9 @@ def test_lesions_of_fewer_examples_have_a_whole_model_of_their_own(small_tasks, 
         assert one["whole"] == (len(one["heads"]) == 1)
     lesions = lesion_unit(study, study.seeds[0]).lesions(study.store)
     for task, found in zip(lesions.tasks, alone, strict=True):
-        expected = score_measure(task, "accuracy", lesions.predictions[task][:1], lesions.labels[task]).interval()
+        expected = score_measure(
+            task, "accuracy", lesions.predictions[task][:1], lesions.labels[task]
+        ).interval()
         assert found["value"] == pytest.approx(100 * expected.value, abs=1e-3)
 
 
@@ -249,9 +284,15 @@ def test_texts_of_a_kernel_are_those_that_are_recorded(study):
     for at, pattern in recorded.items():
         task, number = map(int, at.split("/"))
         explorer._heard(explorer, {"type": "pattern", "task": task, "number": number}, None)
-        assert sent[-1]["pattern"]["tokens"] == pattern["tokens"] and sent[-1]["texts"] == explorer.view["texts"][task]
+        assert (
+            sent[-1]["pattern"]["tokens"] == pattern["tokens"]
+            and sent[-1]["texts"] == explorer.view["texts"][task]
+        )
     explorer._heard(explorer, {"type": "pattern", "task": 0, "number": 7}, None)
-    assert (sent[-1]["number"], sent[-1]["texts"]) == (explorer.view["texts"][0] - 1, explorer.view["texts"][0])
+    assert (sent[-1]["number"], sent[-1]["texts"]) == (
+        explorer.view["texts"][0] - 1,
+        explorer.view["texts"][0],
+    )
     assert sent[-1]["asked"] == 7
 
 
@@ -266,10 +307,14 @@ def test_a_file_holds_all_and_loads_nothing(tmp_path):
     view = made_up()
     path = Explorer(view, none()).to_html(tmp_path / "deep" / "page.html")
     text = path.read_text(encoding="utf-8")
-    state = json.loads(re.search(r'<script type="application/json" id="state">(.*?)</script>', text, re.S)[1])
+    state = json.loads(
+        re.search(r'<script type="application/json" id="state">(.*?)</script>', text, re.S)[1]
+    )
     assert state["view"] == json.loads(json.dumps(view.json())) and state["kernel"] is False
     assert not re.search(r"https?://|src=|<link|@import|url\(", text)
-    assert text.count("</script>") == 2 and "<script>document" not in text, "names cannot end a script"
+    assert text.count("</script>") == 2 and "<script>document" not in text, (
+        "names cannot end a script"
+    )
     assert Explorer(view, none()).to_html(tmp_path / "again.html").read_bytes() == path.read_bytes()
     with refused("is a folder: give the name of a file"):
         Explorer(view, none()).to_html(tmp_path)
@@ -290,11 +335,16 @@ def test_where_no_page_runs_there_is_a_picture_and_text():
     explorer = Explorer(made_up(), none())
     data, _ = explorer._repr_mimebundle_()
     assert data["text/plain"] == repr(explorer) and "0x" not in repr(explorer)
-    assert "application/vnd.jupyter.widget-view+json" in data and data["image/png"].startswith(b"\x89PNG")
+    assert "application/vnd.jupyter.widget-view+json" in data and data["image/png"].startswith(
+        b"\x89PNG"
+    )
     assert EVIL not in data["text/html"] and "&lt;/script&gt;" in data["text/html"]
-    assert data["text/html"] == Explorer(made_up(), none())._repr_mimebundle_()[0]["text/html"], "the same every time"
+    assert data["text/html"] == Explorer(made_up(), none())._repr_mimebundle_()[0]["text/html"], (
+        "the same every time"
+    )
     assert re.search(
-        r"alpha: most important L\dH\d, L\dH\d, L\dH\d; of its top 10 %, 0 of 0 special", data["text/html"]
+        r"alpha: most important L\dH\d, L\dH\d, L\dH\d; of its top 10 %, 0 of 0 special",
+        data["text/html"],
     )
 
 

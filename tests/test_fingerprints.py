@@ -17,7 +17,7 @@ from fslib.questions import main, q01_multitask, q03_pruning
 from fslib.study import fingerprints
 from fslib.study.files import save_table
 from fslib.study.fingerprints import FILE, cached_task, card_of, read_cards, recorded_task
-from fslib.study.records import Store
+from fslib.study.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 GLUE = ROOT / "results" / "glue-mini"
@@ -36,18 +36,32 @@ def no_data(monkeypatch):
 @pytest.fixture
 def glue(tmp_path) -> Path:
     """A results folder with the committed records of glue-mini."""
-    shutil.copytree(GLUE, tmp_path / "glue-mini", ignore=shutil.ignore_patterns("checkpoints", ".locks", "figures"))
+    shutil.copytree(
+        GLUE,
+        tmp_path / "glue-mini",
+        ignore=shutil.ignore_patterns("checkpoints", ".locks", "figures"),
+    )
     return tmp_path
 
 
 REGRESSION = make_task("length", (["a", "b c", "d"], [1.5, -2.0, 1e-9]), (["e", "f"], [0.1, 3.0]))
-CLASSES = make_task("mood", (list("abcdef"), list("xyzxyz")), (list("gh"), list("yx")), label_names=["x", "y", "z"])
+CLASSES = make_task(
+    "mood", (list("abcdef"), list("xyzxyz")), (list("gh"), list("yx")), label_names=["x", "y", "z"]
+)
 
 
 @pytest.mark.parametrize("task", [REGRESSION, CLASSES], ids=lambda task: task.name)
 def test_a_card_tells_everything_of_a_task_but_its_texts(task):
     told = recorded_task(task.name, json.loads(json.dumps(card_of(task))), "they are elsewhere")
-    for field in ("name", "label_names", "metric", "description", "source", "fingerprint", "n_outputs"):
+    for field in (
+        "name",
+        "label_names",
+        "metric",
+        "description",
+        "source",
+        "fingerprint",
+        "n_outputs",
+    ):
         assert getattr(told, field) == getattr(task, field)
     for side in ("train", "eval"):
         one, two = getattr(told, side), getattr(task, side)
@@ -80,39 +94,56 @@ def test_a_model_cannot_be_trained_or_measured_on_labels_alone():
 def test_the_records_of_glue_mini_open_without_its_data(glue, capsys):
     study = Study("glue-mini", results=glue)
     units = [unit for notebook in ("01", "02", "03") for unit in study.plan(notebook)]
-    assert {f"{u.kind}-{u.key}" for u in units} == {path.stem for path in (GLUE / "runs").glob("*.json")}
+    assert {f"{u.kind}-{u.key}" for u in units} == {
+        path.stem for path in (GLUE / "runs").glob("*.json")
+    }
     assert all(study.store.find(unit) for unit in units)
-    where = f"are not at hand: records are found by the fingerprint in {glue.name}/glue-mini/data.json"
+    where = (
+        f"are not at hand: records are found by the fingerprint in {glue.name}/glue-mini/data.json"
+    )
     said = sorted(capsys.readouterr().err.splitlines())
     assert said == [f"fslib: data of {task} {where}" for task in ("ag-pair", "qnli", "sst-2")]
-    tables = {
-        "01_scores": q01_multitask.scores(study),
-        "03_pruning": q03_pruning.pruning(study),
-    }
+    tables = {"01_scores": q01_multitask.scores(study), "03_pruning": q03_pruning.pruning(study)}
     for name, table in tables.items():
         save_table(study.folder, name, table)
-        written, committed = ((folder / "tables" / f"{name}.md").read_text() for folder in (glue / "glue-mini", GLUE))
+        written, committed = (
+            (folder / "tables" / f"{name}.md").read_text() for folder in (glue / "glue-mini", GLUE)
+        )
         assert written == committed
     assert study.chance()["sst-2"] == pytest.approx(0.5, abs=0.1)
-    assert list(study.example_tasks) == fslib.task_names(), "texts to show a method on: the embedded ones"
+    assert list(study.example_tasks) == fslib.task_names(), (
+        "texts to show a method on: the embedded ones"
+    )
     assert capsys.readouterr().err == ""  # said once
 
 
 def test_nothing_is_computed_without_data(glue, capsys):
     study = Study("glue-mini", results=glue)
     for compute in (study.store.get, study.store.renew):
-        with refused("train-", "has no record and cannot be computed", "data of sst-2 are not at hand", "FSLIB_DATA"):
+        with refused(
+            "train-",
+            "has no record and cannot be computed",
+            "data of sst-2 are not at hand",
+            "FSLIB_DATA",
+        ):
             compute(study.training(7))
     capsys.readouterr()
-    before = {p: p.stat().st_mtime_ns for p in glue.rglob("*") if p.is_file() and ".locks" not in str(p)}
+    before = {
+        p: p.stat().st_mtime_ns for p in glue.rglob("*") if p.is_file() and ".locks" not in str(p)
+    }
     for words in (["run", "05"], ["run", "01", "--fresh"]):
         assert main([*words, "--profile", "glue-mini", "--results", str(glue)]) == 2
         said = capsys.readouterr().err.splitlines()
         assert "has no record and cannot be computed: the data of" in said[-1]
         assert sum("cannot be computed" in line for line in said) == 1
-    assert main(["verify", "01", "--profile", "glue-mini", "--sample", "1", "--results", str(glue)]) == 1
+    assert (
+        main(["verify", "01", "--profile", "glue-mini", "--sample", "1", "--results", str(glue)])
+        == 1
+    )
     assert "cannot be computed again" in capsys.readouterr().out
-    assert before == {p: p.stat().st_mtime_ns for p in glue.rglob("*") if p.is_file() and ".locks" not in str(p)}
+    assert before == {
+        p: p.stat().st_mtime_ns for p in glue.rglob("*") if p.is_file() and ".locks" not in str(p)
+    }
 
 
 def test_without_data_and_without_data_json_the_hub_is_named(glue):
@@ -149,7 +180,9 @@ def test_data_that_are_others_than_the_records_are_said(tmp_path, monkeypatch, c
     NumbersUnit(tasks=TASKS, n=0).key  # noqa: B018
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "data of right at hand" in said and "are not those in" in said and "computed anew" in said
+    assert (
+        "data of right at hand" in said and "are not those in" in said and "computed anew" in said
+    )
     store.tell_data(TASKS)
     after = read_cards(path)
     assert (
@@ -167,14 +200,21 @@ def test_run_writes_what_it_computes_on_beside_the_records(tmp_path, monkeypatch
     study = Study("smoke", overrides=SMALL, results=tmp_path)
     study.store.tell_data(TASKS)
     record = study.store.get(training())
-    assert {name: card["fingerprint"] for name, card in read_cards(study.folder / FILE).items()} == record.data
+    assert {
+        name: card["fingerprint"] for name, card in read_cards(study.folder / FILE).items()
+    } == record.data
 
 
 @pytest.mark.parametrize("profile", ["mini", "glue-mini"])
 def test_every_committed_record_is_of_the_data_that_data_json_tells(profile):
     cards = read_cards(ROOT / "results" / profile / FILE)
-    records = [json.loads(path.read_text()) for path in (ROOT / "results" / profile / "runs").glob("*.json")]
+    records = [
+        json.loads(path.read_text())
+        for path in (ROOT / "results" / profile / "runs").glob("*.json")
+    ]
     told = {name: card["fingerprint"] for name, card in cards.items()}
     assert {item for record in records for item in record["data"].items()} == set(told.items())
     if profile == "mini":
-        assert all(cached_task(name).fingerprint == fingerprint for name, fingerprint in told.items())
+        assert all(
+            cached_task(name).fingerprint == fingerprint for name, fingerprint in told.items()
+        )

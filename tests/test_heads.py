@@ -100,7 +100,11 @@ def test_logits_are_the_classifier_on_the_pooled_untouched_states(zoo, name):
     model, reference = zoo.model(name), load_untouched(name, zoo.folder(name))
     assert model.pooling == ARCHITECTURES[name].pooling
     batch = padded_batch(model, zoo.tasks["single"])
-    pools = {"first": lambda rows: rows[0], "mean": lambda rows: rows.mean(0), "last": lambda rows: rows[-1]}
+    pools = {
+        "first": lambda rows: rows[0],
+        "mean": lambda rows: rows.mean(0),
+        "last": lambda rows: rows[-1],
+    }
     pooled = []
     for hidden in hidden_of(reference, batch, model.accepts).split(batch.mask.sum(1).tolist()):
         pooled.append(pools[ARCHITECTURES[name].pooling](hidden))
@@ -116,7 +120,9 @@ def test_pruning_a_head_equals_zeroing_its_columns_of_the_projection(zoo, name):
     whole = hidden_of(reference, batch, model.accepts)
     for layer, head in EVERY_HEAD:
         columns = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
-        if name == "albert":  # one projection for all layers: silence its input at the layer's own call instead
+        if (
+            name == "albert"
+        ):  # one projection for all layers: silence its input at the layer's own call instead
             silence = torch.ones(LAYERS, HEADS, 1)
             silence[layer, head] = 0
             with at_projections(name, reference, lambda at, x, silence=silence: x * silence[at]):
@@ -125,13 +131,17 @@ def test_pruning_a_head_equals_zeroing_its_columns_of_the_projection(zoo, name):
             maimed = copy.deepcopy(reference)
             projection = projections(name, maimed)[layer]
             with torch.no_grad():
-                (projection.weight if isinstance(projection, tf.pytorch_utils.Conv1D) else projection.weight.T)[
-                    columns
-                ] = 0
+                (
+                    projection.weight
+                    if isinstance(projection, tf.pytorch_utils.Conv1D)
+                    else projection.weight.T
+                )[columns] = 0
             expected = hidden_of(maimed, batch, model.accepts)
         with pruned(model, heads_at((layer, head))):
             found = hidden_of(model.encoder, batch, model.accepts)
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5, msg=f"layer {layer}, head {head}")
+        torch.testing.assert_close(
+            found, expected, atol=1e-6, rtol=1e-5, msg=f"layer {layer}, head {head}"
+        )
         assert not torch.allclose(found, whole, atol=1e-3)
 
 
@@ -176,7 +186,11 @@ def test_padding_does_not_change_the_logits(zoo, name, kind):
 @EVERY
 def test_shape_of_the_model_is_known(zoo, name):
     model = zoo.model(name)
-    assert (model.n_layers, model.n_heads, model.control.head_shapes[0]) == (LAYERS, HEADS, (HEADS, HEAD_DIM))
+    assert (model.n_layers, model.n_heads, model.control.head_shapes[0]) == (
+        LAYERS,
+        HEADS,
+        (HEADS, HEAD_DIM),
+    )
 
 
 def test_a_tokenizer_without_padding_token_pads_without_effect(zoo, tmp_path):
@@ -192,10 +206,18 @@ def test_a_tokenizer_without_padding_token_pads_without_effect(zoo, tmp_path):
 
 UNREACHABLE = {
     "RoFormer": tf.RoFormerConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=48,
     ),
     "Deberta": tf.DebertaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=48,
     ),
 }
 
@@ -204,7 +226,9 @@ UNREACHABLE = {
 def test_an_architecture_whose_heads_cannot_be_reached_is_refused_by_name(zoo, tmp_path, family):
     getattr(tf, f"{family}Model")(UNREACHABLE[family]).save_pretrained(tmp_path)
     tokenizer(("[CLS]", "[SEP]")).save_pretrained(tmp_path)
-    with pytest.raises(FslibError, match=f"{family}Model.*use an architecture.*BERT, RoBERTa") as error:
+    with pytest.raises(
+        FslibError, match=f"{family}Model.*use an architecture.*BERT, RoBERTa"
+    ) as error:
         MultiTaskModel.from_pretrained(tmp_path, zoo.tasks)
     assert "\n" not in str(error.value)
 
@@ -269,7 +293,9 @@ def test_a_copy_of_a_model_has_a_control_of_its_own(bert, zoo):
         assert not torch.allclose(logits_of(twin, batch), whole)
 
 
-@pytest.mark.parametrize("convert", [torch.from_numpy, lambda a: a.tolist()], ids=["tensor", "list"])
+@pytest.mark.parametrize(
+    "convert", [torch.from_numpy, lambda a: a.tolist()], ids=["tensor", "list"]
+)
 def test_a_head_set_may_be_a_tensor_or_a_list(bert, zoo, convert):
     batch, chosen = padded_batch(bert, zoo.tasks["single"]), heads_at((0, 1), (2, 3))
     with pruned(bert, chosen):
@@ -298,7 +324,10 @@ def test_a_head_set_of_wrong_shape_or_type_is_refused(bert, wrong):
 def test_ablations_that_make_no_sense_are_refused(bert):
     mean = torch.zeros(LAYERS, HEADS, HEAD_DIM)
     for options in ({"ablation": "median"}, {"ablation": "mean"}, {"mean": mean}):
-        with pytest.raises(FslibError, match=r"zero.*mean|mean_context"), pruned(bert, heads_at(), **options):
+        with (
+            pytest.raises(FslibError, match=r"zero.*mean|mean_context"),
+            pruned(bert, heads_at(), **options),
+        ):
             pass
     with pruned(bert, heads_at()):
         inner = pruned(bert, heads_at(), ablation="mean", mean=mean)
@@ -309,7 +338,9 @@ def test_ablations_that_make_no_sense_are_refused(bert):
 def test_a_head_mask_keyword_is_refused(bert):
     ids = torch.tensor([[2, 5, 3]])
     with pytest.raises(FslibError, match=r"head_mask.*fslib\.pruned"):
-        bert.encoder(input_ids=ids, attention_mask=torch.ones_like(ids), head_mask=torch.ones(LAYERS, HEADS))
+        bert.encoder(
+            input_ids=ids, attention_mask=torch.ones_like(ids), head_mask=torch.ones(LAYERS, HEADS)
+        )
 
 
 def test_a_forward_that_would_misplace_heads_is_refused(bert, zoo):
@@ -340,7 +371,15 @@ def test_ties_go_to_the_lower_layer_then_the_lower_head():
 
 @pytest.mark.parametrize(
     ("fraction", "total", "k"),
-    [(0.3, 24, 7), (0.5, 15, 7), (0.29, 100, 29), (0.57, 100, 57), (0.1, 30, 3), (1.0, 15, 15), (0.05, 12, 0)],
+    [
+        (0.3, 24, 7),
+        (0.5, 15, 7),
+        (0.29, 100, 29),
+        (0.57, 100, 57),
+        (0.1, 30, 3),
+        (1.0, 15, 15),
+        (0.05, 12, 0),
+    ],
 )
 def test_k_is_the_floor_of_the_exact_product(fraction, total, k):
     assert head_count(fraction, total) == k
@@ -366,7 +405,10 @@ def test_full_and_empty_sets():
 def test_min_per_layer_leaves_that_many_heads_in_every_layer():
     importance = np.array([[9.0, 8.0, 7.0, 6.0], [5.0, 4.0, 3.0, 2.0]])
     assert top_heads(importance, 0.5).tolist() == [[True] * 4, [False] * 4]
-    assert top_heads(importance, 0.5, min_per_layer=1).tolist() == [[True] * 3 + [False], [True] + [False] * 3]
+    assert top_heads(importance, 0.5, min_per_layer=1).tolist() == [
+        [True] * 3 + [False],
+        [True] + [False] * 3,
+    ]
     assert top_heads(importance, 1.0, min_per_layer=1).sum(1).tolist() == [3, 3]
     assert not top_heads(importance, 1.0, min_per_layer=4).any()
     for wrong in (-1, 5):
@@ -401,7 +443,9 @@ def test_random_heads_can_exhaust_what_exists_but_not_more():
 def test_all_of_many_sets_can_be_drawn():
     like = np.zeros((1, 12), dtype=bool)
     like[0, :4] = True
-    found = random_heads(like, 495, np.random.default_rng(0))  # 12 choose 4; the last one takes thousands of draws
+    found = random_heads(
+        like, 495, np.random.default_rng(0)
+    )  # 12 choose 4; the last one takes thousands of draws
     assert len({draw.tobytes() for draw in found}) == 495
 
 
@@ -421,7 +465,8 @@ def test_random_heads_other_than_the_set_itself():
     nested = np.stack([like, heads_at((0, 0), (1, 1))])
     for seed in range(20):
         assert not any(
-            np.array_equal(draw, like) for draw in random_heads(like, 3, np.random.default_rng(seed), others=True)
+            np.array_equal(draw, like)
+            for draw in random_heads(like, 3, np.random.default_rng(seed), others=True)
         )
         drawn = random_heads(nested, 3, np.random.default_rng(seed), others=True)
         assert not (drawn == nested).all((-1, -2)).any()
@@ -432,7 +477,9 @@ def test_random_heads_other_than_the_set_itself():
 
 
 def test_random_heads_are_even_over_the_heads_of_a_layer():
-    draws = [random_heads(heads_at((1, 0)), 1, np.random.default_rng(seed))[0] for seed in range(400)]
+    draws = [
+        random_heads(heads_at((1, 0)), 1, np.random.default_rng(seed))[0] for seed in range(400)
+    ]
     share = np.mean(draws, axis=0)
     assert np.abs(share[1] - 0.25).max() < 0.09  # four standard errors
     assert not share[[0, 2]].any()
@@ -449,14 +496,18 @@ def test_overlap_of_hand_made_sets():
 sizes = st.tuples(st.integers(1, 6), st.integers(1, 7)).filter(lambda shape: shape[0] != shape[1])
 head_sets = sizes.flatmap(lambda shape: arrays(bool, shape))
 head_set_pairs = sizes.flatmap(lambda shape: st.tuples(arrays(bool, shape), arrays(bool, shape)))
-scores = sizes.flatmap(lambda shape: arrays(float, shape, elements=st.integers(0, 5).map(float)))  # many ties
+scores = sizes.flatmap(
+    lambda shape: arrays(float, shape, elements=st.integers(0, 5).map(float))
+)  # many ties
 fractions = st.floats(0.01, 1.0)
 
 
 @given(scores, fractions)
 def test_top_heads_are_k_and_none_outside_is_better(importance, fraction):
     chosen = top_heads(importance, fraction)
-    assert chosen.shape == importance.shape and chosen.sum() == head_count(fraction, importance.size)
+    assert chosen.shape == importance.shape and chosen.sum() == head_count(
+        fraction, importance.size
+    )
     assume(chosen.any() and not chosen.all())
     assert importance[chosen].min() >= importance[~chosen].max()
     edge = np.flatnonzero(importance.ravel() == importance[chosen].min())
@@ -503,7 +554,9 @@ def test_any_two_sets_switch_off_their_union_and_nothing_else(zoo, a, b):
     model = zoo.loaded.get("llama") or zoo.model("llama")
     batch = padded_batch(model, zoo.tasks["single"])
     with pruned(model, a), pruned(model, b):
-        silent = (heads_outputs("llama", model, batch) == 0).all(-1).all(2).all(1).numpy()  # (layers, heads)
+        silent = (
+            (heads_outputs("llama", model, batch) == 0).all(-1).all(2).all(1).numpy()
+        )  # (layers, heads)
     assert np.array_equal(silent, a | b)
 
 
@@ -520,8 +573,14 @@ def test_a_saved_model_comes_back_the_same(bert, saved, zoo):
     back = MultiTaskModel.load(saved)
     batch = padded_batch(back, zoo.tasks["pair"])
     assert torch.equal(logits_of(back, batch, "pair"), logits_of(bert, batch, "pair"))
-    assert {n: p.shape for n, p in back.named_parameters()} == {n: p.shape for n, p in bert.named_parameters()}
-    assert (back.pooling, back.max_length, back.source) == (bert.pooling, bert.max_length, bert.source)
+    assert {n: p.shape for n, p in back.named_parameters()} == {
+        n: p.shape for n, p in bert.named_parameters()
+    }
+    assert (back.pooling, back.max_length, back.source) == (
+        bert.pooling,
+        bert.max_length,
+        bert.source,
+    )
     assert not back.training
     with pruned(back, ~heads_at()):
         assert not torch.allclose(logits_of(back, batch, "pair"), logits_of(bert, batch, "pair"))
@@ -558,7 +617,9 @@ def without_a_tensor(path):
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("damage", [cut, scribble, without_a_tensor, Path.unlink], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "damage", [cut, scribble, without_a_tensor, Path.unlink], ids=lambda f: f.__name__
+)
 @pytest.mark.parametrize("file", ["classifiers.safetensors", "encoder/model.safetensors"])
 def test_damaged_or_missing_weights_are_one_clear_line(saved, file, damage):
     damage(saved / file)
@@ -594,17 +655,23 @@ def test_a_missing_folder_is_refused(tmp_path):
     assert_one_line(tmp_path / "nowhere", MultiTaskModel.load, "is not a saved MultiTaskModel")
 
 
-@pytest.mark.parametrize("damage", [cut, scribble, without_a_tensor, Path.unlink], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "damage", [cut, scribble, without_a_tensor, Path.unlink], ids=lambda f: f.__name__
+)
 def test_a_model_folder_with_damaged_weights_is_refused(zoo, tmp_path, damage):
     folder = shutil.copytree(zoo.folder("bert"), tmp_path / "bert")
     damage(folder / "model.safetensors")
-    assert_one_line(folder, lambda f: MultiTaskModel.from_pretrained(f, zoo.tasks), "cannot be loaded")
+    assert_one_line(
+        folder, lambda f: MultiTaskModel.from_pretrained(f, zoo.tasks), "cannot be loaded"
+    )
 
 
 def test_a_model_folder_whose_weights_have_other_shapes_is_refused(zoo, tmp_path):
     folder = save("bert", tmp_path / "bert", intermediate_size=40)
     shutil.copy(zoo.folder("bert") / "config.json", folder / "config.json")
-    assert_one_line(folder, lambda f: MultiTaskModel.from_pretrained(f, zoo.tasks), "cannot be loaded")
+    assert_one_line(
+        folder, lambda f: MultiTaskModel.from_pretrained(f, zoo.tasks), "cannot be loaded"
+    )
 
 
 IN_ANOTHER_PROCESS = """
@@ -629,7 +696,9 @@ def test_a_pickled_model_is_pruned_in_another_process(bert, zoo, tmp_path):
         whole = bert(inputs, "single")
         with pruned(bert, heads):
             without = bert(inputs, "single")
-    assert np.allclose(json.loads(done.stdout), without.tolist(), atol=1e-6) and not torch.equal(whole, without)
+    assert np.allclose(json.loads(done.stdout), without.tolist(), atol=1e-6) and not torch.equal(
+        whole, without
+    )
 
 
 class Trap:
@@ -648,21 +717,34 @@ def test_pickled_weights_are_refused_and_never_unpickled(zoo, tmp_path, monkeypa
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     opened = []
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: opened.append(args))
-    assert_one_line(folder, lambda f: MultiTaskModel.from_pretrained(f, zoo.tasks), "cannot be loaded.*safetensors")
+    assert_one_line(
+        folder,
+        lambda f: MultiTaskModel.from_pretrained(f, zoo.tasks),
+        "cannot be loaded.*safetensors",
+    )
     assert not opened and not (tmp_path / "sprung").exists()
 
 
 def test_code_in_a_model_folder_is_never_run(zoo, tmp_path):
     folder = shutil.copytree(zoo.folder("bert"), tmp_path / "bert")
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "trap", "auto_map": {"AutoConfig": "trap.Config", "AutoModel": "trap.Model"}}
+    config |= {
+        "model_type": "trap",
+        "auto_map": {"AutoConfig": "trap.Config", "AutoModel": "trap.Model"},
+    }
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "trap.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'sprung')!r}).touch()")
-    assert_one_line(folder, lambda f: MultiTaskModel.from_pretrained(f, zoo.tasks), "cannot be loaded")
+    (folder / "trap.py").write_text(
+        f"import pathlib; pathlib.Path({str(tmp_path / 'sprung')!r}).touch()"
+    )
+    assert_one_line(
+        folder, lambda f: MultiTaskModel.from_pretrained(f, zoo.tasks), "cannot be loaded"
+    )
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize(("name", "near"), [("minilm-l7", "minilm-l6"), ("minilm6", "minilm-l6"), ("tiny", "tiny-r")])
+@pytest.mark.parametrize(
+    ("name", "near"), [("minilm-l7", "minilm-l6"), ("minilm6", "minilm-l6"), ("tiny", "tiny-r")]
+)
 def test_an_unknown_model_gets_the_nearest_name(zoo, name, near):
     with pytest.raises(FslibError, match=f"unknown model '{name}': did you mean '{near}") as error:
         MultiTaskModel.from_pretrained(name, zoo.tasks)
@@ -672,9 +754,13 @@ def test_an_unknown_model_gets_the_nearest_name(zoo, name, near):
 @pytest.mark.parametrize("offline", [True, False], ids=["told to be offline", "no connection"])
 def test_an_unreachable_hub_is_one_clear_line(zoo, monkeypatch, offline):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(
+        huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9"
+    )  # nobody listens there
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
-    with pytest.raises(FslibError, match=r"no-one/no-such-model.*Hub did not supply it \(offline\?") as error:
+    with pytest.raises(
+        FslibError, match=r"no-one/no-such-model.*Hub did not supply it \(offline\?"
+    ) as error:
         MultiTaskModel.from_pretrained("no-one/no-such-model", zoo.tasks)
     assert "\n" not in str(error.value)
 
@@ -685,7 +771,10 @@ def test_an_unknown_pooling_is_refused(zoo):
 
 
 def test_a_pooling_of_choice_is_used(zoo):
-    first, last = (MultiTaskModel.from_pretrained(zoo.folder("bert"), zoo.tasks, pooling=p) for p in ("first", "last"))
+    first, last = (
+        MultiTaskModel.from_pretrained(zoo.folder("bert"), zoo.tasks, pooling=p)
+        for p in ("first", "last")
+    )
     batch = padded_batch(first, zoo.tasks["single"])
     assert (first.pooling, last.pooling) == ("first", "last")
     assert not torch.allclose(logits_of(first, batch), logits_of(last, batch))

@@ -35,7 +35,9 @@ NAMED = {
 def answers(tmp_path_factory):
     """{case: (what was raised, its message)}."""
     folder = tmp_path_factory.mktemp("hostile")
-    done = subprocess.run([sys.executable, SCRIPT, folder], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, folder], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -43,24 +43,38 @@ def columns_of(source: Source) -> list[str]:
     return [column for columns in source.texts for column in columns]
 
 
-def table(source: Source, side: int, n: int = 12, labels: list[Any] | None = None) -> datasets.Dataset:
+def table(
+    source: Source, side: int, n: int = 12, labels: list[Any] | None = None
+) -> datasets.Dataset:
     """A split as the Hub has it, but with class names in reverse order; row i is of registry class i % classes."""
     names = source.labels[::-1]
-    data: dict[str, list[Any]] = {c: [f"{c} {side} {i}" for i in range(n)] for c in columns_of(source)}
+    data: dict[str, list[Any]] = {
+        c: [f"{c} {side} {i}" for i in range(n)] for c in columns_of(source)
+    }
     features = {c: datasets.Value("string") for c in data}
     if source.label == "gold_label":  # SciTail's labels are strings
-        kind, found = datasets.Value("string"), [source.labels[i % len(source.labels)] for i in range(n)]
+        kind, found = (
+            datasets.Value("string"),
+            [source.labels[i % len(source.labels)] for i in range(n)],
+        )
     elif names:
-        kind, found = datasets.ClassLabel(names=list(names)), [len(names) - 1 - i % len(names) for i in range(n)]
+        kind, found = (
+            datasets.ClassLabel(names=list(names)),
+            [len(names) - 1 - i % len(names) for i in range(n)],
+        )
     else:
         kind, found = datasets.Value("float32"), [i % 11 / 2 for i in range(n)]
     features["idx"] = datasets.Value("int32")
     data |= {source.label: found if labels is None else labels, "idx": list(range(n))}
-    return datasets.Dataset.from_dict(data, features=datasets.Features({**features, source.label: kind}))
+    return datasets.Dataset.from_dict(
+        data, features=datasets.Features({**features, source.label: kind})
+    )
 
 
 def both(source: Source, n: int = 42, **options: Any) -> datasets.DatasetDict:
-    return datasets.DatasetDict({split: table(source, i, n, **options) for i, split in enumerate(source.splits)})
+    return datasets.DatasetDict(
+        {split: table(source, i, n, **options) for i, split in enumerate(source.splits)}
+    )
 
 
 def write(data: datasets.DatasetDict, folder: Path, kind: str = "disk") -> Path:
@@ -90,25 +104,40 @@ def test_all_35_tasks_are_there():
 @pytest.mark.parametrize("name", REGISTRY)
 def test_an_entry_is_complete(name):
     source = REGISTRY[name]
-    assert re.fullmatch(r"[\w-]+/[\w-]+", source.hub)  # organisation and name: no script of the datasets library
+    assert re.fullmatch(
+        r"[\w-]+/[\w-]+", source.hub
+    )  # organisation and name: no script of the datasets library
     assert re.fullmatch("[0-9a-f]{40}", source.revision)
     assert source.config and source.label and source.description
-    assert source.splits[0] == "train" and source.splits[1] in ("validation", "validation_matched", "test")
+    assert source.splits[0] == "train" and source.splits[1] in (
+        "validation",
+        "validation_matched",
+        "test",
+    )
     assert len(source.texts) == (2 if name in TWO_TEXTS + XNLI else 1) and all(source.texts)
     assert len(set(columns_of(source))) == len(columns_of(source))
     assert len(set(source.labels)) == len(source.labels) != 1
-    assert all(rows > unlabelled >= 0 for rows, unlabelled in zip(source.rows, source.unlabelled, strict=True))
+    assert all(
+        rows > unlabelled >= 0
+        for rows, unlabelled in zip(source.rows, source.unlabelled, strict=True)
+    )
     metric = METRIC_OF.get(name, "accuracy")
     assert metric in METRICS and (metric == "spearman") == (not source.labels)
     assert metric != "f1" or len(source.labels) == 2
 
 
 def test_labels_of_glue_are_in_glues_order_and_f1_counts_the_second():
-    assert MRPC.labels == ("not_equivalent", "equivalent") and REGISTRY["qqp"].labels[1] == "duplicate"
+    assert (
+        MRPC.labels == ("not_equivalent", "equivalent") and REGISTRY["qqp"].labels[1] == "duplicate"
+    )
     assert REGISTRY["sst-2"].labels == ("negative", "positive")
-    assert {REGISTRY[n].labels for n in ("mnli", "cmnli", "snli", *XNLI)} == {REGISTRY["mnli"].labels}
+    assert {REGISTRY[n].labels for n in ("mnli", "cmnli", "snli", *XNLI)} == {
+        REGISTRY["mnli"].labels
+    }
     assert REGISTRY["mnli"].splits[1] == "validation_matched"
-    assert {n for n, s in REGISTRY.items() if "glue" in s.hub and s.splits[1] == "test"} == set()  # unlabelled there
+    assert {
+        n for n, s in REGISTRY.items() if "glue" in s.hub and s.splits[1] == "test"
+    } == set()  # unlabelled there
 
 
 # Loading, through saved copies
@@ -146,7 +175,10 @@ def test_all_ways_to_save_give_the_same_task(tmp_path, name, kind):
     data["train"] = data["train"].map(
         lambda row, i: {columns_of(source)[0]: "nan" if i == 3 else f"a {i}"}, with_indices=True
     )
-    tasks = [hub_task(name, write(data, tmp_path / each / name, each), check_rows=False) for each in ("disk", kind)]
+    tasks = [
+        hub_task(name, write(data, tmp_path / each / name, each), check_rows=False)
+        for each in ("disk", kind)
+    ]
     assert tasks[0].fingerprint == tasks[1].fingerprint
     assert "nan" in tasks[1].train.texts  # a word, not a missing text
 
@@ -155,7 +187,11 @@ def test_missing_parts_of_a_joined_text_leave_no_gap(tmp_path):
     source = REGISTRY["yahoo"]
     data = both(source)
     gaps = {"question_content": [None, "", *["c"] * 40]}
-    data["train"] = data["train"].remove_columns(list(gaps)).add_column("question_content", gaps["question_content"])
+    data["train"] = (
+        data["train"]
+        .remove_columns(list(gaps))
+        .add_column("question_content", gaps["question_content"])
+    )
     task = hub_task("yahoo", write(data, tmp_path / "yahoo"), check_rows=False)
     assert task.train.texts[:3] == (
         "question_title 0 0 best_answer 0 0",
@@ -184,21 +220,29 @@ def test_own_data_come_before_a_download(tmp_path, monkeypatch):
     monkeypatch.setenv("FSLIB_DATA", str(tmp_path))
     assert load_tasks("Mrpc", check_rows=False)["mrpc"].source == str(tmp_path / "MRPC")
     for side in ("train", "dev"):  # GLUE's layout comes first
-        (tmp_path / "MRPC" / f"{side}.tsv").write_text("sentence1\tsentence2\tlabel\na\tb\t0\nc\td\t1\n")
+        (tmp_path / "MRPC" / f"{side}.tsv").write_text(
+            "sentence1\tsentence2\tlabel\na\tb\t0\nc\td\t1\n"
+        )
     task = load_tasks(["mrpc"])["mrpc"]
     assert (task.metric, task.label_names, len(task.train)) == ("f1", ("0", "1"), 2)
 
 
 def test_where_the_data_came_from_is_no_part_of_what_they_are(tmp_path):
-    tasks = [hub_task("mrpc", write(both(MRPC), tmp_path / place), check_rows=False) for place in "ab"]
+    tasks = [
+        hub_task("mrpc", write(both(MRPC), tmp_path / place), check_rows=False) for place in "ab"
+    ]
     assert tasks[0].source != tasks[1].source
-    assert tasks[0].fingerprint == tasks[1].fingerprint and tasks[0].limited(train=20).source == tasks[0].source
+    assert (
+        tasks[0].fingerprint == tasks[1].fingerprint
+        and tasks[0].limited(train=20).source == tasks[0].source
+    )
 
 
 def test_the_largest_tables_load_in_seconds(tmp_path):
     source = REGISTRY["dbpedia"]
     data = {
-        split: table(source, i, rows) for i, (split, rows) in enumerate(zip(source.splits, source.rows, strict=True))
+        split: table(source, i, rows)
+        for i, (split, rows) in enumerate(zip(source.splits, source.rows, strict=True))
     }
     write(datasets.DatasetDict(data), tmp_path / "dbpedia")
     start = time.perf_counter()
@@ -221,7 +265,10 @@ def renamed(old: str, new: str) -> datasets.DatasetDict:
 @pytest.mark.parametrize(
     ("data", "parts"),
     [
-        (renamed("equivalent", "paraphrase"), ["split train", "no label 'equivalent'", "paraphrase, not_equivalent"]),
+        (
+            renamed("equivalent", "paraphrase"),
+            ["split train", "no label 'equivalent'", "paraphrase, not_equivalent"],
+        ),
         (both(MRPC), ["split train", "42 rows found, 3668 expected", "check_rows=False"]),
         (without(both(MRPC), "sentence2"), ["split train", "no column 'sentence2'", "sentence1"]),
         (without(both(MRPC), "label"), ["split train", "no column 'label'", "idx"]),
@@ -261,7 +308,8 @@ def test_a_damaged_or_empty_copy_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("yelp-p", "yelp_p"), ("sst2", "sst-2"), ("xnli-xx", "xnli-"), ("stsb", "sts-b")]
+    ("name", "near"),
+    [("yelp-p", "yelp_p"), ("sst2", "sst-2"), ("xnli-xx", "xnli-"), ("stsb", "sts-b")],
 )
 def test_an_unknown_name_gets_the_nearest_one(name, near):
     for load in (load_tasks, hub_task):
@@ -279,7 +327,10 @@ def test_xnli_alone_names_its_languages():
 
 @pytest.mark.parametrize("offline", [True, False], ids=["told to be offline", "no connection"])
 def test_an_unreachable_hub_is_one_clear_line(monkeypatch, offline):
-    for constants, setting in ((huggingface_hub.constants, "ENDPOINT"), (datasets.config, "HF_ENDPOINT")):
+    for constants, setting in (
+        (huggingface_hub.constants, "ENDPOINT"),
+        (datasets.config, "HF_ENDPOINT"),
+    ):
         monkeypatch.setattr(constants, setting, "http://127.0.0.1:9")  # nobody listens there
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
@@ -290,7 +341,9 @@ def test_an_unreachable_hub_is_one_clear_line(monkeypatch, offline):
 @pytest.mark.parametrize(
     "error",
     [
-        datasets.exceptions.DatasetNotFoundError("Dataset 'nyu-mll/glue' doesn't exist on the Hub\nor is private"),
+        datasets.exceptions.DatasetNotFoundError(
+            "Dataset 'nyu-mll/glue' doesn't exist on the Hub\nor is private"
+        ),
         ValueError("BuilderConfig 'mrpc' not found"),
         RuntimeError("Dataset scripts are no longer supported"),
     ],
@@ -308,16 +361,28 @@ def test_a_dataset_that_has_gone_is_one_clear_line(monkeypatch, error):
 def into_the_hubs_cache(data: datasets.DatasetDict, source: Source, revision: str) -> None:
     """What remains on the disk after a download of this revision."""
     organisation, name = source.hub.split("/")
-    folder = Path(datasets.config.HF_DATASETS_CACHE, f"{organisation}___{name}", source.config, "0.0.0", revision)
+    folder = Path(
+        datasets.config.HF_DATASETS_CACHE,
+        f"{organisation}___{name}",
+        source.config,
+        "0.0.0",
+        revision,
+    )
     folder.mkdir(parents=True)
     splits = datasets.SplitDict(dataset_name=name)
     for split, rows in data.items():
-        with ArrowWriter(path=str(folder / f"{name}-{split}.arrow"), features=rows.features) as writer:
+        with ArrowWriter(
+            path=str(folder / f"{name}-{split}.arrow"), features=rows.features
+        ) as writer:
             writer.write_table(rows.data.table)
             writer.finalize()
         splits.add(datasets.SplitInfo(split, num_examples=len(rows), dataset_name=name))
     info = datasets.DatasetInfo(
-        features=data["train"].features, splits=splits, dataset_name=name, config_name=source.config, version="0.0.0"
+        features=data["train"].features,
+        splits=splits,
+        dataset_name=name,
+        config_name=source.config,
+        version="0.0.0",
     )
     info.write_to_directory(str(folder))
 
@@ -335,7 +400,9 @@ def test_another_revision_in_the_cache_is_refused_unless_it_is_asked_for():
     into_the_hubs_cache(both(MRPC), MRPC, other)
     with refused("task mrpc", "nyu-mll/glue", f"of revision {other}, not {MRPC.revision}"):
         load_tasks(["mrpc"], check_rows=False)
-    assert hub_task("mrpc", revision="main", check_rows=False).source.endswith(other)  # resolved, not "main"
+    assert hub_task("mrpc", revision="main", check_rows=False).source.endswith(
+        other
+    )  # resolved, not "main"
     with refused("task mrpc", "42 rows found"):
         hub_task("mrpc", revision=other)
 
@@ -344,7 +411,11 @@ def test_another_revision_in_the_cache_is_refused_unless_it_is_asked_for():
 
 
 def topics_of(task: fslib.Task, data: datasets.DatasetDict) -> dict[str, int]:
-    return {text: y for rows in data.values() for text, y in zip(rows["text"], rows["label"], strict=True)}
+    return {
+        text: y
+        for rows in data.values()
+        for text, y in zip(rows["text"], rows["label"], strict=True)
+    }
 
 
 @pytest.fixture
@@ -353,7 +424,10 @@ def ag_news(tmp_path):
     source = REGISTRY["ag"]
     rng = np.random.default_rng(0)
     data = datasets.DatasetDict(
-        {s: table(source, i, n).shuffle(seed=1) for i, (s, n) in enumerate(zip(source.splits, (400, 80), strict=True))}
+        {
+            s: table(source, i, n).shuffle(seed=1)
+            for i, (s, n) in enumerate(zip(source.splits, (400, 80), strict=True))
+        }
     )
     repeats = [data["train"].select(rng.choice(400, 2)), data["test"].select(rng.choice(80, 2))]
     data["train"] = datasets.concatenate_datasets([data["train"], *repeats])
@@ -362,14 +436,18 @@ def ag_news(tmp_path):
 
 def test_ag_pair_uses_every_text_twice_once_per_class(ag_news):
     data, folder = ag_news
-    task = load_tasks(["ag-pair"], folder.parent, check_rows=False)["ag-pair"]  # found in AG News's folder
+    task = load_tasks(["ag-pair"], folder.parent, check_rows=False)[
+        "ag-pair"
+    ]  # found in AG News's folder
     topic = topics_of(task, data)
     for split, n in ((task.train, 400), (task.eval, 80)):
         assert len(split) == n and np.bincount(split.labels).tolist() == [n // 2, n // 2]
         rows = list(zip(split.texts, split.pairs, split.labels.tolist(), strict=True))
         uses = Counter((text, y) for one, other, y in rows for text in (one, other))
         assert set(uses.values()) == {1} and len(uses) == 2 * n
-        assert all((topic[one] == topic[other]) == bool(y) and one != other for one, other, y in rows)
+        assert all(
+            (topic[one] == topic[other]) == bool(y) and one != other for one, other, y in rows
+        )
     assert not task.shared_texts() and not task.train.sources() & task.eval.sources()
 
 
@@ -415,27 +493,45 @@ def test_an_encoder_loads_by_name(zoo, monkeypatch, name):
     shape = (family, LAYERS, HEADS, HEADS * HEAD_DIM)
     monkeypatch.setitem(models.PRETRAINED, name, (str(zoo.folder(family)), shape))
     model = fslib.MultiTaskModel.from_pretrained(name, zoo.tasks)
-    assert (model.source, model.n_layers, model.n_heads, model.pooling) == (name, LAYERS, HEADS, "first")
+    assert (model.source, model.n_layers, model.n_heads, model.pooling) == (
+        name,
+        LAYERS,
+        HEADS,
+        "first",
+    )
 
 
 @pytest.mark.parametrize(
-    ("family", "changes"), [("bert", {"num_hidden_layers": 2}), ("roberta", {}), ("bert", {"num_attention_heads": 2})]
+    ("family", "changes"),
+    [("bert", {"num_hidden_layers": 2}), ("roberta", {}), ("bert", {"num_attention_heads": 2})],
 )
-def test_a_checkpoint_of_another_architecture_is_refused(zoo, tmp_path, monkeypatch, family, changes):
+def test_a_checkpoint_of_another_architecture_is_refused(
+    zoo, tmp_path, monkeypatch, family, changes
+):
     source = str(save(family, tmp_path / "other", **changes))
     (tmp_path / "other" / "model.safetensors").unlink()  # refused before the weights are looked for
-    monkeypatch.setitem(models.PRETRAINED, "bert-mini", (source, ("bert", LAYERS, HEADS, HEADS * HEAD_DIM)))
-    with refused("bert-mini", source, "of another architecture", "not bert of 3 layers x 4 heads, 32 wide"):
+    monkeypatch.setitem(
+        models.PRETRAINED, "bert-mini", (source, ("bert", LAYERS, HEADS, HEADS * HEAD_DIM))
+    )
+    with refused(
+        "bert-mini", source, "of another architecture", "not bert of 3 layers x 4 heads, 32 wide"
+    ):
         fslib.MultiTaskModel.from_pretrained("bert-mini", zoo.tasks)
 
 
 @pytest.mark.parametrize("pickled", [True, False], ids=["pickled weights only", "not reached"])
-def test_an_encoder_that_the_hub_does_not_supply_is_one_clear_line(zoo, tmp_path, monkeypatch, pickled):
+def test_an_encoder_that_the_hub_does_not_supply_is_one_clear_line(
+    zoo, tmp_path, monkeypatch, pickled
+):
     if pickled:
         folder = Path(shutil.copytree(zoo.folder("bert"), tmp_path / "mini"))
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-        monkeypatch.setitem(models.PRETRAINED, "bert-mini", (str(folder), ("bert", LAYERS, HEADS, HEADS * HEAD_DIM)))
-    with refused("model bert-mini", models.PRETRAINED["bert-mini"][0], "safetensors", "check the network"):
+        monkeypatch.setitem(
+            models.PRETRAINED, "bert-mini", (str(folder), ("bert", LAYERS, HEADS, HEADS * HEAD_DIM))
+        )
+    with refused(
+        "model bert-mini", models.PRETRAINED["bert-mini"][0], "safetensors", "check the network"
+    ):
         fslib.MultiTaskModel.from_pretrained("bert-mini", zoo.tasks)
 
 
@@ -450,7 +546,9 @@ def test_a_saved_model_whose_encoder_was_swapped_is_refused(zoo, tmp_path, famil
     zoo.model("bert").save(tmp_path / "model")
     shutil.rmtree(tmp_path / "model" / "encoder")
     shutil.copytree(zoo.folder(family), tmp_path / "model" / "encoder")
-    with refused(tmp_path / "model", "of another architecture", f"{family} of 3 layers", "train again"):
+    with refused(
+        tmp_path / "model", "of another architecture", f"{family} of 3 layers", "train again"
+    ):
         fslib.MultiTaskModel.load(tmp_path / "model")
 
 

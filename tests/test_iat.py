@@ -38,7 +38,14 @@ QKV = re.compile(
 SHARED_LAYERS = ("albert",)
 GROUPED = ("llama", "qwen3")
 # a rate at which every step is visible, and weight decay that would be, too
-SETTINGS = {"batch_size": 4, "lr": 1e-2, "weight_decay": 0.1, "warmup": 0.0, "sampling": "uniform", "steps": 16}
+SETTINGS = {
+    "batch_size": 4,
+    "lr": 1e-2,
+    "weight_decay": 0.1,
+    "warmup": 0.0,
+    "sampling": "uniform",
+    "steps": 16,
+}
 TRUNK = 6
 
 
@@ -115,7 +122,11 @@ def test_changing_rows_changes_their_owners_and_no_other_head_of_the_layer(zoo, 
         values.copy_(saved)
         first = layers[0]  # later ones see what this one has changed
         assert torch.equal(after[:first], before[:first])
-        heads = {h for h in range(HEADS) if not torch.equal(after[first][..., h, :], before[first][..., h, :])}
+        heads = {
+            h
+            for h in range(HEADS)
+            if not torch.equal(after[first][..., h, :], before[first][..., h, :])
+        }
         owners = set(rows.owners[first].nonzero()[0].tolist())
         if values.ndim > 1:
             assert heads == owners
@@ -140,7 +151,9 @@ def test_every_head_owns_rows_of_its_size(zoo, name):
 def test_looking_for_rows_leaves_the_model_as_it_was(bert, training):
     bert.train(training)
     frozen = bert.encoder.embeddings.word_embeddings.weight.requires_grad_(False)
-    bert.classifiers["single"].weight.grad = kept = torch.ones_like(bert.classifiers["single"].weight)
+    bert.classifiers["single"].weight.grad = kept = torch.ones_like(
+        bert.classifiers["single"].weight
+    )
     before, state = weights(bert), torch.get_rng_state()
     head_rows(bert)
     assert all(torch.equal(p, before[n]) for n, p in bert.named_parameters())
@@ -148,7 +161,9 @@ def test_looking_for_rows_leaves_the_model_as_it_was(bert, training):
     assert all(p.requires_grad is (p is not frozen) for p in bert.parameters())
     assert [p.grad for p in bert.parameters() if p.grad is not None] == [kept]
     assert torch.equal(torch.get_rng_state(), state)
-    assert bert.control.inputs is None and not any(m._forward_pre_hooks for m in bert.encoder.encoder.modules())
+    assert bert.control.inputs is None and not any(
+        m._forward_pre_hooks for m in bert.encoder.encoder.modules()
+    )
 
 
 def test_rows_of_zeros_are_found_too(bert):
@@ -161,7 +176,9 @@ def test_rows_of_zeros_are_found_too(bert):
 
 
 def test_one_key_and_value_for_all_heads_belong_to_all(zoo, tmp_path):
-    model = fslib.MultiTaskModel.from_pretrained(save("llama", tmp_path, num_key_value_heads=1), zoo.tasks)
+    model = fslib.MultiTaskModel.from_pretrained(
+        save("llama", tmp_path, num_key_value_heads=1), zoo.tasks
+    )
     sizes = Counter((int(r.owners.sum()), r.stop - r.start) for r in head_rows(model))
     assert sizes == {(1, HEAD_DIM): LAYERS * HEADS, (HEADS, HEAD_DIM): LAYERS * 2}
 
@@ -187,7 +204,9 @@ def test_a_step_moves_the_rows_of_its_tasks_heads_and_no_others(zoo, name, other
     run = begun(model, zoo.tasks, fslib.IAT(alpha=0.25, others=others))
     rows = head_rows(model)
     in_rows = {id(r.parameter) for r in rows}
-    encoder = [n for n, p in model.named_parameters() if n.startswith("encoder") and id(p) not in in_rows]
+    encoder = [
+        n for n, p in model.named_parameters() if n.startswith("encoder") and id(p) not in in_rows
+    ]
     seen, outside_seen = set(), 0
     for step in range(run.step + 1, run.step + 7):
         before = weights(model)
@@ -197,7 +216,9 @@ def test_a_step_moves_the_rows_of_its_tasks_heads_and_no_others(zoo, name, other
         assert [moved(r, model, before) for r in rows] == mine
         changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
         assert {n.split(".")[1] for n in changed if n.startswith("classifiers")} == {task}
-        assert {n for n in encoder if n in changed} == (set(encoder) if others == "train" else set())
+        assert {n for n in encoder if n in changed} == (
+            set(encoder) if others == "train" else set()
+        )
         seen.add(task)
         outside_seen += mine.count(False)
     assert len(seen) > 1 and outside_seen
@@ -211,7 +232,10 @@ def test_rows_outside_every_set_and_their_moments_stay_bit_by_bit(zoo, name, ste
     trunk, before = run.snapshot(), weights(model)
     run.restore(trunk)
     # by parameter, as the optimizer has them before rows are told apart
-    moments = {n: {k: v.clone() for k, v in run.optimizer.state[p].items()} for n, p in model.named_parameters()}
+    moments = {
+        n: {k: v.clone() for k, v in run.optimizer.state[p].items()}
+        for n, p in model.named_parameters()
+    }
     run.begin(fslib.IAT(alpha=0.09))  # one head each
     views = {v.data_ptr(): v for group in run.optimizer.param_groups for v in group["params"]}
     assert sum(v.numel() for v in views.values()) == sum(p.numel() for p in model.parameters())
@@ -275,7 +299,9 @@ def test_all_heads_for_all_tasks_are_plain_training(zoo, name, clip):
     """
     models = [zoo.model(name), zoo.model(name)]
     plain = fslib.train(models[0], zoo.tasks, **SETTINGS, clip=clip)
-    iat = fslib.train(models[1], zoo.tasks, **SETTINGS, clip=clip, iat=fslib.IAT(alpha=1.0, delta=0.5))
+    iat = fslib.train(
+        models[1], zoo.tasks, **SETTINGS, clip=clip, iat=fslib.IAT(alpha=1.0, delta=0.5)
+    )
     assert (iat.branched, len(iat.losses)) == (8, 16)
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         if clip == 1e9 and name != "gpt2":
@@ -285,13 +311,20 @@ def test_all_heads_for_all_tasks_are_plain_training(zoo, name, clip):
     np.testing.assert_allclose(iat.losses, plain.losses, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("iat", [fslib.IAT(alpha=0.25), fslib.IAT(others="freeze"), fslib.IAT(strict=False)])
+@pytest.mark.parametrize(
+    "iat", [fslib.IAT(alpha=0.25), fslib.IAT(others="freeze"), fslib.IAT(strict=False)]
+)
 def test_the_gradient_is_clipped_over_what_the_step_updates(bert, zoo, monkeypatch, iat):
     norms = []
 
     class Spy(torch.optim.AdamW):
         def step(self, closure=None):
-            given = [p.grad.norm() for group in self.param_groups for p in group["params"] if p.grad is not None]
+            given = [
+                p.grad.norm()
+                for group in self.param_groups
+                for p in group["params"]
+                if p.grad is not None
+            ]
             norms.append(torch.stack(given).norm().item())
             return super().step(closure)
 
@@ -333,7 +366,8 @@ def test_top_least_and_random_sets():
     top = fslib.IAT(alpha=0.5).choose(scores, np.random.default_rng(0))
     least = fslib.IAT(alpha=0.5, heads="least").choose(scores, np.random.default_rng(0))
     drawn, again, other = (
-        fslib.IAT(alpha=0.5, heads="random").choose(scores, np.random.default_rng(s)) for s in (0, 0, 1)
+        fslib.IAT(alpha=0.5, heads="random").choose(scores, np.random.default_rng(s))
+        for s in (0, 0, 1)
     )
     for task, values in scores.items():
         assert top[task].sum() == least[task].sum() == 6
@@ -371,7 +405,8 @@ def test_heads_are_those_that_importance_on_training_data_says(bert, zoo):
 def test_random_heads_repeat_by_seed(zoo):
     iat = fslib.IAT(alpha=0.5, heads="random")
     one, again, other = (
-        fslib.train(zoo.model("bert"), zoo.tasks, **SETTINGS, iat=iat, seed=s).heads for s in (0, 0, 1)
+        fslib.train(zoo.model("bert"), zoo.tasks, **SETTINGS, iat=iat, seed=s).heads
+        for s in (0, 0, 1)
     )
     assert all(np.array_equal(one[t], again[t]) for t in one)
     assert any(not np.array_equal(one[t], other[t]) for t in one)
@@ -381,7 +416,8 @@ def test_a_head_of_every_task_stays_if_shared_heads_are_left_out(bert, zoo):
     run = begun(bert, zoo.tasks, fslib.IAT(alpha=0.75, shared=False))
     before = weights(bert)
     top = fslib.IAT(alpha=0.75).choose(
-        {t: fslib.head_importance(bert, task) for t, task in zoo.tasks.items()}, np.random.default_rng(0)
+        {t: fslib.head_importance(bert, task) for t, task in zoo.tasks.items()},
+        np.random.default_rng(0),
     )
     everywhere = np.logical_and.reduce(list(top.values()))
     assert everywhere.any()
@@ -410,7 +446,9 @@ def copies(n: int) -> dict[str, fslib.Task]:
     return {f"t{i}": replace(toy_task("single"), name=f"t{i}") for i in range(n)}
 
 
-@pytest.mark.parametrize("iat", [fslib.IAT(), fslib.IAT(heads="random", others="freeze"), fslib.IAT(strict=False)])
+@pytest.mark.parametrize(
+    "iat", [fslib.IAT(), fslib.IAT(heads="random", others="freeze"), fslib.IAT(strict=False)]
+)
 def test_a_step_costs_the_same_with_two_tasks_and_with_six(zoo, iat):
     counts = []
     for n in (2, 6):
@@ -432,18 +470,27 @@ def test_handing_out_gradients_only_looks_at_memory_that_is_there(zoo, name):
     with Operations() as operations:
         run.rule.collect("single")
         updated = run.rule.gradients()
-    assert set(operations.seen) <= {"aten::slice.Tensor", "aten::narrow", "aten::alias", "aten::detach"}
+    assert set(operations.seen) <= {
+        "aten::slice.Tensor",
+        "aten::narrow",
+        "aten::alias",
+        "aten::detach",
+    }
     assert sum(operations.seen.values()) >= 3
     rows = head_rows(model)
     assert sum(v.grad is not None for v in updated) >= sum(ours(rows, run.history.heads["single"]))
-    storages = {p.grad.untyped_storage().data_ptr() for p in model.parameters() if p.grad is not None}
+    storages = {
+        p.grad.untyped_storage().data_ptr() for p in model.parameters() if p.grad is not None
+    }
     assert {v.grad.untyped_storage().data_ptr() for v in updated} <= storages
 
 
 def test_losses_on_another_device_are_read_now_and_then(bert, zoo, monkeypatch):
     run = Training(bert, zoo.tasks, Settings(**SETTINGS))
     read = []
-    monkeypatch.setattr(run, "_read_losses", lambda: read.append(len(run._unread)) or run._unread.clear())
+    monkeypatch.setattr(
+        run, "_read_losses", lambda: read.append(len(run._unread)) or run._unread.clear()
+    )
     for _ in range(2 * READ_EVERY + 3):
         run._record(torch.empty((), device="meta"))
     assert read == [READ_EVERY, READ_EVERY]
@@ -554,4 +601,6 @@ def test_random_heads_are_drawn_with_the_runs_seed():
     draws = [ending.choose(maps, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert all(np.array_equal(draws[0][t], draws[1][t]) for t in maps)
     assert not all(np.array_equal(draws[0][t], draws[2][t]) for t in maps)
-    assert not np.array_equal(draws[0]["a"], fslib.IAT().choose(maps, np.random.default_rng(0))["a"])
+    assert not np.array_equal(
+        draws[0]["a"], fslib.IAT().choose(maps, np.random.default_rng(0))["a"]
+    )

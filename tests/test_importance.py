@@ -27,7 +27,11 @@ def task(zoo):
 def loss_of(model, task, batch):
     """The loss of a batch of one example, written out."""
     (logits,), (label,) = model(batch.inputs, task.name), batch.labels
-    return (logits[0] - label) ** 2 if task.is_regression else torch.logsumexp(logits, 0) - logits[label]
+    return (
+        (logits[0] - label) ** 2
+        if task.is_regression
+        else torch.logsumexp(logits, 0) - logits[label]
+    )
 
 
 def naive_products(name, model, task):
@@ -44,7 +48,9 @@ def naive_products(name, model, task):
         with at_projections(name, model.encoder, keep):
             loss_of(model, task, encoded.batch([i])).backward()
         assert len(contexts) == LAYERS
-        found.append(torch.stack([(ctx.detach() * ctx.grad).sum(-1)[0] for ctx in contexts]).numpy())
+        found.append(
+            torch.stack([(ctx.detach() * ctx.grad).sum(-1)[0] for ctx in contexts]).numpy()
+        )
     return found
 
 
@@ -54,7 +60,9 @@ def naive_importance(products, reduction):
         tokens += example.shape[1]
         for layer, head in itertools.product(range(LAYERS), range(HEADS)):
             values = example[layer, :, head].astype(float)
-            total[layer, head] += sum(abs(v) for v in values) if reduction == "token" else abs(sum(values))
+            total[layer, head] += (
+                sum(abs(v) for v in values) if reduction == "token" else abs(sum(values))
+            )
     return total / tokens
 
 
@@ -62,7 +70,11 @@ def naive_importance(products, reduction):
 
 
 EXACT = (1e-3, 1e-6, 1e-8)  # step of the difference, relative and absolute tolerance
-ROUNDED = (2e-3, 1e-3, 2e-4)  # these models compute norms or positions in single precision, whatever they are given
+ROUNDED = (
+    2e-3,
+    1e-3,
+    2e-4,
+)  # these models compute norms or positions in single precision, whatever they are given
 
 
 @pytest.mark.parametrize(
@@ -95,7 +107,9 @@ def test_example_reduction_is_the_slope_of_the_loss_by_the_gate(zoo, name, kind,
 
     for i in (0, 3):
         batch = encoded.batch([i])
-        slopes = np.array([[slope((layer, head), batch) for head in range(HEADS)] for layer in range(LAYERS)])
+        slopes = np.array(
+            [[slope((layer, head), batch) for head in range(HEADS)] for layer in range(LAYERS)]
+        )
         importance = found.importance(reduction="example", subset=np.array([i]))
         np.testing.assert_allclose(importance * batch.mask.sum().item(), np.abs(slopes), rtol, atol)
         np.testing.assert_allclose(found.signed[i], slopes, rtol, atol)
@@ -130,7 +144,8 @@ def test_importance_equals_a_naive_loop(zoo, name, kind, reduction):
 @REDUCTIONS
 def test_batch_size_and_so_padding_and_a_ragged_rest_do_not_matter(zoo, bert, kind, reduction):
     one, three, seven = (
-        head_importance(bert, zoo.tasks[kind], reduction=reduction, batch_size=size) for size in (1, 3, 7)
+        head_importance(bert, zoo.tasks[kind], reduction=reduction, batch_size=size)
+        for size in (1, 3, 7)
     )
     np.testing.assert_allclose(three, one, rtol=1e-4)
     np.testing.assert_allclose(seven, one, rtol=1e-4)
@@ -156,9 +171,13 @@ def test_importance_over_a_subset_equals_importance_of_that_part(zoo, bert, redu
     for seed in (0, 1):
         found = contributions(bert, zoo.tasks["regression"])
         part = zoo.tasks["regression"].limited(train=4, seed=seed)
-        places = np.array([zoo.tasks["regression"].train.texts.index(text) for text in part.train.texts])
+        places = np.array(
+            [zoo.tasks["regression"].train.texts.index(text) for text in part.train.texts]
+        )
         expected = head_importance(bert, part, reduction=reduction)
-        np.testing.assert_allclose(found.importance(reduction=reduction, subset=places), expected, rtol=1e-4)
+        np.testing.assert_allclose(
+            found.importance(reduction=reduction, subset=places), expected, rtol=1e-4
+        )
     repeated = found.importance(reduction=reduction, subset=np.concatenate([places, places]))
     np.testing.assert_allclose(repeated, expected, rtol=1e-4)
 
@@ -245,12 +264,16 @@ def trace(model):
 
 
 STATES = pytest.mark.parametrize(
-    "prepare", [fresh, in_training, mixed, partly_frozen, all_frozen, with_gradients], ids=lambda f: f.__name__
+    "prepare",
+    [fresh, in_training, mixed, partly_frozen, all_frozen, with_gradients],
+    ids=lambda f: f.__name__,
 )
 
 
 # "random" does not run the model
-BY_ESTIMATOR = {e: partial(head_importance, estimator=e, steps=2) for e in ESTIMATORS if e != "random"}
+BY_ESTIMATOR = {
+    e: partial(head_importance, estimator=e, steps=2) for e in ESTIMATORS if e != "random"
+}
 
 
 def measurements(model, task):
@@ -270,7 +293,9 @@ def test_a_measurement_leaves_no_trace(bert, task, prepare):
 
 
 @STATES
-@pytest.mark.parametrize("measure", [*BY_ESTIMATOR.values(), mean_context], ids=[*BY_ESTIMATOR, "mean context"])
+@pytest.mark.parametrize(
+    "measure", [*BY_ESTIMATOR.values(), mean_context], ids=[*BY_ESTIMATOR, "mean context"]
+)
 def test_an_exception_inside_a_measurement_leaves_no_trace(bert, task, prepare, measure):
     prepare(bert)
     before = trace(bert)
@@ -307,7 +332,9 @@ def test_dropout_is_off_while_measuring(zoo, task, measure):
 
 def test_no_weight_gets_a_gradient_graph(bert, task):
     asked = []
-    with at_projections("bert", bert.encoder, lambda *_: asked.extend(p.requires_grad for p in bert.parameters())):
+    with at_projections(
+        "bert", bert.encoder, lambda *_: asked.extend(p.requires_grad for p in bert.parameters())
+    ):
         head_importance(bert, task)
     assert asked and not any(asked)
 
@@ -323,7 +350,9 @@ def test_training_data_is_the_default(bert, task):
 
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_a_part_of_the_examples_depends_on_the_seed_alone(bert, task, split):
-    first, again, other = (head_importance(bert, task, split=split, examples=4, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (
+        head_importance(bert, task, split=split, examples=4, seed=seed) for seed in (1, 1, 2)
+    )
     assert np.array_equal(first, again)
     assert not np.allclose(first, other, rtol=1e-2)
 
@@ -364,16 +393,23 @@ def test_an_empty_subset_is_refused(bert, task):
 # --- mean context -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "kind"), [("bert", "pair"), ("albert", "single"), ("llama", "single")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("bert", "pair"), ("albert", "single"), ("llama", "single")]
+)
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_mean_context_is_the_average_over_all_real_tokens(zoo, name, kind, split):
     model, task = zoo.model(name), zoo.tasks[kind]
     encoded, rows = model.encode(getattr(task, split)), [[] for _ in range(LAYERS)]
-    with torch.no_grad(), at_projections(name, model.encoder, lambda layer, x: rows[layer].extend(x[0])):
+    with (
+        torch.no_grad(),
+        at_projections(name, model.encoder, lambda layer, x: rows[layer].extend(x[0])),
+    ):
         for i in range(len(encoded)):
             model(encoded.batch([i]).inputs, task.name)
     expected = torch.stack([torch.stack(layer).mean(0) for layer in rows])
-    torch.testing.assert_close(mean_context(model, task, split=split), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        mean_context(model, task, split=split), expected, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_mean_context_of_a_part_depends_on_the_seed_alone(bert, task):

@@ -45,7 +45,9 @@ class TestTwoWay:
         found = measure([[1, 2, 6], [5, 4, 6]]).interval()
         assert found == pytest.approx((4, np.sqrt(5 / 3), 25 / 14))
         t = stats.t.ppf(0.975, 25 / 14)
-        assert (found.low, found.high) == pytest.approx((4 - t * np.sqrt(5 / 3), 4 + t * np.sqrt(5 / 3)))
+        assert (found.low, found.high) == pytest.approx(
+            (4 - t * np.sqrt(5 / 3), 4 + t * np.sqrt(5 / 3))
+        )
 
     def test_three_seeds_and_two_examples_by_hand(self):
         # rows 0 4, 2 2, 7 9: means 2 2 8, grand mean 4, columns' means 3 and 5
@@ -123,7 +125,9 @@ class TestTwoWay:
     def test_nothing_varies(self):
         for value, p in ((0.5, 0), (0.0, 1)):
             found = measure(np.full((3, 4), value)).interval()
-            assert (found.value, found.se, found.low, found.high) == pytest.approx((value, 0, value, value))
+            assert (found.value, found.se, found.low, found.high) == pytest.approx(
+                (value, 0, value, value)
+            )
             assert found.p == p and found.mde == 0
 
     @pytest.mark.parametrize("x", [[[1.0, np.nan], [0, 1]], [[np.nan, np.nan]]])
@@ -137,7 +141,12 @@ class TestTwoWay:
         assert np.isnan(measure([[1.0], [2.0]]).interval().se)
 
     @QUICK
-    @given(st.integers(1, 5), st.integers(2, 6), st.floats(-3, 3).filter(lambda c: abs(c) > 0.01), st.integers(0, 99))
+    @given(
+        st.integers(1, 5),
+        st.integers(2, 6),
+        st.floats(-3, 3).filter(lambda c: abs(c) > 0.01),
+        st.integers(0, 99),
+    )
     def test_another_unit_and_another_order_change_nothing(self, seeds, n, factor, seed):
         rng = np.random.default_rng(seed)
         x = rng.normal(size=(seeds, n))
@@ -182,7 +191,9 @@ class TestTogether:
         rng = np.random.default_rng(1)
         x, y = rng.normal(size=(2, 4, 9))
         assert (measure(x) - measure(y)).interval() == pytest.approx(measure(x - y).interval())
-        assert mean_of([measure(x), measure(y)]).interval() == pytest.approx(measure((x + y) / 2).interval())
+        assert mean_of([measure(x), measure(y)]).interval() == pytest.approx(
+            measure((x + y) / 2).interval()
+        )
 
     def test_a_mean_over_tasks_keeps_every_tasks_examples(self):
         a, b = measure([[0, 4], [2, 2]], "a"), measure([[1, 2, 6], [5, 4, 6]], "b")
@@ -193,7 +204,9 @@ class TestTogether:
 
     def test_what_was_measured_once_stands_for_every_seed(self):
         x, once = np.random.default_rng(2).normal(size=(3, 6)), np.arange(6.0)
-        assert (measure(x) - measure([once])).interval() == pytest.approx(measure(x - once).interval())
+        assert (measure(x) - measure([once])).interval() == pytest.approx(
+            measure(x - once).interval()
+        )
 
     def test_a_constant_shifts_and_adds_nothing(self):
         m = measure(np.random.default_rng(3).normal(size=(3, 6)))
@@ -220,7 +233,9 @@ class TestTogether:
         for i, j in np.ndindex(2, 4):
             expected = measure((x - y)[:, :, i, j]).interval()
             assert (low[i, j], high[i, j]) == pytest.approx((expected.low, expected.high))
-            assert cells(x).measure(i, j).interval() == pytest.approx(measure(x[:, :, i, j]).interval())
+            assert cells(x).measure(i, j).interval() == pytest.approx(
+                measure(x[:, :, i, j]).interval()
+            )
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "spearman"])
@@ -236,31 +251,43 @@ def test_influences_of_a_score_are_those_of_an_explicit_jackknife(metric):
         assert found.influence["t"][s, i] == pytest.approx((n - 1) * (whole - rest), abs=1e-12)
     if metric == "accuracy":
         right = (predictions == labels).astype(float)
-        np.testing.assert_allclose(found.influence["t"], right - right.mean(1, keepdims=True), atol=1e-12)
+        np.testing.assert_allclose(
+            found.influence["t"], right - right.mean(1, keepdims=True), atol=1e-12
+        )
 
 
 class TestPooled:
     def test_two_studies_by_hand(self):
         # values 1 and 5, variances 1 and 1: Q = 8 - more than k - 1 = 1. Q at tau is 8 / (1 + tau), so tau = 7;
         # mean 3, variance (1 + 7) / 2 = 4, one degree of freedom
-        assert pooled([Interval(1.0, 1.0, 9.0), Interval(5.0, 1.0, 9.0)]) == pytest.approx((3, 2, 1))
+        assert pooled([Interval(1.0, 1.0, 9.0), Interval(5.0, 1.0, 9.0)]) == pytest.approx(
+            (3, 2, 1)
+        )
 
     def test_unequal_studies_that_agree_are_weighted_by_their_precision(self):
         # values 2 and 2.5, variances 1 and 4: Q = 0.25 / 5 < 1, so tau = 0; weights 1 and 1/4: mean (2 + 0.625) / 1.25;
         # the variance is not taken below that of one common effect: 1 / 1.25
-        assert pooled([Interval(2.0, 1.0, 9.0), Interval(2.5, 2.0, 9.0)]) == pytest.approx((2.1, np.sqrt(0.8), 1))
+        assert pooled([Interval(2.0, 1.0, 9.0), Interval(2.5, 2.0, 9.0)]) == pytest.approx(
+            (2.1, np.sqrt(0.8), 1)
+        )
 
     def test_equal_results_are_one_result_measured_more_often(self):
         assert pooled([Interval(2.0, 1.0, 9.0)] * 4) == pytest.approx((2, 0.5, 3))
 
     def test_results_that_differ_hugely_count_as_one_number_each(self):
         y = np.array([-900.0, 100.0, 250.0, 800.0])
-        found = pooled([Interval(value, se, 9.0) for value, se in zip(y, (0.1, 1.0, 0.5, 2.0), strict=True)])
+        found = pooled(
+            [Interval(value, se, 9.0) for value, se in zip(y, (0.1, 1.0, 0.5, 2.0), strict=True)]
+        )
         assert found == pytest.approx((y.mean(), y.std(ddof=1) / 2, 3), rel=1e-4)
 
     def test_one_study_or_none_says_nothing_of_others(self):
         assert np.isnan(pooled([])).all()
-        for studies in ([Interval(2.0, 1.0, 9.0)], [Interval(2.0, 0.0, 9.0)] * 2, [Interval(2.0, np.nan, 9.0)] * 2):
+        for studies in (
+            [Interval(2.0, 1.0, 9.0)],
+            [Interval(2.0, 0.0, 9.0)] * 2,
+            [Interval(2.0, np.nan, 9.0)] * 2,
+        ):
             found = pooled(studies)
             assert found.value == 2 and np.isnan([found.se, found.df]).all()
 
@@ -269,7 +296,11 @@ class TestPooled:
         for _ in range(600):
             se = rng.uniform(0.5, 2, 5)
             y = 3 + rng.normal(0, 1, 5) + rng.normal(0, se)
-            hits.append(covers(pooled([Interval(v, s, np.inf) for v, s in zip(y, se, strict=True)]).at(0.95), 3))
+            hits.append(
+                covers(
+                    pooled([Interval(v, s, np.inf) for v, s in zip(y, se, strict=True)]).at(0.95), 3
+                )
+            )
         assert 0.93 <= np.mean(hits) <= 0.985
 
 
@@ -281,15 +312,21 @@ class TestRelabelling:
         assert sorted(each.tolist()) == [2.5, 3, 3.5, 4] and each[0] == 4
         assert (p, shared) == (1 / 4, 1 / 2)
         # where model 1 is exchanged: its 4 is the true one; 3.5, with 4 as large or larger
-        p, shared, each = relabelling_p(np.array([[3.0, 4.0], [1.0, 5.0]]), 99, np.random.default_rng(0))
+        p, shared, each = relabelling_p(
+            np.array([[3.0, 4.0], [1.0, 5.0]]), 99, np.random.default_rng(0)
+        )
         assert each[0] == 3.5 and (p, shared) == (2 / 4, 1 / 2)
 
     def test_ties_count_even_after_rounding_errors(self):
-        p, shared, _ = relabelling_p(np.array([[0.1 + 0.2], [0.3], [0.0]]), 99, np.random.default_rng(0))
+        p, shared, _ = relabelling_p(
+            np.array([[0.1 + 0.2], [0.3], [0.0]]), 99, np.random.default_rng(0)
+        )
         assert p == shared == pytest.approx(2 / 3)
 
     def test_every_cell_has_its_own_p_and_what_is_not_defined_none(self):
-        values = np.stack([[[2.0, 1.0, np.nan]], [[1.0, 2.0, np.nan]]])  # (labellings, models, cells)
+        values = np.stack(
+            [[[2.0, 1.0, np.nan]], [[1.0, 2.0, np.nan]]]
+        )  # (labellings, models, cells)
         p, shared, each = relabelling_p(values, 99, np.random.default_rng(0))
         np.testing.assert_allclose(p, [0.5, 1, np.nan])
         np.testing.assert_allclose(shared, [0.5, 1, np.nan])
@@ -299,10 +336,13 @@ class TestRelabelling:
         values = np.random.default_rng(0).normal(size=(3, 4))
         _, _, every = relabelling_p(values, 81, np.random.default_rng(0))
         combinations = [
-            np.mean([values[c, m] for m, c in enumerate(chosen)]) for chosen in itertools.product(range(3), repeat=4)
+            np.mean([values[c, m] for m, c in enumerate(chosen)])
+            for chosen in itertools.product(range(3), repeat=4)
         ]
         np.testing.assert_allclose(every, combinations)
-        drawn, again, other = (relabelling_p(values, 80, np.random.default_rng(seed)) for seed in (0, 0, 1))
+        drawn, again, other = (
+            relabelling_p(values, 80, np.random.default_rng(seed)) for seed in (0, 0, 1)
+        )
         assert drawn[2].shape == (80,) and drawn[2][0] == pytest.approx(values[0].mean())
         assert np.array_equal(drawn[2], again[2]) and drawn[0] == again[0]
         assert not np.array_equal(drawn[2], other[2])
@@ -325,7 +365,9 @@ class TestRelabelling:
 class TestMultiBootstrap:
     def test_same_seed_repeats_and_another_differs(self):
         m = crossed(np.random.default_rng(0), 5, REGIMES["seeds"])
-        one, again, other = (multi_bootstrap(m, 200, np.random.default_rng(seed)) for seed in (0, 0, 1))
+        one, again, other = (
+            multi_bootstrap(m, 200, np.random.default_rng(seed)) for seed in (0, 0, 1)
+        )
         assert one == again and one != other
 
     @pytest.mark.parametrize("regime", ["examples", "seeds"])
@@ -348,7 +390,12 @@ class TestCoverage:
     def test_the_interval_holds_the_truth_as_often_as_it_says(self, regime, seeds):
         """Of 400 simulations, whose standard error is 0.011: 0.93 to 0.985."""
         hits = [
-            covers(crossed(np.random.default_rng([seeds, i]), seeds, REGIMES[regime], 0.4).interval().at(0.95), 0.4)
+            covers(
+                crossed(np.random.default_rng([seeds, i]), seeds, REGIMES[regime], 0.4)
+                .interval()
+                .at(0.95),
+                0.4,
+            )
             for i in range(400)
         ]
         assert 0.93 <= np.mean(hits) <= 0.985
@@ -357,7 +404,10 @@ class TestCoverage:
     def test_also_of_three_seeds_between_the_regimes(self, ratio):
         """Where seeds vary `ratio` times as much as examples, the hardest case: 0.95 less two standard errors."""
         spread = (np.sqrt(3 * ratio / 50), 1.0, 0.0)
-        hits = [covers(crossed(np.random.default_rng([7, i]), 3, spread).interval().at(0.95)) for i in range(1000)]
+        hits = [
+            covers(crossed(np.random.default_rng([7, i]), 3, spread).interval().at(0.95))
+            for i in range(1000)
+        ]
         assert 0.93 <= np.mean(hits) <= 0.985
 
     def test_also_for_scores_of_right_and_wrong_answers(self):

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 
 from fslib import questions  # noqa: F401 - all units, and the plan of every notebook
-from fslib.study.records import Unit
+from fslib.study.store import Unit
 from fslib.study.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = [f"{i:02d}" for i in range(10)]
 PROFILES = {"mini": NOTEBOOKS, "evidence": NOTEBOOKS}
 RECORDS = {p: sorted((ROOT / "results" / p / "runs").glob("*.json")) for p in PROFILES}
-EVERY = pytest.mark.parametrize("path", [p for paths in RECORDS.values() for p in paths], ids=lambda p: p.stem)
+EVERY = pytest.mark.parametrize(
+    "path", [p for paths in RECORDS.values() for p in paths], ids=lambda p: p.stem
+)
 
 
 def kinds(unit: type[Unit]) -> dict[str, type[Unit]]:
@@ -31,7 +33,10 @@ KINDS = {k: u for k, u in kinds(Unit).items() if u.__module__.startswith("fslib.
 
 
 def test_every_record_is_here():
-    assert {profile: len(paths) for profile, paths in RECORDS.items()} == {"mini": 48, "evidence": 399}
+    assert {profile: len(paths) for profile, paths in RECORDS.items()} == {
+        "mini": 48,
+        "evidence": 399,
+    }
 
 
 @EVERY
@@ -49,6 +54,10 @@ def test_the_config_of_a_record_is_read_back_as_it_was_written(path):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_notebooks_ask_for_the_records_that_are_there(profile):
-    study = Study(profile, results=ROOT / "results")  # without FSLIB_DATA, data.json tells the fingerprints
-    wanted = {f"{unit.kind}-{unit.key}" for notebook in PROFILES[profile] for unit in study.plan(notebook)}
+    study = Study(
+        profile, results=ROOT / "results"
+    )  # without FSLIB_DATA, data.json tells the fingerprints
+    wanted = {
+        f"{unit.kind}-{unit.key}" for notebook in PROFILES[profile] for unit in study.plan(notebook)
+    }
     assert wanted == {path.stem for path in RECORDS[profile]}

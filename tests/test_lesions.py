@@ -11,11 +11,19 @@ from scipy import stats
 from small_units import TASKS, training
 from tinymodels import ARCHITECTURES, HEADS, LAYERS
 
-from fslib import HeadLesions, MultiTaskModel, evaluate, head_importance, importance, lesion_heads, pruned
+from fslib import (
+    HeadLesions,
+    MultiTaskModel,
+    evaluate,
+    head_importance,
+    importance,
+    lesion_heads,
+    pruned,
+)
 from fslib.model.attention import attention_weights
 from fslib.model.hooked import HOOKED
-from fslib.study.headwise import LesionUnit, PatternUnit, pattern, scored_on, short_texts
-from fslib.study.records import Store
+from fslib.study.store import Store
+from fslib.study.units import LesionUnit, PatternUnit, pattern, scored_on, short_texts
 
 SEEN = sorted(ARCHITECTURES.keys() - HOOKED.keys())
 
@@ -42,7 +50,9 @@ def test_every_head_alone_is_evaluated_as_under_pruned(zoo, model, lesions):
         off[layer, head] = True
         with pruned(model, off):
             for name, score in evaluate(model, zoo.tasks).items():
-                np.testing.assert_allclose(lesions.predictions[name][number], score.predictions, atol=1e-5)
+                np.testing.assert_allclose(
+                    lesions.predictions[name][number], score.predictions, atol=1e-5
+                )
                 lost = 100 * (whole[name].value - score.value)
                 assert lesions.cost(name)[layer, head] == pytest.approx(lost, abs=1e-9)
 
@@ -68,7 +78,9 @@ def by_hand(correct: list[int], losses: list[float]) -> HeadLesions:
     """One task of ten examples and 2 x 2 heads: so many right answers, and one loss of every example."""
     predictions = np.array([[1] * c + [0] * (10 - c) for c in correct])
     rows = np.repeat(np.array(losses, np.float32)[:, None], 10, 1)
-    return HeadLesions(("t",), ("accuracy",), (2, 2), {"t": np.ones(10, np.int64)}, {"t": predictions}, {"t": rows})
+    return HeadLesions(
+        ("t",), ("accuracy",), (2, 2), {"t": np.ones(10, np.int64)}, {"t": predictions}, {"t": rows}
+    )
 
 
 def test_costs_by_hand():
@@ -80,11 +92,15 @@ def test_costs_by_hand():
     assert interval.value == pytest.approx(50)
     assert interval.se == pytest.approx(100 * np.std(differences, ddof=1) / np.sqrt(10))
     agree = found.predicted_by("t", np.array([[0.2, 0.1], [0.9, 0.0]])).interval()
-    assert agree.value == pytest.approx(1) and agree.se == pytest.approx(0), "all examples say the same"
+    assert agree.value == pytest.approx(1) and agree.se == pytest.approx(0), (
+        "all examples say the same"
+    )
     with refused("unknown task of these lesions 'u'"):
         found.cost("u")
     for layer, head in ((0, 2), (2, 0), (-1, 0), (0, -1)):
-        with refused(f"layer {layer}, head {head} is outside (2, 2) (layers, heads), counted from 0"):
+        with refused(
+            f"layer {layer}, head {head} is outside (2, 2) (layers, heads), counted from 0"
+        ):
             found.measure("t", layer, head)
     with refused("importance of shape (2, 3) is not of (2, 2)"):
         found.predicted_by("t", np.zeros((2, 3)))
@@ -95,9 +111,13 @@ def test_costs_by_hand():
 def drawn(rng: np.random.Generator, worth: np.ndarray, n: int = 60) -> HeadLesions:
     """Heads of a known worth, whose loss is measured with noise on n examples."""
     heads = worth.size
-    losses = np.concatenate([np.zeros((1, n)), worth.ravel()[:, None] + rng.normal(0, 3, (heads, n))])
+    losses = np.concatenate(
+        [np.zeros((1, n)), worth.ravel()[:, None] + rng.normal(0, 3, (heads, n))]
+    )
     labels, predictions = {"t": np.zeros(n, np.int64)}, {"t": np.zeros((1 + heads, n), np.int64)}
-    return HeadLesions(("t",), ("accuracy",), (2, 12), labels, predictions, {"t": losses.astype(np.float32)})
+    return HeadLesions(
+        ("t",), ("accuracy",), (2, 12), labels, predictions, {"t": losses.astype(np.float32)}
+    )
 
 
 def test_how_importance_predicts_the_loss_is_spearmans_over_heads():
@@ -106,7 +126,9 @@ def test_how_importance_predicts_the_loss_is_spearmans_over_heads():
     found = drawn(rng, worth)
     rises = found.losses["t"][1:] - found.losses["t"][0]
     measure = found.predicted_by("t", worth)
-    assert measure.values[0] == pytest.approx(stats.spearmanr(worth.ravel(), rises.mean(1)).statistic)
+    assert measure.values[0] == pytest.approx(
+        stats.spearmanr(worth.ravel(), rises.mean(1)).statistic
+    )
     without = stats.spearmanr(worth.ravel(), np.delete(rises, 7, axis=1).mean(1)).statistic
     assert measure.influence["t"][0, 7] == pytest.approx(59 * (measure.values[0] - without))
     half = found.rise("t", np.arange(30))
@@ -163,7 +185,9 @@ def test_weights_are_those_of_transformers_own_eager_attention(zoo, name):
     assert found.shape == expected.shape == (LAYERS, 4, HEADS, *batch.mask.shape[1:] * 2)
     torch.testing.assert_close(found * real, expected * real, atol=1e-5, rtol=0)
     assert float((found * real).sum(-1)[real.expand_as(found)[..., 0]].sub(1).abs().max()) < 1e-5
-    assert float((found * real * (1 - batch.mask[None, :, None, None, :])).abs().max()) == 0, "padding is not seen"
+    assert float((found * real * (1 - batch.mask[None, :, None, None, :])).abs().max()) == 0, (
+        "padding is not seen"
+    )
     assert model.control.weights is None
 
 
@@ -180,7 +204,11 @@ def test_a_pattern_says_what_importance_is_made_of(zoo, model):
     parts = importance.contributions(model, task, split="eval")
     for i, one in enumerate(found):
         tokens = len(one.tokens)
-        assert one.weights.shape == (LAYERS, HEADS, tokens, tokens) and one.importance.shape == (LAYERS, HEADS, tokens)
+        assert one.weights.shape == (LAYERS, HEADS, tokens, tokens) and one.importance.shape == (
+            LAYERS,
+            HEADS,
+            tokens,
+        )
         np.testing.assert_allclose(one.importance.sum(-1), parts.absolute[i], rtol=1e-4, atol=1e-6)
         assert one.tokens[1:-1] == tuple(task.eval.texts[i].split()), "between the two special ones"
         assert one.label == task.label_names[task.eval.labels[i]]
@@ -197,7 +225,9 @@ def test_texts_are_the_first_that_are_short_enough(zoo, model):
     wanted = [task.eval.texts[i] for i in range(5) if lengths[i] <= longest][:2]
     assert [text.texts[0] for text in short_texts(model, task, 2, longest)] == wanted
     shortest = short_texts(model, task, 2, 4)
-    assert [text.texts[0] for text in shortest] == [task.eval.texts[int(np.argmin(lengths))]], "none has four tokens"
+    assert [text.texts[0] for text in shortest] == [task.eval.texts[int(np.argmin(lengths))]], (
+        "none has four tokens"
+    )
 
 
 # --- units --------------------------------------------------------------------------------------------------------
@@ -207,7 +237,9 @@ def test_the_units_record_what_the_functions_return(small_tasks, tmp_path):
     store, trained = Store(tmp_path), training()
     model = trained.trained(store)
     assert isinstance(model, MultiTaskModel)
-    tasks = {name: scored_on(task, "scored").limited(eval=4) for name, task in trained.load().items()}
+    tasks = {
+        name: scored_on(task, "scored").limited(eval=4) for name, task in trained.load().items()
+    }
     expected = lesion_heads(model, tasks)
     unit = LesionUnit(model=trained, on="scored", examples=4)
     found = unit.lesions(store)
@@ -222,6 +254,10 @@ def test_the_units_record_what_the_functions_return(small_tasks, tmp_path):
         assert len(patterns[name]) == len(texts)
         for one, text in zip(patterns[name], texts, strict=True):
             again = pattern(model, task, text)
-            assert (one.tokens, one.label, one.predicted) == (again.tokens, again.label, again.predicted)
+            assert (one.tokens, one.label, one.predicted) == (
+                again.tokens,
+                again.label,
+                again.predicted,
+            )
             assert np.array_equal(one.importance, again.importance)
             np.testing.assert_allclose(one.weights, again.weights, atol=5e-4)

@@ -46,7 +46,9 @@ def faults(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def test_there_are_notebooks():
-    assert [p.stem[:2] for p in NOTEBOOKS] == [f"{i:02d}" for i in range(len(NOTEBOOKS))] and len(NOTEBOOKS) == 10
+    assert [p.stem[:2] for p in NOTEBOOKS] == [f"{i:02d}" for i in range(len(NOTEBOOKS))] and len(
+        NOTEBOOKS
+    ) == 10
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -59,7 +61,9 @@ def test_a_notebook_shows_the_committed_results(path):
     executed = ROOT / "results" / "mini" / "notebooks" / path.name
     # not `assert a == b`: pytest would spend minutes on drawing how two large notebooks differ
     same = path.read_bytes() == executed.read_bytes()
-    assert same, f"{path.name} is not as executed: fslib run {path.stem[:2]} --in-place, and commit both"
+    assert same, (
+        f"{path.name} is not as executed: fslib run {path.stem[:2]} --in-place, and commit both"
+    )
 
 
 @pytest.mark.parametrize("profile", ["glue-mini", "evidence"])
@@ -68,9 +72,18 @@ def test_notebooks_of_other_profiles_are_executed_as_they_are_now(profile):
     assert executed
     for path in executed:
         found = nbformat.read(path, as_version=4).cells
-        sources = [cell.source for cell in found if "injected-parameters" not in cell.metadata.get("tags", [])]
-        same = sources == [cell.source for cell in nbformat.read(ROOT / "notebooks" / path.name, as_version=4).cells]
-        assert same, f"{path.name} has changed: fslib run {path.stem[:2]} --profile {profile}, and commit it"
+        sources = [
+            cell.source
+            for cell in found
+            if "injected-parameters" not in cell.metadata.get("tags", [])
+        ]
+        same = sources == [
+            cell.source
+            for cell in nbformat.read(ROOT / "notebooks" / path.name, as_version=4).cells
+        ]
+        assert same, (
+            f"{path.name} has changed: fslib run {path.stem[:2]} --profile {profile}, and commit it"
+        )
 
 
 def spoilt(change) -> nbformat.NotebookNode:
@@ -85,7 +98,10 @@ def spoilt(change) -> nbformat.NotebookNode:
     [
         (lambda nb, code: code[2].update(execution_count=None), "not executed"),
         (lambda nb, code: code[2].update(execution_count=1), "not executed"),
-        (lambda nb, code: code[0].outputs.append(nbformat.v4.new_output("error", ename="E")), "holds an error"),
+        (
+            lambda nb, code: code[0].outputs.append(nbformat.v4.new_output("error", ename="E")),
+            "holds an error",
+        ),
         (lambda nb, code: [cell.update(outputs=[]) for cell in code], "compares no"),
         (lambda nb, code: code[-1].update(source="1 + 1"), "does not end with"),
         (lambda nb, code: code[2].update(source="# NBVAL_SKIP"), "hides a cell"),
@@ -98,15 +114,23 @@ def test_the_check_on_notebooks_can_fail(change, fault):
 
 def test_all_notebooks_run_from_scratch_in_smoke(tmp_path, capsys):
     # by this process, which enforces the types of all signatures
-    assert main(["run", "--profile", "smoke", "--fresh", "--workers", "1", "--results", str(tmp_path)]) == 0
+    assert (
+        main(["run", "--profile", "smoke", "--fresh", "--workers", "1", "--results", str(tmp_path)])
+        == 0
+    )
     study = Study("smoke", results=tmp_path)
     for path in NOTEBOOKS:
         executed = nbformat.read(tmp_path / "smoke" / "notebooks" / path.name, as_version=4)
         code = [cell for cell in executed.cells if cell.cell_type == "code"]
         assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
         assert all(study.store.find(unit) for unit in study.plan(path.stem))
-    tables, figures = (sorted((tmp_path / "smoke" / part).iterdir()) for part in ("tables", "figures"))
-    assert {p.suffix for p in tables} == {".csv", ".md"} and {p.suffix for p in figures} == {".png", ".svg"}
+    tables, figures = (
+        sorted((tmp_path / "smoke" / part).iterdir()) for part in ("tables", "figures")
+    )
+    assert {p.suffix for p in tables} == {".csv", ".md"} and {p.suffix for p in figures} == {
+        ".png",
+        ".svg",
+    }
     assert all(p.stat().st_size for p in [*tables, *figures])
     capsys.readouterr()
     assert main(["list", "--profile", "smoke", "--results", str(tmp_path)]) == 0
@@ -121,7 +145,9 @@ def test_committed_records_are_those_that_the_notebooks_ask_for():
     for name in units:
         record = json.loads((runs / name).read_text())
         assert record["seconds"] > 0 and record["commit"] not in ("", "unknown")
-        assert not record["commit"].endswith("+changes"), "a result counts if it was computed by committed code"
+        assert not record["commit"].endswith("+changes"), (
+            "a result counts if it was computed by committed code"
+        )
 
 
 def test_committed_tables_are_written_again_as_they_are(tmp_path):
@@ -149,7 +175,9 @@ def test_a_profile_has_the_notebooks_it_is_for(profile, last):
     folder = ROOT / "results" / profile
     for number in (f"{n:02d}" for n in range(last + 1)):
         for part in ("tables", "figures", "notebooks"):
-            assert list((folder / part).glob(f"{number}_*")), f"nothing of notebook {number} in {part}"
+            assert list((folder / part).glob(f"{number}_*")), (
+                f"nothing of notebook {number} in {part}"
+            )
 
 
 def test_the_figures_of_the_readme_are_those_of_notebook_08():
@@ -166,4 +194,7 @@ def test_the_figures_of_the_readme_are_those_of_notebook_08():
     pictures = {f"{n}{s}" for n in kept for s in (".png", ".svg")}
     assert {p.name for p in (ROOT / "figures").iterdir()} == pictures | {"explorer.html"}
     for path in (ROOT / "figures").glob("*.png"):
-        assert path.read_bytes() == (ROOT / "results" / "mini" / "figures" / f"08_{path.name}").read_bytes()
+        assert (
+            path.read_bytes()
+            == (ROOT / "results" / "mini" / "figures" / f"08_{path.name}").read_bytes()
+        )

@@ -10,13 +10,20 @@ import pytest
 from refusal import refused
 
 import fslib
-from fslib.dissociation import dissociation
+from fslib import plot as plots
+from fslib.claims import NOT_TESTABLE, SESOI, differences, entering, gate_half, halved, score_half
+from fslib.iap import dissociation
 from fslib.intervals import Interval, Measure, pooled
-from fslib.questions import q03_pruning, q04_models, q05_similarity, q06_iat, q07_transfer, q08_claims
+from fslib.questions import (
+    q03_pruning,
+    q04_models,
+    q05_similarity,
+    q06_iat,
+    q07_transfer,
+    q08_claims,
+)
 from fslib.scoring import rank_correlation
 from fslib.study import evidence as rules
-from fslib.study import plots
-from fslib.study.evidence import NOT_TESTABLE, SESOI, differences, entering, gate_half, halved, score_half
 from fslib.study.units import recorded_iap
 
 
@@ -50,13 +57,18 @@ def test_differences_are_paired_example_by_example():
     influence = rng.normal(0, 2, (3, 20))
     influence -= influence.mean(1, keepdims=True)
     values = {
-        name: {task: Measure(np.array([0.3, 0.5, 0.7]) + shift, {"e": influence}) for task, shift in by_task.items()}
+        name: {
+            task: Measure(np.array([0.3, 0.5, 0.7]) + shift, {"e": influence})
+            for task, shift in by_task.items()
+        }
         for name, by_task in {"a": {"x": 0, "y": -0.1}, "b": {"x": 0.1, "y": 0.1}}.items()
     }
     table = differences(values, "a", ("method", "task")).set_index(["method", "task"])
     for task, difference in {"x": 0.1, "y": 0.2, "mean": 0.15}.items():
         row = table.loc[("b", task)]
-        assert [row[k] for k in ("minus a", "diff low", "diff high")] == pytest.approx([difference] * 3)
+        assert [row[k] for k in ("minus a", "diff low", "diff high")] == pytest.approx(
+            [difference] * 3
+        )
         assert row["high"] - row["low"] > 0.5
     assert table.loc[("b", "mean"), "score"] == pytest.approx(0.6)
     assert (table.loc["a"][["minus a", "diff low", "diff high"]] == 0).all(axis=None)
@@ -84,16 +96,23 @@ def test_a_difference_is_the_method_minus_the_reference_by_hand():
 
 
 def test_another_reference_turns_the_sign():
-    one, other = (differences(MADE, name, ("how", "what")).set_index(["how", "what"]) for name in ("reference", "new"))
+    one, other = (
+        differences(MADE, name, ("how", "what")).set_index(["how", "what"])
+        for name in ("reference", "new")
+    )
     for what in ("x", "y", "mean"):
         there, back = one.loc[("new", what)], other.loc[("reference", what)]
         assert back["minus new"] == pytest.approx(-there["minus reference"])
-        assert (back["diff low"], back["diff high"]) == pytest.approx((-there["diff high"], -there["diff low"]))
+        assert (back["diff low"], back["diff high"]) == pytest.approx(
+            (-there["diff high"], -there["diff low"])
+        )
     assert (other.loc["new", ["minus new", "diff low", "diff high"]] == 0).all(axis=None)
 
 
 def test_differences_name_the_value_and_leave_out_the_mean_on_request():
-    whole, named = (differences(MADE, "reference", ("how", "what"), value=value) for value in ("score", "D"))
+    whole, named = (
+        differences(MADE, "reference", ("how", "what"), value=value) for value in ("score", "D")
+    )
     assert "score" not in named and named.rename(columns={"D": "score"}).equals(whole)
     parts = differences(MADE, "reference", ("how", "what"), with_mean=False)
     assert parts.equals(whole[whole["what"] != "mean"].reset_index(drop=True)) and len(parts) == 4
@@ -103,7 +122,9 @@ def test_a_value_that_is_not_defined_stays_undefined():
     values = MADE | {"none": {"x": steady(np.nan, np.nan), "y": steady(0.6, 0.01)}}
     table = differences(values, "reference", ("how", "what")).set_index(["how", "what"])
     assert table.loc["none"].loc[["x", "mean"]].isna().all(axis=None)
-    assert table.loc[("none", "y"), "minus reference"] == 0 and table.drop("none", level=0).notna().all(axis=None)
+    assert table.loc[("none", "y"), "minus reference"] == 0 and table.drop(
+        "none", level=0
+    ).notna().all(axis=None)
 
 
 # --- claims, on the committed records
@@ -138,7 +159,9 @@ def test_the_table_of_claims_has_one_row_per_number_that_a_claim_stands_on(claim
     assert list(claims) == [*COLUMNS, "why", "seeds", "notebook"]
     assert claims["claim"].tolist() == ["C1", "C1", "C2", "C3", "C3", "C4", "C4", "C5", "C5", "C6"]
     assert claims.groupby("claim")["seeds"].first().tolist() == [4, 1, 4, 4, 3, 4]
-    assert (claims.groupby("claim")[["verdict", "the paper says", "notebook"]].nunique() == 1).all(axis=None)
+    assert (claims.groupby("claim")[["verdict", "the paper says", "notebook"]].nunique() == 1).all(
+        axis=None
+    )
     assert claims.groupby("claim")["SESOI"].first().tolist()[:5] == [2, 0.5, 1, 0.5, 1]
     assert claims["measured here"].tolist()[:7] == [
         "own lesion against others'",
@@ -156,7 +179,9 @@ def test_every_row_is_what_the_evidence_says(claims, found):
         for (_, row), part in zip(rows.iterrows(), evidence.parts, strict=True):
             i = part.interval
             expected = [i.value, *i.at(0.95), part.tested, i.mde, evidence.claim_p]
-            assert row[["value", "low", "high", "p", "MDE", "claim p"]].tolist() == pytest.approx(expected, nan_ok=True)
+            assert row[["value", "low", "high", "p", "MDE", "claim p"]].tolist() == pytest.approx(
+                expected, nan_ok=True
+            )
             assert (row["verdict"], row["why"]) == (evidence.verdict, evidence.failed)
             assert not row["low"] > row["value"] and not row["value"] > row["high"]
 
@@ -183,10 +208,16 @@ def test_parameters_are_counted_and_none_is_added(claims, study):
 def right(study, name: str, half) -> np.ndarray:
     """Whether every seed's model is right after an ending: (tasks, seeds, n)."""
     records = [study.store.get(q06_iat.endings_unit(study, s)) for s in q06_iat.seeds(study)]
-    evaluated = {t: q06_iat.cached_task(t).limited(eval=study.profile.ending_examples) for t in study.ending_tasks}
+    evaluated = {
+        t: q06_iat.cached_task(t).limited(eval=study.profile.ending_examples)
+        for t in study.ending_tasks
+    }
     tasks = {t: halved(task.eval.labels, half) for t, task in evaluated.items()}
     return np.array(
-        [[halved(r.arrays[f"predictions/{name}/{t}"], half) == y for r in records] for t, y in tasks.items()]
+        [
+            [halved(r.arrays[f"predictions/{name}/{t}"], half) == y for r in records]
+            for t, y in tasks.items()
+        ]
     )
 
 
@@ -212,7 +243,9 @@ def test_the_score_of_iat_minus_plain_by_hand(claims, study, monkeypatch):
 def test_a_treatment_of_any_dose_is_tested_on_both_parts(study, monkeypatch):
     monkeypatch.setattr(q06_iat, "LEAST_CHANGED", 0.0)
     found = q06_iat.evidence(study)
-    assert list(found) == ["C3", "C4"] and all(e.failed == "" and len(e.parts) == 2 for e in found.values())
+    assert list(found) == ["C3", "C4"] and all(
+        e.failed == "" and len(e.parts) == 2 for e in found.values()
+    )
     table = q06_iat.scores(study).set_index(["ending", "task"]).loc[("IAT", "mean")]
     i = found["C4"].parts[0].interval
     expected = [100 * table[k] for k in ("minus plain", "diff low", "diff high")]
@@ -232,7 +265,9 @@ def test_c3_needs_two_tasks_that_are_learned_and_c4_none(study, monkeypatch):
     found = q06_iat.evidence(study)
     assert (found["C3"].failed, found["C4"].failed) == ("fewer than two tasks are learned", "")
     assert found["C3"].verdict == NOT_TESTABLE
-    assert set(q06_iat.dissociation(study)["task"]) == {*study.ending_tasks, "mean"}, "shown all the same, of all tasks"
+    assert set(q06_iat.dissociation(study)["task"]) == {*study.ending_tasks, "mean"}, (
+        "shown all the same, of all tasks"
+    )
 
 
 def test_the_dissociation_of_c1_by_hand(claims, study):
@@ -273,7 +308,9 @@ def test_c1_says_its_evidence_its_tasks_and_the_stricter_test(study):
     first, carried, shared = said.splitlines()
     assert first == f"C1 {q03_pruning.evidence(result, '')}"
     assert "own lesion against others'" in first and ", MDE " in first
-    assert carried.startswith("Both intervals lie above 0 in ") and shared.endswith(f"p = {result.mean.p_shared:.3f}.")
+    assert carried.startswith("Both intervals lie above 0 in ") and shared.endswith(
+        f"p = {result.mean.p_shared:.3f}."
+    )
     table = q03_pruning.by_task(result)
     assert table["task"].tolist() == [*result.tasks, "mean"]
     assert table.iloc[-1][["D", "above random", "p"]].tolist() == pytest.approx(
@@ -299,10 +336,16 @@ def test_pairs_that_cross_over_are_counted(study):
 def test_orders_of_the_lesions_that_give_a_larger_d_are_counted_and_named(study):
     iap = study.iap()
     scores, base = iap.top.scores[:, iap.headline], iap.baseline()[:, None]
-    d = {o: dissociation(scores[:, :, list(o)], base).mean() for o in itertools.permutations(range(len(iap.tasks)))}
+    d = {
+        o: dissociation(scores[:, :, list(o)], base).mean()
+        for o in itertools.permutations(range(len(iap.tasks)))
+    }
     larger = [order for order, value in d.items() if value > d[tuple(range(len(iap.tasks)))] + 1e-9]
     said = q03_pruning.orders_above(iap)
-    assert said.startswith(f"{len(larger)} of 24 orders ") and said.count(";") == min(len(larger), 4) - 1
+    assert (
+        said.startswith(f"{len(larger)} of 24 orders ")
+        and said.count(";") == min(len(larger), 4) - 1
+    )
     best = max(larger, key=d.get)
     moved = [iap.tasks[i] for i, j in enumerate(best) if i != j]
     first = said.partition(": ")[2].split(";")[0]
@@ -315,7 +358,9 @@ def test_scores_under_lesions_by_hand(study):
     assert len(table) == 4 * 5 * (1 + len(iap.fractions))
     for u, task in enumerate(iap.tasks):
         y = iap.labels[task]
-        assert table.loc[(task, "random", 0.0), "score"] == pytest.approx((iap.unpruned[task] == y).mean())
+        assert table.loc[(task, "random", 0.0), "score"] == pytest.approx(
+            (iap.unpruned[task] == y).mean()
+        )
         for f, fraction in enumerate(iap.fractions):
             sets = (iap.lesioned[task][:, f] == y).mean((0, -1))  # (pruned, sets)
             found = [table.loc[(task, t, fraction), "score"] for t in (*iap.tasks, "random")]
@@ -332,21 +377,34 @@ def test_scores_under_lesions_by_hand(study):
     (7, -0.9, 0.2, 0.001, NOT_TESTABLE),
 ])  # fmt: skip
 def test_c2_says_that_a_correlation_is_below_0(tasks, rho, se, p, verdict):
-    row = {"similarity": q05_similarity.PRIMARY, "rank correlation with D": rho, "se": se, "p": p, "tasks": tasks}
+    row = {
+        "similarity": q05_similarity.PRIMARY,
+        "rank correlation with D": rho,
+        "se": se,
+        "p": p,
+        "tasks": tasks,
+    }
     other = row | {"similarity": "CKA", "rank correlation with D": 0.77, "p": 0.77}
     found = q05_similarity.evidence(pd.DataFrame([other, row]))
     assert found.verdict == verdict and found.parts[0].interval == Interval(-rho, se, tasks - 1)
-    assert found.failed == ("" if tasks == 8 else "7 tasks are learned, and a correlation over pairs needs 8")
+    assert found.failed == (
+        "" if tasks == 8 else "7 tasks are learned, and a correlation over pairs needs 8"
+    )
 
 
-def test_similarity_is_correlated_with_dissociation_over_the_tasks_that_are_learned(study, monkeypatch):
+def test_similarity_is_correlated_with_dissociation_over_the_tasks_that_are_learned(
+    study, monkeypatch
+):
     few = q05_similarity.correlations(study, q05_similarity.pairs(study))
     assert few["rank correlation with D"].isna().all() and (few["tasks"] == 3).all()
     monkeypatch.setattr(q05_similarity, "learned", list)  # as if all four were
     table = q05_similarity.pairs(study)
     assert table["enters"].all()
     found = q05_similarity.correlations(study, table).set_index("similarity")
-    tasks, d = study.profile.tasks, dict(zip(q05_similarity.task_pairs(study), table["D"], strict=True))
+    tasks, d = (
+        study.profile.tasks,
+        dict(zip(q05_similarity.task_pairs(study), table["D"], strict=True)),
+    )
     for measure, row in found.iterrows():
         similar = dict(zip(d, table[measure], strict=True))
         rho = rank_correlation(np.array(list(similar.values())), np.array(list(d.values())))
@@ -356,7 +414,8 @@ def test_similarity_is_correlated_with_dissociation_over_the_tasks_that_are_lear
         for order in itertools.permutations(tasks):
             renamed = dict(zip(tasks, order, strict=True))
             exchanged = [
-                next(v for other, v in similar.items() if set(other) == {renamed[t] for t in pair}) for pair in d
+                next(v for other, v in similar.items() if set(other) == {renamed[t] for t in pair})
+                for pair in d
             ]
             below += rank_correlation(np.array(exchanged), np.array(list(d.values()))) <= rho + 1e-9
         assert row["p"] == pytest.approx(below / 24)
@@ -365,14 +424,22 @@ def test_similarity_is_correlated_with_dissociation_over_the_tasks_that_are_lear
 def test_encoders_are_pooled_and_never_counted_one_by_one(study):
     table = q04_models.dissociation_by_encoder(study)
     known = table[table["pre-trained"] & (table["tasks"] > 1)]
-    assert len(known) == 2 and table.loc[table["tasks"] < 2, ["D", "above random", "p"]].isna().all(axis=None)
+    assert len(known) == 2 and table.loc[table["tasks"] < 2, ["D", "above random", "p"]].isna().all(
+        axis=None
+    )
     effect = q04_models.pooled_effect(table)
-    studies = [Interval(v, s, 9.0) for v, s in zip(known["above random"], known["above se"], strict=True)]
+    studies = [
+        Interval(v, s, 9.0) for v, s in zip(known["above random"], known["above se"], strict=True)
+    ]
     assert tuple(effect) == pytest.approx(tuple(pooled(studies))) and effect.df == 1
     assert known["above random"].min() < effect.value < known["above random"].max()
     said = q04_models.sentences(table)
-    assert said.startswith("Pooled over 2 pre-trained encoders") and "Without pre-training" not in said
-    random = pd.concat([table, table.tail(1).assign(**{"encoder": "minilm-l6-random", "pre-trained": False})])
+    assert (
+        said.startswith("Pooled over 2 pre-trained encoders") and "Without pre-training" not in said
+    )
+    random = pd.concat(
+        [table, table.tail(1).assign(**{"encoder": "minilm-l6-random", "pre-trained": False})]
+    )
     assert "Without pre-training (minilm-l6-random)" in q04_models.sentences(random)
     nothing = q04_models.sentences(random.assign(**{"above se": np.nan, "D": np.nan}))
     assert nothing.startswith("Nothing to pool: 0 pre-trained encoders") and NOT_TESTABLE in nothing
@@ -384,9 +451,14 @@ def test_c5_is_not_testable_where_a_source_is_at_the_floor(study, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(q07_transfer, "above_best_constant", lambda *words: Interval(0.0, 0.1, 9.0))
         floor = q07_transfer.evidence(study)
-    assert floor.verdict == NOT_TESTABLE and "512 examples of bbc a source is not above the best" in floor.failed
+    assert (
+        floor.verdict == NOT_TESTABLE
+        and "512 examples of bbc a source is not above the best" in floor.failed
+    )
     curves = q07_transfer.learning_curves(study)
-    row = curves[(curves["part"] == "full") & (curves["source"] == "IAT") & (curves["size"] == "mean")].iloc[0]
+    row = curves[
+        (curves["part"] == "full") & (curves["source"] == "IAT") & (curves["size"] == "mean")
+    ].iloc[0]
     i = found.parts[0].interval
     expected = [100 * row[k] for k in ("minus multi-task", "diff low", "diff high")]
     assert [i.value, i.low, i.high] == pytest.approx(expected)
@@ -405,13 +477,20 @@ def test_every_difference_from_the_release_says_what_was_measured(study):
 
 def test_plain_training_differs_from_itself_by_nothing(study):
     scores = q06_iat.scores(study).set_index(["ending", "task"])
-    p, whole = study.profile, scores[scores["seeds"] == study.profile.ending_seeds].index.get_level_values("ending")
-    assert set(whole) == {"plain", "IAT", "IAT, random heads", "trunk"}, "what claims are decided on, at every seed"
+    p, whole = (
+        study.profile,
+        scores[scores["seeds"] == study.profile.ending_seeds].index.get_level_values("ending"),
+    )
+    assert set(whole) == {"plain", "IAT", "IAT, random heads", "trunk"}, (
+        "what claims are decided on, at every seed"
+    )
     assert set(scores["seeds"]) == {p.alone_seeds, p.dose_seeds, p.ending_seeds}
     assert (scores.loc["plain"][["minus plain", "diff low", "diff high"]] == 0).all(axis=None)
     assert set(scores.index.get_level_values("task")) == {*study.ending_tasks, "mean"}
     means = scores.drop("mean", level="task")["score"].groupby("ending").mean()
-    assert means.to_numpy() == pytest.approx(scores.xs("mean", level="task")["score"].loc[means.index].to_numpy())
+    assert means.to_numpy() == pytest.approx(
+        scores.xs("mean", level="task")["score"].loc[means.index].to_numpy()
+    )
 
 
 def test_a_row_of_no_set_stays_where_it_was_unless_the_freeze_leaks(study):
@@ -423,10 +502,15 @@ def test_a_row_of_no_set_stays_where_it_was_unless_the_freeze_leaks(study):
 def test_one_trunk_costs_less_than_every_ending_alone(study):
     steps = q06_iat.counted_steps(study).set_index("how")["steps"]
     unit = q06_iat.endings_unit(study, 0)
-    ends = {name: 0 if spec is None else round(spec["delta"] * unit.steps) for name, spec in unit.endings.items()}
+    ends = {
+        name: 0 if spec is None else round(spec["delta"] * unit.steps)
+        for name, spec in unit.endings.items()
+    }
     ends["plain"] = min(e for e in ends.values() if e)  # it leaves the trunk last
     stopped = ends.pop("trunk")  # it takes no step of its own
-    assert steps["every ending from the first step"] == len(ends) * unit.steps + unit.steps - stopped
+    assert (
+        steps["every ending from the first step"] == len(ends) * unit.steps + unit.steps - stopped
+    )
     assert steps["one trunk, all endings"] == unit.steps - ends["plain"] + sum(ends.values())
 
 
@@ -445,7 +529,10 @@ def test_plots_take_what_is_not_defined(study):
     """A model that has learned nothing has no D: the rest of the figure is drawn."""
     table = q04_models.dissociation_by_encoder(study)
     table.loc[1, ["D", "low", "high", "p", "random heads"]] = np.nan
-    for figure in (q04_models.plot_encoders(table), q04_models.plot_selections(q04_models.selections(study))):
+    for figure in (
+        q04_models.plot_encoders(table),
+        q04_models.plot_selections(q04_models.selections(study)),
+    ):
         assert figure.get_axes()
         plt.close(figure)
 
@@ -464,7 +551,9 @@ def test_an_axis_shows_all_values_and_cuts_vast_intervals(which):
     low, high = limits([2.0, 10.0], [1.0, 8.0], [3.0, 11.0], which)
     assert (low, high) == pytest.approx((-0.4, 11.4)), "a margin of 4 % around 0 and the interval"
     low, high = limits([2.0, 10.0], [-600.0, 8.0], [600.0, 11.0], which)
-    assert (low, high) == pytest.approx((-12, 22)), "1.2 times the values' range, from 0 to 10, on either side"
+    assert (low, high) == pytest.approx((-12, 22)), (
+        "1.2 times the values' range, from 0 to 10, on either side"
+    )
     low, high = limits([-2.0, 10.0, np.nan], [-3.0, 8.0, np.nan], [0.0, 11.0, np.nan], which)
     assert low < -3 and high > 11
 
@@ -506,13 +595,20 @@ def test_profiles_stand_side_by_side_by_what_is_measured(claims, tmp_path):
     for _, row in shown[shown["mini: estimate"] != "none"].iterrows():
         here, there = (float(row[f"{name}: estimate"].split()[0]) for name in tables)
         assert there - here == pytest.approx(1, abs=0.011)
-    assert shown["mini: verdict"].equals(shown["evidence: verdict"]) and shown["mini: p"].equals(claims["p"])
+    assert shown["mini: verdict"].equals(shown["evidence: verdict"]) and shown["mini: p"].equals(
+        claims["p"]
+    )
     c2 = shown.set_index("claim").loc["C2"]
     assert c2["evidence: estimate"] == "none" and c2["evidence: verdict"] == NOT_TESTABLE
     figure = q08_claims.plot_claims(tables)
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["mini", "evidence"]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "mini",
+        "evidence",
+    ]
     overridden = fslib.Study("mini", overrides={"seeds": 1}, results=tmp_path)
-    assert list(q08_claims.by_profile(overridden, claims)) == ["mini"], "other settings are not compared"
+    assert list(q08_claims.by_profile(overridden, claims)) == ["mini"], (
+        "other settings are not compared"
+    )
 
 
 def test_c5_by_hand(study):
@@ -523,12 +619,18 @@ def test_c5_by_hand(study):
 
     def mean(source: str) -> float:
         names = [f"transfer/{task.name}/{source}/full/{size or 'all'}" for size in sizes]
-        return 100 * np.mean([[(halved(r.arrays[n], score_half) == labels).mean() for n in names] for r in records])
+        return 100 * np.mean(
+            [[(halved(r.arrays[n], score_half) == labels).mean() for n in names] for r in records]
+        )
 
     found = [part.interval.value for part in q07_transfer.evidence(study).parts]
     expected = [mean("IAT") - mean("plain"), mean("IAT") - mean("IAT, random heads")]
     assert found == pytest.approx(expected) and found[0] != found[1]
-    table = q07_transfer.learning_curves(study).query("part == 'full' and size == 'mean'").set_index("source")["score"]
+    table = (
+        q07_transfer.learning_curves(study)
+        .query("part == 'full' and size == 'mean'")
+        .set_index("source")["score"]
+    )
     assert 100 * table["multi-task"] == pytest.approx(mean("plain"))
     assert 100 * table["pre-trained"] == pytest.approx(mean("pre-trained"))
 
@@ -537,11 +639,18 @@ def test_the_dose_that_decides_is_the_evidence(study):
     every = q06_iat.doses(study)
     assert sorted(set(every["delta"])) == sorted({study.profile.delta, *study.profile.doses})
     table = every[every["decides"]]
-    assert (table["delta"] == study.profile.delta).all() and (table["seeds"] == study.profile.ending_seeds).all()
-    found = {claim: [part.interval.value for part in e.parts] for claim, e in q06_iat.evidence(study).items()}
+    assert (table["delta"] == study.profile.delta).all() and (
+        table["seeds"] == study.profile.ending_seeds
+    ).all()
+    found = {
+        claim: [part.interval.value for part in e.parts]
+        for claim, e in q06_iat.evidence(study).items()
+    }
     for claim, values in found.items():
         assert table[table["claim"] == claim]["value"].tolist() == pytest.approx(values)
-    assert table["changed"].unique() == pytest.approx([q06_iat.changed(study, q06_iat.deciding(study))])
+    assert table["changed"].unique() == pytest.approx(
+        [q06_iat.changed(study, q06_iat.deciding(study))]
+    )
 
 
 def test_the_gate_of_c3_sees_no_example_that_its_d_is_scored_on(study, monkeypatch):
@@ -561,5 +670,7 @@ def test_the_gate_of_c3_sees_no_example_that_its_d_is_scored_on(study, monkeypat
     for task in n:
         evaluated = q06_iat.cached_task(task).limited(eval=study.profile.ending_examples)
         whole = evaluated.limited(eval=study.profile.prune_examples).eval.labels
-        assert np.array_equal(iap.apart[task].labels, halved(whole, gate_half)), "the rest is what D is scored on"
+        assert np.array_equal(iap.apart[task].labels, halved(whole, gate_half)), (
+            "the rest is what D is scored on"
+        )
         assert np.array_equal(iap.labels[task], halved(whole, score_half))

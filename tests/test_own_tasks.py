@@ -21,7 +21,21 @@ from fslib.training import lr_share
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-WORDS = ("red", "green", "blue", "old", "new", "cold", "warm", "small", "large", "early", "late", "odd", "even")
+WORDS = (
+    "red",
+    "green",
+    "blue",
+    "old",
+    "new",
+    "cold",
+    "warm",
+    "small",
+    "large",
+    "early",
+    "late",
+    "odd",
+    "even",
+)
 TINY = {
     "seeds": 1,
     "steps": 6,
@@ -52,7 +66,9 @@ def text(rng: np.random.Generator) -> str:
     return " ".join(rng.choice(WORDS, size=int(rng.integers(3, 8))))
 
 
-def write(place: Path, name: str, label: Callable[[int, str], object], column: str = "label", n: int = 24) -> str:
+def write(
+    place: Path, name: str, label: Callable[[int, str], object], column: str = "label", n: int = 24
+) -> str:
     """A task in GLUE's layout; `label(i, side)` is the label of row i."""
     rng = np.random.default_rng(len(name))
     (place / name).mkdir(parents=True)
@@ -69,14 +85,21 @@ def plain(i: int, side: str) -> str:
 def ratings(place: Path) -> dict[str, object]:
     """A regression task, whose score is a rank correlation that may be negative, or undefined and then 0."""
     return {
-        "tasks": [write(place, "sts-b", lambda i, side: i % 6, "score"), write(place, "plain", plain), "bbc-shift"]
+        "tasks": [
+            write(place, "sts-b", lambda i, side: i % 6, "score"),
+            write(place, "plain", plain),
+            "bbc-shift",
+        ]
     } | {"transfer_targets": ["plain"]}
 
 
 def grammar(place: Path) -> dict[str, object]:
     """Matthews' correlation: 0 for a constant answer, so that retention and D can be undefined; rare labels."""
     rare = write(place, "rare", lambda i, side: "rare" if i % 12 == 0 else "common")
-    return {"tasks": [write(place, "cola", plain), rare, write(place, "plain", plain)], "transfer_targets": ["cola"]}
+    return {
+        "tasks": [write(place, "cola", plain), rare, write(place, "plain", plain)],
+        "transfer_targets": ["cola"],
+    }
 
 
 def formulas(place: Path) -> dict[str, object]:
@@ -105,7 +128,10 @@ def one_sided(place: Path) -> dict[str, object]:
 
 def two(place: Path) -> dict[str, object]:
     """Two tasks: one pair, and none to leave out."""
-    return {"tasks": [write(place, "plain", plain), write(place, "other", plain)], "transfer_targets": ["plain"]}
+    return {
+        "tasks": [write(place, "plain", plain), write(place, "other", plain)],
+        "transfer_targets": ["plain"],
+    }
 
 
 def wordless(place: Path) -> dict[str, object]:
@@ -115,7 +141,9 @@ def wordless(place: Path) -> dict[str, object]:
         names.append(write(place, name, lambda i, side: i % 3, column))
         for side in ("train", "dev"):
             rows = [f"{'!?'[i % 2] * (1 + i // 2)} {i % 10}\t{i % 3}" for i in range(24)]
-            (place / name / f"{side}.tsv").write_text("\n".join([f"sentence\t{column}", *rows]) + "\n")
+            (place / name / f"{side}.tsv").write_text(
+                "\n".join([f"sentence\t{column}", *rows]) + "\n"
+            )
     names.append(write(place, "plain", plain))
     return {"tasks": names, "transfer_targets": ["signs"], "transfer_sizes": [2, 6, 1000]}
 
@@ -123,7 +151,12 @@ def wordless(place: Path) -> dict[str, object]:
 def crowd(place: Path) -> dict[str, object]:
     """More tasks than a batch has examples; no size that the target reaches."""
     names = [write(place, name, plain) for name in ("plain", "other", "third")]
-    return {"tasks": names, "batch_size": 2, "transfer_targets": ["plain"], "transfer_sizes": [1000]}
+    return {
+        "tasks": names,
+        "batch_size": 2,
+        "transfer_targets": ["plain"],
+        "transfer_sizes": [1000],
+    }
 
 
 def crossed(place: Path) -> dict[str, object]:
@@ -175,7 +208,9 @@ def execute(path: Path, parameters: dict[str, object]) -> str:
 
 @pytest.fixture
 def calm(monkeypatch):
-    monkeypatch.setattr(IPython.display, "display", lambda *things: [str(getattr(t, "data", "")) for t in things])
+    monkeypatch.setattr(
+        IPython.display, "display", lambda *things: [str(getattr(t, "data", "")) for t in things]
+    )
     backend = matplotlib.get_backend()
     plt.switch_backend("agg")
     threads = torch.get_num_threads()
@@ -187,7 +222,9 @@ def calm(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kind", [ratings, grammar, formulas, one_sided, two, wordless, crowd, crossed], ids=lambda kind: kind.__name__
+    "kind",
+    [ratings, grammar, formulas, one_sided, two, wordless, crowd, crossed],
+    ids=lambda kind: kind.__name__,
 )
 def test_every_notebook_goes_through(kind, calm, tmp_path, monkeypatch):
     monkeypatch.setenv("FSLIB_DATA", str(tmp_path / "data"))
@@ -195,7 +232,10 @@ def test_every_notebook_goes_through(kind, calm, tmp_path, monkeypatch):
     records.cached_task.cache_clear()
     monkeypatch.setitem(PROFILES, "smoke", PROFILES["smoke"] | TINY)
     overrides = kind(tmp_path / "data")
-    said = {p.stem[:2]: execute(p, {"profile": "smoke", "seed": 0, "overrides": overrides}) for p in NOTEBOOKS}
+    said = {
+        p.stem[:2]: execute(p, {"profile": "smoke", "seed": 0, "overrides": overrides})
+        for p in NOTEBOOKS
+    }
     study = fslib.Study("smoke", overrides=overrides)
     claims = (study.folder / "tables" / "08_claims.md").read_text()
     assert all(claim in claims for claim in ("C1", "C2", "C3", "C4", "C5", "C6"))
@@ -207,10 +247,20 @@ def test_every_notebook_goes_through(kind, calm, tmp_path, monkeypatch):
         doses = pd.read_csv(study.folder / "tables" / "06_doses.csv")
         steps = q06_iat.endings_unit(study, 100).steps
         wanted = [(0.3, 0.0), (0.5, 0.0), (0.6, 0.3), (0.8, 0.0)]
-        found = sorted(doses[["delta", "floor", "dose"]].drop_duplicates().itertuples(index=False, name=None))
+        found = sorted(
+            doses[["delta", "floor", "dose"]].drop_duplicates().itertuples(index=False, name=None)
+        )
         assert np.allclose(found, [(d, floor, lr_share(steps, d, floor)) for d, floor in wanted])
-        assert doses.groupby("decides")["seeds"].unique().map(list).to_dict() == {False: [2], True: [3]}
-        endings = pd.read_csv(study.folder / "tables" / "06_endings.csv").groupby("ending")["seeds"].unique().map(tuple)
+        assert doses.groupby("decides")["seeds"].unique().map(list).to_dict() == {
+            False: [2],
+            True: [3],
+        }
+        endings = (
+            pd.read_csv(study.folder / "tables" / "06_endings.csv")
+            .groupby("ending")["seeds"]
+            .unique()
+            .map(tuple)
+        )
         assert endings.to_dict() == {
             "single-task": (1,),
             **dict.fromkeys(["trunk", "IAT", "plain", "IAT, random heads"], (3,)),

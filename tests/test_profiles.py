@@ -14,8 +14,8 @@ from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.questions import q06_iat, q07_transfer
 from fslib.questions.q04_models import SELECTIONS, encoder_units
 from fslib.questions.q05_similarity import similarity_unit, task_pairs
-from fslib.study.branches import source_unit
 from fslib.study.profiles import PROFILES, make_profile
+from fslib.study.units import source_unit
 
 NOTEBOOKS = [f"{i:02d}" for i in range(10)]
 
@@ -34,7 +34,9 @@ def test_the_paper_has_seven_encoders_and_mini_the_seeds_that_an_interval_needs(
     assert make_profile("paper", {}).encoders == tuple(PRETRAINED) and len(PRETRAINED) == 7
     mini = make_profile("mini", {})
     assert min(mini.seeds, mini.ending_seeds, mini.transfer_seeds) >= 3
-    assert not set(mini.transfer_targets) & set(mini.ending_tasks), "its own endings are the sources"
+    assert not set(mini.transfer_targets) & set(mini.ending_tasks), (
+        "its own endings are the sources"
+    )
 
 
 @pytest.mark.parametrize("name", ["smoke", "mini"])
@@ -63,15 +65,27 @@ def test_every_task_gets_as_many_steps_whatever_it_is_trained_with():
 
 
 def test_an_encoder_has_seeds_and_a_learning_rate_of_its_own_and_the_main_models_serve_twice():
-    changes = {"encoders": ["minilm-l3", "minilm-l4", "minilm-l6"], "encoder_seeds": 2, "first_seed": 7, "steps": 600}
-    study = Study("mini", overrides=changes | {"encoder_seeds_of": {"minilm-l4": 1}, "encoder_lrs": {"minilm-l4": 0.5}})
+    changes = {
+        "encoders": ["minilm-l3", "minilm-l4", "minilm-l6"],
+        "encoder_seeds": 2,
+        "first_seed": 7,
+        "steps": 600,
+    }
+    study = Study(
+        "mini",
+        overrides=changes
+        | {"encoder_seeds_of": {"minilm-l4": 1}, "encoder_lrs": {"minilm-l4": 0.5}},
+    )
     chains = {name: encoder_units(study, name) for name in study.profile.encoders}
     assert {name: [c.train.seed for c in each] for name, each in chains.items()} == {
         "minilm-l3": [7, 8],
         "minilm-l4": [7],
         "minilm-l6": [7, 8],
     }
-    assert [chains[name][0].train.lr for name in ("minilm-l3", "minilm-l4")] == [study.profile.small_lr, 0.5]
+    assert [chains[name][0].train.lr for name in ("minilm-l3", "minilm-l4")] == [
+        study.profile.small_lr,
+        0.5,
+    ]
     assert chains["minilm-l6"][0].train.steps == study.profile.small_steps != study.profile.steps
     alike = {
         "steps": study.profile.steps,
@@ -87,7 +101,9 @@ def test_an_encoder_has_seeds_and_a_learning_rate_of_its_own_and_the_main_models
         {"encoder_seeds_of": {"minilm-l6": 1}},
     ):
         other = Study("mini", overrides=alike | change)
-        assert encoder_units(other, "minilm-l6")[0] == other.small_units("minilm-l6", seed=0), "as the setting says"
+        assert encoder_units(other, "minilm-l6")[0] == other.small_units("minilm-l6", seed=0), (
+            "as the setting says"
+        )
 
 
 def test_every_task_of_a_profile_is_shown_once():
@@ -135,9 +151,15 @@ def test_a_notebook_takes_the_parameters_that_it_knows():
 def test_papermill_is_refused_a_parameter_that_the_notebook_does_not_know(tmp_path):
     parameters = nbformat.v4.new_code_cell(OWN)
     parameters.metadata["tags"] = ["parameters"]
-    asks = nbformat.v4.new_code_cell("import fslib\nstudy = fslib.Study.from_parameters(globals())\nprint(study.name)")
+    asks = nbformat.v4.new_code_cell(
+        "import fslib\nstudy = fslib.Study.from_parameters(globals())\nprint(study.name)"
+    )
     made = nbformat.v4.new_notebook(cells=[parameters, asks])
-    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    made.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     nbformat.write(made, tmp_path / "one.ipynb")
     paths = str(tmp_path / "one.ipynb"), str(tmp_path / "two.ipynb")
     done = papermill.execute_notebook(*paths, {"profile": "smoke"}, progress_bar=False)
@@ -151,7 +173,10 @@ for given in ({"overrides": [1]}, {"seed": "one"}, {"profile": ["mini"]}):
         print(error)
 fslib.Study.from_parameters(globals())"""
     nbformat.write(made, tmp_path / "one.ipynb")
-    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'profil': did you mean 'profile'"):
+    with pytest.raises(
+        papermill.PapermillExecutionError,
+        match="unknown parameter 'profil': did you mean 'profile'",
+    ):
         papermill.execute_notebook(*paths, {"profil": "smoke"}, progress_bar=False)
     said = nbformat.read(tmp_path / "two.ipynb", 4).cells[-1].outputs[0].text.splitlines()
     for line, beginning in zip(
@@ -176,9 +201,15 @@ def test_a_profile_is_refused_by_the_first_thing_wrong():
         ({"dose_floors": [1.0]}, ("dose_floors",)),
         ({"other_endings": ["IAT, leeky"]}, ("other_endings", "IAT, leaky")),
         ({"lesioned_on": "half"}, ("lesioned_on",)),
-        ({"encoder_lrs": {"minilm-l33": 0.1}}, ("encoder in encoder_lrs", "did you mean 'minilm-l3'")),
+        (
+            {"encoder_lrs": {"minilm-l33": 0.1}},
+            ("encoder in encoder_lrs", "did you mean 'minilm-l3'"),
+        ),
         ({"encoder_seeds_of": {"minilm-l33": 1}}, ("encoder in encoder_seeds_of", "minilm-l3")),
-        ({"encoder_seeds_of": {"minilm-l3": True}}, ("encoder_seeds_of", "neither numbers nor names")),
+        (
+            {"encoder_seeds_of": {"minilm-l3": True}},
+            ("encoder_seeds_of", "neither numbers nor names"),
+        ),
         ({"doses": [0.9]}, ("doses", "the dose that decides")),
         ({"lr_floor": 0.2, "dose_floors": [0.2]}, ("dose_floors", "the dose that decides")),
         ({"encoder_lrs": {"minilm-l3": 2.0}}, ("encoder_lrs",)),

@@ -12,7 +12,15 @@ from refusal import refused
 from tinymodels import one_thread
 
 import fslib
-from fslib import IAP, evaluate, head_importance, mean_context, prune_important_heads, pruned, top_heads
+from fslib import (
+    IAP,
+    evaluate,
+    head_importance,
+    mean_context,
+    prune_important_heads,
+    pruned,
+    top_heads,
+)
 
 N = 100  # evaluation examples of a hand-made IAP: scores are whole per cents
 SHAPE = (2, 12)  # of the model; layers != heads
@@ -61,7 +69,13 @@ class TestWhatIsPruned:
         assert iap.metrics == ("accuracy", "accuracy")
         assert iap.fractions == (0.25, 0.5)  # sorted
         assert iap.controls == 3
-        assert iap.heads.shape == (1, 2, 2, 4, *SHAPE)  # seeds, fractions, tasks, sets, layers, heads
+        assert iap.heads.shape == (
+            1,
+            2,
+            2,
+            4,
+            *SHAPE,
+        )  # seeds, fractions, tasks, sets, layers, heads
         for task in iap.tasks:
             assert iap.labels[task].shape == (16,)
             assert iap.unpruned[task].shape == (1, 16)
@@ -124,14 +138,22 @@ class TestWhatIsPruned:
     def test_min_per_layer_leaves_heads_in_every_layer(self, model, two):
         early = {name: np.array([np.arange(12) + 20.0, np.arange(12) + 1.0]) for name in two}
         for least, expected in ((0, [12, 0]), (3, [9, 3])):
-            found = prune_important_heads(model, two, [0.5], 0, importance=early, min_per_layer=least)
+            found = prune_important_heads(
+                model, two, [0.5], 0, importance=early, min_per_layer=least
+            )
             assert (found.heads.sum(-1) == expected).all()
 
-    def test_mean_ablation_uses_the_mean_of_the_task_that_is_evaluated(self, model, two, iap, importance):
-        mean = prune_important_heads(model, two, [0.5, 0.25], 3, importance=importance, ablation="mean")
+    def test_mean_ablation_uses_the_mean_of_the_task_that_is_evaluated(
+        self, model, two, iap, importance
+    ):
+        mean = prune_important_heads(
+            model, two, [0.5, 0.25], 3, importance=importance, ablation="mean"
+        )
         for u, task in two.items():
             for place in np.ndindex(2, 2, 4):
-                with pruned(model, mean.heads[(0, *place)], ablation="mean", mean=mean_context(model, task)):
+                with pruned(
+                    model, mean.heads[(0, *place)], ablation="mean", mean=mean_context(model, task)
+                ):
                     expected = evaluate(model, task)[u].predictions
                 assert np.array_equal(mean.lesioned[u][(0, *place)], expected)
             assert not np.array_equal(mean.lesioned[u], iap.lesioned[u])
@@ -162,7 +184,9 @@ class TestSeedsAndState:
         model.train(training)
         before = {name: value.clone() for name, value in model.state_dict().items()}
         rng = torch.get_rng_state()
-        prune_important_heads(model, two, [0.25, 0.5], 1, iterative=True, ablation="mean", examples=8)
+        prune_important_heads(
+            model, two, [0.25, 0.5], 1, iterative=True, ablation="mean", examples=8
+        )
         assert model.training is training
         assert all(module.training is training for module in model.modules())
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -175,7 +199,9 @@ class TestSeedsAndState:
         back = IAP.from_arrays(iap.tasks, iap.metrics, iap.fractions, iap.arrays())
         assert (back.tasks, back.metrics, back.fractions) == (iap.tasks, iap.metrics, iap.fractions)
         assert back.arrays().keys() == iap.arrays().keys()
-        assert all(np.array_equal(array, back.arrays()[name]) for name, array in iap.arrays().items())
+        assert all(
+            np.array_equal(array, back.arrays()[name]) for name, array in iap.arrays().items()
+        )
         assert repr(back.dissociation()) == repr(iap.dissociation())
 
 
@@ -186,7 +212,8 @@ class TestRefusals:
             prune_important_heads(model, two, [0.5, fraction], importance=importance)
 
     @pytest.mark.parametrize(
-        ("fractions", "said"), [([], "at least one"), ([0.5, 0.51], "12 heads each"), ([0.3, 0.3], "7 heads each")]
+        ("fractions", "said"),
+        [([], "at least one"), ([0.5, 0.51], "12 heads each"), ([0.3, 0.3], "7 heads each")],
     )
     def test_fractions_that_are_none_or_not_distinct(self, model, two, importance, fractions, said):
         with refused("fractions", said):
@@ -208,7 +235,9 @@ class TestRefusals:
     @pytest.mark.parametrize("shape", [(1, 12), (12, 2)])
     def test_importance_of_another_model(self, model, two, importance, shape):
         with refused("bbc-pair", shape, SHAPE):
-            prune_important_heads(model, two, [0.5], 1, importance=importance | {"bbc-pair": np.ones(shape)})
+            prune_important_heads(
+                model, two, [0.5], 1, importance=importance | {"bbc-pair": np.ones(shape)}
+            )
 
     def test_one_task_has_scores_but_no_dissociation(self, model, two, importance):
         alone = prune_important_heads(model, two["bbc"], [0.5], 1, importance=importance)
@@ -258,17 +287,25 @@ class TestDissociation:
         ("convention", "some_lost", "none_lost"),
         [
             ("lesion", [100 * (0.7 - 0.3) / 0.9, 100 * (0.8 - 0.4) / 0.8], [0, 0]),
-            ("released", [100 * (0.8 - 0.3) / 0.9, 100 * (0.7 - 0.4) / 0.8], [-100 * 0.1 / 0.9, 100 * 0.1 / 0.8]),
+            (
+                "released",
+                [100 * (0.8 - 0.3) / 0.9, 100 * (0.7 - 0.4) / 0.8],
+                [-100 * 0.1 / 0.9, 100 * 0.1 / 0.8],
+            ),
             # R = (S - 0.5) / (S0 - 0.5): [[-0.5, 1], [0.5, -1/3]], and all 1 where nothing is lost
             ("retention", [100 * (1 + 0.5), 100 * (0.5 + 1 / 3)], [0, 0]),
         ],
     )
     def test_by_hand_with_both_means(self, convention, some_lost, none_lost):
-        right = np.concatenate([OWN, np.broadcast_to(BASE, OWN.shape)], 1)  # at a second fraction nothing is lost
+        right = np.concatenate(
+            [OWN, np.broadcast_to(BASE, OWN.shape)], 1
+        )  # at a second fraction nothing is lost
         found = made(right, BASE, (0.1, 0.3)).dissociation(convention)
         rows = np.array([some_lost, none_lost])
         rows = np.vstack([rows, rows.mean(0)])
-        np.testing.assert_allclose(found.top.values[0], np.column_stack([rows, rows.mean(1)]), atol=1e-9)
+        np.testing.assert_allclose(
+            found.top.values[0], np.column_stack([rows, rows.mean(1)]), atol=1e-9
+        )
 
     def test_only_10_and_30_per_cent_are_averaged_where_they_are_pruned(self):
         lost = np.array([0, 1, 5, 7, 20])  # of task a, by its own lesion, at 10 to 50 %
@@ -279,12 +316,18 @@ class TestDissociation:
         np.testing.assert_allclose(found.along("a").value, d)
         assert found.of("a").value == pytest.approx((d[0] + d[2]) / 2)
         assert found.mean.value == pytest.approx((d[0] + d[2]) / 4)
-        assert made(right[:, :2], BASE).dissociation().of("a").value == pytest.approx(d[0]), "20 % is left out"
+        assert made(right[:, :2], BASE).dissociation().of("a").value == pytest.approx(d[0]), (
+            "20 % is left out"
+        )
         others = made(right[:, 3:], BASE, (0.4, 0.5)).dissociation()
-        assert others.of("a").value == pytest.approx(d[3:].mean()), "neither is there, so all are averaged"
+        assert others.of("a").value == pytest.approx(d[3:].mean()), (
+            "neither is there, so all are averaged"
+        )
 
     def test_seeds_are_averaged_and_kept(self):
-        seeds = np.concatenate([OWN, OWN + np.array([10, 0])])  # the second seed's a scores 10 more under any lesion
+        seeds = np.concatenate(
+            [OWN, OWN + np.array([10, 0])]
+        )  # the second seed's a scores 10 more under any lesion
         found = made(seeds, np.array([[90, 80], [80, 80]])).dissociation()
         expected = [100 * 0.4 / 0.9, 100 * 0.4 / 0.8]  # a, seed by seed
         np.testing.assert_allclose(found.along("a").by_seed[:, 0], expected)
@@ -344,13 +387,21 @@ class TestTopAndRandom:
 
     def test_their_shapes_without_the_sets_axis_and_with_the_controls(self):
         iap, _, _ = uneven()
-        assert (iap.top.heads.shape, iap.random.heads.shape) == ((2, 3, 2, *SHAPE), (2, 3, 2, 2, *SHAPE))
+        assert (iap.top.heads.shape, iap.random.heads.shape) == (
+            (2, 3, 2, *SHAPE),
+            (2, 3, 2, 2, *SHAPE),
+        )
         assert (iap.top.scores.shape, iap.random.scores.shape) == ((2, 3, 2, 2), (2, 3, 2, 2, 2))
-        assert (iap.top.predictions["a"].shape, iap.random.predictions["a"].shape) == ((2, 3, 2, N), (2, 3, 2, 2, N))
+        assert (iap.top.predictions["a"].shape, iap.random.predictions["a"].shape) == (
+            (2, 3, 2, N),
+            (2, 3, 2, 2, N),
+        )
 
     def test_together_they_are_all_scores(self):
         iap, _, _ = uneven()
-        assert np.array_equal(np.concatenate([iap.top.scores[:, :, :, None], iap.random.scores], 3), iap.scores())
+        assert np.array_equal(
+            np.concatenate([iap.top.scores[:, :, :, None], iap.random.scores], 3), iap.scores()
+        )
 
     def test_of_a_model_that_was_pruned(self, iap, importance):
         for t, task in enumerate(iap.tasks):
@@ -363,7 +414,13 @@ class TestTopAndRandom:
 
     def test_without_controls_random_is_empty(self):
         iap = made(OWN, BASE)
-        assert iap.random.heads.shape == (1, 1, 2, 0, *SHAPE) and iap.random.scores.shape == (1, 1, 2, 0, 2)
+        assert iap.random.heads.shape == (1, 1, 2, 0, *SHAPE) and iap.random.scores.shape == (
+            1,
+            1,
+            2,
+            0,
+            2,
+        )
         np.testing.assert_allclose(iap.top.scores[0, 0], [[0.3, 0.8], [0.7, 0.4]])
 
 
@@ -382,7 +439,9 @@ class TestPoints:
 
     @pytest.mark.parametrize("field", FIELDS)
     def test_each_is_its_place_in_the_arrays(self, found, field):
-        cells = {"random": found.controls, "above": found.top - found.controls}.get(field.split("_")[0], found.top)
+        cells = {"random": found.controls, "above": found.top - found.controls}.get(
+            field.split("_")[0], found.top
+        )
         array = {
             "by_seed": lambda: found.top.values,
             "p": lambda: found.p,
@@ -390,7 +449,8 @@ class TestPoints:
             "low": lambda: cells.intervals()[0],
             "high": lambda: cells.intervals()[1],
         }.get(
-            field if field in FIELDS[-2:] or field == "by_seed" else field.split("_")[-1], lambda: cells.values.mean(0)
+            field if field in FIELDS[-2:] or field == "by_seed" else field.split("_")[-1],
+            lambda: cells.values.mean(0),
         )()
         assert array.shape[-2:] == (4, 3)
         assert np.array_equal(getattr(found.mean, field), array[..., 3, 2])
@@ -424,14 +484,20 @@ class TestPoints:
         random_a, random_b = by_hand(slice(1, None))
         np.testing.assert_allclose(found.along("b").random, random_b.mean(0))
         np.testing.assert_allclose(found.along("a").above, (a - random_a).mean(0))
-        assert found.mean.above == pytest.approx((headline - (random_a + random_b)[:, [0, 2]] / 2).mean())
+        assert found.mean.above == pytest.approx(
+            (headline - (random_a + random_b)[:, [0, 2]] / 2).mean()
+        )
 
     def test_measures_are_of_the_same_numbers(self, found):
         for task, point in {"a": found.of("a"), "b": found.of("b"), "mean": found.mean}.items():
             d, above = found.measure(task), found.measure(task, above_random=True)
-            assert (d.interval().value, *d.interval().at(0.95)) == pytest.approx((point.value, point.low, point.high))
+            assert (d.interval().value, *d.interval().at(0.95)) == pytest.approx(
+                (point.value, point.low, point.high)
+            )
             i = above.interval()
-            assert (i.value, i.low, i.high) == pytest.approx((point.above, point.above_low, point.above_high))
+            assert (i.value, i.low, i.high) == pytest.approx(
+                (point.above, point.above_low, point.above_high)
+            )
             np.testing.assert_allclose(d.values, point.by_seed)
             assert {u: x.shape for u, x in d.influence.items()} == {"a": (2, N), "b": (2, N)}
 
@@ -449,20 +515,28 @@ class TestInterval:
 
     def test_lesions_alike_in_score_but_not_in_examples_have_one(self):
         iap = made(np.array([[[[[50, 80]], [[50, 80]]]]]), BASE)
-        iap.lesioned["a"][0, 0, 1, 0] = iap.lesioned["a"][0, 0, 1, 0][::-1]  # b's heads: the other half is wrong
-        iap.lesioned["a"][0, 0, 1, 0] ^= 1  # labels alternate, so reversed answers are turned around
+        iap.lesioned["a"][0, 0, 1, 0] = iap.lesioned["a"][0, 0, 1, 0][
+            ::-1
+        ]  # b's heads: the other half is wrong
+        iap.lesioned["a"][0, 0, 1, 0] ^= (
+            1  # labels alternate, so reversed answers are turned around
+        )
         d = iap.dissociation().of("a")
         assert d.value == pytest.approx(0) and d.low < -10 and d.high > 10
 
     def test_width_of_one_seed_is_that_of_a_t_interval_over_examples(self):
         # Unpruned and without b's heads a is always right, without its own half right: D = 100 (1 - share), and a share
         # of 50 in 100 has standard error sqrt(0.25 / 99) = 0.05025; t at 97.5 % with 99 degrees of freedom is 1.984
-        found = made(np.array([[[[[50, 100]], [[100, 100]]]]]), np.array([[100, 100]])).dissociation()
+        found = made(
+            np.array([[[[[50, 100]], [[100, 100]]]]]), np.array([[100, 100]])
+        ).dissociation()
         d = found.of("a")
         assert (d.value, d.low, d.high) == pytest.approx((50, 50 - 9.971, 50 + 9.971), abs=1e-3)
         assert found.of("b").low == found.of("b").high == 0
         # the mean of a and b: half of a's, since b does not vary
-        assert (found.mean.low, found.mean.high) == pytest.approx((25 - 4.985, 25 + 4.985), abs=1e-3)
+        assert (found.mean.low, found.mean.high) == pytest.approx(
+            (25 - 4.985, 25 + 4.985), abs=1e-3
+        )
 
     def test_models_that_differ_widen_it_where_examples_do_not_vary(self):
         """Two models, one specialized (D = 100) and one not (D = 0): examples cannot tell, seeds can."""
@@ -478,7 +552,9 @@ class TestInterval:
         rng, n = np.random.default_rng(0), {"a": 9, "b": 14}
         labels = {u: (np.arange(k) % 3 == 0).astype(int) for u, k in n.items()}
         wrong = {u: rng.random((2, 2, 2, 3, k)) < 0.3 for u, k in n.items()}
-        unpruned = {u: np.where(np.arange(k) % 7 == 1, 1 - labels[u], labels[u]) for u, k in n.items()}
+        unpruned = {
+            u: np.where(np.arange(k) % 7 == 1, 1 - labels[u], labels[u]) for u, k in n.items()
+        }
         iap = IAP(
             ("a", "b"),
             ("accuracy", "f1"),
@@ -506,10 +582,17 @@ class TestInterval:
                     iap.unpruned | {u: np.delete(iap.unpruned[u], i, -1)},
                     iap.lesioned | {u: np.delete(iap.lesioned[u], i, -1)},
                 )
-                object.__setattr__(rest, "chance", lambda: chance)  # a constant of the task, not of a sample
-                for cells, value, without in zip((found.top, found.controls), whole, numbers(rest), strict=True):
+                object.__setattr__(
+                    rest, "chance", lambda: chance
+                )  # a constant of the task, not of a sample
+                for cells, value, without in zip(
+                    (found.top, found.controls), whole, numbers(rest), strict=True
+                ):
                     np.testing.assert_allclose(
-                        cells.influence[u][:, i], (n[u] - 1) * (value - without), rtol=1e-9, atol=1e-9
+                        cells.influence[u][:, i],
+                        (n[u] - 1) * (value - without),
+                        rtol=1e-9,
+                        atol=1e-9,
                     )
 
 
@@ -557,7 +640,9 @@ class TestRelabelling:
     def test_p_keeps_its_promise_where_labels_mean_nothing(self):
         rng = np.random.default_rng(0)
         p = [
-            made(rng.integers(20, 90, size=(2, 1, 3, 1, 3)), np.full((2, 3), 90)).dissociation().p[0, -1]
+            made(rng.integers(20, 90, size=(2, 1, 3, 1, 3)), np.full((2, 3), 90))
+            .dissociation()
+            .p[0, -1]
             for _ in range(300)  # all 36 relabellings
         ]
         for level in (2 / 36, 9 / 36, 0.5):
@@ -590,7 +675,9 @@ class TestRelabelling:
             found.measure(above_random=True)
 
     def test_seed_repeats(self):
-        right = np.random.default_rng(0).integers(20, 90, size=(3, 1, 4, 1, 4))  # 24**3: too many to take all
+        right = np.random.default_rng(0).integers(
+            20, 90, size=(3, 1, 4, 1, 4)
+        )  # 24**3: too many to take all
         iap = made(right, np.full((3, 4), 90))
         one, again, other = (iap.dissociation(draws=60, seed=s) for s in (0, 0, 1))
         assert np.array_equal(one.p, again.p) and np.array_equal(one.null, again.null)

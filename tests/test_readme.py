@@ -13,20 +13,31 @@ README = ROOT / "README.md"
 
 def test_the_claims_of_the_readme_are_those_that_notebook_08_has_saved():
     """Every number of README's table, as many digits as it shows, and every verdict."""
-    table = re.search(r"\| claim of the paper \| `mini` \| `evidence` \|\n.*?\n\n", README.read_text(), re.S)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].strip().splitlines()[2:]]
+    table = re.search(
+        r"\| claim of the paper \| `mini` \| `evidence` \|\n.*?\n\n", README.read_text(), re.S
+    )
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table[0].strip().splitlines()[2:]
+    ]
     at = [i for i, (first, *_) in enumerate(rows) if first.startswith("**C")]
     assert [rows[i][0][2:4] for i in at] == [f"C{i}" for i in range(1, 7)]
     for column, profile in enumerate(("mini", "evidence"), start=1):
-        saved = pd.read_csv(ROOT / "results" / profile / "tables" / "08_claims.csv").fillna({"why": ""})
+        saved = pd.read_csv(ROOT / "results" / profile / "tables" / "08_claims.csv").fillna(
+            {"why": ""}
+        )
         for i, end in zip(at, [*at[1:], len(rows)], strict=True):
             parts = saved[saved["claim"] == rows[i][0][2:4]]
             said = rows[i][column]
-            assert said.startswith(f"**{parts['verdict'].iloc[0]}**") and said.endswith(parts["why"].iloc[0])
+            assert said.startswith(f"**{parts['verdict'].iloc[0]}**") and said.endswith(
+                parts["why"].iloc[0]
+            )
             if claim_p := re.search(r"\(claim p (\S+)\)", said):
                 assert same_p(claim_p[1], parts["claim p"].iloc[0])
             for row, (_, part) in zip(rows[i + 1 : end], parts.iterrows(), strict=True):
-                assert same_numbers(row[column], part), f"{profile}, {part['claim']}, {part['measured here']}"
+                assert same_numbers(row[column], part), (
+                    f"{profile}, {part['claim']}, {part['measured here']}"
+                )
 
 
 def test_the_findings_of_the_readme_are_what_the_notebooks_of_evidence_have_saved():
@@ -41,15 +52,23 @@ def test_the_findings_of_the_readme_are_what_the_notebooks_of_evidence_have_save
 
     question = row("03_shared", lesion_of="another task with its question")
     shifts = [row("02_lesions", task=task) for task in ("bbc-shift", "sst-shift")]
-    same = [row("05_shared", the_two_tasks_share=what) for what in ("question", "question and text")]
+    same = [
+        row("05_shared", the_two_tasks_share=what) for what in ("question", "question and text")
+    ]
     other = row("05_shared", the_two_tasks_share="not the question")
     late, early = (
-        row("06_doses", claim="C4", difference="IAT minus plain training", delta=d, floor=0) for d in (0.1, 0.9)
+        row("06_doses", claim="C4", difference="IAT minus plain training", delta=d, floor=0)
+        for d in (0.1, 0.9)
     )
-    ablation, integrated = (row("04_selections", selection=name) for name in ("ablation", "integrated"))
+    ablation, integrated = (
+        row("04_selections", selection=name) for name in ("ablation", "integrated")
+    )
     assert shifts[0]["largest rise: head"] == shifts[1]["largest rise: head"]
     fewest, most = sorted(shifts, key=lambda found: found["points lost without it"])
-    lowest, highest = min(found["lowest D"] for found in same), max(found["highest D"] for found in same)
+    lowest, highest = (
+        min(found["lowest D"] for found in same),
+        max(found["highest D"] for found in same),
+    )
     sentences = [
         f"A task loses {question['by']:.1f} points of accuracy more [{question['low']:.1f}, {question['high']:.1f}] to",
         f"without it, one task loses {fewest['points lost without it']:.0f} points [{fewest['lost low']:.0f}, "
@@ -66,7 +85,10 @@ def test_the_findings_of_the_readme_are_what_the_notebooks_of_evidence_have_save
     text = " ".join(README.read_text().split())
     assert [sentence for sentence in sentences if sentence not in text] == []
     assert sum(found["pairs"] for found in same) == 9 and "The nine pairs" in text
-    twice = [found["D"] / row("04_selections", selection="gradient")["D"] for found in (ablation, integrated)]
+    twice = [
+        found["D"] / row("04_selections", selection="gradient")["D"]
+        for found in (ablation, integrated)
+    ]
     assert all(1.5 < times < 2.5 for times in twice), "about twice"
 
 
@@ -78,7 +100,9 @@ def test_the_dissociation_to_expect_is_that_of_notebook_03():
     ):
         saved = pd.read_csv(ROOT / "results" / profile / "tables" / "03_dissociation.csv")
         (row,) = saved[
-            (saved["convention"] == "lesion") & (saved["fraction"] == "mean") & (saved["task"] == "mean")
+            (saved["convention"] == "lesion")
+            & (saved["fraction"] == "mean")
+            & (saved["task"] == "mean")
         ].to_dict("records")
         assert said.format(*(f"{row[name]:.{digits}f}" for name in ("D", "low", "high"))) in text
 

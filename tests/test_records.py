@@ -36,12 +36,12 @@ from threadpoolctl import threadpool_info
 import fslib
 from fslib import Study
 from fslib.model.multitask import MultiTaskModel
+from fslib.plot import save_figure
 from fslib.study import provenance, records
 from fslib.study.config import checked
 from fslib.study.files import save_table, write_bytes
-from fslib.study.plots import save_figure
-from fslib.study.records import Record, Result, Store, Unit, key_of
 from fslib.study.runner import tidy
+from fslib.study.store import Record, Result, Store, Unit, key_of
 from fslib.study.units import ImportanceUnit, PruneUnit, TrainUnit
 from fslib.study.verify import differences, verify_unit
 
@@ -75,7 +75,10 @@ def whole_records(folder: Path) -> dict[str, Record]:
     """All records of a folder by file name; fails if one of them is damaged."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = {p.stem: Store(folder).load(*p.stem.rsplit("-", 1)) for p in (folder / "runs").glob("*.json")}
+        found = {
+            p.stem: Store(folder).load(*p.stem.rsplit("-", 1))
+            for p in (folder / "runs").glob("*.json")
+        }
     assert None not in found.values()
     return found
 
@@ -87,7 +90,10 @@ def leftovers(folder: Path) -> list[Path]:
 
 def same(one: Record, other: Record) -> bool:
     """Whether two records hold the same, down to the last bit, but for where, when and how fast they were made."""
-    bits = [{k: (v.dtype, v.shape, v.tobytes()) for k, v in record.arrays.items()} for record in (one, other)]
+    bits = [
+        {k: (v.dtype, v.shape, v.tobytes()) for k, v in record.arrays.items()}
+        for record in (one, other)
+    ]
     rest = [(r.kind, r.key, r.config, r.data, r.result) for r in (one, other)]
     return bits[0] == bits[1] and rest[0] == rest[1]
 
@@ -126,7 +132,9 @@ def test_a_record_comes_back_bit_by_bit(tmp_path):
     assert same(found, record)
     assert (found.seconds, found.versions, found.commit) == (0.5, {"python": "3"}, "unknown")
     assert found.machine == {"threads": 1}
-    assert {p.name for p in (tmp_path / "runs").iterdir()} == {f"numbers-{record.key}.{s}" for s in ("json", "npz")}
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == {
+        f"numbers-{record.key}.{s}" for s in ("json", "npz")
+    }
 
 
 def test_a_record_without_arrays_is_one_file(tmp_path):
@@ -218,15 +226,27 @@ def test_the_key_knows_kind_and_every_part_of_the_config():
     units.append(OtherKind(**base))
     scored = ImportanceUnit(model=training(), examples=4)
     units += [scored, ImportanceUnit(model=training(1), examples=4)]
-    for change in ({}, {"controls": 2}, {"fractions": (0.5,)}, {"ablation": "mean"}, {"normalize": "layer"}):
-        units.append(PruneUnit(**{"importance": scored, "fractions": (0.25,), "controls": 1} | change))
+    for change in (
+        {},
+        {"controls": 2},
+        {"fractions": (0.5,)},
+        {"ablation": "mean"},
+        {"normalize": "layer"},
+    ):
+        units.append(
+            PruneUnit(**{"importance": scored, "fractions": (0.25,), "controls": 1} | change)
+        )
     assert len({unit.key for unit in units}) == len(units)
 
 
 def test_a_floor_of_nothing_is_no_part_of_the_key():
     plain, same = training(), TrainUnit(**training().model_dump() | {"lr_floor": 0.0})
     assert same.key == plain.key and "lr_floor" not in same.model_dump(mode="json")
-    assert same.options()["lr_floor"] == 0 == Study("smoke", overrides={"lr_floor": 0}).overrides["lr_floor"]
+    assert (
+        same.options()["lr_floor"]
+        == 0
+        == Study("smoke", overrides={"lr_floor": 0}).overrides["lr_floor"]
+    )
 
 
 def test_the_key_depends_neither_on_spelling_nor_on_where_the_data_lie(tmp_path, monkeypatch):
@@ -244,7 +264,9 @@ def test_the_key_of_a_local_encoder_does_not_depend_on_the_working_folder(tmp_pa
     spellings = ("my/encoder", "./my/../my/encoder", str(tmp_path / "my/encoder"))
     assert len({TrainUnit(**base | {"encoder": spelling}).key for spelling in spellings}) == 1
     (tmp_path / "minilm-l1").mkdir()
-    assert TrainUnit(**base | {"encoder": "minilm-l1"}).encoder == "minilm-l1", "a name comes before a folder"
+    assert TrainUnit(**base | {"encoder": "minilm-l1"}).encoder == "minilm-l1", (
+        "a name comes before a folder"
+    )
 
 
 def test_the_key_knows_the_data_of_its_own_tasks(tmp_path, monkeypatch):
@@ -369,7 +391,9 @@ def test_a_kill_at_any_moment_loses_the_unit_under_way_and_nothing_else(workers,
     before = len(computed(rough))
     assert before - len(kept) <= kills  # each kill cost one unit at most
     workers.run(rough, "numbers")
-    assert len(computed(rough)) - before == len(NUMBERS) - len(kept)  # it went on and did not start over
+    assert len(computed(rough)) - before == len(NUMBERS) - len(
+        kept
+    )  # it went on and did not start over
     ended, undisturbed = whole_records(rough), whole_records(calm)
     # The names hold the keys: processes with another seed of the hash function find the same ones.
     assert ended.keys() == undisturbed.keys() == {f"numbers-{unit.key}" for unit in NUMBERS}
@@ -523,9 +547,15 @@ def test_a_checkpoint_is_not_renewed_while_another_process_has_it(store):
         renewing = threading.Thread(target=Store(store.folder).renew, args=[MODEL])
         renewing.start()
         time.sleep(0.3)
-        assert store.checkpoint(MODEL).is_dir() and store.path("train", MODEL.key).stat().st_mtime_ns == before
+        assert (
+            store.checkpoint(MODEL).is_dir()
+            and store.path("train", MODEL.key).stat().st_mtime_ns == before
+        )
     renewing.join(30)
-    assert store.checkpoint(MODEL).is_dir() and store.path("train", MODEL.key).stat().st_mtime_ns > before
+    assert (
+        store.checkpoint(MODEL).is_dir()
+        and store.path("train", MODEL.key).stat().st_mtime_ns > before
+    )
 
 
 def test_an_undefined_number_is_recorded_and_repeated_by_another(store):
@@ -608,7 +638,10 @@ def test_what_stops_a_renewal_leaves_the_old_record(store, monkeypatch, moment):
                 raise KeyboardInterrupt
             write(*words)
 
-        patch.setattr(*((NumbersUnit, "compute") if moment == "computing" else (records, "write_bytes")), interrupt)
+        patch.setattr(
+            *((NumbersUnit, "compute") if moment == "computing" else (records, "write_bytes")),
+            interrupt,
+        )
         with pytest.raises(KeyboardInterrupt):
             store.renew(UNIT)
     for reader in (store, Store(store.folder)):
@@ -635,7 +668,10 @@ def test_a_renewal_that_was_killed_after_its_json_is_finished_by_the_next_run(st
         Store(store.folder).sweep()
     assert waiting.is_file()  # another process is at it
     Store(store.folder).sweep()
-    assert not waiting.is_file() and waiting.with_name(f"numbers-{UNIT.key}.npz").read_bytes() == before
+    assert (
+        not waiting.is_file()
+        and waiting.with_name(f"numbers-{UNIT.key}.npz").read_bytes() == before
+    )
     assert same(Store(store.folder).find(UNIT), new)
 
 
@@ -652,7 +688,8 @@ def test_a_reader_during_renewals_always_finds_a_whole_record(store, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "file", ["fslib.json", "classifiers.safetensors", "encoder/model.safetensors", "encoder/config.json"]
+    "file",
+    ["fslib.json", "classifiers.safetensors", "encoder/model.safetensors", "encoder/config.json"],
 )
 @pytest.mark.parametrize("hurt", [cut, Path.unlink])
 def test_a_damaged_checkpoint_is_set_aside_and_trained_again(store, file, hurt):
@@ -718,7 +755,9 @@ def small_files():
 
 
 @pytest.mark.parametrize("unit", [UNIT, MODEL], ids=["record", "checkpoint"])
-def test_a_file_that_cannot_grow_is_told_in_one_line_and_nothing_is_half_written(store, small_files, unit):
+def test_a_file_that_cannot_grow_is_told_in_one_line_and_nothing_is_half_written(
+    store, small_files, unit
+):
     with refused("cannot write", store.folder, "free some space"):
         store.get(unit)
     small_files()
@@ -913,7 +952,9 @@ class ThreadsUnit(NumbersUnit):
 
 
 def blas_threads() -> list[int]:
-    return sorted({library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"})
+    return sorted(
+        {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+    )
 
 
 @pytest.mark.parametrize("around", [1, 2, 3])
@@ -935,7 +976,9 @@ def test_a_model_that_is_trained_again_has_the_same_threads(store, monkeypatch):
     store.get(MODEL)
     shutil.rmtree(store.checkpoint(MODEL))
     seen, fit = [], TrainUnit._fit
-    monkeypatch.setattr(TrainUnit, "_fit", lambda *words: seen.append(torch.get_num_threads()) or fit(*words))
+    monkeypatch.setattr(
+        TrainUnit, "_fit", lambda *words: seen.append(torch.get_num_threads()) or fit(*words)
+    )
     torch.set_num_threads(2)
     MODEL.trained(store)
     assert seen == [1]
@@ -967,16 +1010,23 @@ def test_a_table_is_whole_as_csv_and_rounded_as_markdown(tmp_path):
     shown = save_table(tmp_path, "t", table)
     assert shown["D"].tolist() == [0.333, 0.0]
     assert not np.signbit(shown["D"][1])
-    assert (tmp_path / "tables" / "t.csv").read_text() == "task,D,n\nbbc,0.3333333333,3\né,-0.0001,4\n"
+    assert (
+        tmp_path / "tables" / "t.csv"
+    ).read_text() == "task,D,n\nbbc,0.3333333333,3\né,-0.0001,4\n"
     assert "| bbc    | 0.333 |   3 |" in (tmp_path / "tables" / "t.md").read_text()
     assert table["D"][0] == 1 / 3
     assert save_table(tmp_path, "t", table, digits=1)["D"][0] == 0.3
 
 
 def test_no_p_value_is_shown_as_0(tmp_path):
-    table = pd.DataFrame({"D": [1.0, 2.0, 3.0], "p": [0.0001, 0.0449, np.nan], "p, shared": 0.00051, "step": 0.0001})
+    table = pd.DataFrame(
+        {"D": [1.0, 2.0, 3.0], "p": [0.0001, 0.0449, np.nan], "p, shared": 0.00051, "step": 0.0001}
+    )
     shown = save_table(tmp_path, "t", table, digits=1)
-    assert shown["p"].tolist() == ["< 0.001", "0.045", ""] and shown["p, shared"].tolist() == ["< 0.001"] * 3
+    assert (
+        shown["p"].tolist() == ["< 0.001", "0.045", ""]
+        and shown["p, shared"].tolist() == ["< 0.001"] * 3
+    )
     assert shown["step"].tolist() == [0.0] * 3, "no p value"
     rows = (tmp_path / "tables" / "t.md").read_text().splitlines()[2:]
     assert [row.split("|")[2].strip() for row in rows] == ["< 0.001", "0.045", ""]
@@ -984,11 +1034,19 @@ def test_no_p_value_is_shown_as_0(tmp_path):
 
 
 def test_a_table_in_markdown_holds_no_html_no_column_and_no_escape_of_its_texts(tmp_path):
-    table = pd.DataFrame({"a|b": ["<script>x</script>", "a|b", "c\\d\ne", "p < 0.05"], "n": [1, 2, 3, 4]})
+    table = pd.DataFrame(
+        {"a|b": ["<script>x</script>", "a|b", "c\\d\ne", "p < 0.05"], "n": [1, 2, 3, 4]}
+    )
     assert save_table(tmp_path, "t", table)["a|b"][1] == "a|b"
     rows = (tmp_path / "tables" / "t.md").read_text().splitlines()
     cells = [re.split(r"(?<!\\)\|", row)[1].strip() for row in rows]
-    assert [cells[0], *cells[2:]] == ["a\\|b", "&lt;script>x&lt;/script>", "a\\|b", "c\\\\d e", "p < 0.05"]
+    assert [cells[0], *cells[2:]] == [
+        "a\\|b",
+        "&lt;script>x&lt;/script>",
+        "a\\|b",
+        "c\\\\d e",
+        "p < 0.05",
+    ]
 
 
 def test_a_study_shows_a_table_without_html_of_its_texts(tmp_path, monkeypatch):
@@ -1039,7 +1097,11 @@ def notebook(stamp: str, said: str) -> nbformat.NotebookNode:
     cell = nbformat.v4.new_code_cell("print(1)", execution_count=1)
     cell["id"] = "random-" + stamp.replace(".", "-")
     cell.outputs = [nbformat.v4.new_output("stream", text=said)]
-    cell.metadata = {"tags": [], "papermill": {"start_time": stamp}, "execution": {"iopub.execute_input": stamp}}
+    cell.metadata = {
+        "tags": [],
+        "papermill": {"start_time": stamp},
+        "execution": {"iopub.execute_input": stamp},
+    }
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title"), cell])
     made.metadata = {
         "papermill": {"duration": stamp, "input_path": f"/somewhere/{stamp}"},

@@ -14,7 +14,11 @@ TASKS = [toy_task("single"), toy_task("pair")]
 
 
 def weights_of(model: torch.nn.Module, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    return {f"{prefix}{name}": value.clone() for prefix in prefixes for name, value in model.state_dict().items()}
+    return {
+        f"{prefix}{name}": value.clone()
+        for prefix in prefixes
+        for name, value in model.state_dict().items()
+    }
 
 
 def released_bert(folder) -> tuple[dict[str, torch.Tensor], tf.BertModel]:
@@ -24,7 +28,9 @@ def released_bert(folder) -> tuple[dict[str, torch.Tensor], tf.BertModel]:
     for parameter in bert.pooler.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     state = weights_of(bert, ("bert.", "ptm."))
-    state |= {"ptm.embeddings.position_ids": torch.arange(80)[None]}  # a buffer of older transformers
+    state |= {
+        "ptm.embeddings.position_ids": torch.arange(80)[None]
+    }  # a buffer of older transformers
     for number, task in enumerate(TASKS):
         state |= {f"classifiers.{number}.weight": torch.randn(task.n_outputs, 32)}
         state |= {f"classifiers.{number}.bias": torch.randn(task.n_outputs)}
@@ -34,11 +40,16 @@ def released_bert(folder) -> tuple[dict[str, torch.Tensor], tf.BertModel]:
 def released_roberta(folder) -> tuple[dict[str, torch.Tensor], tf.RobertaModel]:
     """The same of RoBERTa: no pooler, and classifiers with a dense layer of their own."""
     torch.manual_seed(2)
-    roberta = tf.RobertaModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="eager").eval()
+    roberta = tf.RobertaModel.from_pretrained(
+        folder, add_pooling_layer=False, attn_implementation="eager"
+    ).eval()
     state = weights_of(roberta, ("roberta.", "ptm."))
     for number, task in enumerate(TASKS):
         head = f"classifiers.{number}"
-        state |= {f"{head}.dense.weight": 0.3 * torch.randn(32, 32), f"{head}.dense.bias": torch.randn(32)}
+        state |= {
+            f"{head}.dense.weight": 0.3 * torch.randn(32, 32),
+            f"{head}.dense.bias": torch.randn(32),
+        }
         state |= {f"{head}.out_proj.weight": torch.randn(task.n_outputs, 32)}
         state |= {f"{head}.out_proj.bias": torch.randn(task.n_outputs)}
     return state, roberta
@@ -48,7 +59,9 @@ def released_roberta(folder) -> tuple[dict[str, torch.Tensor], tf.RobertaModel]:
 @pytest.mark.parametrize("wrapped", ["", "module."])
 def test_logits_are_those_of_the_released_code(zoo, tmp_path, kind, wrapped):
     state, encoder = {"bert": released_bert, "roberta": released_roberta}[kind](zoo.folder(kind))
-    torch.save({wrapped + name: value for name, value in state.items()}, tmp_path / "pytorch_model.bin")
+    torch.save(
+        {wrapped + name: value for name, value in state.items()}, tmp_path / "pytorch_model.bin"
+    )
     model = load_released(tmp_path, zoo.folder(kind), TASKS)
     for number, task in enumerate(TASKS):
         batch = model.encode(task.eval).batch([0, 1, 2])
@@ -63,7 +76,9 @@ def test_logits_are_those_of_the_released_code(zoo, tmp_path, kind, wrapped):
                 inner = torch.tanh(first @ state[names[0]].T + state[names[1]])
                 expected = inner @ state[f"classifiers.{number}.out_proj.weight"].T
                 expected += state[f"classifiers.{number}.out_proj.bias"]
-            torch.testing.assert_close(model(batch.inputs, task.name), expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                model(batch.inputs, task.name), expected, rtol=1e-5, atol=1e-5
+            )
 
 
 def test_it_is_a_model_like_any_other(zoo, tmp_path):
@@ -89,10 +104,23 @@ def test_what_is_no_such_checkpoint_is_refused(zoo, tmp_path):
         load_released(file, folder, TASKS)
     for content, parts in (
         ({"epoch": 3}, ("is no state dict",)),
-        ({k: v for k, v in state.items() if "pooler" not in k}, ("no checkpoint of the released code", "pooler")),
-        ({k: v for k, v in state.items() if "classifiers" not in k}, ("no checkpoint of the released code",)),
-        ({k: v for k, v in state.items() if "layer.2" not in k}, ("does not hold the weights", "layer.2")),
-        (state | {"classifiers.2.weight": torch.ones(2, 32), "classifiers.2.bias": torch.ones(2)}, ("of 3 tasks",)),
+        (
+            {k: v for k, v in state.items() if "pooler" not in k},
+            ("no checkpoint of the released code", "pooler"),
+        ),
+        (
+            {k: v for k, v in state.items() if "classifiers" not in k},
+            ("no checkpoint of the released code",),
+        ),
+        (
+            {k: v for k, v in state.items() if "layer.2" not in k},
+            ("does not hold the weights", "layer.2"),
+        ),
+        (
+            state
+            | {"classifiers.2.weight": torch.ones(2, 32), "classifiers.2.bias": torch.ones(2)},
+            ("of 3 tasks",),
+        ),
     ):
         torch.save(content, file)
         with refused(*parts):

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from fslib import FslibError, Score, dissociation, rank_correlation
-from fslib.dissociation import CONVENTIONS
+from fslib.iap import CONVENTIONS
 from fslib.scoring import bootstrap_counts, chance_level, interval, left_out_scores, metric_score
 
 REFERENCE = {
@@ -27,20 +27,32 @@ def made_up(metric: str, classes: int, n: int = 30) -> tuple[np.ndarray, np.ndar
     """(predictions (2, 3, n), labels (n,)), related but not equal; few values, so that ranks tie."""
     rng = np.random.default_rng(classes)
     labels = rng.integers(classes, size=n)
-    predictions = np.where(rng.random((2, 3, n)) < 0.6, labels, rng.integers(classes, size=(2, 3, n)))
+    predictions = np.where(
+        rng.random((2, 3, n)) < 0.6, labels, rng.integers(classes, size=(2, 3, n))
+    )
     return (predictions / 2, labels / 4) if metric == "spearman" else (predictions, labels)
 
 
 @pytest.mark.parametrize(
     ("metric", "classes"),
-    [("accuracy", 2), ("accuracy", 5), ("f1", 2), ("matthews", 2), ("matthews", 4), ("spearman", 4), ("spearman", 99)],
+    [
+        ("accuracy", 2),
+        ("accuracy", 5),
+        ("f1", 2),
+        ("matthews", 2),
+        ("matthews", 4),
+        ("spearman", 4),
+        ("spearman", 99),
+    ],
 )
 class TestMetricsAgainstReference:
     def test_on_every_leading_axis(self, metric, classes):
         predictions, labels = made_up(metric, classes)
         expected = [[REFERENCE[metric](labels, p) for p in row] for row in predictions]
         np.testing.assert_allclose(metric_score(metric, predictions, labels), expected, atol=1e-12)
-        np.testing.assert_allclose(metric_score(metric, predictions[0, 1], labels), expected[0][1], atol=1e-12)
+        np.testing.assert_allclose(
+            metric_score(metric, predictions[0, 1], labels), expected[0][1], atol=1e-12
+        )
 
     def test_counts_are_explicit_resampling(self, metric, classes):
         predictions, labels = made_up(metric, classes)
@@ -81,12 +93,18 @@ def test_unknown_metric_names_the_nearest():
 def test_chance_is_what_the_best_constant_answer_scores(metric):
     labels = np.array([0, 1, 1, 0, 0, 0, 0, 1, 0, 0])
     constants = np.array([np.full(10, k) for k in (0, 1)])
-    assert chance_level(metric, labels) == pytest.approx(metric_score(metric, constants, labels).max())
+    assert chance_level(metric, labels) == pytest.approx(
+        metric_score(metric, constants, labels).max()
+    )
 
 
-@pytest.mark.parametrize(("metric", "expected"), [("accuracy", 0.7), ("f1", 0.6 / 1.3), ("matthews", 0)])
+@pytest.mark.parametrize(
+    ("metric", "expected"), [("accuracy", 0.7), ("f1", 0.6 / 1.3), ("matthews", 0)]
+)
 def test_chance_level_by_hand(metric, expected):
-    labels = np.array([0] * 7 + [1] * 3)  # f1 of all-positive: precision 0.3, recall 1, so 2 * 0.3 / 1.3
+    labels = np.array(
+        [0] * 7 + [1] * 3
+    )  # f1 of all-positive: precision 0.3, recall 1, so 2 * 0.3 / 1.3
     assert chance_level(metric, labels) == pytest.approx(expected)
 
 
@@ -127,12 +145,16 @@ class TestDissociationByHand:
         np.testing.assert_allclose(found, THREE_EXPECTED[convention])
 
     def test_leading_axes(self, convention):
-        scores = np.stack([[TWO, TWO / 2], [TWO, 1 - TWO], [TWO / 4, TWO]])  # (3, 2, pruned, scored)
+        scores = np.stack(
+            [[TWO, TWO / 2], [TWO, 1 - TWO], [TWO / 4, TWO]]
+        )  # (3, 2, pruned, scored)
         bases = np.array([[0.9, 0.8], [0.8, 0.7], [0.6, 0.9]])  # one for each of the first axis
         found = dissociation(scores, bases[:, None], convention, TWO_CHANCE)
         assert found.shape == (3, 2, 2)
         for i, j in np.ndindex(3, 2):
-            np.testing.assert_allclose(found[i, j], dissociation(scores[i, j], bases[i], convention, TWO_CHANCE))
+            np.testing.assert_allclose(
+                found[i, j], dissociation(scores[i, j], bases[i], convention, TWO_CHANCE)
+            )
 
     def test_one_task_is_refused(self, convention):
         with pytest.raises(FslibError, match="at least two tasks"):
@@ -165,7 +187,9 @@ def test_unknown_convention_names_the_nearest():
 def test_easy_task_reads_as_negative_in_the_released_convention_only():
     nothing_lost = np.array([[0.95, 0.8], [0.95, 0.8]])
     base = np.array([0.95, 0.8])
-    np.testing.assert_allclose(dissociation(nothing_lost, base, "released"), [-100 * 0.15 / 0.95, 100 * 0.15 / 0.8])
+    np.testing.assert_allclose(
+        dissociation(nothing_lost, base, "released"), [-100 * 0.15 / 0.95, 100 * 0.15 / 0.8]
+    )
     np.testing.assert_allclose(dissociation(nothing_lost, base, "lesion"), 0)
 
 
@@ -192,7 +216,9 @@ class TestDissociationProperties:
         scale = np.ones(len(base))
         scale[data.draw(st.integers(0, len(base) - 1))] = factor
         np.testing.assert_allclose(
-            dissociation(scores * scale, base * scale, "lesion"), dissociation(scores, base, "lesion"), atol=1e-7
+            dissociation(scores * scale, base * scale, "lesion"),
+            dissociation(scores, base, "lesion"),
+            atol=1e-7,
         )
 
     @QUICK
@@ -240,7 +266,11 @@ class TestBootstrap:
         assert (bootstrap_counts(1, 3, np.random.default_rng(0)) == 1).all()
 
     @QUICK
-    @given(st.integers(2, 12), st.sampled_from(["accuracy", "f1", "matthews", "spearman"]), st.integers(0, 99))
+    @given(
+        st.integers(2, 12),
+        st.sampled_from(["accuracy", "f1", "matthews", "spearman"]),
+        st.integers(0, 99),
+    )
     def test_scores_are_bounded_and_intervals_in_order(self, n, metric, seed):
         rng = np.random.default_rng(seed)
         labels, predictions = rng.integers(2, size=n), rng.integers(2, size=(3, n))
@@ -251,7 +281,11 @@ class TestBootstrap:
         assert (low <= high).all()
 
     @QUICK
-    @given(st.integers(1, 12), st.sampled_from(["accuracy", "f1", "matthews", "spearman"]), st.integers(0, 99))
+    @given(
+        st.integers(1, 12),
+        st.sampled_from(["accuracy", "f1", "matthews", "spearman"]),
+        st.integers(0, 99),
+    )
     def test_drawing_every_example_once_changes_nothing(self, n, metric, seed):
         rng = np.random.default_rng(seed)
         labels, predictions = rng.integers(2, size=n), rng.integers(2, size=(3, n))
@@ -294,10 +328,14 @@ class TestInterval:
         hits = 0
         for _ in range(300):
             right = (rng.random(80) < 0.7).astype(int)
-            draws = metric_score("accuracy", right, np.ones(80, dtype=int), bootstrap_counts(80, 300, rng))
+            draws = metric_score(
+                "accuracy", right, np.ones(80, dtype=int), bootstrap_counts(80, 300, rng)
+            )
             low, high = interval(draws, 0.9)
             hits += low <= 0.7 <= high
-        assert 0.84 <= hits / 300 <= 0.95  # standard error 0.017; the percentile interval is a little short
+        assert (
+            0.84 <= hits / 300 <= 0.95
+        )  # standard error 0.017; the percentile interval is a little short
 
 
 def test_rank_correlation_by_hand():
@@ -317,7 +355,9 @@ def test_leaving_each_example_out_is_scoring_the_others(metric, classes):
     predictions[1, 3], predictions[0, 0] = 1, labels  # a constant answer; all right
     found = left_out_scores(metric, predictions, labels)
     rest = [np.delete(np.arange(n), i) for i in range(n)]
-    expected = np.stack([metric_score(metric, predictions[..., kept], labels[kept]) for kept in rest], -1)
+    expected = np.stack(
+        [metric_score(metric, predictions[..., kept], labels[kept]) for kept in rest], -1
+    )
     assert np.array_equal(found, expected), "the same bits"
     assert found.shape == predictions.shape
 
@@ -341,5 +381,7 @@ def test_leaving_out_with_many_classes_needs_little_memory():
     labels, predictions = rng.integers(77, size=400), rng.integers(77, size=(50, 400))
     tracemalloc.start()
     left_out_scores("matthews", predictions, labels)
-    assert tracemalloc.get_traced_memory()[1] < 50e6, "77 x 77 cells, each without one of them, would be 14 GB"
+    assert tracemalloc.get_traced_memory()[1] < 50e6, (
+        "77 x 77 cells, each without one of them, would be 14 GB"
+    )
     tracemalloc.stop()

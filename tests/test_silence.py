@@ -23,7 +23,9 @@ TEXTS = ["w1 w2", "w3", "w4 w5 w6", "w7", "w8 w9", "w10"]
 
 def task_called(name, names=("no", "yes"), **options):
     labels = [names[i % len(names)] for i in range(6)]
-    return make_task(name, (TEXTS, labels), (["w20", "w21", "w22"], labels[:3]), label_names=names, **options)
+    return make_task(
+        name, (TEXTS, labels), (["w20", "w21", "w22"], labels[:3]), label_names=names, **options
+    )
 
 
 class TestTokenizers:
@@ -101,14 +103,16 @@ class TestTasksOfOneName:
             lambda task: similarity.task_embedding(model, task),
             lambda task: fslib.prune_important_heads(model, [task, third], [0.5], 0),
             lambda task: fslib.train(model, [task, third], steps=1),
-            lambda task: fslib.train(model, [own, third], steps=1, evaluate_every=1, evaluate_on={"own": task}),
+            lambda task: fslib.train(
+                model, [own, third], steps=1, evaluate_every=1, evaluate_on={"own": task}
+            ),
         ):
             with refused("task own is not the one this model was made for", "no, yes (accuracy)"):
                 call(other)
             call(own)
 
     def test_transfer_keeps_what_the_new_task_asks(self, model, other):
-        from fslib.transfer import fresh
+        from fslib.finetuning import fresh
 
         new = make_task("new", (TEXTS, [0, 1] * 3), (["w20"], [0]), label_names=["x", "y"])
         with refused("no, yes" if "own" in fresh(model, new).answers else "unknown task", "own"):
@@ -130,13 +134,28 @@ class TestTasksOfOneName:
 
 
 class TestNamesOfTasks:
-    NAMES = ("train", "eval", "type", "keys", "to", "half", "training", "values", "_modules", "forward", "items", "pop")
+    NAMES = (
+        "train",
+        "eval",
+        "type",
+        "keys",
+        "to",
+        "half",
+        "training",
+        "values",
+        "_modules",
+        "forward",
+        "items",
+        "pop",
+    )
 
     def test_every_name_that_is_no_row_of_tables_works(self, zoo, tmp_path):
         tasks = {name: task_called(name) for name in self.NAMES}
         model = MultiTaskModel.from_pretrained(zoo.folder("bert"), tasks)
         assert list(model.classifiers) == list(self.NAMES)
-        history = fslib.train(model, tasks, steps=14, batch_size=2, sampling="uniform", iat=fslib.IAT(delta=0.5))
+        history = fslib.train(
+            model, tasks, steps=14, batch_size=2, sampling="uniform", iat=fslib.IAT(delta=0.5)
+        )
         assert len(history.losses) == 14
         assert not any(module.training for module in model.modules())
         with refused("unknown task of this model"):
@@ -152,7 +171,9 @@ class TestNamesOfTasks:
     def test_state_has_the_names_it_always_had(self, bert):
         names = {name for name in bert.state_dict() if name.startswith("classifiers")}
         assert names == {
-            f"classifiers.{t}.{kind}" for t in ("single", "pair", "regression") for kind in ("weight", "bias")
+            f"classifiers.{t}.{kind}"
+            for t in ("single", "pair", "regression")
+            for kind in ("weight", "bias")
         }
 
     @pytest.mark.parametrize("name", ["mean", "step", "random"])
@@ -171,24 +192,40 @@ class TestMaxLength:
         model = MultiTaskModel.from_pretrained(zoo.folder("bert"), zoo.tasks, max_length=5)
         for task in zoo.tasks.values():
             assert not model.encode(task.eval).lost.any()
-        assert MultiTaskModel.from_pretrained(zoo.folder("bert"), zoo.tasks["single"], max_length=3).max_length == 3
+        assert (
+            MultiTaskModel.from_pretrained(
+                zoo.folder("bert"), zoo.tasks["single"], max_length=3
+            ).max_length
+            == 3
+        )
 
     def test_what_is_truncated_and_lost(self, bert):
         texts = ["w1 w2", "w1 w2 w3", "", "zebra gnu", "w1 zebra"]
-        split = make_task("own", (texts, [0, 1, 0, 1, 0]), (["w1"], [0]), label_names=["x", "y"]).train
+        split = make_task(
+            "own", (texts, [0, 1, 0, 1, 0]), (["w1"], [0]), label_names=["x", "y"]
+        ).train
         encoded = Encoded(split, bert.tokenizer, 4)  # [CLS] and [SEP] take two
         assert encoded.truncated.tolist() == [False, True, False, False, False]
         assert encoded.lost.tolist() == [False, False, True, True, False]
         assert not Encoded(split, bert.tokenizer, 5).truncated.any()
         pairs = make_task(
-            "own", ([("w1", "w2"), ("w1 w2", "w3")], [0, 1]), ([("w1", "w9")], [0]), label_names=["x", "y"]
+            "own",
+            ([("w1", "w2"), ("w1 w2", "w3")], [0, 1]),
+            ([("w1", "w9")], [0]),
+            label_names=["x", "y"],
         )
-        for length, truncated, lost in ((6, [0, 0], [0, 0]), (5, [0, 1], [0, 0]), (4, [1, 1], [1, 1])):
+        for length, truncated, lost in (
+            (6, [0, 0], [0, 0]),
+            (5, [0, 1], [0, 0]),
+            (4, [1, 1], [1, 1]),
+        ):
             encoded = Encoded(pairs.train, bert.tokenizer, length)
             assert (encoded.truncated.tolist(), encoded.lost.tolist()) == (truncated, lost)
 
     def test_the_room_is_that_of_the_task_at_hand(self, zoo):
-        model = MultiTaskModel.from_pretrained(zoo.folder("bert"), zoo.tasks["single"], max_length=4)
+        model = MultiTaskModel.from_pretrained(
+            zoo.folder("bert"), zoo.tasks["single"], max_length=4
+        )
         fslib.evaluate(model, zoo.tasks["single"])
         with refused("max_length 4", "at least 5"):
             fslib.transfer(model, zoo.tasks["pair"], steps=1)
@@ -207,7 +244,10 @@ class TestFrozen:
 
     def test_endings_of_a_frozen_encoder(self, model, tasks):
         model.encoder.requires_grad_(False)
-        for ending, said in ((fslib.PCGrad(delta=0.5), "PCGrad"), (fslib.IAT(delta=0.5), "IAT cannot train head 0")):
+        for ending, said in (
+            (fslib.PCGrad(delta=0.5), "PCGrad"),
+            (fslib.IAT(delta=0.5), "IAT cannot train head 0"),
+        ):
             with refused(said, "frozen"):
                 list(fslib.branch(model, tasks, {"it": ending}, steps=4))
         list(fslib.branch(model, tasks, {"mixed": fslib.PCGrad(delta=0.5, project=False)}, steps=4))
@@ -226,7 +266,9 @@ class TestFrozen:
         unreached = [*model.encoder.embeddings.parameters(), *first.parameters()]
         before = [p.clone() for p in unreached]
         after = [p.clone() for p in model.encoder.encoder.layer[1].parameters()]
-        fslib.train(model, tasks, steps=6, lr=0.01, weight_decay=0.5, pcgrad=fslib.PCGrad(delta=0.5))
+        fslib.train(
+            model, tasks, steps=6, lr=0.01, weight_decay=0.5, pcgrad=fslib.PCGrad(delta=0.5)
+        )
         assert all(torch.equal(a, b) for a, b in zip(before, unreached, strict=True))
         pairs = zip(after, model.encoder.encoder.layer[1].parameters(), strict=True)
         assert not any(torch.equal(a, b) for a, b in pairs)
@@ -235,31 +277,45 @@ class TestFrozen:
 class TestHeadSets:
     def test_a_mean_that_is_not_finite(self, bert):
         broken = torch.full((3, 4, 8), torch.nan)
-        with refused("finite"), fslib.pruned(bert, np.ones((3, 4), bool), ablation="mean", mean=broken):
+        with (
+            refused("finite"),
+            fslib.pruned(bert, np.ones((3, 4), bool), ablation="mean", mean=broken),
+        ):
             pass
 
     @pytest.mark.parametrize("shape", [(2, 2), (5, 2), (1, 4, 2)])
     def test_a_baseline_that_would_be_broadcast(self, shape):
         with refused("unpruned", shape, "(4, 2, 2)"):
-            fslib.dissociation(np.ones((4, 2, 2)), np.ones(shape))
+            fslib.iap(np.ones((4, 2, 2)), np.ones(shape))
 
 
 class TestOwnData:
     NAMES = ("no", "yes")
 
     def test_a_data_frame_is_a_table(self):
-        frame = pd.DataFrame({"id": [1, 2, 3, 4], "text": ["a", "b", "c", "d"], "label": ["no", "yes", "no", "yes"]})
+        frame = pd.DataFrame(
+            {"id": [1, 2, 3, 4], "text": ["a", "b", "c", "d"], "label": ["no", "yes", "no", "yes"]}
+        )
         task = make_task("own", frame, frame.iloc[2:], label_names=self.NAMES)
-        assert (task.train.texts, task.train.labels.tolist()) == (("a", "b", "c", "d"), [0, 1, 0, 1])
+        assert (task.train.texts, task.train.labels.tolist()) == (
+            ("a", "b", "c", "d"),
+            [0, 1, 0, 1],
+        )
         assert task.eval.texts == ("c", "d")
-        pairs = frame.rename(columns={"label": "score"}).assign(other=["e", "f", "g", "h"], score=[0.5, 1, 2, 3])
+        pairs = frame.rename(columns={"label": "score"}).assign(
+            other=["e", "f", "g", "h"], score=[0.5, 1, 2, 3]
+        )
         assert make_task("own", pairs, pairs[:2]).train.pairs == ("e", "f", "g", "h")
         with refused("own", "no column label"):
             make_task("own", frame.drop(columns="label"), label_names=self.NAMES)
         with refused("own", "two columns", "'text'"):
             make_task("own", frame.rename(columns={"id": "text"}), label_names=self.NAMES)
         with refused("own", "example 1"):
-            make_task("own", frame.assign(label=pd.array([0, None, 1, 1], "Int64")), label_names=self.NAMES)
+            make_task(
+                "own",
+                frame.assign(label=pd.array([0, None, 1, 1], "Int64")),
+                label_names=self.NAMES,
+            )
 
     def test_letters_are_no_texts_and_no_names(self):
         for data, names in (
@@ -273,9 +329,13 @@ class TestOwnData:
     def test_an_index_that_may_be_a_name(self):
         with refused("own", "example 0", "label 0", "'0'", "index 1"):
             make_task("own", (["a", "b", "c"], [0, 1, 0]), label_names=["1", "0"])
-        inverted = make_task("own", (["a", "b"], ["0", "1"]), (["c"], ["1"]), label_names=["1", "0"])
+        inverted = make_task(
+            "own", (["a", "b"], ["0", "1"]), (["c"], ["1"]), label_names=["1", "0"]
+        )
         assert inverted.train.labels.tolist() == [1, 0]
-        assert make_task("own", (["a", "b"], [0, 1]), (["c"], [1]), label_names=["0", "1"]).eval.labels.tolist() == [1]
+        assert make_task(
+            "own", (["a", "b"], [0, 1]), (["c"], [1]), label_names=["0", "1"]
+        ).eval.labels.tolist() == [1]
 
     def test_class_labels_in_another_order(self):
         import datasets
@@ -284,11 +344,15 @@ class TestOwnData:
             {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
         )
         data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
-        assert make_task("own", data, (["c"], ["no"]), label_names=["yes", "no"]).train.labels.tolist() == [1, 0]
+        assert make_task(
+            "own", data, (["c"], ["no"]), label_names=["yes", "no"]
+        ).train.labels.tolist() == [1, 0]
         assert make_task("own", data, (["c"], [0])).train.labels.tolist() == [0, 1]
         more = make_task("own", data, (["c"], ["other"]), label_names=["yes", "no", "other"])
         assert more.train.labels.tolist() == [1, 0]
-        assert make_task("own", data, (["c"], [0]), label_names=["x", "y"]).train.labels.tolist() == [0, 1]
+        assert make_task(
+            "own", data, (["c"], [0]), label_names=["x", "y"]
+        ).train.labels.tolist() == [0, 1]
         with refused("label of task own, example 1, 'yes'"):
             make_task("own", data, (["c"], [0]), label_names=["no", "perhaps"])
 
@@ -300,9 +364,17 @@ class TestOwnData:
     def test_a_score_says_what_makes_it_mean_little(self, bert):
         names = ("a", "b", "c")
         same = make_task("single", (TEXTS, [0, 1, 2] * 2), (TEXTS[:2], [0, 1]), label_names=names)
-        alike = make_task("single", (TEXTS, [0, 1, 2] * 2), (["w30", "w31"], [1, 1]), label_names=names)
-        good = make_task("single", (TEXTS, [0, 1, 2] * 2), (["w30", "w31"], [0, 1]), label_names=names)
-        for task, said in ((same, "train holds every text of eval"), (alike, "all eval labels are alike"), (good, "")):
+        alike = make_task(
+            "single", (TEXTS, [0, 1, 2] * 2), (["w30", "w31"], [1, 1]), label_names=names
+        )
+        good = make_task(
+            "single", (TEXTS, [0, 1, 2] * 2), (["w30", "w31"], [0, 1]), label_names=names
+        )
+        for task, said in (
+            (same, "train holds every text of eval"),
+            (alike, "all eval labels are alike"),
+            (good, ""),
+        ):
             score = fslib.evaluate(bert, task)["single"]
             assert score.doubts == said
             assert repr(score).endswith(f"; {said})" if said else "n=2)")
@@ -315,7 +387,9 @@ class TestFolders:
         for folder, text in (("Dup", "upper"), ("dup", "lower"), ("One", "one")):
             (tmp_path / folder).mkdir()
             for side in ("train", "dev"):
-                (tmp_path / folder / f"{side}.tsv").write_text(f"sentence\tlabel\n{text}\t0\n{text} {side}\t1\n")
+                (tmp_path / folder / f"{side}.tsv").write_text(
+                    f"sentence\tlabel\n{text}\t0\n{text} {side}\t1\n"
+                )
         return tmp_path
 
     def test_two_folders_of_one_name(self, glue):
@@ -375,14 +449,20 @@ class TestWhereGradientsAreHard:
 
 class TestPooling:
     @pytest.mark.parametrize(
-        ("mode", "pooling"), [("cls_token", "first"), ("mean_tokens", "mean"), ("lasttoken", "last")]
+        ("mode", "pooling"),
+        [("cls_token", "first"), ("mean_tokens", "mean"), ("lasttoken", "last")],
     )
     def test_what_a_folder_declares(self, zoo, tmp_path, mode, pooling):
         folder = tmp_path / "model"
         shutil.copytree(zoo.folder("bert"), folder)
         (folder / "1_Pooling").mkdir()
-        modes = {f"pooling_mode_{known}": known == mode for known in ("cls_token", "mean_tokens", "lasttoken")}
-        (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes | {"include_prompt": True}))
+        modes = {
+            f"pooling_mode_{known}": known == mode
+            for known in ("cls_token", "mean_tokens", "lasttoken")
+        }
+        (folder / "1_Pooling" / "config.json").write_text(
+            json.dumps(modes | {"include_prompt": True})
+        )
         assert MultiTaskModel.from_pretrained(folder, zoo.tasks).pooling == pooling
 
 

@@ -41,7 +41,11 @@ def gradients_by_hand(model, task):
     for i in range(len(encoded)):
         batch = encoded.batch([i])
         (logits,), (label,) = model(batch.inputs, task.name), batch.labels
-        loss = (logits[0] - label) ** 2 if task.is_regression else torch.logsumexp(logits, 0) - logits[label]
+        loss = (
+            (logits[0] - label) ** 2
+            if task.is_regression
+            else torch.logsumexp(logits, 0) - logits[label]
+        )
         grads = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
         for (name, p), grad in zip(chosen.items(), grads, strict=True):
             found[name].append(torch.zeros(p.numel()) if grad is None else grad.flatten())
@@ -90,29 +94,45 @@ class TestTaskEmbedding:
         expected = np.concatenate([(rows**2).mean(0) for rows in by_hand.values()])
         found = task_embedding(model, task)
         # components follow the order in which parameters are named, but for those outside of layers
-        pieces = {c: [(rows**2).mean(0) for n, rows in by_hand.items() if n.startswith(f"{c}.")] for c in found}
+        pieces = {
+            c: [(rows**2).mean(0) for n, rows in by_hand.items() if n.startswith(f"{c}.")]
+            for c in found
+        }
         pieces["outside"] = [
-            (r**2).mean(0) for n, r in by_hand.items() if not any(n.startswith(f"{c}.") for c in found)
+            (r**2).mean(0)
+            for n, r in by_hand.items()
+            if not any(n.startswith(f"{c}.") for c in found)
         ]
         for component, values in found.items():
             assert values.dtype == np.float32
             assert (values >= 0).all()
             by_hand_there = np.concatenate(pieces[component])
-            np.testing.assert_allclose(values, by_hand_there, rtol=1e-3, atol=1e-6 * by_hand_there.max())
+            np.testing.assert_allclose(
+                values, by_hand_there, rtol=1e-3, atol=1e-6 * by_hand_there.max()
+            )
         assert sum(values.size for values in found.values()) == len(expected)
 
     def test_it_is_not_the_square_of_the_mean_gradient(self, bert, task):
         by_hand = gradients_by_hand(bert, task)
         name = "encoder.layer.1.output.dense.weight"
-        of_means, of_examples = (by_hand[name].mean(0) ** 2).sum(), (by_hand[name] ** 2).mean(0).sum()
+        of_means, of_examples = (
+            (by_hand[name].mean(0) ** 2).sum(),
+            (by_hand[name] ** 2).mean(0).sum(),
+        )
         assert of_means < 0.7 * of_examples  # gradients of different examples cancel
         layer = task_embedding(bert, task)["encoder.layer.1"]
-        expected = sum((rows**2).mean(0).sum() for n, rows in by_hand.items() if n.startswith("encoder.layer.1."))
+        expected = sum(
+            (rows**2).mean(0).sum()
+            for n, rows in by_hand.items()
+            if n.startswith("encoder.layer.1.")
+        )
         np.testing.assert_allclose(layer.sum(dtype=float), expected, rtol=1e-4)
 
     def test_true_labels_matter(self, bert, task):
         wrong = replace(task, train=replace(task.train, labels=(task.train.labels + 1) % 3))
-        assert not np.allclose(task_embedding(bert, task)["outside"], task_embedding(bert, wrong)["outside"])
+        assert not np.allclose(
+            task_embedding(bert, task)["outside"], task_embedding(bert, wrong)["outside"]
+        )
 
     @pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2", "llama", "t5", "modernbert"])
     def test_a_component_for_each_layer_and_one_for_the_rest(self, zoo, name):
@@ -158,7 +178,9 @@ class TestTaskEmbedding:
         assert all(np.array_equal(found[c], expected[c]) for c in expected)
 
     def test_examples_are_drawn_by_seed_from_a_split(self, bert, task):
-        one, again, other = (task_embedding(bert, task, examples=3, seed=s)["outside"] for s in (0, 0, 1))
+        one, again, other = (
+            task_embedding(bert, task, examples=3, seed=s)["outside"] for s in (0, 0, 1)
+        )
         np.testing.assert_array_equal(one, again)
         assert not np.allclose(one, other)
         held_out = task_embedding(bert, task, split="eval")["outside"]
@@ -236,17 +258,26 @@ class TestRepresentations:
 
     @pytest.mark.parametrize("how", ["first", "mean", "last"])
     def test_against_the_untouched_encoder_text_by_text(self, zoo, bert, task, how):
-        reference, found = untouched("bert", zoo.folder("bert")), representations(bert, task.train, pooling=how)
+        reference, found = (
+            untouched("bert", zoo.folder("bert")),
+            representations(bert, task.train, pooling=how),
+        )
         for text, row in zip(task.train.texts, found, strict=True):
             tokens = bert.tokenizer(text, return_tensors="pt")
             with torch.no_grad():
                 hidden = reference(**tokens).last_hidden_state
-            np.testing.assert_allclose(pool(hidden, tokens["attention_mask"], how)[0], row, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(
+                pool(hidden, tokens["attention_mask"], how)[0], row, rtol=1e-3, atol=1e-4
+            )
 
     def test_split_list_and_batch_size_make_no_difference(self, bert, task):
         expected = representations(bert, task.train)
-        np.testing.assert_allclose(representations(bert, list(task.train.texts)), expected, atol=1e-5)
-        np.testing.assert_allclose(representations(bert, task.train, batch_size=3), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            representations(bert, list(task.train.texts)), expected, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            representations(bert, task.train, batch_size=3), expected, atol=1e-5
+        )
 
     def test_dropout_is_off_and_pruning_shows(self, tiny, tasks):
         expected = representations(tiny, tasks["bbc"].eval)
@@ -271,7 +302,9 @@ class TestTextEmbedding:
                 reference(**bert.tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
                 for text in task.train.texts
             ]
-        np.testing.assert_allclose(text_embedding(bert, task), torch.stack(rows).mean(0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            text_embedding(bert, task), torch.stack(rows).mean(0), rtol=1e-3, atol=1e-4
+        )
 
     def test_labels_do_not_matter(self, bert, task):
         other = replace(task, train=replace(task.train, labels=(task.train.labels + 1) % 3))
@@ -299,7 +332,9 @@ class TestCKA:
 
     def test_by_hand(self):
         # one feature each: the squared correlation, here of (1, 2, 3) with (1, 3, 2)
-        assert linear_cka(np.array([[1.0], [2], [3]]), np.array([[1.0], [3], [2]])) == pytest.approx(0.25)
+        assert linear_cka(
+            np.array([[1.0], [2], [3]]), np.array([[1.0], [3], [2]])
+        ) == pytest.approx(0.25)
         # y'x = (2, 2), x'x = diag(2, 2), y'y = 4: 8 / (sqrt(8) * 4)
         x, y = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]]), np.array([[1.0], [-1], [1], [-1]])
         assert linear_cka(x, y) == pytest.approx(np.sqrt(0.5))
@@ -343,7 +378,9 @@ class TestCKA:
         assert peak < 20 * x.nbytes  # (n, n) would be 5,000 times x
 
     def test_single_precision(self, x, y):
-        assert linear_cka(x.astype(np.float32), y.astype(np.float32)) == pytest.approx(linear_cka(x, y), abs=1e-5)
+        assert linear_cka(x.astype(np.float32), y.astype(np.float32)) == pytest.approx(
+            linear_cka(x, y), abs=1e-5
+        )
 
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     def test_constant_features(self, x, dtype):
@@ -360,7 +397,10 @@ class TestCKA:
             linear_cka(x, np.full_like(y, np.inf))
 
     def test_of_two_models_on_the_same_texts(self, zoo, bert, task):
-        mine, other = representations(bert, task.train), representations(zoo.model("gpt2"), task.train)
+        mine, other = (
+            representations(bert, task.train),
+            representations(zoo.model("gpt2"), task.train),
+        )
         assert linear_cka(mine, mine) == pytest.approx(1)
         assert 0 < linear_cka(mine, other) < 1
 
@@ -371,12 +411,16 @@ class TestImportance:
     def test_rank_correlation_of_maps(self):
         assert importance_similarity(self.MAP, 10 * self.MAP**3) == pytest.approx(1)
         assert importance_similarity(self.MAP, -self.MAP) == pytest.approx(-1)
-        other = np.array([[5.0, 6, 1], [2, 3, 4]])  # two neighbours in rank exchanged: 1 - 6 * 2 / (6 * 35)
+        other = np.array(
+            [[5.0, 6, 1], [2, 3, 4]]
+        )  # two neighbours in rank exchanged: 1 - 6 * 2 / (6 * 35)
         assert importance_similarity(self.MAP, other) == pytest.approx(1 - 12 / 210)
 
     def test_jaccard_of_top_heads(self):
         other = np.array([[6.0, 1, 1], [1, 1, 5]])
-        assert head_overlap(self.MAP, other, fraction=0.34) == pytest.approx(1 / 3)  # 2 heads each, 1 of them shared
+        assert head_overlap(self.MAP, other, fraction=0.34) == pytest.approx(
+            1 / 3
+        )  # 2 heads each, 1 of them shared
         assert head_overlap(self.MAP, other, fraction=1.0) == 1
         assert head_overlap(self.MAP, self.MAP) == 1
 

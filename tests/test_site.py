@@ -13,10 +13,10 @@ import yaml
 from refusal import refused
 
 from fslib.questions import main
+from fslib.site.build import build, landing, linked, section
+from fslib.site.pages import escaped
 from fslib.study.profiles import PROFILES
 from fslib.study.runner import find_notebooks
-from fslib.study.site import build, landing, linked, section
-from fslib.study.site_pages import escaped
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,7 +30,10 @@ def site(tmp_path_factory) -> Path:
 
 def digests(folder: Path) -> dict[str, str]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 class Page(HTMLParser):
@@ -54,13 +57,22 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def pages(site) -> dict[Path, Page]:
-    made = (path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts and path.name != "heads.html")
+    made = (
+        path
+        for path in sorted(site.rglob("*.html"))
+        if "_static" not in path.parts and path.name != "heads.html"
+    )
     return {path: Page(path) for path in made}
 
 
 def test_every_page_is_there(site):
-    wanted = {f"notebooks/{path.stem}" for path in find_notebooks()} | {f"profiles/{name}" for name in PROFILES}
-    wanted |= {f"method/{name}" for name in ("importance", "pruning", "dissociation", "training", "iat", "tasks")}
+    wanted = {f"notebooks/{path.stem}" for path in find_notebooks()} | {
+        f"profiles/{name}" for name in PROFILES
+    }
+    wanted |= {
+        f"method/{name}"
+        for name in ("importance", "pruning", "dissociation", "training", "iat", "tasks")
+    }
     wanted |= {"index", "explorer", "benchmarks", "commands", "paper", "cite", "search", "heads"}
     assert all((site / f"{name}.html").is_file() for name in wanted)
     assert (site / "heads.html").read_bytes() == (ROOT / "figures" / "explorer.html").read_bytes()
@@ -76,7 +88,9 @@ def test_nothing_is_loaded_from_elsewhere_and_formulas_are_mathml(site, pages):
         assert not [x for x in page.loaded if "mathjax" in x.lower()], path.name
     assert "<math" in (site / "notebooks" / "02_head_importance.html").read_text(encoding="utf-8")
     for path in site.rglob("*.css"):
-        assert not re.search(r"url\(['\"]?(https?:)?//", path.read_text(encoding="utf-8")), path.name
+        assert not re.search(r"url\(['\"]?(https?:)?//", path.read_text(encoding="utf-8")), (
+            path.name
+        )
 
 
 def test_all_links_and_anchors_resolve(site, pages):
@@ -89,31 +103,54 @@ def test_all_links_and_anchors_resolve(site, pages):
             there = (path.parent / place.partition("?")[0]).resolve() if place else path
             assert there.exists(), f"{path.relative_to(site)} points to {target}"
             if anchor and there in pages and anchor not in ("", "main-content"):
-                assert anchor in pages[there].anchors, f"{path.relative_to(site)} points to {target}"
+                assert anchor in pages[there].anchors, (
+                    f"{path.relative_to(site)} points to {target}"
+                )
             checked += 1
     assert checked > 500
 
 
 def test_the_claims_are_those_of_the_tables(site):
     (rows,) = tables(site / "index.html")
-    assert rows[0] == ["claim", "measured here", "mini", "mini: verdict", "evidence", "evidence: verdict"]
+    assert rows[0] == [
+        "claim",
+        "measured here",
+        "mini",
+        "mini: verdict",
+        "evidence",
+        "evidence: verdict",
+    ]
     for column, profile in ((2, "mini"), (4, "evidence")):
         saved = pd.read_csv(ROOT / "results" / profile / "tables" / "08_claims.csv")
-        assert [row[:2] for row in rows[1:]] == saved[["claim", "measured here"]].to_numpy().tolist()
+        assert [row[:2] for row in rows[1:]] == saved[
+            ["claim", "measured here"]
+        ].to_numpy().tolist()
         assert [row[column + 1] for row in rows[1:]] == saved["verdict"].tolist()
         for row, (_, part) in zip(rows[1:], saved.iterrows(), strict=True):
             estimate = f"{part['value']:.2f} [{part['low']:.2f}, {part['high']:.2f}]"
             p = "< 0.001" if part["p"] < 0.001 else f"= {part['p']:.3f}"
             told = f"p {p}, {part['MDE']:.2g}"
-            wanted = "none" if pd.isna(part["value"]) else estimate if pd.isna(part["p"]) else f"{estimate}, {told}"
+            wanted = (
+                "none"
+                if pd.isna(part["value"])
+                else estimate
+                if pd.isna(part["p"])
+                else f"{estimate}, {told}"
+            )
             assert row[column] == wanted
 
 
 def test_a_profile_has_its_claims_and_its_notebooks(site):
     for name in ("mini", "evidence"):
-        saved = pd.read_csv(ROOT / "results" / name / "tables" / "08_claims.csv").drop(columns="the paper says")
+        saved = pd.read_csv(ROOT / "results" / name / "tables" / "08_claims.csv").drop(
+            columns="the paper says"
+        )
         rows = tables(site / "profiles" / f"{name}.html")[0]
-        assert rows[0][:2] == ["claim", "verdict"] and {*rows[0]} == {*saved.columns} and len(rows) == 1 + len(saved)
+        assert (
+            rows[0][:2] == ["claim", "verdict"]
+            and {*rows[0]} == {*saved.columns}
+            and len(rows) == 1 + len(saved)
+        )
         for found, (_, wanted) in zip(rows[1:], saved.iterrows(), strict=True):
             told = dict(zip(rows[0], found, strict=True))
             assert all(told[c] == wanted[c] for c in ("claim", "measured here", "verdict"))
@@ -134,13 +171,20 @@ def tables(page: Path) -> list[list[list[str]]]:
     found = re.findall(r"<table.*?</table>", page.read_text(encoding="utf-8"), re.S)
     cells = r"<t[hd].*?>(.*?)</t[hd]>"
     return [
-        [list(map(text, re.findall(cells, row, re.S))) for row in re.findall(r"<tr.*?</tr>", t, re.S)] for t in found
+        [
+            list(map(text, re.findall(cells, row, re.S)))
+            for row in re.findall(r"<tr.*?</tr>", t, re.S)
+        ]
+        for t in found
     ]
 
 
 def test_docstrings_are_read_as_they_are_written(site):
     text = re.sub(r"<[^>]+>", "", (site / "method" / "importance.html").read_text(encoding="utf-8"))
-    assert "Return the importance of every head for a task, (layers, heads), higher = more important." in text
+    assert (
+        "Return the importance of every head for a task, (layers, heads), higher = more important."
+        in text
+    )
     assert "normalize: None, or “layer” to divide each layer by its L2 norm." in text
     assert "|&lt;ctx, grad&gt;|" in text, "bars are bars"
     assert escaped("a *b* of `c_d` and e_ | f") == r"a \*b\* of ``c_d`` and e\_ \| f"
@@ -151,7 +195,12 @@ def test_parts_of_the_readme_are_found_or_missed_by_name(tmp_path):
     assert section(readme, "Two commands") == "## Two commands\n\none\n\n"
     assert section(readme, "Last", title=False) == "\nend\n"
     page = landing(readme)
-    assert "first" in page and "one" in page and "own lesion against others'" in page and "typed" not in page
+    assert (
+        "first" in page
+        and "one" in page
+        and "own lesion against others'" in page
+        and "typed" not in page
+    )
     with refused("README.md has no section 'Lost'"):
         section(readme, "Lost")
     text = "[a](figures/teaser.png) [b](results/glue-mini) [c](https://x.y) [d](#here) ![e](figures/teaser.png)"
@@ -178,9 +227,15 @@ def test_a_folder_that_is_no_site_is_left_alone(tmp_path, capsys):
 
 
 def test_the_workflows_do_what_a_reader_does():
-    workflows = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+    workflows = {
+        path.stem: yaml.safe_load(path.read_text())
+        for path in (ROOT / ".github" / "workflows").glob("*.yml")
+    }
     assert workflows.keys() == {"ci", "site"}
-    steps = {name: [s.get("run") for s in next(iter(w["jobs"].values()))["steps"]] for name, w in workflows.items()}
+    steps = {
+        name: [s.get("run") for s in next(iter(w["jobs"].values()))["steps"]]
+        for name, w in workflows.items()
+    }
     assert "bash .ci/run" in steps["ci"]
     build_it = 'fslib site --out site --repository "$GITHUB_REPOSITORY"'
     assert steps["site"][2:4] == ['pip install -r requirements.lock -e ".[site]"', build_it]

@@ -77,7 +77,9 @@ def test_corpus_has_2225_articles_of_which_exact_repeats_and_repeated_titles_are
     assert (repeated_articles, repeated_titles) == (100, 129)
     used = {a.id for a in bbc.articles()}
     assert used <= set(kept)
-    assert len(set(kept) - used) < 0.05 * len(kept)  # only articles without a sentence of usable length are lost
+    assert len(set(kept) - used) < 0.05 * len(
+        kept
+    )  # only articles without a sentence of usable length are lost
 
 
 def test_no_two_kept_articles_share_a_title_body_or_sentence(files):
@@ -97,14 +99,18 @@ def test_articles_come_from_the_files_they_name(files):
 
 
 def test_one_split_by_article_serves_all_tasks(embedded):
-    train, evaluation = ({d for t in embedded.values() for d in getattr(t, side).sources()} for side in SIDES)
+    train, evaluation = (
+        {d for t in embedded.values() for d in getattr(t, side).sources()} for side in SIDES
+    )
     assert not train & evaluation
     assert train <= {a.id for a in bbc.split_articles()[0]}
     assert len(evaluation) == pytest.approx(0.25 * len(bbc.articles()), abs=1)
 
 
 def test_no_text_or_title_is_on_both_sides_over_all_tasks_together(embedded):
-    train, evaluation = ({x.casefold() for t in embedded.values() for x in every_text(t, side)} for side in SIDES)
+    train, evaluation = (
+        {x.casefold() for t in embedded.values() for x in every_text(t, side)} for side in SIDES
+    )
     assert not train & evaluation
     titles = [{a.title.casefold() for a in side} for side in bbc.split_articles()]
     assert not titles[0] & (titles[1] | evaluation)
@@ -118,7 +124,9 @@ def test_every_text_comes_from_the_article_that_its_example_names(embedded, file
             split = getattr(embedded[name], side)
             for i in range(0, len(split), 40):
                 texts = {split.texts[i], *(() if split.pairs is None else (split.pairs[i],))}
-                sources = " ".join(part for article in split.documents[i] for part in files[article])
+                sources = " ".join(
+                    part for article in split.documents[i] for part in files[article]
+                )
                 assert all(text in sources for text in texts)
 
 
@@ -200,12 +208,16 @@ def exchanges(split, sentences: dict[str, tuple[str, ...]]) -> list[tuple[str, s
 def test_one_word_is_replaced_and_neither_presence_nor_case_nor_frequency_tells(embedded, side):
     articles = bbc.split_articles()[SIDES.index(side)]
     changes = exchanges(getattr(embedded["bbc-somo"], side), {a.id: a.sentences for a in articles})
-    ends = [(re.fullmatch(r"([a-z]{4,})(\W*)", a), re.fullmatch(r"([a-z]{4,})(\W*)", b)) for a, b in changes]
+    ends = [
+        (re.fullmatch(r"([a-z]{4,})(\W*)", a), re.fullmatch(r"([a-z]{4,})(\W*)", b))
+        for a, b in changes
+    ]
     assert all(out[2] == put[2] for out, put in ends)  # punctuation stays
     out, put = [o[1] for o, _ in ends], [p[1] for _, p in ends]
     assert Counter(out) == Counter(put)  # every word is put in as often as it is taken out
     tokens = re.findall(
-        r"(?<!\S)[a-z]{4,}(?=[.,;:!?\"']*(?!\S))", " \n ".join(s for a in articles for s in a.sentences)
+        r"(?<!\S)[a-z]{4,}(?=[.,;:!?\"']*(?!\S))",
+        " \n ".join(s for a in articles for s in a.sentences),
     )
     counts = Counter(tokens)
     assert not {word for word, _ in counts.most_common(words.COMMON)} & set(out)
@@ -218,16 +230,35 @@ def test_words_are_exchanged_in_twos_of_like_frequency_and_none_after_an_article
         f"{a}{b}ab" for a in "abcdefghij" for b in "abcdefghij"
     ]  # a hundred, each more frequent than what follows
     corpus = common * 9 + ["rare"] * 2 + ["seldom"] * 2 + ["often"] * 7 + ["usual"] * 6
-    sentences = [(str(i), f"The {w}, he x") for i, w in enumerate(["often", "often", "rare", "rare"])]
-    sentences += [("4", "a usual"), ("5", "an Usual"), ("6", "The usual, he x"), ("7", "The usual, he x")]
+    sentences = [
+        (str(i), f"The {w}, he x") for i, w in enumerate(["often", "often", "rare", "rare"])
+    ]
+    sentences += [
+        ("4", "a usual"),
+        ("5", "an Usual"),
+        ("6", "The usual, he x"),
+        ("7", "The usual, he x"),
+    ]
     sentences += [("8", "The seldom, he x"), ("9", "The seldom, he x")]
     texts, pairs, labels, ids = words.exchanged_rows(sentences, corpus, np.random.default_rng(0))
     assert pairs is None and labels == [0] * 4 + [1] * 4
     changed = {
-        (sentences[int(i)][1].split()[1], t.split()[1]) for t, (i,), y in zip(texts, ids, labels, strict=True) if y
+        (sentences[int(i)][1].split()[1], t.split()[1])
+        for t, (i,), y in zip(texts, ids, labels, strict=True)
+        if y
     }
-    assert changed == {("often,", "usual,"), ("usual,", "often,"), ("rare,", "seldom,"), ("seldom,", "rare,")}
-    assert words.exchanged_rows(sentences[4:6], corpus, np.random.default_rng(0)) == ([], None, [], [])
+    assert changed == {
+        ("often,", "usual,"),
+        ("usual,", "often,"),
+        ("rare,", "seldom,"),
+        ("seldom,", "rare,"),
+    }
+    assert words.exchanged_rows(sentences[4:6], corpus, np.random.default_rng(0)) == (
+        [],
+        None,
+        [],
+        [],
+    )
 
 
 @pytest.mark.parametrize("name", ABOUT_WORDS[:2])
@@ -240,19 +271,29 @@ def test_words_without_their_order_do_not_tell(embedded, name):
 def test_a_lone_article_has_next_sentences_but_no_others():
     article = bbc.Article("a", "tech", "", tuple("pqrst"), (0, 2, 3))
     firsts, seconds, labels, ids = bbc.next_rows([article], np.random.default_rng(0))
-    assert {*zip(firsts, seconds, strict=True)} < {("p", "q"), ("r", "s"), ("s", "t")} and labels == [1, 1]
+    assert {*zip(firsts, seconds, strict=True)} < {
+        ("p", "q"),
+        ("r", "s"),
+        ("s", "t"),
+    } and labels == [1, 1]
     other = bbc.Article("b", "tech", "", tuple("vw"), (0,))
     *_, labels, ids = bbc.next_rows([article, other], np.random.default_rng(0))
     assert all(set(d) == {"a", "b"} for d, y in zip(ids, labels, strict=True) if not y)
-    assert bbc.next_rows([bbc.Article("c", "tech", "", ("x", "y"))], np.random.default_rng(0))[2] == []
+    assert (
+        bbc.next_rows([bbc.Article("c", "tech", "", ("x", "y"))], np.random.default_rng(0))[2] == []
+    )
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_next_sentences_stand_next_to_each_other_in_the_file_and_others_are_of_the_topic(embedded, files, side):
+def test_next_sentences_stand_next_to_each_other_in_the_file_and_others_are_of_the_topic(
+    embedded, files, side
+):
     split = getattr(embedded["bbc-next"], side)
     topic_of = {a.id: a.topic for a in bbc.articles()}
     uses = Counter()
-    for first, second, y, documents in zip(split.texts, split.pairs, split.labels, split.documents, strict=True):
+    for first, second, y, documents in zip(
+        split.texts, split.pairs, split.labels, split.documents, strict=True
+    ):
         uses.update([("first", first, int(y)), ("second", second, int(y))])
         body = files[documents[0]][1]
         assert first in body
@@ -284,7 +325,11 @@ def test_building_twice_gives_the_same_data_and_fingerprint(embedded):
     before = {name: task.fingerprint for name, task in embedded.items()}
     for function in (bbc.build, bbc.split_articles, bbc.articles, bbc.raw_articles):
         function.cache_clear()
-    assert {name: task.fingerprint for name, task in load_tasks(EMBEDDED).items()} == before == EMBEDDED
+    assert (
+        {name: task.fingerprint for name, task in load_tasks(EMBEDDED).items()}
+        == before
+        == EMBEDDED
+    )
     assert len({task.seed for task in bbc.EMBEDDED.values()}) == len(EMBEDDED)
 
 
@@ -306,11 +351,15 @@ def test_the_fingerprint_knows_every_label_text_and_name():
 # Folders in GLUE's layout
 
 
-def folder(place: Path, train: str | bytes, dev: str | bytes | None = None, name: str = "Own") -> Path:
+def folder(
+    place: Path, train: str | bytes, dev: str | bytes | None = None, name: str = "Own"
+) -> Path:
     """A folder with train.tsv and dev.tsv (the same rows if none are given)."""
     (place / name).mkdir(parents=True)
     for side, text in (("train", train), ("dev", train if dev is None else dev)):
-        (place / name / f"{side}.tsv").write_bytes(text if isinstance(text, bytes) else text.encode())
+        (place / name / f"{side}.tsv").write_bytes(
+            text if isinstance(text, bytes) else text.encode()
+        )
     return place / name
 
 
@@ -361,7 +410,9 @@ def test_scores_make_a_regression(tmp_path):
     assert task.train.labels.tolist() == [4.25, 0.0]
 
 
-@pytest.mark.parametrize(("name", "metric"), [("MRPC", "f1"), ("QQP", "f1"), ("CoLA", "matthews"), ("RTE", "accuracy")])
+@pytest.mark.parametrize(
+    ("name", "metric"), [("MRPC", "f1"), ("QQP", "f1"), ("CoLA", "matthews"), ("RTE", "accuracy")]
+)
 def test_the_usual_metric_of_a_glue_task(tmp_path, name, metric):
     assert glue_task(folder(tmp_path, SINGLE, name=name)).metric == metric
 
@@ -369,12 +420,22 @@ def test_the_usual_metric_of_a_glue_task(tmp_path, name, metric):
 @pytest.mark.parametrize(
     ("rows", "texts"),
     [
-        pytest.param('sentence\tlabel\n"so\t1\nhe said "no" "\t0\n', ('"so', 'he said "no" "'), id="quotes"),
+        pytest.param(
+            'sentence\tlabel\n"so\t1\nhe said "no" "\t0\n', ('"so', 'he said "no" "'), id="quotes"
+        ),
         pytest.param("sentence\tlabel\r\ngood\t1\r\nbad\t0\r\n", ("good", "bad"), id="CRLF"),
         pytest.param("\ufeffsentence\tlabel\ngood\t1\nbad\t0\n", ("good", "bad"), id="BOM"),
         pytest.param("sentence\tlabel\ngood\t1\nbad\t0", ("good", "bad"), id="no last line end"),
-        pytest.param("sentence\tlabel\ncafé \u2028x\t1\nbad\t0\n", ("café \u2028x", "bad"), id="unicode line end"),
-        pytest.param(f"sentence\tlabel\n{'long ' * 30_000}\t1\nbad\t0\n", ("long " * 30_000, "bad"), id="long field"),
+        pytest.param(
+            "sentence\tlabel\ncafé \u2028x\t1\nbad\t0\n",
+            ("café \u2028x", "bad"),
+            id="unicode line end",
+        ),
+        pytest.param(
+            f"sentence\tlabel\n{'long ' * 30_000}\t1\nbad\t0\n",
+            ("long " * 30_000, "bad"),
+            id="long field",
+        ),
     ],
 )
 def test_fields_are_taken_as_they_are(tmp_path, rows, texts):
@@ -416,12 +477,19 @@ NOUNS = ("film", "plot", "cast", "end", "score", "joke")
 def sst(tmp_path):
     """A folder like SST-2: whole sentences, phrases of them, repeats, and one sentence of train that dev has, too."""
     whole = [
-        f"the {a} , like the {b} , is n't good and that 's all {i}" for i, (a, b) in enumerate(permutations(NOUNS, 2))
+        f"the {a} , like the {b} , is n't good and that 's all {i}"
+        for i, (a, b) in enumerate(permutations(NOUNS, 2))
     ]
     rows = [w + " " for w in whole] + [" ".join(w.split()[2:9]) for w in whole] + whole[:3]
     rows += ["too short", "long " * 30, whole[0].replace("good", "bad")]
-    dev = [*(w.replace("good", "bad") for w in whole[:9]), "a dev sentence has words of its own , not ours"]
-    table = ["sentence\tlabel\n" + "".join(f"{r}\t{i % 2}\n" for i, r in enumerate(side)) for side in (rows, dev)]
+    dev = [
+        *(w.replace("good", "bad") for w in whole[:9]),
+        "a dev sentence has words of its own , not ours",
+    ]
+    table = [
+        "sentence\tlabel\n" + "".join(f"{r}\t{i % 2}\n" for i, r in enumerate(side))
+        for side in (rows, dev)
+    ]
     folder(tmp_path, *table, name="SST-2")
     return tmp_path, whole, dev
 
@@ -436,7 +504,9 @@ def unshifted(split) -> list[str]:
             continue
         i, j = differing
         assert j == i + 1 and (old[i], old[j]) == (new[j], new[i])
-        assert all(w[0].isalnum() and w != "n't" for w in (old[i], old[j])), "neither punctuation nor clitics move"
+        assert all(w[0].isalnum() and w != "n't" for w in (old[i], old[j])), (
+            "neither punctuation nor clitics move"
+        )
     assert split.labels.tolist() == [i % 2 for i in range(len(split))]
     return [source for (source,) in split.documents]
 
@@ -444,11 +514,19 @@ def unshifted(split) -> list[str]:
 def test_shifted_words_of_sst_2_come_from_whole_sentences_once_and_sides_stay_apart(sst):
     place, whole, dev = sst
     task = load_tasks(["SST-Shift"], data=place)["sst-shift"]
-    assert (task.label_names, task.metric, task.source) == (("intact", "swapped"), "accuracy", str(place / "SST-2"))
+    assert (task.label_names, task.metric, task.source) == (
+        ("intact", "swapped"),
+        "accuracy",
+        str(place / "SST-2"),
+    )
     assert sorted(unshifted(task.train)) == sorted(whole)
     assert sorted(unshifted(task.eval)) == sorted(dev)
     assert not task.shared_texts()
-    assert task.fingerprint == load_tasks("sst-shift", data=place)["sst-shift"].fingerprint == "82781c0e2b229c56"
+    assert (
+        task.fingerprint
+        == load_tasks("sst-shift", data=place)["sst-shift"].fingerprint
+        == "82781c0e2b229c56"
+    )
 
 
 def test_shifted_words_need_sst_2(tmp_path, sst, monkeypatch):
@@ -468,10 +546,14 @@ def test_real_shifted_words_of_sst_2():
         sources = unshifted(getattr(task, side))
         assert len(set(sources)) == len(sources)
         assert all(SST_WORDS[0] <= len(s.split()) <= SST_WORDS[1] for s in sources)
-        assert set(sources) <= {" ".join(text.split()) for text in getattr(tasks["sst-2"], side).texts}
+        assert set(sources) <= {
+            " ".join(text.split()) for text in getattr(tasks["sst-2"], side).texts
+        }
     assert not task.shared_texts() and not task.train.sources() & task.eval.sources()
     everything = "\n".join(f" {s} " for split in (task.train, task.eval) for s in split.sources())
-    assert all(everything.count(f" {s} ") == 1 for s in sorted(task.eval.sources())[::5])  # none is part of another
+    assert all(
+        everything.count(f" {s} ") == 1 for s in sorted(task.eval.sources())[::5]
+    )  # none is part of another
 
 
 @pytest.mark.parametrize(
@@ -489,7 +571,11 @@ def test_real_shifted_words_of_sst_2():
         ("sentence\tlabel\n", None, ["train.tsv", "empty"]),
         (SINGLE, "sentence\tlabel", ["dev.tsv", "empty"]),
         (SINGLE, "sentence\tlabel\na\t1\nb\t2\n", ["dev.tsv, line 3", "'2'", "0, 1"]),
-        (SINGLE.replace("1", "positive"), "sentence\tlabel\nx\tpositve\n", ["line 2", "did you mean 'positive'"]),
+        (
+            SINGLE.replace("1", "positive"),
+            "sentence\tlabel\nx\tpositve\n",
+            ["line 2", "did you mean 'positive'"],
+        ),
         (b"sentence\tlabel\ncaf\xe9\t1\n", None, ["train.tsv", "UTF-8", "byte 18"]),
         (b"\xef\xbb\xbfsentence\tlabel\ncaf\xe9\t1\n", None, ["UTF-8", "byte 21"]),
         (b"sentence\tlabel\n" + b"a\t1\n" * 10_000 + b"\xe9\t1\n", None, ["UTF-8", "byte 40015"]),
@@ -521,7 +607,9 @@ def test_a_missing_file_or_folder_is_named(tmp_path, monkeypatch):
         load_tasks([str(tmp_path / "not-there")], data=tmp_path)
 
 
-@pytest.mark.parametrize(("name", "near"), [("bbc-pairs", "bbc-pair"), ("bcc", "bbc"), ("sst-shft", "sst-shift")])
+@pytest.mark.parametrize(
+    ("name", "near"), [("bbc-pairs", "bbc-pair"), ("bcc", "bbc"), ("sst-shft", "sst-shift")]
+)
 def test_an_unknown_task_gets_the_nearest_name(name, near):
     with refused(f"unknown task '{name}'", f"did you mean '{near}'", "FSLIB_DATA"):
         load_tasks([name])
@@ -531,22 +619,40 @@ def test_an_unknown_task_gets_the_nearest_name(name, near):
 
 
 def test_an_own_task_in_five_lines():
-    texts = ["what a day", "oh no", "lovely", "terrible", "fine", "awful", "good", "bad", "nice", "poor"]
+    texts = [
+        "what a day",
+        "oh no",
+        "lovely",
+        "terrible",
+        "fine",
+        "awful",
+        "good",
+        "bad",
+        "nice",
+        "poor",
+    ]
     labels = ["glad", "sad"] * 5
     task = fslib.make_task("mood", (texts, labels), label_names=["sad", "glad"], eval_share=0.3)
     assert (len(task.train), len(task.eval)) == (7, 3)
     assert not task.shared_texts()
     for split in (task.train, task.eval):
-        assert [labels[texts.index(text)] == "glad" for text in split.texts] == split.labels.astype(bool).tolist()
+        assert [labels[texts.index(text)] == "glad" for text in split.texts] == split.labels.astype(
+            bool
+        ).tolist()
 
 
 def test_own_pairs_keep_a_text_that_repeats_on_one_side():
     firsts = [f"question {i // 4}" for i in range(40)]
     seconds = [f"answer {i}" for i in range(39)] + ["answer 0"]
-    task = make_task("qa", (list(zip(firsts, seconds, strict=True)), [0, 1] * 20), label_names=["no", "yes"])
+    task = make_task(
+        "qa", (list(zip(firsts, seconds, strict=True)), [0, 1] * 20), label_names=["no", "yes"]
+    )
     assert len(task.train) + len(task.eval) == 40
     assert not task.shared_texts()
-    assert {"question 0", "question 9"} <= set(task.train.texts) or {"question 0", "question 9"} <= set(task.eval.texts)
+    assert {"question 0", "question 9"} <= set(task.train.texts) or {
+        "question 0",
+        "question 9",
+    } <= set(task.eval.texts)
 
 
 def test_held_out_share_is_repeatable_and_follows_its_seed():
@@ -565,11 +671,15 @@ def test_own_regression():
 
 
 def test_own_task_from_a_dataset():
-    single = datasets.Dataset.from_dict({"text": ["a", "b", "c", "d", "e"], "label": [0, 1, 1, 0, 1]})
+    single = datasets.Dataset.from_dict(
+        {"text": ["a", "b", "c", "d", "e"], "label": [0, 1, 1, 0, 1]}
+    )
     task = make_task("own", single, single, label_names=["no", "yes"])
     assert task.train.texts == ("a", "b", "c", "d", "e")
     assert task.eval.labels.tolist() == [0, 1, 1, 0, 1]
-    pair = datasets.Dataset.from_dict({"premise": ["a", "b"], "idx": [1, 2], "claim": ["c", "d"], "score": [0.5, 1.0]})
+    pair = datasets.Dataset.from_dict(
+        {"premise": ["a", "b"], "idx": [1, 2], "claim": ["c", "d"], "score": [0.5, 1.0]}
+    )
     task = make_task("own", pair, pair)
     assert (task.train.texts, task.train.pairs) == (("a", "b"), ("c", "d"))
     assert task.is_regression
@@ -593,8 +703,14 @@ def test_limited_takes_a_random_part_that_its_seed_repeats(embedded):
     small = task.limited(train=20, eval=10)
     assert (len(small.train), len(small.eval)) == (20, 10)
     assert set(small.train.texts) <= set(task.train.texts)
-    assert small.train.texts == task.limited(train=20).train.texts != task.limited(train=20, seed=1).train.texts
-    assert task.limited(eval=10).eval.texts == small.eval.texts  # one side does not depend on the other
+    assert (
+        small.train.texts
+        == task.limited(train=20).train.texts
+        != task.limited(train=20, seed=1).train.texts
+    )
+    assert (
+        task.limited(eval=10).eval.texts == small.eval.texts
+    )  # one side does not depend on the other
     assert task.limited(train=10**9).train is task.train
     where = dict(zip(task.train.texts, task.train.labels, strict=True))
     assert [where[text] for text in small.train.texts] == small.train.labels.tolist()
@@ -627,7 +743,11 @@ GOOD = (["a", "b"], [0, 1])
         (GOOD, {"metric": "f1", "label_names": ["a", "b", "c"]}, ["f1", "2 classes"]),
         ((["a", "b"], ["x", "y"]), {"label_names": []}, ["not numbers", "label_names"]),
         ((["a", "b"], [1.0, float("inf")]), {"label_names": []}, ["finite"]),
-        ((["a", "b"], [1.0, 2.0]), {"label_names": [], "metric": "accuracy"}, ["accuracy", "without label names"]),
+        (
+            (["a", "b"], [1.0, 2.0]),
+            {"label_names": [], "metric": "accuracy"},
+            ["accuracy", "without label names"],
+        ),
         (([], []), {}, ["no examples"]),
         (["a", "b", "c"], {}, ["(texts, labels)"]),
         (7, {}, ["(texts, labels)"]),
@@ -696,7 +816,11 @@ def test_real_padding_stays_small(tiny):
 
 
 def test_a_class_label_names_the_classes():
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
-    data = datasets.Dataset.from_dict({"text": list("abcdefgh"), "label": [0, 1] * 4}, features=features)
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    data = datasets.Dataset.from_dict(
+        {"text": list("abcdefgh"), "label": [0, 1] * 4}, features=features
+    )
     task = make_task("own", data, eval_share=0.25)
     assert task.label_names == ("no", "yes") and task.metric == "accuracy"

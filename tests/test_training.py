@@ -45,13 +45,19 @@ def easy():
     ]
     texts = [f"{word} {mood}" for word in words for mood in ("good", "bad")]
     labels = ["plus" if text.endswith("good") else "minus" for text in texts]
-    return fslib.make_task("easy", (texts[:16], labels[:16]), (texts[16:], labels[16:]), label_names=["minus", "plus"])
+    return fslib.make_task(
+        "easy", (texts[:16], labels[:16]), (texts[16:], labels[16:]), label_names=["minus", "plus"]
+    )
 
 
 @pytest.fixture(scope="module")
 def graded():
     """A regression task: how often a word stands in a text."""
-    texts = [" ".join(["good"] * k + [word] * (6 - k)) for word in ("river", "cloud", "stone") for k in range(6)]
+    texts = [
+        " ".join(["good"] * k + [word] * (6 - k))
+        for word in ("river", "cloud", "stone")
+        for k in range(6)
+    ]
     values = [text.count("good") / 3 for text in texts]
     return fslib.make_task("graded", (texts[:12], values[:12]), (texts[12:], values[12:]))
 
@@ -66,7 +72,9 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def changed(before: dict[str, torch.Tensor], model: torch.nn.Module) -> set[str]:
     """Names of the parameters that are not bit-equal to what they were."""
-    return {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    return {
+        name for name, value in model.named_parameters() if not torch.equal(value, before[name])
+    }
 
 
 class TestSampling:
@@ -86,7 +94,9 @@ class TestSampling:
     def test_annealing_by_hand(self, epoch, power):
         # sizes 2**10 and 1, so weights 2**(10 a) and 1
         expected = np.array([2 ** (10 * power), 1]) / (2 ** (10 * power) + 1)
-        np.testing.assert_allclose(sampling_weights(np.array([1024, 1]), "annealed", epoch, 5), expected)
+        np.testing.assert_allclose(
+            sampling_weights(np.array([1024, 1]), "annealed", epoch, 5), expected
+        )
 
     def test_unknown_sampling_names_the_nearest(self):
         with refused("'anealed'", "did you mean 'annealed'"):
@@ -144,13 +154,22 @@ class TestBatches:
         for batches in epochs:
             assert sorted(np.concatenate(batches)) == list(range(n))
             full, rest = divmod(n, batch_size)
-            assert Counter(map(len, batches)) == Counter({batch_size: full}) + Counter([rest] if rest else [])
+            assert Counter(map(len, batches)) == Counter({batch_size: full}) + Counter(
+                [rest] if rest else []
+            )
         assert not np.array_equal(np.concatenate(epochs[0]), np.concatenate(epochs[1]))
 
     def test_batches_repeat_for_a_seed(self, tiny, tasks):
         encoded = tiny.encode(tasks["bbc"].train)
         one, again, other = (
-            np.concatenate([b for b, _ in zip(encoded.forever(8, np.random.default_rng(s)), range(6), strict=False)])
+            np.concatenate(
+                [
+                    b
+                    for b, _ in zip(
+                        encoded.forever(8, np.random.default_rng(s)), range(6), strict=False
+                    )
+                ]
+            )
             for s in (0, 0, 1)
         )
         assert np.array_equal(one, again)
@@ -188,7 +207,9 @@ class TestSameSeed:
     def test_seed_also_draws_the_dropout(self, easy):
         losses = []
         for seed in (0, 1):
-            losses += fslib.train(fresh(easy), easy, steps=1, batch_size=16, seed=seed).losses  # one batch of all
+            losses += fslib.train(
+                fresh(easy), easy, steps=1, batch_size=16, seed=seed
+            ).losses  # one batch of all
         assert abs(losses[0] - losses[1]) > 1e-4  # more than summing in another order does
 
     def test_seed_also_draws_the_batches(self, easy, monkeypatch):
@@ -197,7 +218,9 @@ class TestSameSeed:
             model, seen = fresh(easy), []
             plain = model.losses
             monkeypatch.setattr(
-                model, "losses", lambda b, t, plain=plain, seen=seen: seen.extend(b.indices) or plain(b, t)
+                model,
+                "losses",
+                lambda b, t, plain=plain, seen=seen: seen.extend(b.indices) or plain(b, t),
             )
             fslib.train(model, easy, steps=4, batch_size=4, seed=seed)
             assert sorted(seen) == list(range(16))
@@ -244,16 +267,22 @@ class TestOneStep:
         model = fresh(easy)
         modes = []
         plain = model.losses
-        monkeypatch.setattr(model, "losses", lambda *args: modes.append(model.training) or plain(*args))
+        monkeypatch.setattr(
+            model, "losses", lambda *args: modes.append(model.training) or plain(*args)
+        )
         fslib.train(model, easy, steps=2, batch_size=4, evaluate_every=1)
         assert modes == [True, True]
 
     def test_only_the_classifier_of_the_batchs_task_moves(self, tasks, monkeypatch):
         model = fresh(*tasks.values())
         seen = []
-        monkeypatch.setattr(training, "evaluate", lambda model, tasks: seen.append(weights(model)) or {})
+        monkeypatch.setattr(
+            training, "evaluate", lambda model, tasks: seen.append(weights(model)) or {}
+        )
         pair = [tasks["bbc"], tasks["bbc-shift"]]
-        history = fslib.train(model, pair, steps=8, batch_size=4, sampling="uniform", warmup=0.0, evaluate_every=1)
+        history = fslib.train(
+            model, pair, steps=8, batch_size=4, sampling="uniform", warmup=0.0, evaluate_every=1
+        )
         assert set(history.order) == {0, 1}
         for before, after, choice in zip(seen, seen[1:], history.order, strict=False):
             moved = {name for name in after if not torch.equal(before[name], after[name])}
@@ -265,7 +294,9 @@ class TestOneStep:
         results = []
         for weight_decay in (0.0, 0.9):
             model = fresh(easy)
-            fslib.train(model, easy, steps=1, batch_size=4, warmup=0.0, lr=1e-2, weight_decay=weight_decay)
+            fslib.train(
+                model, easy, steps=1, batch_size=4, warmup=0.0, lr=1e-2, weight_decay=weight_decay
+            )
             results.append(model)
         differ = changed(weights(results[0]), results[1])
         vectors = {name for name, _ in results[0].named_parameters() if name.endswith(VECTORS)}
@@ -284,11 +315,15 @@ class TestOneStep:
 
         monkeypatch.setattr(torch.optim, "AdamW", Spy)
         fslib.train(fresh(easy), easy, steps=10, batch_size=4, lr=1e-3, warmup=0.2, clip=0.01)
-        np.testing.assert_allclose(np.array(rates) / 1e-3, [0, 1 / 2, 1, *(np.arange(7, 0, -1) / 8)])
+        np.testing.assert_allclose(
+            np.array(rates) / 1e-3, [0, 1 / 2, 1, *(np.arange(7, 0, -1) / 8)]
+        )
         assert max(norms) == pytest.approx(0.01, rel=1e-3)
         rates.clear()
         fslib.train(fresh(easy), easy, steps=10, batch_size=4, lr=1e-3, warmup=0.2, lr_floor=0.2)
-        np.testing.assert_allclose(np.array(rates) / 1e-3, [0, 1 / 2, 1, *(0.2 + np.arange(7, 0, -1) / 10)])
+        np.testing.assert_allclose(
+            np.array(rates) / 1e-3, [0, 1 / 2, 1, *(0.2 + np.arange(7, 0, -1) / 10)]
+        )
 
     def test_step_goes_down_the_gradient_by_the_learning_rate(self, easy):
         # Adam's first step is lr * gradient / (|gradient| + eps), whatever the gradient's size
@@ -320,8 +355,12 @@ class TestSchedule:
     @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
     def test_without_a_floor_it_is_the_librarys_schedule_bit_by_bit(self, steps, warmup):
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        theirs = get_linear_schedule_with_warmup(optimizer, round(warmup * steps), steps).lr_lambdas[0]
-        assert all(training.lr_factor(step, steps, warmup) == theirs(step) for step in range(steps + 2))
+        theirs = get_linear_schedule_with_warmup(
+            optimizer, round(warmup * steps), steps
+        ).lr_lambdas[0]
+        assert all(
+            training.lr_factor(step, steps, warmup) == theirs(step) for step in range(steps + 2)
+        )
 
     def test_the_usual_tenth_is_a_hundredth_of_the_learning_rate_and_a_floor_makes_it_more(self):
         shares = [training.lr_share(600, 0.1, floor) for floor in (0.0, 0.1, 0.5, 0.9)]
@@ -354,7 +393,14 @@ class TestSchedule:
 class TestSizes:
     @pytest.mark.parametrize(
         "options",
-        [{"steps": 1}, {"batch_size": 1}, {"epochs": 1}, {"batch_size": 7}, {"batch_size": 99}, {"epochs": 9}],
+        [
+            {"steps": 1},
+            {"batch_size": 1},
+            {"epochs": 1},
+            {"batch_size": 7},
+            {"batch_size": 99},
+            {"epochs": 9},
+        ],
     )
     def test_one_task(self, easy, options):
         history = fslib.train(fresh(easy), easy, **{"steps": 4, "batch_size": 8, **options})
@@ -396,7 +442,9 @@ class TestSizes:
 
 
 class TestCurve:
-    @pytest.mark.parametrize(("every", "expected"), [(3, [0, 3, 6, 7]), (7, [0, 7]), (100, [0, 7]), (None, [])])
+    @pytest.mark.parametrize(
+        ("every", "expected"), [(3, [0, 3, 6, 7]), (7, [0, 7]), (100, [0, 7]), (None, [])]
+    )
     def test_points(self, easy, every, expected):
         history = fslib.train(fresh(easy), easy, steps=7, batch_size=4, evaluate_every=every)
         assert [point["step"] for point in history.evaluations] == expected
@@ -405,12 +453,17 @@ class TestCurve:
         model = fresh(easy, tasks["bbc"])
         scored = {"bbc": tasks["bbc"].limited(eval=7), "easy": easy}
         first = {name: score.value for name, score in fslib.evaluate(model, scored).items()}
-        history = fslib.train(model, easy, steps=5, batch_size=4, lr=3e-3, evaluate_every=5, evaluate_on=scored)
+        history = fslib.train(
+            model, easy, steps=5, batch_size=4, lr=3e-3, evaluate_every=5, evaluate_on=scored
+        )
         last = {name: score.value for name, score in fslib.evaluate(model, scored).items()}
         assert history.evaluations == [{"step": 0, **first}, {"step": 5, **last}]
 
     def test_looking_does_not_change_the_training(self, easy):
-        runs = [fslib.train(fresh(easy), easy, steps=4, batch_size=4, evaluate_every=e).losses for e in (None, 1)]
+        runs = [
+            fslib.train(fresh(easy), easy, steps=4, batch_size=4, evaluate_every=e).losses
+            for e in (None, 1)
+        ]
         assert runs[0] == runs[1]
 
 
@@ -418,7 +471,14 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("setting", "value"),
         [
-            *(("lr", 0.0), ("lr", -1e-3), ("lr", float("nan")), ("warmup", 1.0), ("warmup", -0.1), ("clip", 0.0)),
+            *(
+                ("lr", 0.0),
+                ("lr", -1e-3),
+                ("lr", float("nan")),
+                ("warmup", 1.0),
+                ("warmup", -0.1),
+                ("clip", 0.0),
+            ),
             *(("lr_floor", 1.0), ("lr_floor", -0.1), ("lr_floor", float("nan"))),
             *(("batch_size", 0), ("steps", 0), ("epochs", 0), ("evaluate_every", 0)),
         ],
@@ -471,7 +531,9 @@ class TestEvaluate:
         examples = getattr(task, split)
         encoded = tiny.encode(examples)
         with torch.no_grad():
-            alone = [int(tiny(encoded.batch([i]).inputs, name).argmax()) for i in range(len(examples))]
+            alone = [
+                int(tiny(encoded.batch([i]).inputs, name).argmax()) for i in range(len(examples))
+            ]
         assert np.array_equal(score.labels, examples.labels)
         assert score.predictions.tolist() == alone
 

@@ -37,7 +37,17 @@ def test_the_same_records_move_nothing(study):
 
 def test_every_number_is_set_beside_its_smallest_effect_of_interest(study):
     lines = compare_claims(study, []).lines
-    assert [line.split(",")[0] for line in lines] == ["C1", "C1", "C2", "C3", "C3", "C4", "C4", "C5", "C5"]
+    assert [line.split(",")[0] for line in lines] == [
+        "C1",
+        "C1",
+        "C2",
+        "C3",
+        "C3",
+        "C4",
+        "C4",
+        "C5",
+        "C5",
+    ]
     assert lines[0].endswith("smallest effect of interest 2 points of D")
 
 
@@ -61,7 +71,13 @@ def test_without_all_records_claims_are_not_compared(tmp_path):
 @pytest.mark.parametrize("exact", [True, False])
 def test_verify_compares_claims_where_records_need_not_be_equal(study, exact, monkeypatch, capsys):
     def verified(study, unit):
-        return Comparison(unit, exact, [], 0.0, all_right(study, 0) if unit.kind == "prune" else study.store.get(unit))
+        return Comparison(
+            unit,
+            exact,
+            [],
+            0.0,
+            all_right(study, 0) if unit.kind == "prune" else study.store.get(unit),
+        )
 
     monkeypatch.setattr("fslib.study.verify.verify_unit", verified)
     code = main(["verify", "03", "--sample", "0"])

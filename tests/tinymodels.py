@@ -71,10 +71,16 @@ def _llama_projection(encoder: Any, layer: int) -> nn.Module:
 
 
 ARCHITECTURES = {
-    "bert": Architecture("BertModel", "BertConfig", _BERT_LIKE, "first", _bert_projection, token_types=True),
+    "bert": Architecture(
+        "BertModel", "BertConfig", _BERT_LIKE, "first", _bert_projection, token_types=True
+    ),
     "roberta": Architecture("RobertaModel", "RobertaConfig", _BERT_LIKE, "first", _bert_projection),
-    "xlm-roberta": Architecture("XLMRobertaModel", "XLMRobertaConfig", _BERT_LIKE, "first", _bert_projection),
-    "camembert": Architecture("CamembertModel", "CamembertConfig", _BERT_LIKE, "first", _bert_projection),
+    "xlm-roberta": Architecture(
+        "XLMRobertaModel", "XLMRobertaConfig", _BERT_LIKE, "first", _bert_projection
+    ),
+    "camembert": Architecture(
+        "CamembertModel", "CamembertConfig", _BERT_LIKE, "first", _bert_projection
+    ),
     "electra": Architecture(
         "ElectraModel",
         "ElectraConfig",
@@ -105,7 +111,9 @@ ARCHITECTURES = {
         "AlbertConfig",
         {**_BERT_LIKE, "embedding_size": 16},
         "first",
-        lambda encoder, layer: encoder.encoder.albert_layer_groups[0].albert_layers[0].attention.dense,
+        lambda encoder, layer: (
+            encoder.encoder.albert_layer_groups[0].albert_layers[0].attention.dense
+        ),
         token_types=True,
     ),
     "mpnet": Architecture(
@@ -118,7 +126,12 @@ ARCHITECTURES = {
     "deberta-v2": Architecture(
         "DebertaV2Model",
         "DebertaV2Config",
-        {**_BERT_LIKE, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 4},
+        {
+            **_BERT_LIKE,
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 4,
+        },
         "first",
         _bert_projection,
     ),
@@ -157,8 +170,12 @@ ARCHITECTURES = {
         lambda encoder, layer: encoder.h[layer].attn.c_proj,
         ("", ""),
     ),
-    "llama": Architecture("LlamaModel", "LlamaConfig", _LLAMA_LIKE, "last", _llama_projection, ("", "")),
-    "qwen3": Architecture("Qwen3Model", "Qwen3Config", _LLAMA_LIKE, "last", _llama_projection, ("", "")),
+    "llama": Architecture(
+        "LlamaModel", "LlamaConfig", _LLAMA_LIKE, "last", _llama_projection, ("", "")
+    ),
+    "qwen3": Architecture(
+        "Qwen3Model", "Qwen3Config", _LLAMA_LIKE, "last", _llama_projection, ("", "")
+    ),
     "t5": Architecture(
         "T5Model",
         "T5Config",
@@ -181,7 +198,9 @@ ARCHITECTURES = {
 }
 
 
-def tokenizer(framing: tuple[str, str], token_types: bool = False, **special: str) -> tf.PreTrainedTokenizerFast:
+def tokenizer(
+    framing: tuple[str, str], token_types: bool = False, **special: str
+) -> tf.PreTrainedTokenizerFast:
     """Whole words w0..w39, framed as the architecture frames its texts."""
     vocabulary = {word: i for i, word in enumerate([*SPECIAL.values(), *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -193,7 +212,9 @@ def tokenizer(framing: tuple[str, str], token_types: bool = False, **special: st
         special_tokens=[(part, vocabulary[part]) for part in framing if part],
     )
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if token_types else [])]
-    return tf.PreTrainedTokenizerFast(tokenizer_object=words, model_input_names=names, **(special or SPECIAL))
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=words, model_input_names=names, **(special or SPECIAL)
+    )
 
 
 def save(name: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
@@ -224,7 +245,9 @@ def projections(name: str, encoder: Any) -> list[nn.Module]:
 
 
 @contextmanager
-def at_projections(name: str, encoder: Any, change: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
+def at_projections(
+    name: str, encoder: Any, change: Callable[[int, Tensor], Tensor | None]
+) -> Iterator[None]:
     """Let `change(layer, x)` see, and replace unless it returns None, what enters each layer's projection.
 
     x: (batch, seq, heads, head_dim), the heads' outputs after everything that fslib does. Layers are told by the
@@ -238,7 +261,10 @@ def at_projections(name: str, encoder: Any, change: Callable[[int, Tensor], Tens
         changed = change(layer, args[0].unflatten(-1, (HEADS, HEAD_DIM)))
         return None if changed is None else (changed.flatten(-2), *args[1:])
 
-    handles = [module.register_forward_pre_hook(hook) for module in dict.fromkeys(projections(name, encoder))]
+    handles = [
+        module.register_forward_pre_hook(hook)
+        for module in dict.fromkeys(projections(name, encoder))
+    ]
     try:
         yield
     finally:
@@ -259,7 +285,9 @@ def toy_task(kind: str = "single", train: int = 10, eval: int = 5, seed: int = 0
     for n in (train, eval):
         found = texts(n, rng)
         labels = [i % len(names) for i in range(n)] if names else rng.normal(size=n).tolist()
-        sides.append((list(zip(found, texts(n, rng), strict=True)) if kind == "pair" else found, labels))
+        sides.append(
+            (list(zip(found, texts(n, rng), strict=True)) if kind == "pair" else found, labels)
+        )
     return make_task(kind, sides[0], sides[1], label_names=names)
 
 
@@ -292,6 +320,8 @@ class Zoo:
             model = MultiTaskModel.from_pretrained(self.folder(name), self.tasks)
             with torch.no_grad():
                 for classifier in model.classifiers.values():
-                    classifier.weight.mul_(20)  # small at first: logits, and losses, would hardly move
+                    classifier.weight.mul_(
+                        20
+                    )  # small at first: logits, and losses, would hardly move
             self.loaded[name] = model
         return copy.deepcopy(self.loaded[name])

@@ -17,7 +17,10 @@ from torch import Tensor
 from fslib.data.tasks import Split
 from fslib.errors import FslibError, check_count, unknown
 
-PADDING = {"input_ids": 0, "token_type_ids": 0}  # what an encoder may take beside the mask, and its filler
+PADDING = {
+    "input_ids": 0,
+    "token_type_ids": 0,
+}  # what an encoder may take beside the mask, and its filler
 TOKENIZED_AT_ONCE = 1000  # a tokenizer's own output takes much more memory than the ids
 SORT_WINDOW = 32  # training: examples are sorted by length within this many shuffled batches
 SAMPLINGS = ("proportional", "sqrt", "uniform", "annealed")
@@ -41,7 +44,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
-        return Batch({k: v.to(device) for k, v in self.inputs.items()}, self.labels.to(device), self.indices)
+        return Batch(
+            {k: v.to(device) for k, v in self.inputs.items()}, self.labels.to(device), self.indices
+        )
 
 
 class Encoded:
@@ -64,7 +69,9 @@ class Encoded:
                 return_attention_mask=False,
             )
             for name in PADDING.keys() & rows.keys():
-                self.columns.setdefault(name, []).extend(np.asarray(row, dtype=np.int32) for row in rows[name])
+                self.columns.setdefault(name, []).extend(
+                    np.asarray(row, dtype=np.int32) for row in rows[name]
+                )
         self.padding = {**PADDING, "input_ids": tokenizer.pad_token_id}
         self.labels = torch.from_numpy(np.asarray(split.labels).copy())
         self.labels = self.labels.float() if self.labels.is_floating_point() else self.labels
@@ -82,7 +89,9 @@ class Encoded:
     @property
     def largest_id(self) -> int:
         """The largest token id of all examples, padding among them."""
-        return max(self.padding["input_ids"], *(int(row.max()) for row in self.columns["input_ids"]))
+        return max(
+            self.padding["input_ids"], *(int(row.max()) for row in self.columns["input_ids"])
+        )
 
     @cached_property
     def truncated(self) -> Bool[np.ndarray, " n"]:
@@ -186,7 +195,9 @@ def task_order(sizes: list[int], steps: int, sampling: str, epochs: int, seed: i
     check_count("epochs", epochs)
     check_count("seed", seed, 0)
     rng = np.random.default_rng([seed, 0])
-    parts = Counter(1 + step * epochs // steps if epochs <= steps else 1 + step for step in range(steps))
+    parts = Counter(
+        1 + step * epochs // steps if epochs <= steps else 1 + step for step in range(steps)
+    )
     order: list[int] = []
     for epoch, length in parts.items():
         chances = sampling_weights(np.array(sizes), sampling, epoch, epochs)

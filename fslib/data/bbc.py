@@ -73,7 +73,9 @@ def raw_articles() -> tuple[tuple[str, str, str, str], ...]:
     rows = []
     for path in sorted(folder.glob("*/*.txt")):
         title, _, body = _read(path).partition("\n")
-        rows.append((f"{path.parent.name}/{path.stem}", path.parent.name, " ".join(title.split()), body))
+        rows.append(
+            (f"{path.parent.name}/{path.stem}", path.parent.name, " ".join(title.split()), body)
+        )
     return tuple(rows)
 
 
@@ -88,7 +90,9 @@ def articles() -> tuple[Article, ...]:
             kept.append((id_, topic, title, _sentences(body)))
         seen |= marks
     # A sentence that two articles share would carry one side's text to the other.
-    shared = Counter(s.casefold() for *_, sentences in kept for s in set(sentences) if _is_usable(s))
+    shared = Counter(
+        s.casefold() for *_, sentences in kept for s in set(sentences) if _is_usable(s)
+    )
     unique = []
     for id_, topic, title, sentences in kept:
         at = [i for i, s in enumerate(sentences) if _is_usable(s) and shared[s.casefold()] == 1]
@@ -103,13 +107,20 @@ def split_articles() -> tuple[tuple[Article, ...], tuple[Article, ...]]:
     all_articles = articles()
     order = np.random.default_rng(SPLIT_SEED).permutation(len(all_articles))
     n_eval = round(EVAL_SHARE * len(order))
-    return tuple(all_articles[i] for i in order[n_eval:]), tuple(all_articles[i] for i in order[:n_eval])
+    return tuple(all_articles[i] for i in order[n_eval:]), tuple(
+        all_articles[i] for i in order[:n_eval]
+    )
 
 
 def topic_rows(side: Iterable[Article], rng: np.random.Generator) -> Rows:
     """Return the rows of `bbc`: the topic of an article from its first sentence (cf. AG News)."""
     side = list(side)
-    return [a.sentences[0] for a in side], None, [TOPICS.index(a.topic) for a in side], [(a.id,) for a in side]
+    return (
+        [a.sentences[0] for a in side],
+        None,
+        [TOPICS.index(a.topic) for a in side],
+        [(a.id,) for a in side],
+    )
 
 
 def pair_indices(topics: list[str], rng: np.random.Generator) -> list[tuple[int, int, int]]:
@@ -118,13 +129,22 @@ def pair_indices(topics: list[str], rng: np.random.Generator) -> list[tuple[int,
 
     A topic with an odd number of texts loses its last one. Raises FslibError if one topic outnumbers the rest.
     """
-    groups = {t: list(rng.permutation([i for i, u in enumerate(topics) if u == t])) for t in sorted(set(topics))}
+    groups = {
+        t: list(rng.permutation([i for i, u in enumerate(topics) if u == t]))
+        for t in sorted(set(topics))
+    }
     groups = {t: g[: len(g) // 2 * 2] for t, g in groups.items()}
-    same = [(int(i), int(j), 1) for g in groups.values() for i, j in zip(g[::2], g[1::2], strict=True)]
+    same = [
+        (int(i), int(j), 1) for g in groups.values() for i, j in zip(g[::2], g[1::2], strict=True)
+    ]
     used = np.array([i for g in groups.values() for i in g], dtype=int)
     if used.size and max(map(len, groups.values())) > used.size // 2:
-        raise FslibError("pairs need texts of at least two topics, none with more texts than all others together")
-    half = rng.permutation(used).reshape(2, -1)  # column j is a pair; swap until no column has one topic
+        raise FslibError(
+            "pairs need texts of at least two topics, none with more texts than all others together"
+        )
+    half = rng.permutation(used).reshape(
+        2, -1
+    )  # column j is a pair; swap until no column has one topic
     while clashes := [j for j in range(half.shape[1]) if topics[half[0, j]] == topics[half[1, j]]]:
         for j in clashes:
             k, row = int(rng.integers(half.shape[1])), int(rng.integers(2))
@@ -233,11 +253,21 @@ class Embedded:
 
 EMBEDDED = {
     "bbc": Embedded(topic_rows, TOPICS, "topic of a news article, from its first sentence", 0),
-    "bbc-pair": Embedded(pair_rows, ("different", "same"), "are two first sentences about the same topic?", 2),
-    "bbc-headline": Embedded(headline_rows, ("other", "own"), "does this headline belong to this first sentence?", 1),
-    "bbc-shift": Embedded(shift_rows, ("intact", "swapped"), "were two adjacent words of the sentence swapped?", 3),
-    "bbc-somo": Embedded(somo_rows, ("intact", "replaced"), "was one word of the sentence replaced by another?", 4),
-    "bbc-next": Embedded(next_rows, ("other", "next"), "does the second sentence follow the first in the article?", 5),
+    "bbc-pair": Embedded(
+        pair_rows, ("different", "same"), "are two first sentences about the same topic?", 2
+    ),
+    "bbc-headline": Embedded(
+        headline_rows, ("other", "own"), "does this headline belong to this first sentence?", 1
+    ),
+    "bbc-shift": Embedded(
+        shift_rows, ("intact", "swapped"), "were two adjacent words of the sentence swapped?", 3
+    ),
+    "bbc-somo": Embedded(
+        somo_rows, ("intact", "replaced"), "was one word of the sentence replaced by another?", 4
+    ),
+    "bbc-next": Embedded(
+        next_rows, ("other", "next"), "does the second sentence follow the first in the article?", 5
+    ),
 }
 
 

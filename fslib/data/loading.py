@@ -20,7 +20,9 @@ from fslib.errors import FslibError, NotAtHandError, checked_path, unknown
 # tasks that are made of another one's texts: from which
 DERIVED = {"sst-shift": "sst-2"}
 SST_WORDS = (6, 24)  # as long as the sentences of BBC: here punctuation and clitics count as words
-_SST_MOVABLE = re.compile(r"(?!n't)[a-z0-9]")  # no punctuation and no clitic ('s), which would tell wherever they stand
+_SST_MOVABLE = re.compile(
+    r"(?!n't)[a-z0-9]"
+)  # no punctuation and no clitic ('s), which would tell wherever they stand
 
 
 def _embedded(name: str) -> Task:
@@ -32,7 +34,10 @@ def _embedded(name: str) -> Task:
 def _split(rows: Rows) -> Split:
     texts, pairs, labels, documents = rows
     return Split(
-        tuple(texts), None if pairs is None else tuple(pairs), np.array(labels, dtype=np.int64), tuple(documents)
+        tuple(texts),
+        None if pairs is None else tuple(pairs),
+        np.array(labels, dtype=np.int64),
+        tuple(documents),
     )
 
 
@@ -55,7 +60,14 @@ def shifted_task(name: str, task: Task) -> Task:
         drawn = [(usable[i], usable[i]) for i in rng.permutation(len(usable))]
         sides.append(_split(shifted_rows(drawn, rng, _SST_MOVABLE)))
     question = bbc.EMBEDDED["bbc-shift"]
-    return Task(name, sides[1], sides[0], question.labels, description=question.description, source=task.source)
+    return Task(
+        name,
+        sides[1],
+        sides[0],
+        question.labels,
+        description=question.description,
+        source=task.source,
+    )
 
 
 def read_tsv(path: Path) -> dict[str, list[str]]:
@@ -68,8 +80,12 @@ def read_tsv(path: Path) -> dict[str, list[str]]:
     except OSError as error:
         raise FslibError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise FslibError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    rows = [line.split("\t") for line in content.replace("\r\n", "\n").removesuffix("\n").split("\n")]
+        raise FslibError(
+            f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8"
+        ) from None
+    rows = [
+        line.split("\t") for line in content.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    ]
     if len(rows) < 2:
         raise FslibError(f"{path}: empty; want a header line and at least one row")
     header = rows[0]
@@ -77,7 +93,9 @@ def read_tsv(path: Path) -> dict[str, list[str]]:
         raise FslibError(f"{path}: column {repeated[0]!r} stands twice in the header")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
-            raise FslibError(f"{path}, line {number}: {len(row)} fields, but the header names {len(header)}")
+            raise FslibError(
+                f"{path}, line {number}: {len(row)} fields, but the header names {len(header)}"
+            )
     return {column: [row[i] for row in rows[1:]] for i, column in enumerate(header)}
 
 
@@ -88,7 +106,9 @@ def _text_columns(path: Path, columns: Iterable[str]) -> list[list[str]]:
     for column in texts:
         groups.setdefault(column.rpartition("-")[0] or column, []).append(column)
     if not 1 <= len(groups) <= 2:
-        raise FslibError(f"{path}: want one or two text columns beside label and index, found {texts or 'none'}")
+        raise FslibError(
+            f"{path}: want one or two text columns beside label and index, found {texts or 'none'}"
+        )
     return list(groups.values())
 
 
@@ -101,14 +121,22 @@ def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None
     """
     folder = checked_path("folder of a task", folder)
     name = folder.name if name is None else name
-    name = name.lower() if isinstance(name, str) else name  # what is no string is refused with the task
+    name = (
+        name.lower() if isinstance(name, str) else name
+    )  # what is no string is refused with the task
     tables = {side: read_tsv(folder / f"{side}.tsv") for side in ("train", "dev")}
     label = next((c for c in ("label", "score") if c in tables["train"]), None)
     if label is None:
-        raise FslibError(f"{folder / 'train.tsv'}: no column 'label' (or 'score'); it has {list(tables['train'])}")
+        raise FslibError(
+            f"{folder / 'train.tsv'}: no column 'label' (or 'score'); it has {list(tables['train'])}"
+        )
     groups = _text_columns(folder / "train.tsv", tables["train"])
-    if missing := [c for c in (label, *(c for group in groups for c in group)) if c not in tables["dev"]]:
-        raise FslibError(f"{folder / 'dev.tsv'}: no column {missing[0]!r}; it has {list(tables['dev'])}")
+    if missing := [
+        c for c in (label, *(c for group in groups for c in group)) if c not in tables["dev"]
+    ]:
+        raise FslibError(
+            f"{folder / 'dev.tsv'}: no column {missing[0]!r}; it has {list(tables['dev'])}"
+        )
     names = () if label == "score" else tuple(sorted(set(tables["train"][label])))
     sides = []
     for side, table in tables.items():
@@ -116,14 +144,24 @@ def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None
             if names and value not in names:
                 raise unknown(f"label in {folder / f'{side}.tsv'}, line {number},", value, names)
             if not names and not _is_number(value):
-                raise FslibError(f"{folder / f'{side}.tsv'}, line {number}: score {value!r} is not a number")
-        parts = [[" ".join(v) for v in zip(*(table[c] for c in group), strict=True)] for group in groups]
+                raise FslibError(
+                    f"{folder / f'{side}.tsv'}, line {number}: score {value!r} is not a number"
+                )
+        parts = [
+            [" ".join(v) for v in zip(*(table[c] for c in group), strict=True)] for group in groups
+        ]
         texts = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
         sides.append((texts, table[label]))
     known = hub.REGISTRY.get(name) if isinstance(name, str) else None
     described = known.description if known else f"from {folder.name}"
     return make_task(
-        name, sides[0], sides[1], label_names=names, metric=metric, description=described, source=str(folder)
+        name,
+        sides[0],
+        sides[1],
+        label_names=names,
+        metric=metric,
+        description=described,
+        source=str(folder),
     )
 
 
@@ -140,7 +178,9 @@ def task_names(data: str | Path | None = None, *, hub_too: bool = False) -> list
     hub_too: those of the registry and those made of them as well, which may have to be downloaded.
     """
     own = sorted(folder.name.lower() for folder in _folders(data))
-    return list(dict.fromkeys([*bbc.EMBEDDED, *own, *((*DERIVED, *hub.REGISTRY) if hub_too else ())]))
+    return list(
+        dict.fromkeys([*bbc.EMBEDDED, *own, *((*DERIVED, *hub.REGISTRY) if hub_too else ())])
+    )
 
 
 def _root(data: str | Path | None) -> Path | None:
@@ -166,7 +206,9 @@ def one_case(name: str, data: str | Path | None = None) -> str:
     return name.lower()
 
 
-def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = True, download: bool = True) -> Task:
+def load_task(
+    name: str, data: str | Path | None = None, *, check_rows: bool = True, download: bool = True
+) -> Task:
     """Return one task by name or by the path of a folder in GLUE's layout.
 
     download: False raises NotAtHandError for one that the Hub would have to supply.
@@ -177,11 +219,15 @@ def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = T
         return glue_task(folder)
     key = name.lower()
     if key in DERIVED:
-        return shifted_task(key, load_task(DERIVED[key], data, check_rows=check_rows, download=download))
+        return shifted_task(
+            key, load_task(DERIVED[key], data, check_rows=check_rows, download=download)
+        )
     if key in hub.REGISTRY or key == "xnli":
         saved = hub.saved_copy(key, _root(data))
         if key in hub.REGISTRY and saved is None and not download:
-            raise NotAtHandError(f"task {name}: not in the folder FSLIB_DATA points at, and not downloaded")
+            raise NotAtHandError(
+                f"task {name}: not in the folder FSLIB_DATA points at, and not downloaded"
+            )
         return hub.hub_task(key, saved, check_rows=check_rows)
     if os.sep in name and Path(name).is_dir():
         return glue_task(Path(name).absolute())
@@ -190,7 +236,10 @@ def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = T
 
 
 def load_tasks(
-    names: str | Path | Iterable[str | Path | Task], data: str | Path | None = None, *, check_rows: bool = True
+    names: str | Path | Iterable[str | Path | Task],
+    data: str | Path | None = None,
+    *,
+    check_rows: bool = True,
 ) -> dict[str, Task]:
     """Return tasks by name, in the order given: {name: Task}.
 
@@ -204,4 +253,9 @@ def load_tasks(
         names = [names]
     if not isinstance(names, Iterable):
         raise FslibError(f"{names!r} names no tasks: give names, such as {list(bbc.EMBEDDED)}")
-    return as_tasks([n if isinstance(n, Task) else load_task(str(n), data, check_rows=check_rows) for n in names])
+    return as_tasks(
+        [
+            n if isinstance(n, Task) else load_task(str(n), data, check_rows=check_rows)
+            for n in names
+        ]
+    )

@@ -19,7 +19,9 @@ CLASS_METRICS = ("accuracy", "f1", "matthews")
 METRICS = (*CLASS_METRICS, "spearman")
 # A task of this name could not be told from a row or column that tables have beside the tasks' own.
 RESERVED = ("mean", "step", "random")
-Unordered = Mapping | Set  # what is no list of texts or labels, although Python lets it be read as one
+Unordered = (
+    Mapping | Set
+)  # what is no list of texts or labels, although Python lets it be read as one
 # Main metric per task where it is not accuracy (as GLUE reports them).
 METRIC_OF = {"mrpc": "f1", "qqp": "f1", "cola": "matthews", "sts-b": "spearman"}
 
@@ -74,7 +76,9 @@ class Task:
     def __post_init__(self) -> None:
         letters = set("abcdefghijklmnopqrstuvwxyz0123456789-_")
         if not isinstance(self.name, str) or not self.name or not set(self.name) <= letters:
-            raise FslibError(f"task name {self.name!r}: use lower-case letters, digits, - and _ only")
+            raise FslibError(
+                f"task name {self.name!r}: use lower-case letters, digits, - and _ only"
+            )
         if self.name in RESERVED:
             raise FslibError(
                 f"task name {self.name!r} is a row of tables, as are {', '.join(RESERVED)}: choose another"
@@ -83,25 +87,40 @@ class Task:
             raise unknown(f"metric of task {self.name}", self.metric, METRICS)
         if self.is_regression != (self.metric not in CLASS_METRICS):
             kind = "numbers without label names" if self.is_regression else "label names"
-            raise FslibError(f"task {self.name}: metric {self.metric} does not fit labels that are {kind}")
+            raise FslibError(
+                f"task {self.name}: metric {self.metric} does not fit labels that are {kind}"
+            )
         if self.metric == "f1" and len(self.label_names) != 2:
-            raise FslibError(f"task {self.name}: f1 needs 2 classes, the second one positive; got {self.label_names}")
+            raise FslibError(
+                f"task {self.name}: f1 needs 2 classes, the second one positive; got {self.label_names}"
+            )
         if len(set(self.label_names)) != len(self.label_names):
             raise FslibError(f"task {self.name}: label names repeat: {self.label_names}")
         for side, split in (("train", self.train), ("eval", self.eval)):
             if not isinstance(split, Split) or not isinstance(split.labels, np.ndarray):
-                raise FslibError(f"task {self.name}: its {side} is no Split with an array of labels: use make_task")
+                raise FslibError(
+                    f"task {self.name}: its {side} is no Split with an array of labels: use make_task"
+                )
             self._check(side, split)
         if (self.train.pairs is None) != (self.eval.pairs is None):
-            raise FslibError(f"task {self.name}: train and eval must both be pairs or both single texts")
+            raise FslibError(
+                f"task {self.name}: train and eval must both be pairs or both single texts"
+            )
 
     def _check(self, side: str, split: Split) -> None:
         where = f"task {self.name}, {side} split"
         if not len(split):
             raise FslibError(f"{where}: no examples")
-        lengths = {len(split.labels), len(split.documents), len(split.pairs or split.texts), len(split)}
+        lengths = {
+            len(split.labels),
+            len(split.documents),
+            len(split.pairs or split.texts),
+            len(split),
+        }
         if len(lengths) != 1:
-            raise FslibError(f"{where}: {len(split)} texts but {len(split.labels)} labels; give one label per text")
+            raise FslibError(
+                f"{where}: {len(split)} texts but {len(split.labels)} labels; give one label per text"
+            )
         for side_texts in (split.texts, split.pairs or ()):
             check_texts(where, side_texts)
         if self.is_regression:
@@ -110,7 +129,9 @@ class Task:
             return
         outside = set(np.unique(split.labels)) - set(range(len(self.label_names)))
         if outside or split.labels.dtype.kind not in "iu":
-            raise FslibError(f"{where}: labels must be 0..{len(self.label_names) - 1}; found {sorted(outside)}")
+            raise FslibError(
+                f"{where}: labels must be 0..{len(self.label_names) - 1}; found {sorted(outside)}"
+            )
         if len(self.label_names) < 2 or (side == "train" and len(np.unique(split.labels)) < 2):
             raise FslibError(f"{where}: only one class; a classification task needs at least two")
 
@@ -132,9 +153,13 @@ class Task:
             digest.update(split.labels.tobytes())
         return digest.hexdigest()[:16]
 
-    def limited(self, *, train: int | None = None, eval: int | None = None, seed: int = 0) -> "Task":
+    def limited(
+        self, *, train: int | None = None, eval: int | None = None, seed: int = 0
+    ) -> "Task":
         """Return the same task on a random part of its examples (all where a limit is None or larger)."""
-        return replace(self, train=self.part("train", train, seed), eval=self.part("eval", eval, seed))
+        return replace(
+            self, train=self.part("train", train, seed), eval=self.part("eval", eval, seed)
+        )
 
     def part(self, side: str, limit: int | None, seed: int = 0) -> Split:
         """Return a random part of one side, "train" or "eval": all of it where the limit is None or larger.
@@ -144,7 +169,10 @@ class Task:
         check_count(side, limit, none=True)
         check_count("seed", seed, 0)
         rng = np.random.default_rng(seed)
-        order = {"train": rng.permutation(len(self.train)), "eval": rng.permutation(len(self.eval))}[side]
+        order = {
+            "train": rng.permutation(len(self.train)),
+            "eval": rng.permutation(len(self.eval)),
+        }[side]
         whole: Split = self.train if side == "train" else self.eval
         return whole if limit is None or limit >= len(whole) else whole.take(np.sort(order[:limit]))
 
@@ -158,7 +186,10 @@ class Task:
         """Say why a score on the eval split means little: train holds its texts, or it has one label; else ""."""
         found = []
         known = set(zip(self.train.texts, self.train.pairs or self.train.texts, strict=True))
-        if all(text in known for text in zip(self.eval.texts, self.eval.pairs or self.eval.texts, strict=True)):
+        if all(
+            text in known
+            for text in zip(self.eval.texts, self.eval.pairs or self.eval.texts, strict=True)
+        ):
             found.append("train holds every text of eval")
         if len(np.unique(self.eval.labels)) == 1:
             found.append("all eval labels are alike")
@@ -250,12 +281,16 @@ def _as_split(name: str, data: Any, names: tuple[str, ...]) -> Split:
     except TypeError:
         raise FslibError(f"task {name}: texts and labels must be two lists") from None
     if len(texts) != len(labels):
-        raise FslibError(f"task {name}: {len(texts)} texts but {len(labels)} labels; give one label per text")
+        raise FslibError(
+            f"task {name}: {len(texts)} texts but {len(labels)} labels; give one label per text"
+        )
     is_pair = bool(texts) and not isinstance(texts[0], str)
     for i, text in enumerate(texts):
         parts = text if isinstance(text, (tuple, list)) else (text,)
         if len(parts) != 1 + is_pair or not all(isinstance(p, str) for p in parts):
-            raise FslibError(f"task {name}, example {i}: texts must all be strings, or all pairs of strings")
+            raise FslibError(
+                f"task {name}, example {i}: texts must all be strings, or all pairs of strings"
+            )
     firsts = tuple(t[0] for t in texts) if is_pair else tuple(texts)
     seconds = tuple(t[1] for t in texts) if is_pair else None
     documents = tuple((t,) if isinstance(t, str) else tuple(t) for t in texts)
@@ -267,7 +302,9 @@ def _as_labels(name: str, labels: list[Any], names: tuple[str, ...]) -> np.ndarr
         try:
             return np.array([float(y) for y in labels], dtype=np.float64)
         except (TypeError, ValueError):
-            raise FslibError(f"task {name}: labels are not numbers; name the classes with label_names") from None
+            raise FslibError(
+                f"task {name}: labels are not numbers; name the classes with label_names"
+            ) from None
     index = {n: i for i, n in enumerate(names)}
     indices: list[Any] = [index.get(y) if isinstance(y, str) else y for y in labels]
     for i, y in enumerate(indices):
@@ -306,19 +343,33 @@ def _class_names(data: Any) -> tuple[str, ...]:
     return tuple(getattr(data.features[label], "names", ())) if label else ()
 
 
-def _from_columns(name: str, data: Any, columns: list[Any], names: tuple[str, ...]) -> tuple[list[Any], list[Any]]:
+def _from_columns(
+    name: str, data: Any, columns: list[Any], names: tuple[str, ...]
+) -> tuple[list[Any], list[Any]]:
     if repeated := [c for c in columns if columns.count(c) > 1]:
         raise FslibError(f"task {name}: two columns are called {repeated[0]!r}: rename one")
     label = _label_column(columns)
     if label is None:
-        raise FslibError(f"task {name}: the data have no column label, labels or score; they have {columns}")
+        raise FslibError(
+            f"task {name}: the data have no column label, labels or score; they have {columns}"
+        )
     # any string: a gap in the first row makes no column of texts another one
-    rows = [c for c in columns if c != label and any(isinstance(value, str) for value in data[c][:])]
+    rows = [
+        c for c in columns if c != label and any(isinstance(value, str) for value in data[c][:])
+    ]
     if len(rows) not in (1, 2):
-        raise FslibError(f"task {name}: want one or two text columns, found {rows}; select columns first")
-    texts = list(data[rows[0]]) if len(rows) == 1 else list(zip(data[rows[0]], data[rows[1]], strict=True))
+        raise FslibError(
+            f"task {name}: want one or two text columns, found {rows}; select columns first"
+        )
+    texts = (
+        list(data[rows[0]])
+        if len(rows) == 1
+        else list(zip(data[rows[0]], data[rows[1]], strict=True))
+    )
     labels, own = list(data[label]), _class_names(data)
-    if own != names and set(own) & set(names):  # the same classes in another order: an index means the dataset's
+    if own != names and set(own) & set(
+        names
+    ):  # the same classes in another order: an index means the dataset's
         labels = [own[int(y)] if _is_among(y, range(len(own))) else y for y in labels]
     return texts, labels
 
@@ -347,7 +398,9 @@ def _hold_out(name: str, split: Split, share: float, seed: int) -> tuple[Split, 
         chosen.add(int(r))
         held += sizes[int(r)]
     if not chosen or held == len(split):
-        raise FslibError(f"task {name}: too few distinct texts to hold {share:.0%} out; give eval= as well")
+        raise FslibError(
+            f"task {name}: too few distinct texts to hold {share:.0%} out; give eval= as well"
+        )
     inside = [i for i, r in enumerate(roots) if r not in chosen]
     return split.take(inside), split.take([i for i, r in enumerate(roots) if r in chosen])
 
@@ -357,9 +410,13 @@ def as_tasks(tasks: Task | Iterable[Task] | Mapping[str, Task]) -> dict[str, Tas
     if isinstance(tasks, Task):
         tasks = [tasks]
     held: Any = tasks.values() if isinstance(tasks, Mapping) else tasks
-    given: list[Any] = [held] if isinstance(held, str) or not isinstance(held, Iterable) else list(held)
+    given: list[Any] = (
+        [held] if isinstance(held, str) or not isinstance(held, Iterable) else list(held)
+    )
     if strange := [task for task in given if not isinstance(task, Task)]:
-        raise FslibError(f"{strange[0]!r:.80} is no task: give what fslib.load_tasks or fslib.make_task returns")
+        raise FslibError(
+            f"{strange[0]!r:.80} is no task: give what fslib.load_tasks or fslib.make_task returns"
+        )
     named = {task.name: task for task in given}
     if not named:
         raise FslibError("no task given")

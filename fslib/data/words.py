@@ -11,14 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-Rows = tuple[list[str], list[str] | None, list[int], list[tuple[str, ...]]]  # texts, pairs, labels, document ids
+Rows = tuple[
+    list[str], list[str] | None, list[int], list[tuple[str, ...]]
+]  # texts, pairs, labels, document ids
 
-COMMON = 100  # so many of the most frequent words, which hold sentences together, are never exchanged
+COMMON = (
+    100  # so many of the most frequent words, which hold sentences together, are never exchanged
+)
 _ANY = re.compile("")
 _EXCHANGEABLE = re.compile(r"""([a-z]{4,})([.,;:!?"']*)""")
 
 
-def shift_words(sentence: str, rng: np.random.Generator, movable: re.Pattern[str] = _ANY) -> str | None:
+def shift_words(
+    sentence: str, rng: np.random.Generator, movable: re.Pattern[str] = _ANY
+) -> str | None:
     """Return the sentence with two adjacent, different words swapped; None if it has no such pair.
 
     movable: both words begin like this; what words are is said by white space.
@@ -27,7 +33,9 @@ def shift_words(sentence: str, rng: np.random.Generator, movable: re.Pattern[str
     swappable = [
         i
         for i in range(len(words) - 1)
-        if words[i].casefold() != words[i + 1].casefold() and movable.match(words[i]) and movable.match(words[i + 1])
+        if words[i].casefold() != words[i + 1].casefold()
+        and movable.match(words[i])
+        and movable.match(words[i + 1])
     ]
     if not swappable:
         return None
@@ -76,7 +84,9 @@ class Place(NamedTuple):
         return self.document != other.document and other.word not in known
 
 
-def exchanged_rows(sentences: Iterable[tuple[str, str]], corpus: Iterable[str], rng: np.random.Generator) -> Rows:
+def exchanged_rows(
+    sentences: Iterable[tuple[str, str]], corpus: Iterable[str], rng: np.random.Generator
+) -> Rows:
     """Return rows in which half of the sentences have one word that belongs to another of them (label 1).
 
     Sentences exchange words in twos: of two that are next to each other in the order of frequency (over `corpus`, ties
@@ -86,7 +96,9 @@ def exchanged_rows(sentences: Iterable[tuple[str, str]], corpus: Iterable[str], 
     is left out.
     sentences: (document id, sentence). Both classes are of equal size.
     """
-    counts = Counter(found[1] for s in corpus for w in s.split() if (found := _EXCHANGEABLE.fullmatch(w)))
+    counts = Counter(
+        found[1] for s in corpus for w in s.split() if (found := _EXCHANGEABLE.fullmatch(w))
+    )
     common = {word for word, _ in counts.most_common(COMMON)}
     places = [p for d, s in sentences if (p := _place(d, s.split(), common, rng)) is not None]
     intact, changed = places[::2], places[1::2]
@@ -106,9 +118,13 @@ def exchanged_rows(sentences: Iterable[tuple[str, str]], corpus: Iterable[str], 
     return texts, None, labels, [(p.document,) for p in (*intact, *(p for p, _ in spoiled))]
 
 
-def _place(document: str, words: list[str], common: set[str], rng: np.random.Generator) -> Place | None:
+def _place(
+    document: str, words: list[str], common: set[str], rng: np.random.Generator
+) -> Place | None:
     """Draw the word of a sentence that may be exchanged; None if it has none."""
-    found = {i: match[1] for i, word in enumerate(words) if (match := _EXCHANGEABLE.fullmatch(word))}
+    found = {
+        i: match[1] for i, word in enumerate(words) if (match := _EXCHANGEABLE.fullmatch(word))
+    }
     after_article = {i for i in found if i and words[i - 1].casefold() in ("a", "an")}
     allowed = [i for i, word in found.items() if word not in common and i not in after_article]
     if not allowed:
@@ -124,13 +140,17 @@ def whole_texts(texts: Iterable[str], shortest: int) -> list[str]:
     """
     levelled = dict.fromkeys(" ".join(text.split()) for text in texts)
     every = [w for text in levelled if len(w := text.split()) >= shortest]
-    at: dict[tuple[str, ...], list[tuple[int, int]]] = {}  # where each run of `shortest` words stands
+    at: dict[
+        tuple[str, ...], list[tuple[int, int]]
+    ] = {}  # where each run of `shortest` words stands
     for number, words in enumerate(every):
         for start in range(len(words) - shortest + 1):
             at.setdefault(tuple(words[start : start + shortest]), []).append((number, start))
 
     def is_part(number: int, words: list[str]) -> bool:
         places = at[tuple(words[:shortest])]
-        return any(n != number and every[n][start : start + len(words)] == words for n, start in places)
+        return any(
+            n != number and every[n][start : start + len(words)] == words for n, start in places
+        )
 
     return [" ".join(words) for number, words in enumerate(every) if not is_part(number, words)]

@@ -22,9 +22,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fslib.errors import FslibError, unknown
+from fslib.model.devices import device_of
 from fslib.model.hooked import HOOKED, hook_attention
 from fslib.model.modes import in_mode
-from fslib.model.spread import main_device
 
 ATTENTION = "fslib_sdpa"
 ABLATIONS = ("zero", "mean")
@@ -41,7 +41,6 @@ class HeadControl:
     tap: called with each layer's index and context; returns the context to go on with.
     inputs: None, or a list that takes each layer's attention module with its query, key and value.
     weights: None, or a list that takes each layer's attention weights, (batch, heads, seq, seq).
-    arrange: None, or a function of each layer's query, key, value and mask that returns those to go on with.
     """
 
     def __init__(self) -> None:
@@ -50,9 +49,12 @@ class HeadControl:
         self.tap: Tap | None = None
         self.inputs: list[tuple[nn.Module, Tensor, Tensor, Tensor]] | None = None
         self.weights: list[Tensor] | None = None
-        self.arrange: Callable[..., tuple[Any, ...]] | None = None
-        self.heard: list[Tensor] = []  # of a layer under way, what hooks have heard of its query, key and value
-        self.calls = 0  # layers seen in this forward: ALBERT shares its layer, DistilBERT has no index
+        self.heard: list[
+            Tensor
+        ] = []  # of a layer under way, what hooks have heard of its query, key and value
+        self.calls = (
+            0  # layers seen in this forward: ALBERT shares its layer, DistilBERT has no index
+        )
         self.layers = 0  # 0 until `attach` has counted them
         self.head_shapes: list[tuple[int, int]] = []
 
@@ -83,14 +85,14 @@ def attention_function() -> str:
 
     def attention(module: nn.Module, query, key, value, attention_mask, **kwargs):  # type: ignore[no-untyped-def]
         control = getattr(module, "fslib_control", None)
-        if control is not None and control.arrange is not None:
-            query, key, value, attention_mask = control.arrange(query, key, value, attention_mask)
         ctx, weights = attend(module, query, key, value, attention_mask, **kwargs)
         if control is not None and control.inputs is not None:
             control.inputs.append((module, query, key, value))
         if control is not None and control.weights is not None:
             # Attention to unit vectors is the weights themselves, whatever mask, scale or groups of heads there are.
-            unit = torch.eye(key.shape[2], dtype=key.dtype, device=key.device).expand(*key.shape[:2], -1, -1)
+            unit = torch.eye(key.shape[2], dtype=key.dtype, device=key.device).expand(
+                *key.shape[:2], -1, -1
+            )
             shown, _ = attend(module, query, key, unit, attention_mask, **kwargs | {"dropout": 0.0})
             control.weights.append(shown.transpose(1, 2))
         return (ctx if control is None else control.apply(ctx)), weights
@@ -103,9 +105,15 @@ def attention_function() -> str:
 
 def _before_forward(module: nn.Module, args: tuple, kwargs: dict) -> None:
     if kwargs.get("head_mask") is not None:
-        raise FslibError("head_mask has no effect in transformers 5: use fslib.pruned(model, heads) instead")
-    if module.training and any(getattr(m, "gradient_checkpointing", False) for m in module.modules()):
-        raise FslibError("gradient checkpointing runs attention again outside the forward pass: switch it off")
+        raise FslibError(
+            "head_mask has no effect in transformers 5: use fslib.pruned(model, heads) instead"
+        )
+    if module.training and any(
+        getattr(m, "gradient_checkpointing", False) for m in module.modules()
+    ):
+        raise FslibError(
+            "gradient checkpointing runs attention again outside the forward pass: switch it off"
+        )
     attention_function()  # an encoder that was unpickled has been made in another process
     control: HeadControl = module.fslib_control  # type: ignore[assignment]
     control.calls = 0
@@ -157,11 +165,17 @@ def attach(encoder: Any) -> HeadControl:
 
 def probe_with(encoder: Any, ids: list[int]) -> Float[Tensor, "seq hidden"]:
     """Return last hidden states for one made-up sentence, in evaluation mode."""
-    tokens = torch.tensor([ids], device=main_device(encoder)) % encoder.config.vocab_size
+    tokens = torch.tensor([ids], device=device_of(encoder)) % encoder.config.vocab_size
     with in_mode(encoder, training=False), torch.no_grad():
-        hidden = getattr(encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)), "last_hidden_state", None)
+        hidden = getattr(
+            encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)),
+            "last_hidden_state",
+            None,
+        )
     if hidden is None:
-        raise FslibError(f"{type(encoder).__name__} cannot be used: it gives no last hidden states of its tokens")
+        raise FslibError(
+            f"{type(encoder).__name__} cannot be used: it gives no last hidden states of its tokens"
+        )
     return hidden[0]
 
 
@@ -191,7 +205,9 @@ def as_head_set(heads: object, shape: tuple[int, int]) -> Bool[np.ndarray, "laye
 
 
 @contextmanager
-def gated(model: nn.Module, gate: Float[Tensor, "layers heads"] | None, fill: Tensor | None = None) -> Iterator[None]:
+def gated(
+    model: nn.Module, gate: Float[Tensor, "layers heads"] | None, fill: Tensor | None = None
+) -> Iterator[None]:
     """Multiply every head's context by its gate inside the block; the gate may require a gradient."""
     control = control_of(model)
     before = control.gate, control.fill
@@ -213,7 +229,9 @@ def tapped(model: nn.Module, tap: Tap) -> Iterator[None]:
         control.tap = before
 
 
-def attention_weights(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, "layers batch heads seq seq"]:
+def attention_weights(
+    model: Any, inputs: dict[str, Tensor]
+) -> Float[Tensor, "layers batch heads seq seq"]:
     """Return how much every token (second axis from the end) attends to every token (last axis) in every head.
 
     Rows of real tokens sum to 1. Heads that are switched off around the call are shown as they would attend.
@@ -221,7 +239,9 @@ def attention_weights(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, "l
     """
     control, encoder = control_of(model), getattr(model, "encoder", model)
     if encoder.config.model_type in HOOKED:
-        raise FslibError(f"{type(encoder).__name__} computes attention by itself: its weights cannot be shown")
+        raise FslibError(
+            f"{type(encoder).__name__} computes attention by itself: its weights cannot be shown"
+        )
     control.weights = []
     try:
         with in_mode(encoder, training=False), torch.inference_mode():
@@ -252,13 +272,25 @@ def pruned(
     if ablation not in ABLATIONS:
         raise unknown("ablation", ablation, ABLATIONS)
     if (ablation == "mean") != (mean is not None):
-        raise FslibError('ablation="mean" goes with mean=fslib.mean_context(model, task), and "zero" with none')
+        raise FslibError(
+            'ablation="mean" goes with mean=fslib.mean_context(model, task), and "zero" with none'
+        )
     shape = (control.layers, *control.head_shapes[0])
-    if mean is not None and not (isinstance(mean, Tensor) and mean.shape == shape and bool(mean.isfinite().all())):
-        what = f"of shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else f"a {type(mean).__name__}"
-        raise FslibError(f"mean must be a finite tensor of shape {shape} (layers, heads, head_dim), not {what}")
-    device = main_device(model)
-    with torch.inference_mode(False):  # importance inside the block needs gradients that pass the gate
+    if mean is not None and not (
+        isinstance(mean, Tensor) and mean.shape == shape and bool(mean.isfinite().all())
+    ):
+        what = (
+            f"of shape {tuple(mean.shape)}"
+            if isinstance(mean, Tensor)
+            else f"a {type(mean).__name__}"
+        )
+        raise FslibError(
+            f"mean must be a finite tensor of shape {shape} (layers, heads, head_dim), not {what}"
+        )
+    device = device_of(model)
+    with torch.inference_mode(
+        False
+    ):  # importance inside the block needs gradients that pass the gate
         gate = torch.from_numpy(~chosen).to(device=device, dtype=torch.float32)
         if control.gate is not None:
             if (control.fill is None) != (mean is None):

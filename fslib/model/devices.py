@@ -1,147 +1,24 @@
-"""Where a model runs: processes, threads, devices, their random states, and memory that is freed between steps."""
+"""Where a model runs: its device, threads, random states, and memory that is freed between steps."""
 
 import ctypes
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import TypeVar
 
-import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
-from filelock import BaseFileLock, Timeout
 from threadpoolctl import threadpool_limits
-from torch import Tensor
-from torch.distributed.distributed_c10d import _get_default_store
-
-from fslib.data.batches import Batch
-from fslib.errors import FslibError, first_line
-
-T = TypeVar("T")
-# what splits weights among processes -> how accelerate is told to use it
-SPLITTING = {
-    "FSDP": "ACCELERATE_USE_FSDP",
-    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
-    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
-}
+from torch import Tensor, nn
 
 
-def processes() -> PartialState:
-    """Return what this process knows of those that work with it on the same thing, and of its own device.
-
-    Raises FslibError where they cannot be reached, and for what splits weights among processes.
-    """
-    for name, asked in SPLITTING.items():
-        if parse_flag_from_env(asked):
-            raise FslibError(
-                f"{name} splits weights among processes, and IAT trains single rows of whole ones: use plain data "
-                "parallelism (accelerate launch --multi_gpu, torchrun), which gives every process the whole model"
-            )
-    # where there is no GPU, several processes would else take themselves for one each
-    several = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
-    try:
-        return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or several)
-    except (ValueError, RuntimeError, ImportError) as error:
-        PartialState._reset_state()  # it would be taken for whole the next time
-        raise FslibError(f"the processes that this one belongs to are not found: {first_line(error)}") from error
+def best_device() -> torch.device:
+    """Return the device that a unit of work runs on: this process's accelerator, or the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def is_first() -> bool:
-    """Return whether this is the process, of those that work on the same thing, that writes and speaks."""
-    return bool(processes().is_main_process)
-
-
-def from_first(value: T) -> T:
-    """Return what the first process gives, in every process."""
-    if processes().num_processes == 1:
-        return value
-    return broadcast_object_list([value])[0]
-
-
-def wait_for_all() -> None:
-    """Wait until all processes are here."""
-    processes().wait_for_everyone()
-
-
-def leave() -> None:
-    """Part from the processes that this one has worked with: its threads that wait for them could abort its end."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-@cache
-def is_first_to_fail() -> bool:
-    """Return whether this process asks before others: those fail for the same reason, or since this one did."""
-    try:
-        if processes().num_processes == 1:
-            return True
-        return int(_get_default_store().add("fslib/failed", 1)) == 1
-    except (RuntimeError, FslibError):  # whoever kept count is gone, or was never there
-        return True
-
-
-@contextmanager
-def held_by_first(lock: BaseFileLock) -> Iterator[None]:
-    """Hold a lock, in the first process, while any of them is inside the block.
-
-    However long that takes, no process waits for another for more than a minute: it would be given up for lost.
-    """
-    if processes().num_processes == 1:
-        with lock:
-            yield
-        return
-    while not from_first(is_first() and _acquired(lock)):
-        pass
-    try:
-        yield
-        wait_for_all()
-    finally:
-        if is_first():
-            lock.release()
-
-
-def _acquired(lock: BaseFileLock) -> bool:
-    try:
-        lock.acquire(timeout=60)
-    except Timeout:
-        return False
-    return True
-
-
-def accelerator(mixed_precision: str | None) -> Accelerator:
-    """Return the `Accelerator` that a training runs through: CPU, one GPU or several processes.
-
-    mixed_precision: "bf16" or "fp16", None for what `accelerate` is configured to.
-    Raises FslibError for an unknown precision, another one than the process began with, gradient accumulation, and as
-    `processes` does.
-    """
-    processes()  # refuses what splits weights
-    # a step leaves the other tasks' classifiers without a gradient
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    # left out, it would be what an earlier training in this process had
-    precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    try:
-        made = Accelerator(mixed_precision=precision, kwargs_handlers=handlers)
-    except ValueError as error:  # no such precision, or not the one that this process began with
-        raise FslibError(f"mixed_precision {precision!r}: {error}") from error
-    if made.gradient_accumulation_steps != 1:
-        raise FslibError(
-            f"gradient accumulation over {made.gradient_accumulation_steps} steps would mix the gradients of "
-            "several tasks in one update: set accelerate's to 1, and batch_size as large as memory allows"
-        )
-    return made
-
-
-def gather_rows(rows: np.ndarray, batches: list[Batch]) -> np.ndarray:
-    """Return (n, ...) with every process's rows in place; `rows` holds this process's, at its batches' indices."""
-    if processes().num_processes > 1:
-        mine = np.concatenate([batch.indices for batch in batches]) if batches else np.empty(0, dtype=np.int64)
-        for indices, values in gather_object([(mine, rows[mine])]):
-            rows[indices] = values
-    return rows
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device that a model's weights are on."""
+    return next(model.parameters()).device
 
 
 def partial_mark() -> str:

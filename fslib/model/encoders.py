@@ -52,10 +52,9 @@ DECLARED = {
 }
 
 
-def load_encoder(name: str, **placement: Any) -> tuple[Any, Any, str]:
+def load_encoder(name: str) -> tuple[Any, Any, str]:
     """Load (encoder in evaluation mode, tokenizer, where it came from); of an encoder-decoder, its encoder.
 
-    placement: transformers' device_map, max_memory and offload_folder, of an encoder that is spread over devices.
     Raises FslibError for what cannot be loaded whole, is no safetensors, or hides its attention.
     """
     _, pretrained = ENCODERS.get(name, ({}, True))
@@ -67,32 +66,42 @@ def load_encoder(name: str, **placement: Any) -> tuple[Any, Any, str]:
             if expected:  # before the weights are fetched
                 check_shape(f"{name} ({source})", config, list(expected))
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            encoder = _load(source, config, placement) if pretrained else new_encoder(config)
+            encoder = _load(source, config) if pretrained else new_encoder(config)
             _check_tokenizer(source, tokenizer)
     except FslibError:
         raise
-    except Exception as error:  # transformers, tokenizers and safetensors raise here, each their own
+    except (
+        Exception
+    ) as error:  # transformers, tokenizers and safetensors raise here, each their own
         raise _load_error(name, error) from error
     if hasattr(config, "use_cache"):
         encoder.config.use_cache = False
-    return (encoder if placement else encoder.float()).eval(), tokenizer, source
+    return encoder.float().eval(), tokenizer, source
 
 
 def _source(name: str) -> str:
     """Return the folder or the Hub id that an encoder's files are at."""
-    return str(package_folder(EMBEDDED) / "model") if name in ENCODERS else PRETRAINED.get(name, (name,))[0]
+    return (
+        str(package_folder(EMBEDDED) / "model")
+        if name in ENCODERS
+        else PRETRAINED.get(name, (name,))[0]
+    )
 
 
 def load_config(name: str) -> Any:
     """Return the config of an encoder, by the names of `load_encoder`."""
     changes, _ = ENCODERS.get(name, ({}, True))
-    return transformers.AutoConfig.from_pretrained(_source(name), trust_remote_code=False, **changes)
+    return transformers.AutoConfig.from_pretrained(
+        _source(name), trust_remote_code=False, **changes
+    )
 
 
 def _check_tokenizer(source: str, tokenizer: Any) -> None:
     """Raise FslibError for a tokenizer that transformers made up, or that knows no word; see that it can pad."""
     files = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
-    needs_files = Path(source).is_dir() and type(tokenizer).vocab_files_names  # characters and bytes need none
+    needs_files = (
+        Path(source).is_dir() and type(tokenizer).vocab_files_names
+    )  # characters and bytes need none
     if needs_files and not any((Path(source) / file).is_file() for file in files):
         raise FslibError(
             f"model folder {source} has no tokenizer files ({' or '.join(sorted(files))}): every word would be "
@@ -104,49 +113,65 @@ def _check_tokenizer(source: str, tokenizer: Any) -> None:
             "model's own"
         )
     longest = tokenizer.model_max_length
-    if not isinstance(longest, int | float | None) or isinstance(longest, bool) or longest == float("inf"):
-        raise FslibError(f"the tokenizer of {source}: model_max_length {longest!r} is no number of tokens")
+    if (
+        not isinstance(longest, int | float | None)
+        or isinstance(longest, bool)
+        or longest == float("inf")
+    ):
+        raise FslibError(
+            f"the tokenizer of {source}: model_max_length {longest!r} is no number of tokens"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
-        raise FslibError(f"the tokenizer of {source} has no token to pad with: set its pad_token and save it again")
+        raise FslibError(
+            f"the tokenizer of {source} has no token to pad with: set its pad_token and save it again"
+        )
 
 
 def shape_of(config: Any) -> list[Any]:
     """Return what tells architectures apart."""
-    return [getattr(config, k, None) for k in ("model_type", "num_hidden_layers", "num_attention_heads", "hidden_size")]
+    return [
+        getattr(config, k, None)
+        for k in ("model_type", "num_hidden_layers", "num_attention_heads", "hidden_size")
+    ]
 
 
 def check_shape(where: str, config: Any, expected: list[Any]) -> None:
     """Raise FslibError for a config of another architecture than expected."""
     if (shape := shape_of(config)) != expected:
-        is_, not_ = ("{} of {} layers x {} heads, {} wide".format(*each) for each in (shape, expected))
+        is_, not_ = (
+            "{} of {} layers x {} heads, {} wide".format(*each) for each in (shape, expected)
+        )
         raise FslibError(f"{where} is a checkpoint of another architecture: {is_}, not {not_}")
 
 
 def _class(config: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Return transformers' maker for the encoder of a config, the class it makes if known, and with what options."""
     # A T5 encoder saved alone says that it is no encoder-decoder, but must not be read as a whole T5.
-    encodes = config.is_encoder_decoder or type(config) in transformers.AutoModelForTextEncoding._model_mapping
+    encodes = (
+        config.is_encoder_decoder
+        or type(config) in transformers.AutoModelForTextEncoding._model_mapping
+    )
     auto = transformers.AutoModelForTextEncoding if encodes else transformers.AutoModel
     # An unused pooler would be trained by weight decay and counted as parameters.
     model_class = auto._model_mapping.get(type(config), None)
-    takes_pooler = model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
+    takes_pooler = (
+        model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
+    )
     options = {"add_pooling_layer": False} if takes_pooler else {}
     implementation = "eager" if config.model_type in HOOKED else attention_function()
     return auto, model_class, {"attn_implementation": implementation, **options}
 
 
 def new_encoder(config: Any) -> Any:
-    """Return an encoder with random weights, or, under torch's device "meta", with none."""
+    """Return an encoder with random weights."""
     auto, _, options = _class(config)
     return auto.from_config(config, **options)
 
 
-def _load(source: str, config: Any, placement: dict[str, Any]) -> Any:
+def _load(source: str, config: Any) -> Any:
     auto, model_class, options = _class(config)
-    if placement:  # weights that wait elsewhere cannot be made float32 afterwards
-        options |= placement | {"dtype": torch.float32}
     try:
         encoder, report = auto.from_pretrained(
             source,
@@ -171,8 +196,7 @@ def _load(source: str, config: Any, placement: dict[str, Any]) -> Any:
             f"model {source} cannot be loaded: {len(unfit)} weights of a {type(encoder).__name__} are missing or of "
             f"another shape, such as {unfit[0]}; its weights and its config.json do not belong together"
         )
-    there = ((key, weight) for key, weight in encoder.named_parameters() if not weight.is_meta)
-    if broken := [key for key, weight in there if not weight.isfinite().all()]:
+    if broken := [key for key, weight in encoder.named_parameters() if not weight.isfinite().all()]:
         raise FslibError(
             f"model {source} cannot be loaded: {len(broken)} weights hold NaN or infinity, such as {broken[0]}; "
             "train it again with a lower learning rate"
@@ -185,7 +209,9 @@ def _load_error(name: str, error: Exception) -> FslibError:
         return FslibError(f"model folder {name} cannot be loaded: {first_line(error)}")
     if name in PRETRAINED:
         missing = f"the Hub did not supply {PRETRAINED[name][0]} with safetensors weights ({first_line(error)})"
-        return FslibError(f"model {name}: {missing}; check the network, or give the path of a local copy")
+        return FslibError(
+            f"model {name}: {missing}; check the network, or give the path of a local copy"
+        )
     return unknown(
         "model",
         name,
@@ -208,9 +234,20 @@ def natural_pooling(encoder: nn.Module, tokenizer: Any, source: str) -> str:
 
 def _declared_pooling(path: Path) -> str:
     try:
-        modes = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k.startswith("pooling_mode_")}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:  # no UTF-8, no JSON, or no object in it
-        raise FslibError(f"{path} cannot be read ({first_line(error)}): delete it, or give pooling=") from error
+        modes = {
+            k: v
+            for k, v in json.loads(path.read_text(encoding="utf-8")).items()
+            if k.startswith("pooling_mode_")
+        }
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # no UTF-8, no JSON, or no object in it
+        raise FslibError(
+            f"{path} cannot be read ({first_line(error)}): delete it, or give pooling="
+        ) from error
     for mode, chosen in modes.items():
         if not isinstance(chosen, bool):
             raise FslibError(f"{path}: {mode} {chosen!r} must be true or false")

@@ -25,7 +25,9 @@ class Place(NamedTuple):
 # model type -> place
 HOOKED = {
     "mpnet": Place("attention.attn", ("q", "k", "v"), "attention.attn.o"),
-    "deberta-v2": Place("attention.self", ("query_proj", "key_proj", "value_proj"), "attention.output.dense"),
+    "deberta-v2": Place(
+        "attention.self", ("query_proj", "key_proj", "value_proj"), "attention.output.dense"
+    ),
 }
 
 
@@ -56,7 +58,9 @@ def _after_input(part: Any, args: tuple, states: Tensor) -> None:
     """Keep what a query, key or value projection gives, if someone listens."""
     if part.fslib_control.inputs is not None:
         (attention,) = part.fslib_attention
-        part.fslib_control.heard.append(states.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2))
+        part.fslib_control.heard.append(
+            states.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+        )
 
 
 def _before_projection(projection: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

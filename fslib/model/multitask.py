@@ -17,9 +17,16 @@ from fslib.data.batches import Batch, Encoded
 from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError, check_count, checked_path, first_line, unknown
 from fslib.model.attention import HeadControl, attach, control_of
-from fslib.model.devices import partial_mark
-from fslib.model.encoders import ENCODERS, PRETRAINED, check_shape, load_encoder, natural_pooling, quiet, shape_of
-from fslib.model.spread import main_device
+from fslib.model.devices import device_of, partial_mark
+from fslib.model.encoders import (
+    ENCODERS,
+    PRETRAINED,
+    check_shape,
+    load_encoder,
+    natural_pooling,
+    quiet,
+    shape_of,
+)
 
 POOLINGS = ("first", "mean", "last")
 CARD = "fslib.json"
@@ -96,7 +103,13 @@ class MultiTaskModel(nn.Module):
     classifiers: Any
 
     def __init__(
-        self, encoder: Any, tokenizer: Any, answers: Mapping[str, Answer], pooling: str, max_length: int, source: str
+        self,
+        encoder: Any,
+        tokenizer: Any,
+        answers: Mapping[str, Answer],
+        pooling: str,
+        max_length: int,
+        source: str,
     ) -> None:
         super().__init__()
         control = attach(encoder)
@@ -107,7 +120,11 @@ class MultiTaskModel(nn.Module):
         self.n_layers, self.n_heads = control.layers, control.head_shapes[0][0]
         config = encoder.config
         # RoBERTa's position table is 2 longer than the longest text
-        limits = [max_length, tokenizer.model_max_length, getattr(config, "max_position_embeddings", 1 << 30) - 2]
+        limits = [
+            max_length,
+            tokenizer.model_max_length,
+            getattr(config, "max_position_embeddings", 1 << 30) - 2,
+        ]
         self.max_length = min(int(limit) for limit in limits if limit and limit > 0)
         self.accepts = set(inspect.signature(encoder.forward).parameters)
         self.dropout = nn.Dropout(0.1)
@@ -117,9 +134,13 @@ class MultiTaskModel(nn.Module):
         """Give the model new classifiers, with random weights, in the place of those it has: linear, or dense ones."""
         width, kind = self.encoder.config.hidden_size, DenseClassifier if dense else nn.Linear
         self.answers = dict(answers)
-        self.classifiers = Classifiers({task: kind(width, a.outputs) for task, a in answers.items()})
+        self.classifiers = Classifiers(
+            {task: kind(width, a.outputs) for task, a in answers.items()}
+        )
         for name, parameter in self.classifiers.named_parameters():
-            nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=0.02)
+            nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(
+                parameter, std=0.02
+            )
         self.classifiers.to(self.device, next(self.encoder.parameters()).dtype)
 
     @property
@@ -152,9 +173,6 @@ class MultiTaskModel(nn.Module):
         pooling: str | None = None,
         max_length: int = 128,
         seed: int = 0,
-        device_map: str | Mapping[str, Any] | None = None,
-        max_memory: Mapping[Any, Any] | None = None,
-        offload_folder: str | Path | None = None,
     ) -> "MultiTaskModel":
         """Load an encoder by fslib's name, local folder or Hub id, with new classifiers for `tasks`.
 
@@ -162,8 +180,6 @@ class MultiTaskModel(nn.Module):
             itself, a decoder has only its last token, an encoder with a start token uses that, else the mean.
         max_length: tokens of an example, the special ones among them; what is longer is cut off (`Encoded.truncated`).
         seed: for the classifiers, and for the encoder where it is not pre-trained.
-        device_map: "auto", or a device per module, for an encoder that no single device holds; with max_memory and
-            offload_folder, all three as in transformers. Such a model can be scored and pruned, not trained.
         Raises FslibError for an unknown name or pooling, an unreachable Hub, weights that are not
         safetensors, and an architecture whose heads cannot be reached (by name).
         """
@@ -173,14 +189,13 @@ class MultiTaskModel(nn.Module):
         check_count("seed", seed, 0)
         named = as_tasks(tasks)
         if Path(str(name)).is_dir() and str(name) not in (*ENCODERS, *PRETRAINED):
-            name = Path(name).absolute()  # a relative path is another folder from another working folder
+            name = Path(
+                name
+            ).absolute()  # a relative path is another folder from another working folder
         # weights made in inference mode could never have a gradient
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if device_map is None and (max_memory is not None or offload_folder is not None):
-                raise FslibError("max_memory and offload_folder go with device_map: give that as well")
-            placement = {"device_map": device_map, "max_memory": max_memory, "offload_folder": offload_folder}
-            encoder, tokenizer, folder = load_encoder(str(name), **(placement if device_map is not None else {}))
+            encoder, tokenizer, folder = load_encoder(str(name))
             how = pooling or natural_pooling(encoder, tokenizer, folder)
             answers = {task: Answer.to(t) for task, t in named.items()}
             model = cls(encoder, tokenizer, answers, how, max_length, str(name)).eval()
@@ -190,12 +205,16 @@ class MultiTaskModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return main_device(self.encoder)
+        return device_of(self.encoder)
 
     def check_room(self, split: Split) -> None:
         """Raise FslibError where `max_length` has no room for a token of each of an example's texts."""
         texts = 1 if split.pairs is None else 2
-        check_count("max_length", self.max_length, self.tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts)
+        check_count(
+            "max_length",
+            self.max_length,
+            self.tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts,
+        )
 
     def encode(self, split: Split) -> Encoded:
         """Return the token ids of a split, truncated to `max_length` tokens.
@@ -219,7 +238,9 @@ class MultiTaskModel(nn.Module):
             raise unknown("task of this model", task, self.classifiers)
         taken = {k: v for k, v in inputs.items() if k in self.accepts}
         hidden = self.encoder(**taken).last_hidden_state  # (batch, seq, hidden)
-        return self.classifiers[task](self.dropout(pool(hidden, inputs["attention_mask"], self.pooling)))
+        return self.classifiers[task](
+            self.dropout(pool(hidden, inputs["attention_mask"], self.pooling))
+        )
 
     def losses(self, batch: Batch, task: str) -> Float[Tensor, "batch"]:
         """Return every example's own loss: cross-entropy, or squared error for regression."""
@@ -247,7 +268,9 @@ class MultiTaskModel(nn.Module):
             with quiet():
                 self.encoder.save_pretrained(partial / "encoder")
                 self.tokenizer.save_pretrained(partial / "encoder")
-            safetensors.torch.save_file(self.classifiers.state_dict(), partial / "classifiers.safetensors")
+            safetensors.torch.save_file(
+                self.classifiers.state_dict(), partial / "classifiers.safetensors"
+            )
             (partial / CARD).write_text(json.dumps(card, indent=1))
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
@@ -258,14 +281,18 @@ class MultiTaskModel(nn.Module):
     def load(cls, folder: str | Path) -> "MultiTaskModel":
         """Read what `save` wrote. Raises FslibError if the folder is missing, incomplete or damaged."""
         if not isinstance(folder, str | Path):
-            raise FslibError(f"{folder!r} is no path of a folder that MultiTaskModel.save has written")
+            raise FslibError(
+                f"{folder!r} is no path of a folder that MultiTaskModel.save has written"
+            )
         folder = Path(folder)
         if not (folder / CARD).is_file():
             raise FslibError(f"{folder} is not a saved MultiTaskModel: it has no {CARD}")
         try:
             with torch.inference_mode(False):
                 return cls._read(folder)
-        except Exception as error:  # torch, safetensors and JSON of any kind raise here, each their own
+        except (
+            Exception
+        ) as error:  # torch, safetensors and JSON of any kind raise here, each their own
             raise FslibError(
                 f"checkpoint {folder} is damaged ({first_line(error)}): delete it and train again"
             ) from error
@@ -279,7 +306,9 @@ class MultiTaskModel(nn.Module):
         check_count("max_length", card["max_length"])
         if card["pooling"] not in POOLINGS:
             raise unknown("pooling", card["pooling"], POOLINGS)
-        model = cls(encoder, tokenizer, _answers(card), card["pooling"], card["max_length"], card["source"])
+        model = cls(
+            encoder, tokenizer, _answers(card), card["pooling"], card["max_length"], card["source"]
+        )
         weights = safetensors.torch.load_file(folder / "classifiers.safetensors")
         if any(name.endswith(".dense.weight") for name in weights):
             model.set_classifiers(model.answers, dense=True)
@@ -302,12 +331,16 @@ def check_model(model: object, *tasks: Task) -> None:
     """Raise FslibError for what is no MultiTaskModel, such as DataParallel, and for a task that it was not made for."""
     control_of(model)
     if not hasattr(model, "check_tasks"):
-        raise FslibError(f"{type(model).__name__} is no MultiTaskModel: make one with MultiTaskModel.from_pretrained")
+        raise FslibError(
+            f"{type(model).__name__} is no MultiTaskModel: make one with MultiTaskModel.from_pretrained"
+        )
     if tasks:
         model.check_tasks(tasks)
 
 
-def pool(hidden: Float[Tensor, "batch seq hidden"], mask: Tensor, how: str) -> Float[Tensor, "batch hidden"]:
+def pool(
+    hidden: Float[Tensor, "batch seq hidden"], mask: Tensor, how: str
+) -> Float[Tensor, "batch hidden"]:
     """Return one vector per text from the last hidden states: the first token's, the last real one's, or the mean."""
     if how == "first":
         return hidden[:, 0]
@@ -317,7 +350,9 @@ def pool(hidden: Float[Tensor, "batch seq hidden"], mask: Tensor, how: str) -> F
     return (hidden * weights).sum(1) / weights.sum(1)
 
 
-def example_losses(logits: Float[Tensor, "batch outputs"], labels: Tensor) -> Float[Tensor, "batch"]:
+def example_losses(
+    logits: Float[Tensor, "batch outputs"], labels: Tensor
+) -> Float[Tensor, "batch"]:
     """Return every example's cross-entropy, or its squared error where labels are numbers."""
     if labels.is_floating_point():
         return (logits[:, 0] - labels) ** 2

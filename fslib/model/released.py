@@ -38,13 +38,21 @@ def load_released(
     heads = _heads(file, weights)
     named = as_tasks(tasks)
     if len(named) != len(heads):
-        raise FslibError(f"{file} has classifiers of {len(heads)} tasks: give as many tasks, not {list(named)}")
+        raise FslibError(
+            f"{file} has classifiers of {len(heads)} tasks: give as many tasks, not {list(named)}"
+        )
     for (number, head), task in zip(heads.items(), named.values(), strict=True):
         if (outputs := len(head["out.weight"])) != task.n_outputs:
-            raise FslibError(f"task {number} of {file} has {outputs} outputs, and {task.name} needs {task.n_outputs}")
+            raise FslibError(
+                f"task {number} of {file} has {outputs} outputs, and {task.name} needs {task.n_outputs}"
+            )
     model = MultiTaskModel.from_pretrained(encoder, named, pooling="first", max_length=max_length)
     model.set_classifiers(model.answers, dense=True)
-    own = {name: value for name, value in _without(weights, ENCODER).items() if not name.startswith("pooler.")}
+    own = {
+        name: value
+        for name, value in _without(weights, ENCODER).items()
+        if not name.startswith("pooler.")
+    }
     wanted = model.encoder.state_dict()
     shapes = {name: value.shape for name, value in own.items() if name in wanted}
     if unfit := [name for name, value in wanted.items() if shapes.get(name) != value.shape]:
@@ -73,7 +81,9 @@ def _read(file: Path) -> dict[str, Tensor]:
         found: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle, zip and safetensors raise here, each their own
         raise FslibError(f"{file} cannot be read as a state dict: {first_line(error)}") from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(value, Tensor) for value in found.values()
+    ):
         raise FslibError(f"{file} is no state dict: it holds other things than tensors by name")
     return found
 
@@ -85,12 +95,21 @@ def _heads(file: Path, weights: Mapping[str, Tensor]) -> dict[int, dict[str, Ten
         task, _, rest = name.partition(".")
         if task.isdigit():
             heads.setdefault(int(task), {})[rest] = value
-    pooler = {f"dense.{part}": weights.get(f"{ENCODER}pooler.dense.{part}") for part in ("weight", "bias")}
-    named = {"weight": "out.weight", "bias": "out.bias", "out_proj.weight": "out.weight", "out_proj.bias": "out.bias"}
+    pooler = {
+        f"dense.{part}": weights.get(f"{ENCODER}pooler.dense.{part}") for part in ("weight", "bias")
+    }
+    named = {
+        "weight": "out.weight",
+        "bias": "out.bias",
+        "out_proj.weight": "out.weight",
+        "out_proj.bias": "out.bias",
+    }
     found = {}
     for number, parts in sorted(heads.items()):
         head = {named.get(name, name): value for name, value in parts.items()}
-        found[number] = {name: value for name, value in (pooler | head).items() if value is not None}
+        found[number] = {
+            name: value for name, value in (pooler | head).items() if value is not None
+        }
     wanted = {"dense.weight", "dense.bias", "out.weight", "out.bias"}
     if not found or any(head.keys() != wanted for head in found.values()):
         raise FslibError(
@@ -101,4 +120,8 @@ def _heads(file: Path, weights: Mapping[str, Tensor]) -> dict[int, dict[str, Ten
 
 
 def _without(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix)
+    }

@@ -11,19 +11,12 @@ from fslib.data.batches import Encoded
 from fslib.data.bbc import EMBEDDED, articles, raw_articles, split_articles
 from fslib.model.encoders import ENCODERS
 from fslib.model.multitask import MultiTaskModel
+from fslib.plot import COLOURS, looks, panels, percent, styled
 from fslib.scoring import chance_level
 from fslib.study.fingerprints import cached_task
-from fslib.study.plots import COLOURS, looks, panels, percent, styled
-from fslib.study.records import Unit
-from fslib.study.study import Study, plans
+from fslib.study.study import Study
 
 UNBALANCED = 0.8  # a constant answer that scores more than this
-
-
-@plans("00")
-def plan(study: Study) -> list[Unit]:
-    """Return no unit: nothing is computed but lengths."""
-    return []
 
 
 def task_table(study: Study) -> pd.DataFrame:
@@ -68,7 +61,9 @@ def _encoded(study: Study) -> dict[str, Encoded]:
 def balance(study: Study) -> dict[str, dict[str, int]]:
     """Count how often each label occurs in training, task by task."""
     return {
-        name: {label: int((task.train.labels == i).sum()) for i, label in enumerate(task.label_names)}
+        name: {
+            label: int((task.train.labels == i).sum()) for i, label in enumerate(task.label_names)
+        }
         for name, task in study.every_task.items()
         if not task.is_regression
     }
@@ -82,7 +77,9 @@ def examples(study: Study) -> pd.DataFrame:
             i = int(np.flatnonzero(task.train.labels == label)[0])
             pair = task.train.pairs[i] if task.train.pairs else ""
             said = f"{label:g}" if task.is_regression else task.label_names[int(label)]
-            rows.append({"task": name, "text": task.train.texts[i], "second text": pair, "label": said})
+            rows.append(
+                {"task": name, "text": task.train.texts[i], "second text": pair, "label": said}
+            )
     return pd.DataFrame(rows)
 
 
@@ -91,14 +88,25 @@ def sentences(study: Study) -> str:
     lines = []
     for name, task in study.every_task.items():
         if shared := task.shared_texts():
-            lines.append(f"{name}: {len(shared)} texts are in both splits, so its score may be too high.")
-        if blank := sum(not text.strip() for side in (task.train, task.eval) for text in side.texts):
+            lines.append(
+                f"{name}: {len(shared)} texts are in both splits, so its score may be too high."
+            )
+        if blank := sum(
+            not text.strip() for side in (task.train, task.eval) for text in side.texts
+        ):
             lines.append(f"{name}: {blank} texts are blank.")
         if len(np.unique(task.eval.labels)) < 2:
-            lines.append(f"{name}: all evaluation examples have one label, so its score says nothing.")
+            lines.append(
+                f"{name}: all evaluation examples have one label, so its score says nothing."
+            )
         elif (share := chance_level(task.metric, task.eval.labels)) > UNBALANCED:
-            lines.append(f"{name}: always the same answer scores {share:.2f}; compare scores with that.")
-    return "\n".join(lines) or "No text is in both splits or blank, and no answer is nearly always right."
+            lines.append(
+                f"{name}: always the same answer scores {share:.2f}; compare scores with that."
+            )
+    return (
+        "\n".join(lines)
+        or "No text is in both splits or blank, and no answer is nearly always right."
+    )
 
 
 def corpus() -> pd.DataFrame:
@@ -138,7 +146,9 @@ def embedded_encoders() -> pd.DataFrame:
 
 
 @styled
-def plot_lengths_and_labels(lengths: Mapping[str, np.ndarray], balance: Mapping[str, Mapping[str, int]]) -> Figure:
+def plot_lengths_and_labels(
+    lengths: Mapping[str, np.ndarray], balance: Mapping[str, Mapping[str, int]]
+) -> Figure:
     """Draw, left: tokens per example, task by task. Right: how often each label occurs (shares of the train split)."""
     style = looks(list(lengths))
     figure, (left, right) = panels(2, max(2.6, 0.5 + 0.32 * len(lengths)))
@@ -155,13 +165,20 @@ def plot_lengths_and_labels(lengths: Mapping[str, np.ndarray], balance: Mapping[
             label=task,
         )
     left.set(xlabel="tokens per training example", ylabel="density")
-    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 if len(lengths) < 5 else 3, fontsize=7)
+    left.legend(
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=2 if len(lengths) < 5 else 3,
+        fontsize=7,
+    )
     for row, (task, counts) in enumerate(balance.items()):
         start, total = 0.0, sum(counts.values())
         for i, (label, count) in enumerate(counts.items()):
             share = count / total
             fade = 0.85 - 0.6 * i / max(1, len(counts) - 1)
-            right.barh(row, share, left=start, color=style[task]["color"], alpha=fade, edgecolor="white")
+            right.barh(
+                row, share, left=start, color=style[task]["color"], alpha=fade, edgecolor="white"
+            )
             text = label if share > 0.025 * len(label) else label[:4] + "."
             dark = style[task]["color"] == "#000000" and fade > 0.5
             right.text(

@@ -1,77 +1,15 @@
 """Notebook 01: does one encoder learn all tasks at once, and does it pay or cost to learn them together?"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.sparse import hstack
 
-from fslib.data.tasks import Split, Task
+from fslib.claims import differences
 from fslib.intervals import score_measure
-from fslib.study.evidence import differences
-from fslib.study.plots import GREY, looks, panels, percent, styled
-from fslib.study.records import Result, Store, Unit
-from fslib.study.study import Study, plans
-from fslib.study.units import Data, in_bytes
-
-
-class WordsUnit(Data, Unit):
-    """The baseline that knows words and nothing else: a linear model on TF-IDF, per task."""
-
-    kind: ClassVar[str] = "words"
-
-    def compute(self, store: Store) -> Result:
-        """Fit logistic or ridge regression to each task's bag of words, and predict."""
-        values: dict[str, Any] = {}
-        arrays: dict[str, np.ndarray] = {}
-        for name, task in self.load().items():
-            predictions, features = predict_from_words(task)
-            arrays[f"predictions/{name}"], values[name] = in_bytes(predictions), {"features": features}
-        return Result(values, arrays)
-
-
-def predict_from_words(task: Task) -> tuple[np.ndarray, int]:
-    """Return predictions of the evaluation examples, and from how many features; from none, the constant answer."""
-    from sklearn.dummy import DummyClassifier, DummyRegressor  # every kernel would wait for them
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression, Ridge
-
-    vectorizer, y = TfidfVectorizer(sublinear_tf=True), task.train.labels
-    texts = [*task.train.texts, *(task.train.pairs or ())]
-    if not any(map(vectorizer.build_analyzer(), texts)):  # signs and single letters are no words
-        constant = DummyRegressor() if task.is_regression else DummyClassifier(strategy="most_frequent")
-        return constant.fit(np.zeros((len(y), 1)), y).predict(np.zeros((len(task.eval), 1))), 0
-    x = bag_of_words(vectorizer.fit(texts), task.train)
-    learner = Ridge() if task.is_regression else LogisticRegression(max_iter=2000)
-    return learner.fit(x, y).predict(bag_of_words(vectorizer, task.eval)), int(x.shape[1])
-
-
-def bag_of_words(vectorizer: Any, split: Split) -> Any:
-    """Return sparse features, (n, features): of the text; for pairs of both texts and their elementwise product."""
-    first = vectorizer.transform(split.texts)
-    if split.pairs is None:
-        return first
-    second = vectorizer.transform(split.pairs)
-    return hstack([first, second, first.multiply(second)]).tocsr()
-
-
-def words_unit(study: Study) -> WordsUnit:
-    """Return the bag-of-words baseline of the study's tasks."""
-    return WordsUnit(**study.data.model_dump())
-
-
-def alone_seeds(study: Study) -> list[int]:
-    """Return the seeds of which there is a model of every task alone, to compare with."""
-    return study.seeds[: study.profile.alone_seeds]
-
-
-@plans("01")
-def plan(study: Study) -> list[Unit]:
-    """Return the baseline, the multi-task models, and every task alone."""
-    single = [study.training(s, task) for s in alone_seeds(study) for task in study.profile.tasks]
-    return [words_unit(study), *(study.training(s) for s in study.seeds), *single]
+from fslib.plot import GREY, looks, panels, percent, styled
+from fslib.study.study import Study
 
 
 def losses(study: Study, window: int = 15) -> dict[str, pd.DataFrame]:
@@ -83,9 +21,13 @@ def losses(study: Study, window: int = 15) -> dict[str, pd.DataFrame]:
         for record in study.multitask():
             steps = np.flatnonzero(record.arrays["order"] == i)
             if len(steps):
-                smooth = pd.Series(record.arrays["losses"][steps]).rolling(window, min_periods=1).mean()
+                smooth = (
+                    pd.Series(record.arrays["losses"][steps]).rolling(window, min_periods=1).mean()
+                )
                 curves.append(np.interp(grid, steps + 1, smooth))
-        losses[name] = pd.DataFrame({"step": grid, "loss": np.mean(curves, 0) if curves else np.nan})
+        losses[name] = pd.DataFrame(
+            {"step": grid, "loss": np.mean(curves, 0) if curves else np.nan}
+        )
     return losses
 
 
@@ -113,10 +55,15 @@ def scores(study: Study) -> pd.DataFrame:
         frame = differences(measures, "multi-task", ("method", "task"), with_mean=False)
         by_seed = [measures[method][name].values for method in frame["method"]]
         frame["seeds"] = [len(values) for values in by_seed]
-        frame["seed min"], frame["seed max"] = [v.min() for v in by_seed], [v.max() for v in by_seed]
+        frame["seed min"], frame["seed max"] = (
+            [v.min() for v in by_seed],
+            [v.max() for v in by_seed],
+        )
         frames.append(frame)
     columns = ["task", "method", "seeds", "score", "low", "high", "seed min", "seed max"]
-    return pd.concat(frames, ignore_index=True)[[*columns, "minus multi-task", "diff low", "diff high"]]
+    return pd.concat(frames, ignore_index=True)[
+        [*columns, "minus multi-task", "diff low", "diff high"]
+    ]
 
 
 def _predictions(study: Study, task: str) -> dict[str, np.ndarray]:
@@ -124,11 +71,13 @@ def _predictions(study: Study, task: str) -> dict[str, np.ndarray]:
     train, evaluation = study.tasks[task].train, study.tasks[task].eval
     constant = 0 if study.tasks[task].is_regression else np.bincount(train.labels).argmax()
     records = {
-        "multi-task": [study.store.get(study.training(s)) for s in alone_seeds(study)],
-        "single-task": [study.store.get(study.training(s, task)) for s in alone_seeds(study)],
-        "bag of words": [study.store.get(words_unit(study))],
+        "multi-task": [study.store.get(study.training(s)) for s in study.alone_seeds],
+        "single-task": [study.store.get(study.training(s, task)) for s in study.alone_seeds],
+        "bag of words": [study.store.get(study.words())],
     }
-    predictions = {m: np.stack([r.arrays[f"predictions/{task}"] for r in rs]) for m, rs in records.items()}
+    predictions = {
+        m: np.stack([r.arrays[f"predictions/{task}"] for r in rs]) for m, rs in records.items()
+    }
     return predictions | {"majority class": np.full((1, len(evaluation)), constant)}
 
 

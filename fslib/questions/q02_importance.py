@@ -8,30 +8,15 @@ from matplotlib.figure import Figure
 
 from fslib.heads import head_name, overlap, top_heads
 from fslib.importance import normalized
+from fslib.plot import GREY, WIDTH, looks, map_of, panels, styled
 from fslib.scoring import interval, rank_correlation
-from fslib.study.headwise import lesion_unit
-from fslib.study.plots import GREY, WIDTH, looks, map_of, panels, styled
-from fslib.study.records import Unit
-from fslib.study.study import Study, plans
+from fslib.study.study import Study
 
 LESIONS = [
     "task", "seed", "rank correlation", "low", "high", "two halves of the examples",
     "largest rise: head", "points lost without it", "lost low", "lost high", "its rank by importance",
     "share of heads with a rise below 0",
 ]  # fmt: skip
-
-
-@plans("02")
-def plan(study: Study) -> list[Unit]:
-    """Return the main models, the importance of their heads, and what losing each head alone costs the first ones."""
-    units = [study.units(s) for s in study.seeds]
-    alone = [lesion_unit(study, s) for s in lesioned(study)]
-    return [*(u.train for u in units), *(u.importance for u in units), *alone]
-
-
-def lesioned(study: Study) -> list[int]:
-    """Return the seeds of the models of which every head is switched off alone."""
-    return study.seeds[: study.profile.lesion_seeds]
 
 
 def lesions(study: Study) -> pd.DataFrame:
@@ -44,8 +29,8 @@ def lesions(study: Study) -> pd.DataFrame:
     so its rise is in part luck.
     """
     rows = []
-    for seed in lesioned(study):
-        found = lesion_unit(study, seed).lesions(study.store)
+    for seed in study.lesion_seeds:
+        found = study.lesion(seed).lesions(study.store)
         parts = study.units(seed).importance.contributions(study.store)
         for task in found.tasks:
             importance, rise = parts[task].importance(), found.rise(task)
@@ -54,16 +39,28 @@ def lesions(study: Study) -> pd.DataFrame:
             lost = found.measure(task, layer, head).interval()
             rank = int((importance > importance[layer, head]).sum()) + 1
             row = (task, seed, r.value, max(r.low, -1), min(r.high, 1), halves)
-            rows.append((*row, head_name(layer, head), *(lost.value, lost.low, lost.high), rank, (rise < 0).mean()))
+            rows.append(
+                (
+                    *row,
+                    head_name(layer, head),
+                    *(lost.value, lost.low, lost.high),
+                    rank,
+                    (rise < 0).mean(),
+                )
+            )
     return pd.DataFrame(rows, columns=LESIONS)
 
 
-def importance_maps(study: Study, *, reduction: str = "token", normalize: str | None = None) -> dict[str, np.ndarray]:
+def importance_maps(
+    study: Study, *, reduction: str = "token", normalize: str | None = None
+) -> dict[str, np.ndarray]:
     """Return {task: (layers, heads)} importance, the mean over seeds."""
     runs = study.contributions()
 
     def mean(task: str) -> np.ndarray:
-        return np.mean([run[task].importance(reduction=reduction, normalize=normalize) for run in runs], 0)
+        return np.mean(
+            [run[task].importance(reduction=reduction, normalize=normalize) for run in runs], 0
+        )
 
     return {task: mean(task) for task in study.profile.tasks}
 
@@ -73,7 +70,14 @@ def ranking(maps: dict[str, np.ndarray]) -> pd.DataFrame:
     frames = []
     for task, values in maps.items():
         layer, head = np.indices(values.shape) + 1
-        frame = pd.DataFrame({"task": task, "layer": layer.ravel(), "head": head.ravel(), "importance": values.ravel()})
+        frame = pd.DataFrame(
+            {
+                "task": task,
+                "layer": layer.ravel(),
+                "head": head.ravel(),
+                "importance": values.ravel(),
+            }
+        )
         frame["rank"] = frame["importance"].rank(ascending=False, method="first").astype(int)
         frames.append(frame.sort_values("rank"))
     return pd.concat(frames, ignore_index=True)
@@ -84,12 +88,18 @@ def task_correlations(study: Study) -> pd.DataFrame:
     names, runs = study.profile.tasks, study.contributions()
     table = pd.DataFrame(np.zeros((len(names), len(names))), names, names)
     for run in runs:
-        halves = {t: [run[t].importance(subset=half) for half in _halves(len(run[t].tokens))] for t in names}
+        halves = {
+            t: [run[t].importance(subset=half) for half in _halves(len(run[t].tokens))]
+            for t in names
+        }
         for a in names:
             for b in names:
                 # always one half against another, so that sampling noise weighs the same on and off the diagonal
                 r = np.mean(
-                    [rank_correlation(halves[a][0], halves[b][1]), rank_correlation(halves[a][1], halves[b][0])]
+                    [
+                        rank_correlation(halves[a][0], halves[b][1]),
+                        rank_correlation(halves[a][1], halves[b][0]),
+                    ]
                 )
                 table.loc[a, b] += r / len(runs)
     return table
@@ -117,7 +127,9 @@ def seed_correlations(study: Study) -> pd.DataFrame:
                     "overlap of the top 30 % (Jaccard)": overlap(*sets),
                 }
             )
-    return pd.DataFrame(rows, columns=["task", "seeds", "rank correlation", "overlap of the top 30 % (Jaccard)"])
+    return pd.DataFrame(
+        rows, columns=["task", "seeds", "rank correlation", "overlap of the top 30 % (Jaccard)"]
+    )
 
 
 def stability(study: Study, repeats: int = 20) -> pd.DataFrame:
@@ -132,17 +144,33 @@ def stability(study: Study, repeats: int = 20) -> pd.DataFrame:
                 rng = np.random.default_rng([number, size])
                 for _ in range(repeats):
                     order = rng.permutation(n)
-                    pair = [run[task].importance(subset=s) for s in (order[:size], order[size : 2 * size])]
+                    pair = [
+                        run[task].importance(subset=s)
+                        for s in (order[:size], order[size : 2 * size])
+                    ]
                     correlations.append(rank_correlation(*pair))
             low, high = interval(np.array(correlations))
-            rows.append({"task": task, "examples": size, "mean": np.mean(correlations), "low": low, "high": high})
+            rows.append(
+                {
+                    "task": task,
+                    "examples": size,
+                    "mean": np.mean(correlations),
+                    "low": low,
+                    "high": high,
+                }
+            )
     return pd.DataFrame(rows).astype({"low": float, "high": float})
 
 
 def choices(study: Study, fraction: float = 0.3) -> pd.DataFrame:
     """Return what layer normalization and the reduction change: against no normalization with token reduction."""
     rows = []
-    for normalize, reduction in ((None, "token"), ("layer", "token"), (None, "example"), ("layer", "example")):
+    for normalize, reduction in (
+        (None, "token"),
+        ("layer", "token"),
+        (None, "example"),
+        ("layer", "example"),
+    ):
         for task in study.profile.tasks:
             correlations, overlaps, shares = [], [], []
             for run in study.contributions():
@@ -167,7 +195,9 @@ def choices(study: Study, fraction: float = 0.3) -> pd.DataFrame:
 
 def lesion_sentences(table: pd.DataFrame) -> str:
     """Say how well importance predicts what losing a head costs, a line per task and model."""
-    lines = [] if len(table) else ["Of no model was every head switched off alone (lesion_seeds=0)."]
+    lines = (
+        [] if len(table) else ["Of no model was every head switched off alone (lesion_seeds=0)."]
+    )
     for row in table.to_dict("records"):
         lines.append(
             f"{row['task']}, seed {row['seed']}: r = {row['rank correlation']:.2f} "
@@ -191,7 +221,11 @@ def sentences(correlations: pd.DataFrame, stability: pd.DataFrame) -> str:
     pairs = correlations.where(np.triu(~own)).stack()
     mean = stability.groupby("examples")["mean"].min()
     enough = mean[mean >= 0.95]
-    needs = f"from {enough.index[0]} examples on" if len(enough) else f"not within {mean.index.max()} examples"
+    needs = (
+        f"from {enough.index[0]} examples on"
+        if len(enough)
+        else f"not within {mean.index.max()} examples"
+    )
     return (
         f"Within a task, half samples agree at {values[own].min():.2f} to {values[own].max():.2f}; "
         f"between tasks maps agree at {values[~own].min():.2f} to {values[~own].max():.2f}.\n"
@@ -210,7 +244,14 @@ def plot_stability(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     for task in tasks:
         part = table[table["task"] == task]
         ax.plot(part["examples"], part["mean"], **style[task], label=task)  # type: ignore[arg-type]
-        ax.fill_between(part["examples"], part["low"], part["high"], color=style[task]["color"], alpha=0.15, lw=0)
+        ax.fill_between(
+            part["examples"],
+            part["low"],
+            part["high"],
+            color=style[task]["color"],
+            alpha=0.15,
+            lw=0,
+        )
     ax.axhline(0.95, color=GREY, linestyle=":", linewidth=1)
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -224,7 +265,7 @@ def plot_lesions(study: Study) -> Figure:
     """Draw, one row per task, the map of importance, the map of what losing each head alone adds to the loss, and one
     against the other; of the first model."""
     seed = study.seeds[0]
-    found = lesion_unit(study, seed).lesions(study.store)
+    found = study.lesion(seed).lesions(study.store)
     parts = study.units(seed).importance.contributions(study.store)
     figure, axes = panels(3 * len(found.tasks), 0.75 + 0.16 * found.shape[0], 3)
     rows = [axes[i : i + 3] for i in range(0, len(axes), 3)]
@@ -243,6 +284,8 @@ def plot_lesions(study: Study) -> Figure:
         right.set_title(f"r = {float(found.predicted_by(task, importance).values[0]):.2f}")
     for ax, title in zip(rows[0], ("importance", "rise of the loss without it", ""), strict=True):
         ax.set_title(title or ax.get_title())
-    for ax, label in zip(rows[-1], ("head", "head", "importance, share of the largest"), strict=True):
+    for ax, label in zip(
+        rows[-1], ("head", "head", "importance, share of the largest"), strict=True
+    ):
         ax.set_xlabel(label)
     return figure

@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fslib.dissociation import IAP, Dissociation, double_dissociations, score_left
+from fslib.claims import LEAST_SEEDS, Evidence, Part, above_constant, learned, shown_p
+from fslib.iap import IAP, Dissociation, double_dissociations, score_left
 from fslib.intervals import Measure, mean_of, score_measure
+from fslib.plot import GREY, looks, panels, percent, set_limits, styled
 from fslib.scoring import chance_level
-from fslib.study.evidence import LEAST_SEEDS, Evidence, Part, above_constant, learned, shown_p
-from fslib.study.plots import GREY, looks, panels, percent, set_limits, styled
 from fslib.study.profiles import shared_by
-from fslib.study.records import Unit
-from fslib.study.study import Study, plans
+from fslib.study.study import Study
 
 MOST_ORDERED = 8  # tasks: 40,320 orders
 SHOWN_ORDERS = 3
@@ -24,15 +23,6 @@ COMPARED = (
     ("another task on its text", "one that shares nothing", {"text"}, {"neither"}),
     ("the task itself", "another with its question", {"itself"}, {"question", "question and text"}),
 )
-
-
-@plans("03")
-def plan(study: Study) -> list[Unit]:
-    """Return the main models, the importance of their heads, and their pruning: seed by seed.
-
-    A run that is cut short then has whole seeds, and no model that would have to be trained again for what is missing.
-    """
-    return [unit for s in study.seeds for unit in study.units(s)]
 
 
 def gate(study: Study) -> pd.DataFrame:
@@ -59,7 +49,9 @@ def not_testable(iap: IAP) -> str:
     """Say which gate of C1 these models do not pass, or nothing ("") if they pass them all."""
     passed = learned(above_constant(iap))
     if len(passed) < 2:
-        return f"{len(passed)} of {len(iap.tasks)} tasks are learned (above the best constant answer)"
+        return (
+            f"{len(passed)} of {len(iap.tasks)} tasks are learned (above the best constant answer)"
+        )
     if len(iap.heads) < LEAST_SEEDS:
         return "one seed says nothing of other trainings"
     return "" if iap.controls else "there are no random heads to compare with"
@@ -93,17 +85,27 @@ def pruning(study: Study) -> pd.DataFrame:
                     sets = iap.random.predictions[task][:, f - 1, u]
                 else:
                     sets = iap.top.predictions[task][:, f - 1, t][:, None]
-                each = [score_measure(task, metric, sets[:, c], iap.labels[task]) for c in range(sets.shape[1])]
+                each = [
+                    score_measure(task, metric, sets[:, c], iap.labels[task])
+                    for c in range(sets.shape[1])
+                ]
                 i = mean_of(each).interval()
                 rows.append((task, pruned, fraction, i.value, i.low, i.high, chance))
-    return pd.DataFrame(rows, columns=["scored", "pruned", "fraction", "score", "low", "high", "chance"])
+    return pd.DataFrame(
+        rows, columns=["scored", "pruned", "fraction", "score", "low", "high", "chance"]
+    )
 
 
 def retained(study: Study) -> dict[float, pd.DataFrame]:
     """Return a table per fraction, tasks by tasks: score with the row's top heads pruned, in % of the unpruned."""
     iap = study.iap()
-    share = score_left(iap.top.scores, iap.baseline()[:, None, None]).mean(0)  # (fractions, pruned, scored)
-    index, columns = pd.Index(iap.tasks, name="top heads pruned of"), pd.Index(iap.tasks, name="scored")
+    share = score_left(iap.top.scores, iap.baseline()[:, None, None]).mean(
+        0
+    )  # (fractions, pruned, scored)
+    index, columns = (
+        pd.Index(iap.tasks, name="top heads pruned of"),
+        pd.Index(iap.tasks, name="scored"),
+    )
     return {f: pd.DataFrame(share[i], index, columns) for i, f in enumerate(iap.fractions)}
 
 
@@ -117,24 +119,41 @@ def shared_lesions(iap: IAP) -> pd.DataFrame:
     # each task's score under every lesion, with what the lesion's task shares with it
     under: dict[str, list[tuple[str | None, Measure]]] = {}
     for u, (task, metric) in enumerate(zip(iap.tasks, iap.metrics, strict=True)):
-        predictions, labels = iap.top.predictions[task], iap.labels[task]  # (seeds, fractions, tasks, n)
+        predictions, labels = (
+            iap.top.predictions[task],
+            iap.labels[task],
+        )  # (seeds, fractions, tasks, n)
         under[task] = []
         for t, name in enumerate(iap.tasks):
-            each = [score_measure(task, metric, predictions[:, f, t], labels) for f in range(len(iap.fractions))]
+            each = [
+                score_measure(task, metric, predictions[:, f, t], labels)
+                for f in range(len(iap.fractions))
+            ]
             under[task].append(("itself" if t == u else shared_by(name, task), mean_of(each)))
     rows = []
     for lesion, than, kind, other in COMPARED:
         by_task = {}
         for task, scores in under.items():
-            like, unlike = ([score for shares, score in scores if shares in some] for some in (kind, other))
+            like, unlike = (
+                [score for shares, score in scores if shares in some] for some in (kind, other)
+            )
             if like and unlike:
                 by_task[task] = (mean_of(unlike) - mean_of(like)).scaled(100.0)
         if by_task:
             i = mean_of(list(by_task.values())).interval()
-            row = {"lesion of": lesion, "hurts more than of": than, "by": i.value, "low": i.low, "high": i.high}
+            row = {
+                "lesion of": lesion,
+                "hurts more than of": than,
+                "by": i.value,
+                "low": i.low,
+                "high": i.high,
+            }
             listed = ", ".join(f"{task} {m.values.mean():+.1f}" for task, m in by_task.items())
             rows.append(row | {"p": i.p, "MDE": i.mde, "by task": listed})
-    return pd.DataFrame(rows, columns=["lesion of", "hurts more than of", "by", "low", "high", "p", "MDE", "by task"])
+    return pd.DataFrame(
+        rows,
+        columns=["lesion of", "hurts more than of", "by", "low", "high", "p", "MDE", "by task"],
+    )
 
 
 def by_task(result: Dissociation) -> pd.DataFrame:
@@ -142,8 +161,17 @@ def by_task(result: Dissociation) -> pd.DataFrame:
     rows = []
     for name in (*result.tasks, "mean"):
         d = result.of(name) if name != "mean" else result.mean
-        row = {"task": name, "D": d.value, "low": d.low, "high": d.high, "p": d.p, "random heads": d.random}
-        rows.append(row | {"above random": d.above, "above low": d.above_low, "above high": d.above_high})
+        row = {
+            "task": name,
+            "D": d.value,
+            "low": d.low,
+            "high": d.high,
+            "p": d.p,
+            "random heads": d.random,
+        }
+        rows.append(
+            row | {"above random": d.above, "above low": d.above_low, "above high": d.above_high}
+        )
     return pd.DataFrame(rows)
 
 
@@ -156,12 +184,18 @@ def by_seed(result: Dissociation, seeds: Sequence[int]) -> pd.DataFrame:
 def sentence(result: Dissociation, failed: str) -> str:
     """Say what becomes of C1 for these models by themselves, before p is corrected for the other claims."""
     claim = evidence(result, failed)
-    carry = [task for task in result.tasks if result.of(task).low > 0 and not result.of(task).above_low <= 0]
+    carry = [
+        task
+        for task in result.tasks
+        if result.of(task).low > 0 and not result.of(task).above_low <= 0
+    ]
     lines = [f"C1 {claim}"]
     lines.append(
         f"Both intervals lie above 0 in {len(carry)} of {len(result.tasks)} tasks: {', '.join(carry) or 'none'}."
     )
-    lines.append(f"The same relabelling for all models, a stricter test: {shown_p(result.mean.p_shared)}.")
+    lines.append(
+        f"The same relabelling for all models, a stricter test: {shown_p(result.mean.p_shared)}."
+    )
     return "\n".join(lines)
 
 
@@ -170,7 +204,12 @@ def crossings(iap: IAP) -> str:
     base = iap.baseline()[:, None, None]
     left = score_left(iap.top.scores, base).mean((0, 1))  # (pruned, scored)
     cross = double_dissociations(left)
-    pairs = [f"{a} and {b}" for i, a in enumerate(iap.tasks) for j, b in enumerate(iap.tasks) if i < j and cross[i, j]]
+    pairs = [
+        f"{a} and {b}"
+        for i, a in enumerate(iap.tasks)
+        for j, b in enumerate(iap.tasks)
+        if i < j and cross[i, j]
+    ]
     count = len(iap.tasks) * (len(iap.tasks) - 1) // 2
     return f"{len(pairs)} of {count} pairs of tasks cross over (mean over fractions): {', '.join(pairs) or 'none'}"
 
@@ -180,16 +219,16 @@ def orders_above(iap: IAP) -> str:
     n, chosen = len(iap.tasks), iap.headline
     if n > MOST_ORDERED:
         return f"the orders of {n} tasks are too many to list"
-    left = score_left(iap.top.scores[:, chosen], iap.baseline()[:, None, None]).mean((0, 1))  # (pruned, scored)
+    left = score_left(iap.top.scores[:, chosen], iap.baseline()[:, None, None]).mean(
+        (0, 1)
+    )  # (pruned, scored)
     # D's mean falls with what is left under own lesions, and with nothing else that an order changes
     own = {order: float(left[list(order), range(n)].sum()) for order in permutations(range(n))}
     least = own[tuple(range(n))] - 1e-12
     better = sorted((total, order) for order, total in own.items() if total < least)
     named = [", ".join(_cycles(order, iap.tasks)) for _, order in better[:SHOWN_ORDERS]]
     more = ["..."] if len(better) > SHOWN_ORDERS else []
-    return (
-        f"{len(better)} of {len(own)} orders of the lesions give a larger mean D: {'; '.join(named + more) or 'none'}"
-    )
+    return f"{len(better)} of {len(own)} orders of the lesions give a larger mean D: {'; '.join(named + more) or 'none'}"
 
 
 def _cycles(order: Sequence[int], tasks: Sequence[str]) -> list[str]:
@@ -217,14 +256,24 @@ def plot_by_task(result: Dissociation, tasks: Sequence[str]) -> Figure:
     points = [result.of(name) for name in names]
     for row, (name, d) in enumerate(zip(names, points, strict=True)):
         colour = style[name]["color"] if name != "mean" else "black"
-        left.scatter(d.by_seed, np.full(len(d.by_seed), row - 0.22), s=9, color=colour, alpha=0.5, lw=0)
+        left.scatter(
+            d.by_seed, np.full(len(d.by_seed), row - 0.22), s=9, color=colour, alpha=0.5, lw=0
+        )
         for y, value, low, high, look in (
             (row - 0.05, d.value, d.low, d.high, {"fmt": "o", "color": colour}),
-            (row + 0.2, d.random, d.random_low, d.random_high, {"fmt": "D", "color": GREY, "markersize": 3.5}),
+            (
+                row + 0.2,
+                d.random,
+                d.random_low,
+                d.random_high,
+                {"fmt": "D", "color": GREY, "markersize": 3.5},
+            ),
         ):
             left.errorbar(value, y, xerr=[[value - low], [high - value]], capsize=2, **look)
     ends = ("value", "low", "high"), ("random", "random_low", "random_high")
-    middle, least, most = ([getattr(d, names[k]) for names in ends for d in points] for k in range(3))
+    middle, least, most = (
+        [getattr(d, names[k]) for names in ends for d in points] for k in range(3)
+    )
     set_limits(left, np.concatenate([middle, *(d.by_seed for d in points)]), least, most, "x")
     left.axvline(0, color="black", linewidth=0.6)
     left.set_yticks(range(len(names)), names)
@@ -248,8 +297,23 @@ def plot_pruning(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     for ax, scored in zip(axes, tasks, strict=True):
         part = table[table["scored"] == scored]
         band = part[part["pruned"] == "random"]
-        ax.fill_between(band["fraction"], band["low"], band["high"], color=GREY, alpha=0.25, lw=0, label="random heads")
-        ax.plot(band["fraction"], band["score"], color=GREY, linestyle="--", linewidth=1, label="their mean")
+        ax.fill_between(
+            band["fraction"],
+            band["low"],
+            band["high"],
+            color=GREY,
+            alpha=0.25,
+            lw=0,
+            label="random heads",
+        )
+        ax.plot(
+            band["fraction"],
+            band["score"],
+            color=GREY,
+            linestyle="--",
+            linewidth=1,
+            label="their mean",
+        )
         for pruned in tasks:
             line = part[part["pruned"] == pruned]
             own = pruned == scored
@@ -273,8 +337,16 @@ def plot_pruning(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
                     capsize=2,
                 )
         least, most = part["score"].min(), part["score"].max()
-        ax.axhline(part["chance"].iloc[0], color="black", linestyle=":", linewidth=0.8, label="best constant answer")
-        ax.set_ylim(least - 0.3 * (most - least) - 0.02, most + 0.3 * (most - least) + 0.02)  # intervals may reach far
+        ax.axhline(
+            part["chance"].iloc[0],
+            color="black",
+            linestyle=":",
+            linewidth=0.8,
+            label="best constant answer",
+        )
+        ax.set_ylim(
+            least - 0.3 * (most - least) - 0.02, most + 0.3 * (most - least) + 0.02
+        )  # intervals may reach far
         ax.set_title(f"scored: {scored}", color=style[scored]["color"], fontweight="bold")
         ax.set_ylabel("score (%)")
         percent(ax)
@@ -316,7 +388,11 @@ def plot_dissociation(results: Sequence[Dissociation], tasks: Sequence[str]) -> 
         by_task = np.concatenate([result.along(task).value for task in result.tasks])
         low, high = (mean.low, mean.random_low, by_task), (mean.high, mean.random_high, by_task)
         set_limits(ax, by_task, np.concatenate(low), np.concatenate(high))
-        ax.set(title=f"convention: {result.convention}", xlabel="heads pruned (%)", ylabel="dissociation D (points)")
+        ax.set(
+            title=f"convention: {result.convention}",
+            xlabel="heads pruned (%)",
+            ylabel="dissociation D (points)",
+        )
         ax.set_xticks(x)
         percent(ax, "x")
     handles, labels = axes[0].get_legend_handles_labels()

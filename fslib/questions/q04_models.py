@@ -1,123 +1,29 @@
 """Notebook 04: does dissociation appear in other encoders, and does it depend on how heads are chosen?"""
 
-from typing import Any, ClassVar
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import Field
 
-from fslib.dissociation import IAP, score_left
-from fslib.heads import checked_fractions, overlap, top_heads
-from fslib.importance import head_importance, passes
+from fslib.claims import (
+    NOT_TESTABLE,
+    above_constant,
+    differences,
+    entering,
+    learned,
+    scored,
+    shown,
+    shown_p,
+)
+from fslib.heads import overlap, top_heads
+from fslib.iap import IAP, score_left
+from fslib.importance import passes
 from fslib.intervals import Interval, pooled
-from fslib.model import footprint
 from fslib.model.encoders import ENCODERS
-from fslib.pruning import prune_important_heads
+from fslib.plot import GREY, forest, panels, percent, set_limits, styled
 from fslib.scoring import rank_correlation
-from fslib.study.evidence import NOT_TESTABLE, above_constant, differences, entering, learned, scored, shown, shown_p
-from fslib.study.plots import GREY, forest, panels, percent, set_limits, styled
-from fslib.study.records import Record, Result, Store, Unit, distinct
-from fslib.study.study import Study, plans
-from fslib.study.units import Chain, TrainUnit, iap_arrays, iap_values, recorded_iap
-
-# Ways to choose heads: the first is the default. Michel et al. divide by layer norms; the paper's code does not.
-SELECTIONS: dict[str, dict[str, Any]] = {
-    "gradient": {},
-    "gradient, layer-normalized": {"normalize": "layer"},
-    "gradient, by example": {"reduction": "example"},
-    "ablation": {"estimator": "ablation"},
-    "integrated": {"estimator": "integrated"},
-    "norm": {"estimator": "norm"},
-}
-UNMATCHED = "unmatched"  # in the names of random draws over all layers
-
-
-class SelectionUnit(Unit):
-    """One trained model, its heads chosen in several ways: {name: options of `head_importance`}."""
-
-    kind: ClassVar[str] = "selection"
-    model: TrainUnit
-    selections: dict[str, dict[str, Any]] = Field(min_length=1)
-    examples: int = Field(ge=1)
-    fraction: float = Field(gt=0, le=1)
-    randoms: int = Field(ge=1)
-
-    def task_names(self) -> list[str]:
-        """Name the model's tasks."""
-        return self.model.task_names()
-
-    def describe(self) -> str:
-        """Say which tasks and seed the model is of."""
-        return self.model.describe()
-
-    def check(self) -> None:
-        """Raise FslibError for what the encoder's heads do not allow."""
-        super().check()
-        checked_fractions([self.fraction], self.model.shape(), self.randoms)
-
-    def token_layers(self) -> float:
-        """Return about how often a token goes through a layer."""
-        layers, heads = footprint.shape(self.model.encoder)
-        estimators = [options.get("estimator", "gradient") for options in self.selections.values()]
-        scored = sum(f + b for f, b in (passes(name, layers, heads) for name in estimators))
-        tasks = len(self.model.tasks)
-        sets = tasks * (len(self.selections) + 2 * self.randoms)
-        return self.model.through(scored * self.examples * tasks, sets + 1)
-
-    def compute(self, store: Store) -> Result:
-        """Prune by every selection, and by random sets: `randoms` per task matched by layer, and as many unmatched."""
-        model, tasks, seed = self.model.trained(store), self.model.load(), self.model.seed
-        arrays: dict[str, np.ndarray] = {}
-
-        def prune(name: str, maps: dict[str, np.ndarray], controls: int = 0) -> IAP:
-            iap = prune_important_heads(model, tasks, [self.fraction], controls, importance=maps, seed=seed)
-            arrays.update(iap_arrays(iap, name))
-            return iap
-
-        shared: dict[str, Any] = {"examples": self.examples, "seed": seed}
-        for number, (name, options) in enumerate(self.selections.items()):
-            maps = {t: head_importance(model, task, **shared | options) for t, task in tasks.items()}
-            arrays |= {f"importance/{name}/{t}": scores.astype(np.float32) for t, scores in maps.items()}
-            iap = prune(name, maps, 0 if number else self.randoms)
-        for draw in range(self.randoms):
-            maps = {t: head_importance(model, task, estimator="random", seed=1000 + draw) for t, task in tasks.items()}
-            prune(f"{UNMATCHED} {draw}", maps)
-        return Result({"shape": [model.n_layers, model.n_heads], **iap_values(iap)}, arrays)
-
-
-def selection_unit(study: Study) -> SelectionUnit:
-    """Return one small model's heads, chosen in several ways."""
-    p = study.profile
-    return SelectionUnit(
-        model=study.training(study.seeds[0], small=True),
-        selections=SELECTIONS,
-        examples=p.selection_examples,
-        fraction=max(p.small_fractions),
-        randoms=p.selection_randoms,
-    )
-
-
-def encoder_units(study: Study, encoder: str) -> list[Chain]:
-    """Return training, importance and pruning of one encoder, per seed.
-
-    The main models of notebook 03 serve here as well where they are trained as the others are.
-    """
-    p = study.profile
-    alike = (p.steps, p.sampling) == (p.small_steps, p.small_sampling)
-    if encoder == p.encoder and alike and encoder not in (*p.encoder_lrs, *p.encoder_seeds_of):
-        return [study.units(s) for s in study.seeds]
-    return [
-        study.small_units(encoder, seed=s) for s in study.seeds_of(p.encoder_seeds_of.get(encoder, p.encoder_seeds))
-    ]
-
-
-@plans("04")
-def plan(study: Study) -> list[Unit]:
-    """Return every encoder's training, importance and pruning, and one model's selections."""
-    selected = selection_unit(study)
-    chains = [units for encoder in study.profile.encoders for units in encoder_units(study, encoder)]
-    return distinct([*(unit for units in chains for unit in units), selected.model, selected])
+from fslib.study.store import Record
+from fslib.study.study import Study
+from fslib.study.units import SELECTIONS, UNMATCHED, recorded_iap
 
 
 def dissociation_by_encoder(study: Study) -> pd.DataFrame:
@@ -127,11 +33,18 @@ def dissociation_by_encoder(study: Study) -> pd.DataFrame:
     """
     rows = []
     for name in study.profile.encoders:
-        chains = encoder_units(study, name)
+        chains = study.encoder_units(name)
         trained = study.store.get(chains[0].train).result
         iap = IAP.over_seeds([units.prune.iap(study.store) for units in chains])
-        row = {"encoder": name, "layers": trained["shape"][0], "heads": int(np.prod(trained["shape"]))}
-        row |= {"pre-trained": ENCODERS.get(name, ({}, True))[1], "million parameters": trained["parameters"] / 1e6}
+        row = {
+            "encoder": name,
+            "layers": trained["shape"][0],
+            "heads": int(np.prod(trained["shape"])),
+        }
+        row |= {
+            "pre-trained": ENCODERS.get(name, ({}, True))[1],
+            "million parameters": trained["parameters"] / 1e6,
+        }
         row |= {"seeds": len(chains), "score": iap.baseline().mean()}
         row["above chance by"] = (iap.baseline() - iap.chance()).mean()
         rows.append(row | _effects(iap, study))
@@ -141,7 +54,17 @@ def dissociation_by_encoder(study: Study) -> pd.DataFrame:
 def _effects(iap: IAP, study: Study) -> dict[str, float | int]:
     """Return D of one encoder, beside random heads', as columns; NaN where fewer than two tasks are learned."""
     passed = learned(above_constant(iap))
-    names = ("D", "low", "high", "random heads", "above random", "above low", "above high", "above se", "p")
+    names = (
+        "D",
+        "low",
+        "high",
+        "random heads",
+        "above random",
+        "above low",
+        "above high",
+        "above se",
+        "p",
+    )
     each: dict[str, float | int] = {f"D, {task}": np.nan for task in iap.tasks}
     if len(passed) < 2:
         return {"tasks": len(passed)} | dict.fromkeys(names, np.nan) | each
@@ -168,17 +91,33 @@ def selections(study: Study) -> pd.DataFrame:
     "minus gradient": D minus that of the first; its interval is over evaluation examples, on one model. D is over the
     tasks that are learned, or over all if fewer than two are.
     """
-    record = study.store.get(selection_unit(study))
+    record = study.store.get(study.selection())
     names = [*SELECTIONS, *_unmatched(record)]
     first = recorded_iap(record, names[0])
-    values = {n: {"mean": entering(recorded_iap(record, n), first).dissociation().measure()} for n in names}
-    table = differences(values, names[0], ("selection", "task"), value="D", with_mean=False).drop(columns="task")
+    values = {
+        n: {"mean": entering(recorded_iap(record, n), first).dissociation().measure()}
+        for n in names
+    }
+    table = differences(values, names[0], ("selection", "task"), value="D", with_mean=False).drop(
+        columns="task"
+    )
     ranks = pd.DataFrame([_ranking(study, record, name) for name in names])
     table = pd.concat([table, ranks], axis=1)
     table["selection"] = [name.replace(UNMATCHED, "random, draw") for name in names]
     agreement = ["rank correlation", "overlap of top heads"]
     difference = [f"minus {names[0]}", "diff low", "diff high"]
-    return table[["selection", *agreement, "D", "low", "high", *difference, "forward passes", "backward passes"]]
+    return table[
+        [
+            "selection",
+            *agreement,
+            "D",
+            "low",
+            "high",
+            *difference,
+            "forward passes",
+            "backward passes",
+        ]
+    ]
 
 
 def _ranking(study: Study, record: Record, name: str) -> dict[str, float]:
@@ -187,9 +126,13 @@ def _ranking(study: Study, record: Record, name: str) -> dict[str, float]:
         agreement = {"rank correlation": np.nan, "overlap of top heads": np.nan}
         return agreement | {"forward passes": 0, "backward passes": 0}
     first, fraction = next(iter(SELECTIONS)), max(study.profile.small_fractions)
-    maps = [[record.arrays[f"importance/{n}/{t}"] for n in (first, name)] for t in study.profile.tasks]
+    maps = [
+        [record.arrays[f"importance/{n}/{t}"] for n in (first, name)] for t in study.profile.tasks
+    ]
     sets = [[top_heads(m, fraction) for m in pair] for pair in maps]
-    forward, backward = passes(SELECTIONS[name].get("estimator", "gradient"), *record.result["shape"])
+    forward, backward = passes(
+        SELECTIONS[name].get("estimator", "gradient"), *record.result["shape"]
+    )
     return {
         "rank correlation": float(np.mean([rank_correlation(*pair) for pair in maps])),
         "overlap of top heads": float(np.mean([overlap(*pair) for pair in sets])),
@@ -199,14 +142,20 @@ def _ranking(study: Study, record: Record, name: str) -> dict[str, float]:
 
 
 def _unmatched(record: Record) -> list[str]:
-    return [k.removesuffix("/heads") for k in record.arrays if k.startswith(UNMATCHED) and k.endswith("/heads")]
+    return [
+        k.removesuffix("/heads")
+        for k in record.arrays
+        if k.startswith(UNMATCHED) and k.endswith("/heads")
+    ]
 
 
 def random_controls(study: Study) -> pd.DataFrame:
     """Return what random head sets, matched by layer with top heads or not, leave of the score in % of the unpruned."""
-    record = study.store.get(selection_unit(study))
+    record = study.store.get(study.selection())
     first = recorded_iap(record, next(iter(SELECTIONS)))
-    unmatched = [recorded_iap(record, name).top.scores[0, 0] for name in _unmatched(record)]  # each (pruned, scored)
+    unmatched = [
+        recorded_iap(record, name).top.scores[0, 0] for name in _unmatched(record)
+    ]  # each (pruned, scored)
     sets = {
         "matched by layer": first.random.scores[0, 0],  # (pruned, controls, scored)
         "not matched": np.stack(unmatched, 1),
@@ -215,7 +164,14 @@ def random_controls(study: Study) -> pd.DataFrame:
     rows = []
     for name, scores in sets.items():
         left = score_left(scores, first.baseline()[0]).mean(-1)
-        rows.append({"random sets": name, "sets": left.size, "score left (%)": left.mean(), "spread": left.std(ddof=1)})
+        rows.append(
+            {
+                "random sets": name,
+                "sets": left.size,
+                "score left (%)": left.mean(),
+                "spread": left.std(ddof=1),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -229,9 +185,15 @@ def sentences(table: pd.DataFrame) -> str:
             f"points, {shown_p(effect.p)}, minimum detectable effect {effect.mde:.1f}."
         )
     else:
-        lines.append(f"Nothing to pool: {count} pre-trained encoders have learned two tasks or more.")
+        lines.append(
+            f"Nothing to pool: {count} pre-trained encoders have learned two tasks or more."
+        )
     for _, row in table[~table["pre-trained"]].iterrows():
-        said = f"D = {row['D']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" if np.isfinite(row["D"]) else NOT_TESTABLE
+        said = (
+            f"D = {row['D']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+            if np.isfinite(row["D"])
+            else NOT_TESTABLE
+        )
         lines.append(
             f"Without pre-training ({row['encoder']}) the tasks end {100 * row['above chance by']:.1f} points above "
             f"chance, {row['tasks']} of them learned: {said}."
@@ -247,7 +209,13 @@ def plot_encoders(table: pd.DataFrame) -> Figure:
     forest(left, names, table["D"], table["low"], table["high"])
     set_limits(left, np.append(table["D"], table["random heads"]), table["low"], table["high"], "x")
     left.plot(
-        table["random heads"], range(len(table)), "|", color=GREY, markersize=11, mew=2, label="random heads, matched"
+        table["random heads"],
+        range(len(table)),
+        "|",
+        color=GREY,
+        markersize=11,
+        mew=2,
+        label="random heads, matched",
     )
     left.axvline(0, color="black", linewidth=0.6)
     left.set(xlabel="dissociation D, mean over tasks, 10 and 30 % pruned (points)")
@@ -266,5 +234,7 @@ def plot_selections(table: pd.DataFrame) -> Figure:
     left.axvline(0, color="black", linewidth=0.6)
     left.set(xlabel="dissociation D, mean over tasks (points)")
     right.barh(range(len(table)), table["rank correlation"].fillna(0), color="#bbbbbb", height=0.55)
-    right.set(xlabel="rank correlation with the first", xlim=(min(0, table["rank correlation"].min()), 1))
+    right.set(
+        xlabel="rank correlation with the first", xlim=(min(0, table["rank correlation"].min()), 1)
+    )
     return figure

@@ -1,30 +1,10 @@
 """Notebook 05: claim C2, the more similar two tasks, the weaker the specialization of a model trained on both?"""
 
-from itertools import combinations
-from typing import Any, ClassVar
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import Field
 
-from fslib.dissociation import IAP
-from fslib.heads import checked_fractions
-from fslib.importance import head_importance
-from fslib.intervals import Interval
-from fslib.model.devices import processes
-from fslib.model.multitask import MultiTaskModel
-from fslib.similarity import (
-    cosine,
-    head_overlap,
-    importance_similarity,
-    linear_cka,
-    representations,
-    task_embedding,
-    task_similarity,
-    text_embedding,
-)
-from fslib.study.evidence import (
+from fslib.claims import (
     LEAST_TASKS,
     Evidence,
     Part,
@@ -35,95 +15,24 @@ from fslib.study.evidence import (
     mantel,
     scored,
 )
-from fslib.study.plots import COLOURS, MARKERS, panels, set_limits, styled
+from fslib.iap import IAP
+from fslib.intervals import Interval
+from fslib.plot import COLOURS, MARKERS, panels, set_limits, styled
 from fslib.study.profiles import SHARED, shared_by
-from fslib.study.records import Result, Store, Unit
-from fslib.study.study import Study, plans
-from fslib.study.units import Chain, SeededFineTuning
-from fslib.training import train
+from fslib.study.study import Study
+from fslib.study.units import MEASURES
 
-MEASURES = ("importance", "top heads", "TaskEmb", "TextEmb", "CKA")
 UNKNOWN = "(not known)"
 BETWEEN = " + "  # the tasks of a pair
 NAMED = 15  # pairs: more than that are told apart by what they share, not by name
 PRIMARY = "importance"  # the similarity that decides on C2, chosen beforehand; the others show how much hangs on it
 
 
-class SimilarityUnit(SeededFineTuning, Unit):
-    """Similarity of every two of `tasks`, from models trained on one of them each, for `steps` steps."""
-
-    kind: ClassVar[str] = "similarity"
-    examples: int = Field(ge=2)
-    fraction: float = Field(0.3, gt=0, le=1)
-
-    def check(self) -> None:
-        """Raise FslibError for what the encoder's heads do not allow."""
-        super().check()
-        checked_fractions([self.fraction], self.shape())
-
-    def token_layers(self) -> float:
-        """Return about how often a token goes through a layer."""
-        each = 3 * self.steps * self.batch_size + (2 + 2 + 1 + len(self.tasks)) * self.examples
-        return self.through(len(self.tasks) * each)
-
-    def compute(self, store: Store) -> Result:
-        """Measure on models that never saw the pair, so that no measure shares noise with the pair's dissociation."""
-        tasks = self.load()
-        shared: dict[str, Any] = {"examples": self.examples, "seed": self.seed}
-        parts = [task.part("train", self.examples, self.seed) for task in tasks.values()]
-        pretrained = MultiTaskModel.from_pretrained(self.encoder, tasks, max_length=self.max_length)
-        pretrained.to(processes().device)
-        evidence: dict[str, list] = {measure: [] for measure in MEASURES}
-        for name, task in tasks.items():
-            train(model := self.new_model({name: task}), task, **self.options())
-            evidence["importance"].append(head_importance(model, task, **shared))
-            evidence["TaskEmb"].append(task_embedding(model, task, **shared))
-            evidence["TextEmb"].append(text_embedding(pretrained, task, **shared))
-            # of one task's pairs and another's single texts alike: all models see the texts of all tasks
-            evidence["CKA"].append(np.concatenate([representations(model, part) for part in parts]))
-        evidence["top heads"] = evidence["importance"]
-        similarity: dict[str, Any] = {
-            "importance": importance_similarity,
-            "top heads": lambda a, b: head_overlap(a, b, self.fraction),
-            "TaskEmb": task_similarity,
-            "TextEmb": cosine,
-            "CKA": linear_cka,
-        }
-        matrices = {m: [[float(similarity[m](a, b)) for b in evidence[m]] for a in evidence[m]] for m in MEASURES}
-        arrays = {f"importance/{t}": m.astype(np.float32) for t, m in zip(tasks, evidence["importance"], strict=True)}
-        return Result({"tasks": list(tasks), "similarity": matrices}, arrays)
-
-
-def similarity_unit(study: Study) -> SimilarityUnit:
-    """Return the similarity of all tasks, from models trained on one task as long as on it in a pair."""
-    p = study.profile
-    model = study.training(study.seeds[0], small=True, tasks=study.pair_tasks, steps=p.small_steps // len(p.tasks))
-    return SimilarityUnit(**model.model_dump(), examples=p.small_examples)
-
-
-def task_pairs(study: Study) -> list[tuple[str, str]]:
-    """Return all pairs of the profile's tasks."""
-    return list(combinations(study.pair_tasks, 2))
-
-
-def pair_units(study: Study, pair: tuple[str, str]) -> list[Chain]:
-    """Return training, importance and pruning of a model on two tasks, per seed."""
-    return [study.small_units(tasks=pair, seed=s) for s in study.seeds_of(study.profile.pair_seeds)]
-
-
-@plans("05")
-def plan(study: Study) -> list[Unit]:
-    """Return the similarities, and every pair's training, importance and pruning."""
-    chains = [units for pair in task_pairs(study) for units in pair_units(study, pair)]
-    return [similarity_unit(study), *(unit for units in chains for unit in units)]
-
-
 def _iaps(study: Study) -> dict[tuple[str, str], IAP]:
     """Return {pair: what pruning did to the models of both tasks}, over seeds."""
-    store = study.store
     return {
-        pair: IAP.over_seeds([units.prune.iap(store) for units in pair_units(study, pair)])
-        for pair in task_pairs(study)
+        pair: IAP.over_seeds([units.prune.iap(study.store) for units in chains])
+        for pair, chains in study.pair_units().items()
     }
 
 
@@ -172,13 +81,30 @@ def by_shared(table: pd.DataFrame) -> pd.DataFrame:
         groups["not the question"] = known[known["shared"].isin(["text", "neither"])]
     rows = []
     for shared, part in groups.items():
-        row = {"the two tasks share": shared, "pairs": len(part), PRIMARY: part[PRIMARY].mean(), "D": part["D"].mean()}
+        row = {
+            "the two tasks share": shared,
+            "pairs": len(part),
+            PRIMARY: part[PRIMARY].mean(),
+            "D": part["D"].mean(),
+        }
         row |= {"lowest D": part["D"].min(), "highest D": part["D"].max()}
-        found = correlation_over_pairs(*(_matrix(part, column).to_numpy() for column in (PRIMARY, "D")))
+        found = correlation_over_pairs(
+            *(_matrix(part, column).to_numpy() for column in (PRIMARY, "D"))
+        )
         row["rank correlation"] = found.value
         enough = found.df + 1 >= LEAST_TASKS
         rows.append(row | (_ends(found) if enough else {"low": np.nan, "high": np.nan}))
-    columns = ["the two tasks share", "pairs", PRIMARY, "D", "lowest D", "highest D", "rank correlation", "low", "high"]
+    columns = [
+        "the two tasks share",
+        "pairs",
+        PRIMARY,
+        "D",
+        "lowest D",
+        "highest D",
+        "rank correlation",
+        "low",
+        "high",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -199,8 +125,10 @@ def _matrix(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def _matrices(study: Study) -> dict[str, pd.DataFrame]:
     """Return {measure: tasks by tasks}, from the record."""
-    result = study.store.get(similarity_unit(study)).result
-    return {m: pd.DataFrame(result["similarity"][m], result["tasks"], result["tasks"]) for m in MEASURES}
+    result = study.store.get(study.similarity()).result
+    return {
+        m: pd.DataFrame(result["similarity"][m], result["tasks"], result["tasks"]) for m in MEASURES
+    }
 
 
 def correlations(study: Study, table: pd.DataFrame) -> pd.DataFrame:
@@ -215,7 +143,10 @@ def correlations(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for measure, frame in _matrices(study).items():
         found = mantel(frame.loc[tasks, tasks].to_numpy(dtype=float), d, np.random.default_rng(0))
-        row: dict[str, object] = {"similarity": measure, "rank correlation with D": found.interval.value}
+        row: dict[str, object] = {
+            "similarity": measure,
+            "rank correlation with D": found.interval.value,
+        }
         row |= {**_ends(found.interval), "se": found.interval.se, "p": found.p}
         rows.append(row | {"tasks": len(tasks), "pairs": len(tasks) * (len(tasks) - 1) // 2})
     return pd.DataFrame(rows)
@@ -230,9 +161,13 @@ def evidence(table: pd.DataFrame) -> Evidence:
     """Return what there is on C2, from `correlations`: the claim is that the correlation is below 0."""
     row = primary(table)
     tasks = int(row["tasks"])
-    interval = Interval(float(row["rank correlation with D"]), float(row["se"]), tasks - 1).scaled(-1.0)
+    interval = Interval(float(row["rank correlation with D"]), float(row["se"]), tasks - 1).scaled(
+        -1.0
+    )
     failed = (
-        f"{tasks} tasks are learned, and a correlation over pairs needs {LEAST_TASKS}" if tasks < LEAST_TASKS else ""
+        f"{tasks} tasks are learned, and a correlation over pairs needs {LEAST_TASKS}"
+        if tasks < LEAST_TASKS
+        else ""
     )
     return Evidence("C2", (Part("minus the rank correlation", interval, float(row["p"])),), failed)
 
@@ -243,7 +178,9 @@ def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
     measures = list(correlations["similarity"])
     figure, axes = panels(len(measures) + 1, 2.3, 3, sharey=True)
     for ax, (_, row) in zip(axes, correlations.iterrows(), strict=False):
-        for (_, pair), (colour, marker, name) in zip(table.iterrows(), _pair_looks(table), strict=True):
+        for (_, pair), (colour, marker, name) in zip(
+            table.iterrows(), _pair_looks(table), strict=True
+        ):
             ax.errorbar(
                 pair[row["similarity"]],
                 pair["D"],
@@ -276,5 +213,9 @@ def _pair_looks(table: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Return colour, marker and name of every pair: its own, or, of many pairs, by what its tasks share."""
     if len(table) > NAMED:
         order = {what: i for i, what in enumerate((*SHARED, UNKNOWN))}
-        return [(COLOURS[order[w]], MARKERS[order[w]], w) for w in table["shared"].replace("", UNKNOWN)]
-    return [(COLOURS[i % 7], MARKERS[(i + i // 7) % 7], name) for i, name in enumerate(table["pair"])]
+        return [
+            (COLOURS[order[w]], MARKERS[order[w]], w) for w in table["shared"].replace("", UNKNOWN)
+        ]
+    return [
+        (COLOURS[i % 7], MARKERS[(i + i // 7) % 7], name) for i, name in enumerate(table["pair"])
+    ]

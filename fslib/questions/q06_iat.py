@@ -7,20 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fslib.dissociation import IAP
-from fslib.intervals import Measure, mean_of, score_measure
-from fslib.study.branches import (
-    PLAIN,
-    RANDOM,
-    TREATED,
-    TRUNK,
-    EndingsUnit,
-    at_dose,
-    dose_seeds,
-    endings_unit,
-    floor_unit,
-)
-from fslib.study.evidence import (
+from fslib.claims import (
     LEAST_CHANGED,
     SESOI,
     Evidence,
@@ -36,36 +23,20 @@ from fslib.study.evidence import (
     learned,
     score_half,
 )
+from fslib.iap import IAP
+from fslib.intervals import Measure, mean_of, score_measure
+from fslib.plot import COLOURS, MARKERS, forest, looks, panels, percent, styled
+from fslib.study.design import at_dose
 from fslib.study.fingerprints import cached_task
-from fslib.study.plots import COLOURS, MARKERS, forest, looks, panels, percent, styled
-from fslib.study.records import Record, Unit
-from fslib.study.study import Study, plans
-from fslib.study.units import TrainUnit, recorded_iap
+from fslib.study.store import Record
+from fslib.study.study import Study
+from fslib.study.units import PLAIN, RANDOM, TREATED, TRUNK, EndingsUnit, recorded_iap
 from fslib.training import lr_share
-
-
-def seeds(study: Study) -> list[int]:
-    """Return the seeds of the trunks."""
-    return study.seeds_of(study.profile.ending_seeds)
 
 
 def alone_seeds(study: Study) -> list[int]:
     """Return the seeds of which every task is also trained alone."""
-    return seeds(study)[: study.profile.alone_seeds]
-
-
-def single_unit(study: Study, seed: int, task: str) -> TrainUnit:
-    """Return a task trained alone, for as many steps as it gets on the trunk and its plain ending."""
-    p = study.profile
-    return study.training(seed, task, small=True, tasks=study.ending_tasks, eval_examples=p.ending_examples)
-
-
-@plans("06")
-def plan(study: Study) -> list[Unit]:
-    """Return every seed's trunk with its endings, and every task alone; at some seeds, trunks with floors."""
-    floors = [floor_unit(study, s, floor) for s in dose_seeds(study) for floor in study.profile.dose_floors]
-    single = [single_unit(study, s, t) for s in alone_seeds(study) for t in study.ending_tasks]
-    return [*(endings_unit(study, s) for s in seeds(study)), *floors, *single]
+    return study.ending_seeds[: study.profile.alone_seeds]
 
 
 @dataclass(frozen=True)
@@ -91,22 +62,34 @@ class Dose:
 def deciding(study: Study) -> Dose:
     """Return the dose that claims are decided at."""
     p = study.profile
-    return Dose(TREATED, RANDOM, p.delta, p.lr_floor, True, tuple(endings_unit(study, s) for s in seeds(study)))
+    return Dose(
+        TREATED,
+        RANDOM,
+        p.delta,
+        p.lr_floor,
+        True,
+        tuple(study.endings_unit(s) for s in study.ending_seeds),
+    )
 
 
 def all_doses(study: Study) -> list[Dose]:
     """Return every dose: the one that decides, other lengths of the ending, and floors under the learning rate."""
-    p, chosen = study.profile, dose_seeds(study)
-    trunks = tuple(endings_unit(study, s) for s in chosen)
-    lengths = [Dose(at_dose(TREATED, d), at_dose(RANDOM, d), d, p.lr_floor, False, trunks) for d in p.doses]
-    lifted = [tuple(floor_unit(study, s, floor) for s in chosen) for floor in p.dose_floors]
+    p, chosen = study.profile, study.dose_seeds
+    trunks = tuple(study.endings_unit(s) for s in chosen)
+    lengths = [
+        Dose(at_dose(TREATED, d), at_dose(RANDOM, d), d, p.lr_floor, False, trunks) for d in p.doses
+    ]
+    lifted = [tuple(study.floor_unit(s, floor) for s in chosen) for floor in p.dose_floors]
     floors = [
-        Dose(TREATED, RANDOM, p.floor_delta, floor, False, u) for floor, u in zip(p.dose_floors, lifted, strict=True)
+        Dose(TREATED, RANDOM, p.floor_delta, floor, False, u)
+        for floor, u in zip(p.dose_floors, lifted, strict=True)
     ]
     return [deciding(study), *lengths, *floors]
 
 
-def _predictions(study: Study, dose: Dose, half: Half, names: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
+def _predictions(
+    study: Study, dose: Dose, half: Half, names: Iterable[str]
+) -> dict[str, dict[str, np.ndarray]]:
     """Return {ending: {task: (seeds, n)}} on a half of the evaluation examples, of the endings that are named."""
     records = [study.store.get(unit) for unit in dose.units]
     return {
@@ -129,9 +112,13 @@ def score_measures(study: Study, dose: Dose, names: Iterable[str]) -> dict[str, 
     return _measured(study, _predictions(study, dose, score_half, names))
 
 
-def _measured(study: Study, predictions: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, Measure]]:
+def _measured(
+    study: Study, predictions: dict[str, dict[str, np.ndarray]]
+) -> dict[str, dict[str, Measure]]:
     """Return the scores of predictions, {ending: {task: (seeds, n)}}, on the half that is scored."""
-    tasks = {t: cached_task(t).limited(eval=study.profile.ending_examples) for t in study.ending_tasks}
+    tasks = {
+        t: cached_task(t).limited(eval=study.profile.ending_examples) for t in study.ending_tasks
+    }
     labels = {t: halved(task.eval.labels, score_half) for t, task in tasks.items()}
     return {
         name: {t: score_measure(t, tasks[t].metric, p, labels[t]) for t, p in by_task.items()}
@@ -143,14 +130,16 @@ def _single(study: Study) -> dict[str, dict[str, Measure]]:
     """Return {"single-task": {task: score of models trained on it alone, of `alone_seeds`}}."""
     found = {}
     for task in study.ending_tasks:
-        records = [study.store.get(single_unit(study, s, task)) for s in alone_seeds(study)]
-        found[task] = halved(np.stack([r.arrays[f"predictions/{task}"] for r in records]), score_half)
+        records = [study.store.get(study.single_unit(s, task)) for s in alone_seeds(study)]
+        found[task] = halved(
+            np.stack([r.arrays[f"predictions/{task}"] for r in records]), score_half
+        )
     return _measured(study, {"single-task": found})
 
 
 def scores(study: Study, reference: str = PLAIN) -> pd.DataFrame:
     """Return one row per ending (and single-task training) and task, and their mean: score, minus the reference's."""
-    alone = replace(deciding(study), units=tuple(endings_unit(study, s) for s in alone_seeds(study)))
+    alone = replace(deciding(study), units=tuple(study.endings_unit(s) for s in alone_seeds(study)))
     single = _single(study) | score_measures(study, alone, [reference])
     table = differences(single, reference, ("ending", "task")).query("ending == 'single-task'")
     table.insert(2, "seeds", len(alone.units))
@@ -167,13 +156,15 @@ def _compared(
 ) -> pd.DataFrame:
     """Return every ending beside the reference, both on as many seeds as have that ending."""
     every = deciding(study)
-    whole = replace(every, units=tuple(endings_unit(study, s) for s in dose_seeds(study)))
+    whole = replace(every, units=tuple(study.endings_unit(s) for s in study.dose_seeds))
     common = _shared(map(endings, every.units))
     extra = [name for name in _shared(map(endings, whole.units)) if name not in common]
     frames = []
     for dose, names in ((every, common), (whole, [*extra, reference] if extra else [])):
         if names:
-            table = differences(measures(study, dose, names), reference, ("ending", "task"), value=value)
+            table = differences(
+                measures(study, dose, names), reference, ("ending", "task"), value=value
+            )
             table.insert(2, "seeds", len(dose.units))
             frames.append(table if dose is every else table[table["ending"] != reference])
     return pd.concat(frames, ignore_index=True)
@@ -184,7 +175,9 @@ def _pruned(study: Study, dose: Dose, ending: str) -> IAP:
     return IAP.over_seeds([recorded_iap(study.store.get(unit), ending) for unit in dose.units])
 
 
-def dissociation_measures(study: Study, dose: Dose, names: Iterable[str]) -> dict[str, dict[str, Measure]]:
+def dissociation_measures(
+    study: Study, dose: Dose, names: Iterable[str]
+) -> dict[str, dict[str, Measure]]:
     """Return {ending: {task: D of every seed's model}}, of the tasks that plain training has learned, or all.
 
     Whatever the dose, the trunks that decide say which tasks are learned: all doses are compared on the same ones.
@@ -219,7 +212,9 @@ def changed(study: Study, dose: Dose) -> float:
 def changed_beside_d(study: Study, dose: Dose) -> float:
     """Return the same on the examples that stand beside those D is scored on: fewer are evaluated under lesions."""
     pruned = [_pruned(study, dose, name) for name in (dose.ending, PLAIN)]
-    return changed_share(*({t: gate_examples(iap, t).predictions for t in iap.tasks} for iap in pruned))
+    return changed_share(
+        *({t: gate_examples(iap, t).predictions for t in iap.tasks} for iap in pruned)
+    )
 
 
 def _effects(study: Study, dose: Dose) -> dict[str, tuple[Part, Part]]:
@@ -231,7 +226,9 @@ def _effects(study: Study, dose: Dose) -> dict[str, tuple[Part, Part]]:
     }
     found = {}
     for claim, (measures, scale) in by_claim.items():
-        treated, plain, random = (mean_of(list(measures[name].values())).scaled(scale) for name in names)
+        treated, plain, random = (
+            mean_of(list(measures[name].values())).scaled(scale) for name in names
+        )
         found[claim] = (
             Part.of("IAT minus plain training", treated - plain),
             Part.of("IAT minus IAT with random heads", treated - random),
@@ -245,7 +242,10 @@ def evidence(study: Study) -> dict[str, Evidence]:
     failed = {"C3": _too_weak(changed_beside_d(study, dose)), "C4": _too_weak(changed(study, dose))}
     if len(learned(above_constant(_pruned(study, dose, PLAIN)))) < 2:
         failed["C3"] = failed["C3"] or "fewer than two tasks are learned"
-    return {claim: Evidence(claim, parts, failed[claim]) for claim, parts in _effects(study, dose).items()}
+    return {
+        claim: Evidence(claim, parts, failed[claim])
+        for claim, parts in _effects(study, dose).items()
+    }
 
 
 def _too_weak(share: float) -> str:
@@ -263,12 +263,29 @@ def doses(study: Study) -> pd.DataFrame:
     """
     rows = []
     for dose in all_doses(study):
-        shared = {"delta": dose.delta, "floor": dose.floor, "dose": dose.share, "changed": changed(study, dose)}
+        shared = {
+            "delta": dose.delta,
+            "floor": dose.floor,
+            "dose": dose.share,
+            "changed": changed(study, dose),
+        }
         for claim, parts in _effects(study, dose).items():
             for part in parts:
                 i = part.interval
-                row = {"claim": claim, "difference": part.what, **shared, "seeds": len(dose.units), "value": i.value}
-                row |= {"low": i.low, "high": i.high, "p": part.tested, "MDE": i.mde, "decides": dose.decides}
+                row = {
+                    "claim": claim,
+                    "difference": part.what,
+                    **shared,
+                    "seeds": len(dose.units),
+                    "value": i.value,
+                }
+                row |= {
+                    "low": i.low,
+                    "high": i.high,
+                    "p": part.tested,
+                    "MDE": i.mde,
+                    "decides": dose.decides,
+                }
                 rows.append(row)
     order = {what: i for i, what in enumerate(dict.fromkeys(row["difference"] for row in rows))}
     keys = {"difference": order.get}
@@ -290,9 +307,17 @@ def movement(study: Study) -> pd.DataFrame:
     for name in dict.fromkeys(name for m in moved for name in m):
         mine = [m for m in moved if m.get(name)]
         parts = dict.fromkeys(k for m in mine for k in m[name])
-        shares = {k: np.mean([m[name][k] / m["plain"][k] for m in mine if k in m[name]]) for k in parts}
+        shares = {
+            k: np.mean([m[name][k] / m["plain"][k] for m in mine if k in m[name]]) for k in parts
+        }
         if shares:
-            rows.append({"ending": name, "seeds": len(mine), **{f"rows of heads {k}": v for k, v in shares.items()}})
+            rows.append(
+                {
+                    "ending": name,
+                    "seeds": len(mine),
+                    **{f"rows of heads {k}": v for k, v in shares.items()},
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -300,7 +325,7 @@ def parameters(study: Study) -> pd.DataFrame:
     """Return one row per seed and ending: the parameters of the model after it."""
     rows = [
         {"seed": s, "ending": name, "parameters": n}
-        for s, record in zip(seeds(study), _records(study), strict=True)
+        for s, record in zip(study.ending_seeds, _records(study), strict=True)
         for name, n in record.result["parameters"].items()
     ]
     return pd.DataFrame(rows)
@@ -308,20 +333,28 @@ def parameters(study: Study) -> pd.DataFrame:
 
 def counted_steps(study: Study) -> pd.DataFrame:
     """Count the steps that the endings took by branching, and would have taken one by one."""
-    unit = endings_unit(study, study.seeds[0])
+    unit = study.endings_unit(study.seeds[0])
     branched = study.store.get(unit).result["branched"]
-    stops = {name: unit.steps if ending is None else ending.stop(unit.steps) for name, ending in unit.made().items()}
+    stops = {
+        name: unit.steps if ending is None else ending.stop(unit.steps)
+        for name, ending in unit.made().items()
+    }
     trunk = max(branched.values())
     named = {
-        "one trunk, all endings": trunk + sum(stops[name] - start for name, start in branched.items()),
+        "one trunk, all endings": trunk
+        + sum(stops[name] - start for name, start in branched.items()),
         "every ending from the first step": sum(stops.values()),
     }
-    return pd.DataFrame([{"how": how, "steps": n, "trainings": n / unit.steps} for how, n in named.items()])
+    return pd.DataFrame(
+        [{"how": how, "steps": n, "trainings": n / unit.steps} for how, n in named.items()]
+    )
 
 
 def sentences(study: Study) -> str:
     """Say what becomes of C3 and C4 by themselves, before p is corrected for the other claims."""
-    return "\n".join([*(f"{claim} {found}" for claim, found in evidence(study).items()), dose(study)])
+    return "\n".join(
+        [*(f"{claim} {found}" for claim, found in evidence(study).items()), dose(study)]
+    )
 
 
 @styled
@@ -330,11 +363,21 @@ def plot_scores(table: pd.DataFrame, order: Sequence[str], reference: str = "pla
     tasks = list(dict.fromkeys(table["task"]))
     tasks = ["mean", *(t for t in tasks if t != "mean")]
     names = [n for n in dict.fromkeys(table["ending"]) if n not in (reference, TRUNK)]
-    figure, axes = panels(len(tasks), 0.8 + 0.22 * len(names), sharey=True, width_ratios=[1.6, *[1] * (len(tasks) - 1)])
+    figure, axes = panels(
+        len(tasks),
+        0.8 + 0.22 * len(names),
+        sharey=True,
+        width_ratios=[1.6, *[1] * (len(tasks) - 1)],
+    )
     for ax, task in zip(axes, tasks, strict=True):
         part = table[table["task"] == task].set_index("ending").loc[names]
         colour = "black" if task == "mean" else looks(order)[task]["color"]
-        forest(ax, names, *(100 * part[k] for k in (f"minus {reference}", "diff low", "diff high")), color=colour)
+        forest(
+            ax,
+            names,
+            *(100 * part[k] for k in (f"minus {reference}", "diff low", "diff high")),
+            color=colour,
+        )
         ax.axvline(0, color="black", linewidth=0.6)
         ax.set_title("mean over tasks" if task == "mean" else task)
     figure.supxlabel(f"score minus that of {reference} multi-task training (points)", fontsize=8.5)
@@ -348,7 +391,9 @@ def plot_dissociation(table: pd.DataFrame, reference: str = "plain") -> Figure:
     beside = part.mask(part["ending"] == TRUNK)
     figure, (left, right) = panels(2, 0.8 + 0.26 * len(part), sharey=True)
     forest(left, part["ending"], part["D"], part["low"], part["high"])
-    forest(right, part["ending"], beside[f"minus {reference}"], beside["diff low"], beside["diff high"])
+    forest(
+        right, part["ending"], beside[f"minus {reference}"], beside["diff low"], beside["diff high"]
+    )
     for ax in (left, right):
         ax.axvline(0, color="black", linewidth=0.6)
     left.set(xlabel="dissociation D (points)")
@@ -383,15 +428,29 @@ def plot_doses(table: pd.DataFrame) -> Figure:
                     capsize=2,
                 )
                 ax.annotate(
-                    rf"$\delta$ {row['delta']:g}", (row["dose"], row["high"]), fontsize=6.5, ha="center", va="bottom"
+                    rf"$\delta$ {row['delta']:g}",
+                    (row["dose"], row["high"]),
+                    fontsize=6.5,
+                    ha="center",
+                    va="bottom",
                 )
-            ax.plot([], [], color=COLOURS[i], marker=MARKERS[i], label=f"floor {floor:g}" if floor else "decay to 0")
+            ax.plot(
+                [],
+                [],
+                color=COLOURS[i],
+                marker=MARKERS[i],
+                label=f"floor {floor:g}" if floor else "decay to 0",
+            )
         ax.set_title(f"{claim}: {difference}")
         percent(ax, "x")
         if number % 2 == 0:  # the first of a row, whose axes are shared
             mine = table[table["claim"] == claim]
             ends, most = np.array([*mine["low"], *mine["high"], -sesoi, sesoi]), table["dose"].max()
-            ax.set(ylabel=unit, xlim=(-0.05 * most, 1.1 * most), ylim=(1.2 * np.nanmin(ends), 1.2 * np.nanmax(ends)))
+            ax.set(
+                ylabel=unit,
+                xlim=(-0.05 * most, 1.1 * most),
+                ylim=(1.2 * np.nanmin(ends), 1.2 * np.nanmax(ends)),
+            )
     for ax in axes[-2:]:
         ax.set_xlabel("share of the learning rate in the ending (%)")
     axes[0].legend(loc="best")

@@ -6,11 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fslib.data.tasks import Task
-from fslib.intervals import Measure, mean_of, score_measure
-from fslib.scoring import chance_level
-from fslib.study.branches import AS_IT_WAS, PLAIN, RANDOM, TREATED, source_unit, targets, transfer_name
-from fslib.study.evidence import (
+from fslib.claims import (
     NOT_TESTABLE,
     Evidence,
     Half,
@@ -21,52 +17,41 @@ from fslib.study.evidence import (
     halved,
     score_half,
 )
+from fslib.data.tasks import Task
+from fslib.finetuning import PARTS
+from fslib.intervals import Measure, mean_of, score_measure
+from fslib.plot import COLOURS, GREY, MARKERS, panels, percent, styled
+from fslib.scoring import chance_level
 from fslib.study.fingerprints import cached_task
-from fslib.study.plots import COLOURS, GREY, MARKERS, panels, percent, styled
-from fslib.study.records import Unit
-from fslib.study.study import Study, plans
-from fslib.transfer import PARTS
+from fslib.study.study import Study
+from fslib.study.units import AS_IT_WAS, PLAIN, RANDOM, TREATED, transfer_name
 
-SOURCES = {AS_IT_WAS: AS_IT_WAS, "multi-task": PLAIN, "IAT": TREATED, RANDOM: RANDOM}  # as the records call them
+SOURCES = {
+    AS_IT_WAS: AS_IT_WAS,
+    "multi-task": PLAIN,
+    "IAT": TREATED,
+    RANDOM: RANDOM,
+}  # as the records call them
 REFERENCE = "multi-task"
 DIFFERENCE = (f"minus {REFERENCE}", "diff low", "diff high")
 COLUMNS = ("part", "source", "target", "size", "seeds", "score", "low", "high", *DIFFERENCE)
 
-Results = dict[str, dict[str, dict[tuple[str, str], np.ndarray]]]  # {part: {source: {(target, size): (seeds, n)}}}
-
-
-def seeds(study: Study) -> list[int]:
-    """Return the seeds of the sources."""
-    return study.seeds_of(study.profile.transfer_seeds)
-
-
-def source_tasks(study: Study) -> tuple[str, ...]:
-    """Return the tasks that sources are trained on: none of the targets."""
-    return tuple(t for t in study.ending_tasks if t not in study.profile.transfer_targets)
-
-
-def not_testable(study: Study) -> str:
-    """Say why the study's tasks leave nothing to transfer from, or nothing ("") if they do."""
-    if len(source_tasks(study)) >= 2:
-        return ""
-    without = " and ".join(study.profile.transfer_targets)
-    return f"without {without} there are fewer than two tasks to train a source on"
-
-
-@plans("07")
-def plan(study: Study) -> list[Unit]:
-    """Return one unit per seed, or none if there is nothing to transfer from."""
-    return [] if not_testable(study) else [source_unit(study, s) for s in seeds(study)]
+Results = dict[
+    str, dict[str, dict[tuple[str, str], np.ndarray]]
+]  # {part: {source: {(target, size): (seeds, n)}}}
 
 
 def target_tasks(study: Study) -> dict[str, Task]:
     """Return the tasks that no source has seen."""
-    return {t: cached_task(t).limited(eval=study.profile.ending_examples) for t in study.profile.transfer_targets}
+    return {
+        t: cached_task(t).limited(eval=study.profile.ending_examples)
+        for t in study.profile.transfer_targets
+    }
 
 
 def _sizes(study: Study, target: str) -> Iterator[tuple[int, int | None]]:
     """Yield a target's numbers of training examples, each with the setting that it comes from (None: all)."""
-    for size in targets(study).sizes:
+    for size in study.targets().sizes:
         yield (len(cached_task(target).train) if size is None else size), size
 
 
@@ -80,14 +65,16 @@ def chance(study: Study) -> dict[str, float]:
 
 def _predictions(study: Study, half: Half) -> Results:
     """Return the predictions of the targets' evaluation examples, on a half of them."""
-    records = [study.store.get(source_unit(study, s)) for s in seeds(study)]
+    records = [study.store.get(study.source_unit(s)) for s in study.transfer_seeds]
     found: Results = {part: {source: {} for source in SOURCES} for part in PARTS}
     for part, by_source in found.items():
         for source, by_size in by_source.items():
             for target in study.profile.transfer_targets:
                 for n, size in _sizes(study, target):
                     name = transfer_name(target, SOURCES[source], part, size)
-                    by_size[target, str(n)] = halved(np.stack([r.arrays[name] for r in records]), half)
+                    by_size[target, str(n)] = halved(
+                        np.stack([r.arrays[name] for r in records]), half
+                    )
     return found
 
 
@@ -112,16 +99,19 @@ def learning_curves(study: Study) -> pd.DataFrame:
 
     With rows for the mean over targets and sizes. Without a row if there is nothing to transfer from.
     """
-    if not_testable(study):
+    if study.no_transfer():
         return pd.DataFrame(columns=COLUMNS)
     frames = []
     for part, measures in _measures(study).items():
-        named = {s: {", ".join(item): m for item, m in by_size.items()} for s, by_size in measures.items()}
+        named = {
+            s: {", ".join(item): m for item, m in by_size.items()}
+            for s, by_size in measures.items()
+        }
         frames.append(differences(named, REFERENCE, ("source", "item")).assign(part=part))
     table = pd.concat(frames, ignore_index=True)
     table["target"] = [item.rpartition(", ")[0] or "mean" for item in table["item"]]
     table["size"] = [item.rpartition(", ")[2] for item in table["item"]]
-    return table.assign(seeds=len(seeds(study)))[list(COLUMNS)]
+    return table.assign(seeds=len(study.transfer_seeds))[list(COLUMNS)]
 
 
 def evidence(study: Study) -> Evidence:
@@ -129,12 +119,17 @@ def evidence(study: Study) -> Evidence:
 
     Mean over targets and sizes.
     """
-    if reason := not_testable(study):
+    if reason := study.no_transfer():
         return Evidence("C5", (), reason)
     curves = _measures(study)["full"]
-    means = {source: mean_of(list(by_size.values())).scaled(100.0) for source, by_size in curves.items()}
+    means = {
+        source: mean_of(list(by_size.values())).scaled(100.0) for source, by_size in curves.items()
+    }
     against = ((REFERENCE, "plain multi-task training"), (RANDOM, "IAT with random heads"))
-    parts = [Part.of(f"from IAT minus from {words}", means["IAT"] - means[source]) for source, words in against]
+    parts = [
+        Part.of(f"from IAT minus from {words}", means["IAT"] - means[source])
+        for source, words in against
+    ]
     return Evidence("C5", tuple(parts), _floor(study))
 
 
@@ -157,7 +152,9 @@ def plot_learning_curves(table: pd.DataFrame, chance: Mapping[str, float]) -> Fi
 
     chance: {target: score of the best constant answer}, of `chance`.
     """
-    chosen = list(table[["target", "part"]][table["size"] != "mean"].drop_duplicates().itertuples(index=False))
+    chosen = list(
+        table[["target", "part"]][table["size"] != "mean"].drop_duplicates().itertuples(index=False)
+    )
     if not chosen:
         figure, (ax,) = panels(1, 1.0)
         ax.set_axis_off()
@@ -168,8 +165,12 @@ def plot_learning_curves(table: pd.DataFrame, chance: Mapping[str, float]) -> Fi
     sources = list(dict.fromkeys(table["source"]))
     for ax, (target, part) in zip(axes, chosen, strict=True):
         for i, source in enumerate(sources):
-            rows = table[(table["part"] == part) & (table["source"] == source) & (table["target"] == target)]
-            x = np.array([float(s) for s in rows["size"]]) * (1 + 0.05 * (i - 1))  # side by side, not on top
+            rows = table[
+                (table["part"] == part) & (table["source"] == source) & (table["target"] == target)
+            ]
+            x = np.array([float(s) for s in rows["size"]]) * (
+                1 + 0.05 * (i - 1)
+            )  # side by side, not on top
             ax.errorbar(
                 x,
                 rows["score"],
@@ -184,7 +185,10 @@ def plot_learning_curves(table: pd.DataFrame, chance: Mapping[str, float]) -> Fi
         sizes = [float(s) for s in table["size"][table["size"] != "mean"]]
         ax.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.set(title=f"{target}, {part}" + (" model" if part == "full" else " only"), xlabel="training examples")
+        ax.set(
+            title=f"{target}, {part}" + (" model" if part == "full" else " only"),
+            xlabel="training examples",
+        )
         percent(ax)
     for ax in axes[:: len(PARTS)]:
         ax.set_ylabel("score (%)")

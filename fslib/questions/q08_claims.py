@@ -7,11 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fslib.dissociation import CONVENTIONS, Dissociation, score_left
-from fslib.intervals import Interval
-from fslib.questions import q02_importance, q03_pruning, q04_models, q05_similarity, q06_iat, q07_transfer
-from fslib.scoring import rank_correlation
-from fslib.study.evidence import (
+from fslib.claims import (
     CONTRADICTED,
     LEAST_CHANGED,
     LEAST_TASKS,
@@ -23,17 +19,20 @@ from fslib.study.evidence import (
     decided,
     entering,
 )
-from fslib.study.plots import COLOURS, GREY, MARKERS, panels, styled
-from fslib.study.records import Unit, distinct
-from fslib.study.study import Study, decides, plans
-from fslib.study.teaser import Story
-
-
-@plans("08")
-def plan(study: Study) -> list[Unit]:
-    """Return the units of all other questions."""
-    return distinct(unit for number in range(1, 8) for unit in study.plan(f"{number:02d}"))
-
+from fslib.iap import CONVENTIONS, Dissociation, score_left
+from fslib.intervals import Interval
+from fslib.plot import COLOURS, GREY, MARKERS, panels, styled
+from fslib.questions import (
+    q02_importance,
+    q03_pruning,
+    q04_models,
+    q05_similarity,
+    q06_iat,
+    q07_transfer,
+)
+from fslib.questions.teaser import Story
+from fslib.scoring import rank_correlation
+from fslib.study.study import Study
 
 SAYS = {
     "C1": "heads specialize under multi-task training, on seven pre-trained models",
@@ -48,13 +47,16 @@ REACH = 8  # smallest effects of interest that the figure shows; an interval of 
 NOTEBOOK = {"C1": "03, 04", "C2": "05", "C3": "06", "C4": "06", "C5": "07", "C6": "06"}
 
 
-@decides
 def evidence(study: Study) -> dict[str, Evidence]:
     """Return what there is on claims C1 to C5, with p corrected for their number."""
     iap = study.iap()
-    c1 = q03_pruning.evidence(entering(iap).dissociation(draws=study.profile.draws), q03_pruning.not_testable(iap))
+    c1 = q03_pruning.evidence(
+        entering(iap).dissociation(draws=study.profile.draws), q03_pruning.not_testable(iap)
+    )
     c2 = q05_similarity.evidence(q05_similarity.correlations(study, q05_similarity.pairs(study)))
-    return decided({"C1": c1, "C2": c2, **q06_iat.evidence(study), "C5": q07_transfer.evidence(study)})
+    return decided(
+        {"C1": c1, "C2": c2, **q06_iat.evidence(study), "C5": q07_transfer.evidence(study)}
+    )
 
 
 def seeds(study: Study) -> dict[str, int]:
@@ -69,7 +71,7 @@ def design(study: Study) -> pd.DataFrame:
     p, mean = study.profile, "mean over tasks, and over 10 and 30 % of heads pruned where both are"
     ending = f"last {100 * p.delta:g} % of {study.training(0, small=True, tasks=study.ending_tasks).steps} steps"
     known = set(p.transfer_targets) & set(study.ending_tasks)
-    sources = f"IAT on {', '.join(q07_transfer.source_tasks(study))}" if known else "these endings"
+    sources = f"IAT on {', '.join(study.source_tasks)}" if known else "these endings"
     rows: dict[str, tuple[str, str, tuple[str, ...], str]] = {
         "C1": (
             f"D ({mean}): own lesion against others', and top heads against random ones of the same layers",
@@ -104,11 +106,18 @@ def design(study: Study) -> pd.DataFrame:
     }
     counts, table = seeds(study), []
     for claim, (number, encoder, tasks, gate) in rows.items():
-        row: dict[str, object] = {"claim": claim, "what decides": number, "encoder": encoder, "tasks": ", ".join(tasks)}
+        row: dict[str, object] = {
+            "claim": claim,
+            "what decides": number,
+            "encoder": encoder,
+            "tasks": ", ".join(tasks),
+        }
         first, last = study.seeds[0], study.seeds[0] + counts[claim] - 1
         row |= {"seeds": f"{first} to {last}" if last > first else str(first)}
         sesoi, unit = SESOI[claim]
-        table.append(row | {"smallest effect of interest": f"{sesoi:g} {unit}".strip(), "testable if": gate})
+        table.append(
+            row | {"smallest effect of interest": f"{sesoi:g} {unit}".strip(), "testable if": gate}
+        )
     return pd.DataFrame(table)
 
 
@@ -120,7 +129,12 @@ def claims(study: Study) -> pd.DataFrame:
     rows, counts = [], seeds(study)
     for claim, found in evidence(study).items():
         shared: dict[str, object] = {"claim": claim, "the paper says": SAYS[claim]}
-        last = {"claim p": found.claim_p, "verdict": found.verdict, "why": found.failed, "seeds": counts[claim]}
+        last = {
+            "claim p": found.claim_p,
+            "verdict": found.verdict,
+            "why": found.failed,
+            "seeds": counts[claim],
+        }
         for part in found.parts or (Part("nothing", Interval(np.nan, np.nan, np.nan)),):
             i = part.interval
             row = shared | {
@@ -130,7 +144,9 @@ def claims(study: Study) -> pd.DataFrame:
                 "high": i.high,
                 "p": part.tested,
             }
-            rows.append(row | {"MDE": i.mde, "SESOI": SESOI[claim][0], **last, "notebook": NOTEBOOK[claim]})
+            rows.append(
+                row | {"MDE": i.mde, "SESOI": SESOI[claim][0], **last, "notebook": NOTEBOOK[claim]}
+            )
     return pd.DataFrame([*rows, _c6(study, counts["C6"])])
 
 
@@ -139,8 +155,18 @@ def _c6(study: Study, count: int) -> dict[str, object]:
     counts = q06_iat.parameters(study)["parameters"]
     added = float(counts.max() - counts.min())
     row: dict[str, object] = {"claim": "C6", "the paper says": SAYS["C6"]}
-    row |= {"measured here": "parameters after IAT minus after plain training, every ending and seed"}
-    row |= {"value": added, "low": added, "high": added, "p": np.nan, "MDE": 0.0, "SESOI": np.nan, "claim p": np.nan}
+    row |= {
+        "measured here": "parameters after IAT minus after plain training, every ending and seed"
+    }
+    row |= {
+        "value": added,
+        "low": added,
+        "high": added,
+        "p": np.nan,
+        "MDE": 0.0,
+        "SESOI": np.nan,
+        "claim p": np.nan,
+    }
     row |= {"verdict": SUPPORTED if added == 0 else CONTRADICTED, "why": "", "seeds": count}
     return row | {"notebook": NOTEBOOK["C6"]}
 
@@ -185,8 +211,18 @@ def release_differences(study: Study) -> pd.DataFrame:
             "the model is left as it was",
             "not measured; tested",
         ),
-        ("mode after the importance pass", "stays in evaluation mode: no dropout", "restored", "not measured; tested"),
-        ("annealed sampling, one epoch", "divides by zero", "proportional sampling", "not measured; tested"),
+        (
+            "mode after the importance pass",
+            "stays in evaluation mode: no dropout",
+            "restored",
+            "not measured; tested",
+        ),
+        (
+            "annealed sampling, one epoch",
+            "divides by zero",
+            "proportional sampling",
+            "not measured; tested",
+        ),
     ]
     return pd.DataFrame(rows, columns=["what", "released code", "this package", "measured effect"])
 
@@ -203,7 +239,9 @@ def _effect_of_convention(study: Study) -> str:
     iap, parts = entering(study.iap()), []
     for convention in CONVENTIONS:
         result = iap.dissociation(convention, draws=study.profile.draws)
-        known = [task for task in iap.tasks if np.isfinite(result.of(task).value)]  # retention: none at chance
+        known = [
+            task for task in iap.tasks if np.isfinite(result.of(task).value)
+        ]  # retention: none at chance
         order = sorted(known, key=lambda task: -result.of(task).value)
         d = result.mean
         mean = (
@@ -220,7 +258,11 @@ def _effect_of_leak(study: Study) -> str:
     if "IAT, leaky" not in study.profile.other_endings:
         return "not measured: this profile has no such ending"
     moved = q06_iat.movement(study).set_index("ending")["rows of heads in no set"]
-    score = q06_iat.scores(study, reference="IAT").set_index(["ending", "task"]).loc[("IAT, leaky", "mean")]
+    score = (
+        q06_iat.scores(study, reference="IAT")
+        .set_index(["ending", "task"])
+        .loc[("IAT, leaky", "mean")]
+    )
     return (
         f"leaky rows move {100 * moved['IAT, leaky']:.0f} % as far as in plain "
         f"training, strict ones {100 * moved['IAT']:.0f} %; mean score, leaky minus "
@@ -239,7 +281,11 @@ def _effect_of_matching(study: Study) -> str:
 
 def _missed(study: Study) -> float:
     """Return the share of a task's training examples missed if every step takes the first batch of a new shuffle."""
-    n, batch, rng = len(study.tasks[study.profile.tasks[0]].train), study.profile.batch_size, np.random.default_rng(0)
+    n, batch, rng = (
+        len(study.tasks[study.profile.tasks[0]].train),
+        study.profile.batch_size,
+        np.random.default_rng(0),
+    )
     seen = np.concatenate([rng.permutation(n)[:batch] for _ in range(n // batch)])
     return 1 - len(np.unique(seen)) / n
 
@@ -253,7 +299,9 @@ def by_profile(study: Study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     for name in PROFILES_SHOWN if not study.overrides and study.seed == 0 else ():
         saved = study.folder.parent / name / "tables" / "08_claims.csv"
         if name != study.name and saved.is_file():
-            found[name] = pd.read_csv(saved, keep_default_na=False, na_values=["", "nan"]).fillna({"why": ""})
+            found[name] = pd.read_csv(saved, keep_default_na=False, na_values=["", "nan"]).fillna(
+                {"why": ""}
+            )
     return {name: found[name] for name in (*PROFILES_SHOWN, *found) if name in found}
 
 
@@ -264,7 +312,9 @@ def side_by_side(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     for name, table in tables.items():
         rows = table.set_index(keys.names).reindex(keys)
         shown[f"{name}: estimate"] = [
-            f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" if np.isfinite(row["value"]) else "none"
+            f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+            if np.isfinite(row["value"])
+            else "none"
             for _, row in rows.iterrows()
         ]
         shown[f"{name}: p"], shown[f"{name}: MDE"] = rows["p"].to_numpy(), rows["MDE"].to_numpy()
@@ -274,7 +324,9 @@ def side_by_side(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 def _numbers(tables: Mapping[str, pd.DataFrame]) -> pd.MultiIndex:
     """Return (claim, what is measured) of every number in some of the tables, in the order of the claims."""
-    every = pd.concat([table[["claim", "measured here"]] for table in tables.values()]).drop_duplicates()
+    every = pd.concat(
+        [table[["claim", "measured here"]] for table in tables.values()]
+    ).drop_duplicates()
     return pd.MultiIndex.from_frame(every.sort_values("claim", kind="stable"))
 
 
@@ -332,11 +384,15 @@ def plot_claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
 def story(study: Study, result: Dissociation, fraction: float = 0.3) -> Story:
     """Return the method on the two tasks in D whose maps differ most, with the fraction pruned nearest to the given."""
     maps, iap = q02_importance.importance_maps(study), study.iap()
-    pair = min(combinations(result.tasks, 2), key=lambda p: rank_correlation(maps[p[0]], maps[p[1]]))
+    pair = min(
+        combinations(result.tasks, 2), key=lambda p: rank_correlation(maps[p[0]], maps[p[1]])
+    )
     f = int(np.argmin(np.abs(np.array(iap.fractions) - fraction)))
     base = iap.baseline()
     left = score_left(iap.top.scores[:, f], base[:, None]).mean(0)  # (pruned, scored)
-    random_left = score_left(iap.random.scores[:, f], base[:, None, None]).mean(0)  # (pruned, controls, scored)
+    random_left = score_left(iap.random.scores[:, f], base[:, None, None]).mean(
+        0
+    )  # (pruned, controls, scored)
     at = {t: iap.tasks.index(t) for t in pair}
     return Story(
         {t: maps[t] for t in pair},

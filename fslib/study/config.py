@@ -34,17 +34,25 @@ def checked(config: type[Config], values: Mapping[str, Any], what: str) -> Any:
     """Return a config of untrusted values. Raises FslibError for the first thing wrong, with the nearest valid name."""
     for name, value in values.items():
         if name not in config.model_fields:
-            raise unknown(what, shown(name) if not isinstance(name, str) else name, config.model_fields)
+            raise unknown(
+                what, shown(name) if not isinstance(name, str) else name, config.model_fields
+            )
         # pydantic would take True for the number 1; no field is a flag
         inside = list(value.values()) if isinstance(value, Mapping) else value
-        if any(isinstance(v, bool) for v in (inside if isinstance(inside, list | tuple) else [inside])):
-            raise FslibError(f"{what} {name}={shown(value)}: true and false are neither numbers nor names")
+        if any(
+            isinstance(v, bool) for v in (inside if isinstance(inside, list | tuple) else [inside])
+        ):
+            raise FslibError(
+                f"{what} {name}={shown(value)}: true and false are neither numbers nor names"
+            )
     try:
         return config(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        message = f"{what} {name}={shown(first['input'])}: {first['msg'].removeprefix('Value error, ')}"
+        message = (
+            f"{what} {name}={shown(first['input'])}: {first['msg'].removeprefix('Value error, ')}"
+        )
         raise FslibError(message) from None
 
 
@@ -68,6 +76,13 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
             raise FslibError(f"--set {shown(pair)}: {key} is set twice")
         try:
             settings[key] = yaml.load(value, Loader=_PlainValues)
-        except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # 2020-13-45 is a ValueError
-            raise FslibError(f"--set {shown(pair)}: {shown(value)} is not a value in YAML") from None
+        except (
+            yaml.YAMLError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+        ):  # 2020-13-45 is a ValueError
+            raise FslibError(
+                f"--set {shown(pair)}: {shown(value)} is not a value in YAML"
+            ) from None
     return settings

@@ -1,7 +1,7 @@
 """Who computes units: what an engine is asked, and what it answers.
 
 `fslib.study.schedule` says which units are next; engines are this process and others of this machine
-(`fslib.study.workers`), or a Ray cluster (`fslib.study.cluster`). Units do not depend on who computes them, so records
+(`fslib.study.workers`), or a Ray cluster (`fslib.study.ray`). Units do not depend on who computes them, so records
 are the same whoever it is.
 """
 
@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fslib.errors import FslibError, explained, first_line
-from fslib.model.devices import processes
 from fslib.study.config import Config
 from fslib.study.files import CannotWriteError
-from fslib.study.records import Store, Unit
+from fslib.study.store import Store, Unit
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -95,27 +94,29 @@ def built_on(unit: Unit) -> list[Unit]:
 
 
 def attempt(store: Store, unit: Unit, *, fresh: bool) -> str:
-    """Compute a unit; return "", or why it has no record, in one line. Raises CannotWriteError, which ends them all.
-
-    Where several processes compute it together, every failure ends them all: the others would wait for this one.
-    """
+    """Compute a unit; return "", or why it has no record, in one line. Raises CannotWriteError, which ends them all."""
     try:
         store.renew(unit) if fresh else store.get(unit)
     except CannotWriteError:
         raise
     except OSError as error:
-        raise CannotWriteError(f"{unit.kind}-{unit.key}: {error.strerror} ({error.filename})") from error
+        raise CannotWriteError(
+            f"{unit.kind}-{unit.key}: {error.strerror} ({error.filename})"
+        ) from error
     except Exception as error:  # a mistake in one unit should not keep others from being computed
-        reason = first_line(error) if isinstance(error, FslibError) else f"{explained(error)}{place_of(error)}"
-        if processes().num_processes > 1:
-            raise FslibError(f"{named(unit)} failed in process {processes().process_index}: {reason}") from error
-        return reason
+        return (
+            first_line(error)
+            if isinstance(error, FslibError)
+            else f"{explained(error)}{place_of(error)}"
+        )
     return ""
 
 
 def place_of(error: Exception) -> str:
     """Say where in this package an error came from."""
-    ours = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(PACKAGE))]
+    ours = [
+        f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(PACKAGE))
+    ]
     return f" (at {Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else ""
 
 

@@ -10,13 +10,16 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from safetensors import SafetensorError
 
 from fslib.errors import FslibError
@@ -37,7 +40,9 @@ def writing(path: Path, *, instead: str = "another folder with --results") -> It
         yield
     except (OSError, SafetensorError) as error:
         # safetensors tells the system's error in its text only
-        number = getattr(error, "errno", None) or int((re.findall(r"os error (\d+)", str(error)) or [0])[0])
+        number = getattr(error, "errno", None) or int(
+            (re.findall(r"os error (\d+)", str(error)) or [0])[0]
+        )
         reason = os.strerror(number) if number else str(error)
         mend = "make it writable"
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -84,7 +89,9 @@ def remove(path: Path) -> None:
 def scratch_folder() -> Iterator[Path]:
     """Give a temporary folder that is gone after the block; of a killed process, `sweep` deletes it."""
     with writing(Path(os.environ.get("TMPDIR") or "/tmp") / SCRATCH):
-        folder = tempfile.TemporaryDirectory(prefix=SCRATCH, suffix=partial_mark(), ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(
+            prefix=SCRATCH, suffix=partial_mark(), ignore_cleanup_errors=True
+        )
     with folder as name:
         yield Path(name)
 
@@ -141,3 +148,32 @@ def _p_value(p: float) -> str:
     if np.isnan(p):
         return ""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def save_figure(folder: Path, name: str, figure: Figure, caption: str, command: str) -> Figure:
+    """Write <name>.png (200 dpi) and .svg, the same bytes every time, with caption and command inside."""
+    notes: Mapping[str, str | None] = {"Title": caption, "Description": f"made by: {command}"}
+    savers: dict[str, Callable[[], dict[str, Any]]] = {
+        "png": lambda: {"dpi": 200, "metadata": {**notes, "Software": None}},
+        "svg": lambda: {"metadata": {**notes, "Date": None, "Creator": "fslib"}},
+    }
+    for kind, options in savers.items():
+        buffer = BytesIO()
+        with rc_context({"svg.hashsalt": "fslib"}):
+            figure.savefig(buffer, format=kind, bbox_inches="tight", **options())
+        content = buffer.getvalue()
+        write_bytes(
+            folder / f"{name}.{kind}", numbered_clips(content) if kind == "svg" else content
+        )
+    return figure
+
+
+def numbered_clips(svg: bytes) -> bytes:
+    """Name the clip paths of an SVG by their order.
+
+    matplotlib names each by a hash of its place with all digits, the last of which may differ when a layout is computed
+    again, where everything else is written rounded.
+    """
+    for number, name in enumerate(re.findall(rb'<clipPath id="(\w+)"', svg)):
+        svg = re.sub(rb'(clipPath id="|url\(#)' + name + rb"\b", rb"\g<1>clip%d" % number, svg)
+    return svg

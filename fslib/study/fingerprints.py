@@ -10,24 +10,22 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fslib.data.hub import REGISTRY
-from fslib.data.loading import DERIVED, load_task
-from fslib.data.tasks import METRIC_OF, Split, Task
+from fslib.data.loading import load_task
+from fslib.data.tasks import Split, Task
 from fslib.errors import FslibError, NotAtHandError, first_line
 from fslib.study.files import write_text
 
 FILE = "data.json"
 SAID = "FSLIB_DATA_SAID"  # set in the environment of processes whose parent has said it all
 _consulted: list[Path] = []  # the last one first
-_planning: list[bool] = []  # one for each block that only plans
 
 
 def consult(folder: Path) -> None:
@@ -43,15 +41,14 @@ def cached_task(name: str) -> Task:
     Says in a line that data are not at hand, or are others than the records'.
     """
     try:
-        task = load_task(name, download=not _planning)
+        task = load_task(name, download=True)
     except NotAtHandError as error:
-        # a plan is of one study: what another's folder tells of cut-down data would make it too small
-        for path in _consulted[: 1 if _planning else None]:
+        for path in _consulted:
             if card := read_cards(path).get(name):
-                _say(f"data of {name} are not at hand: records are found by the fingerprint in {_short(path)}")
+                _say(
+                    f"data of {name} are not at hand: records are found by the fingerprint in {_short(path)}"
+                )
                 return recorded_task(name, card, f"the data of {name} are not at hand: {error}")
-        if _planning:
-            return published_task(name, f"the data of {name} are not at hand: {error}")
         raise
     if (there := _recorded_fingerprint(name)) not in ("", task.fingerprint):
         _say(
@@ -59,21 +56,6 @@ def cached_task(name: str) -> Task:
             "records on those are not found, and would be computed anew"
         )
     return task
-
-
-@contextmanager
-def planning() -> Iterator[None]:
-    """Inside the block, download nothing, and take data that are not at hand to be as published.
-
-    Unless the folder that was named last, the study's own, tells of them.
-    """
-    cached_task.cache_clear()
-    _planning.append(True)
-    try:
-        yield
-    finally:
-        _planning.pop()
-        cached_task.cache_clear()  # nothing else may be told that these data are here
 
 
 def _recorded_fingerprint(name: str) -> str:
@@ -93,7 +75,11 @@ def _say(line: str) -> None:
     ipython = sys.modules.get("IPython")
     kernel = ipython is not None and ipython.get_ipython() is not None
     if not os.environ.get(SAID):
-        print(line if kernel else f"fslib: {line}", file=sys.stdout if kernel else sys.stderr, flush=True)
+        print(
+            line if kernel else f"fslib: {line}",
+            file=sys.stdout if kernel else sys.stderr,
+            flush=True,
+        )
 
 
 class LabelsOnly(Split):
@@ -132,23 +118,13 @@ def recorded_task(name: str, card: dict[str, Any], why: str) -> RecordedTask:
     """Return the task that a card tells of; `why` is said where a text is asked for."""
     sides = [LabelsOnly(_unpacked(card[side]), why) for side in ("train", "eval")]
     names = tuple(card["label_names"])
-    task = RecordedTask(name, sides[0], sides[1], names, card["metric"], card["description"], card["source"])
-    task.__dict__["fingerprint"] = card["fingerprint"]  # in the place of the one that would be made of the texts
+    task = RecordedTask(
+        name, sides[0], sides[1], names, card["metric"], card["description"], card["source"]
+    )
+    task.__dict__["fingerprint"] = card[
+        "fingerprint"
+    ]  # in the place of the one that would be made of the texts
     return task
-
-
-def published_task(name: str, why: str) -> RecordedTask:
-    """Return a task of the registry with as many rows as were published, and nothing in them.
-
-    One that is made of another's texts has at most as many as that.
-    """
-    source = REGISTRY[DERIVED.get(name, name)]
-    rows = [published - without for published, without in zip(source.rows, source.unlabelled, strict=True)]
-    empty = [_packed(np.zeros(n, np.int64 if source.labels else np.float64)) for n in rows]
-    card: dict[str, Any] = {"fingerprint": f"{name} as published", "label_names": source.labels, "source": ""}
-    card |= {"description": source.description, "metric": METRIC_OF.get(name, "accuracy")}
-    card |= dict(zip(("train", "eval"), empty, strict=True))
-    return recorded_task(name, card, why)
 
 
 def require(names: Iterable[str], what: str) -> None:
@@ -182,7 +158,9 @@ def changed_cards(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any
         known = {}
     tasks = {name: cached_task(name) for name in names}
     whole = {name: task for name, task in tasks.items() if not isinstance(task, RecordedTask)}
-    told = {n: [known.get(n, {}).get(what) for what in ("fingerprint", "description")] for n in whole}
+    told = {
+        n: [known.get(n, {}).get(what) for what in ("fingerprint", "description")] for n in whole
+    }
     return {n: card_of(t) for n, t in whole.items() if told[n] != [t.fingerprint, t.description]}
 
 

@@ -12,7 +12,7 @@ from fslib.errors import FslibError, unknown
 from fslib.iat import IAT
 from fslib.model.encoders import PRETRAINED
 from fslib.study.config import checked, shown
-from fslib.study.units import EncoderName, FineTuning, LesionedOn, Steps, TaskNames
+from fslib.study.units import EncoderName, FineTuning, LesionedOn, Precision, Steps, TaskNames
 
 Fractions = Annotated[tuple[float, ...], Field(min_length=1)]
 Seeds = Annotated[int, Field(le=10_000)]
@@ -27,30 +27,45 @@ class Profile(FineTuning):
     """
 
     tasks: TaskNames = ("bbc", "bbc-pair", "bbc-headline", "bbc-shift")
-    lr_floor: float = Field(0.0, ge=0, lt=1)  # of all trainings; unlike a unit's, always among the settings
+    lr_floor: float = Field(
+        0.0, ge=0, lt=1
+    )  # of all trainings; unlike a unit's, always among the settings
+    precision: Precision = "float32"  # likewise
     seeds: Seeds = Field(2, ge=1)
     first_seed: int = Field(0, ge=0, le=1_000_000)  # added to the study's own
-    alone_seeds: Seeds | None = Field(None, ge=1)  # 01, every task alone; None: as many as seeds, and in 06 as well
+    alone_seeds: Seeds | None = Field(
+        None, ge=1
+    )  # 01, every task alone; None: as many as seeds, and in 06 as well
     importance_examples: int = Field(ge=4)
     fractions: Fractions = (0.1, 0.2, 0.3, 0.4, 0.5)
     controls: int = Field(ge=1)
     lesioned_on: LesionedOn = "all"
-    lesion_seeds: Seeds = Field(1, ge=0)  # models of which every head is switched off alone, 02 and 09; 0: none
+    lesion_seeds: Seeds = Field(
+        1, ge=0
+    )  # models of which every head is switched off alone, 02 and 09; 0: none
     lesion_examples: int | None = Field(None, ge=2)  # of those that pruning is scored on; None: all
     draws: int = Field(9999, ge=99, le=100_000)  # relabellings of tasks
-    threads: int = Field(1, ge=1, le=1024)  # of a unit, however many cores there are; no part of its key
+    threads: int = Field(
+        1, ge=1, le=1024
+    )  # of a unit, however many cores there are; no part of its key
     # 04 to 07
     encoders: tuple[EncoderName, ...] = Field(min_length=1)
     encoder_seeds: Seeds = Field(1, ge=1)
     # an encoder that is named in one of these has models of its own in 04, also if it is the one of 01 to 03
-    encoder_lrs: dict[EncoderName, Annotated[float, Field(gt=0, le=1)]] = Field({})  # where it is not small_lr
-    encoder_seeds_of: dict[EncoderName, Annotated[Seeds, Field(ge=1)]] = Field({})  # where it is not encoder_seeds
+    encoder_lrs: dict[EncoderName, Annotated[float, Field(gt=0, le=1)]] = Field(
+        {}
+    )  # where it is not small_lr
+    encoder_seeds_of: dict[EncoderName, Annotated[Seeds, Field(ge=1)]] = Field(
+        {}
+    )  # where it is not encoder_seeds
     pair_seeds: Seeds = Field(1, ge=1)
     pair_tasks: TaskNames | None = None  # notebook 05; None: tasks
     small_encoder: EncoderName
     small_steps: Steps = Field(ge=10)
     small_lr: float = Field(gt=0, le=1)
-    small_sampling: str = "uniform"  # a few hundred steps of sampling by size would starve the smaller tasks
+    small_sampling: str = (
+        "uniform"  # a few hundred steps of sampling by size would starve the smaller tasks
+    )
     small_examples: int = Field(ge=4)
     small_eval_examples: int | None = Field(None, ge=2)
     small_fractions: Fractions = (0.1, 0.3)
@@ -62,20 +77,30 @@ class Profile(FineTuning):
     ending_seeds: Seeds = Field(5, ge=2)
     ending_examples: int | None = Field(None, ge=2)
     ending_fractions: Fractions | None = None  # None: alpha
-    prune_examples: int | None = Field(None, ge=4)  # of evaluation, for D after endings; None: eval_examples
+    prune_examples: int | None = Field(
+        None, ge=4
+    )  # of evaluation, for D after endings; None: eval_examples
     delta: float = 0.1
     alpha: float = 0.3
     other_deltas: tuple[float, ...] = (0.3,)
     other_alphas: tuple[float, ...] = (0.1, 0.5)
     other_endings: tuple[str, ...] = OTHER_ENDINGS
-    doses: tuple[float, ...] = ()  # deltas at which random heads stand beside IAT's, and D is measured
-    dose_seeds: Seeds | None = Field(None, ge=2)  # of trunks with more than the endings that decide; None: all
+    doses: tuple[
+        float, ...
+    ] = ()  # deltas at which random heads stand beside IAT's, and D is measured
+    dose_seeds: Seeds | None = Field(
+        None, ge=2
+    )  # of trunks with more than the endings that decide; None: all
     floor_delta: float = 0.3  # of the endings of trunks with a floor
-    dose_floors: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()  # learning rates, as a share of lr
+    dose_floors: tuple[
+        Annotated[float, Field(gt=0, lt=1)], ...
+    ] = ()  # learning rates, as a share of lr
     # 07, transfer
     transfer_seeds: Seeds = Field(3, ge=2)
     transfer_targets: TaskNames = ("bbc-headline",)
-    transfer_sizes: tuple[Annotated[int, Field(ge=1)] | None, ...] = Field((32, 128, 512, None), min_length=1)
+    transfer_sizes: tuple[Annotated[int, Field(ge=1)] | None, ...] = Field(
+        (32, 128, 512, None), min_length=1
+    )
     transfer_passes: int = Field(2, ge=1)
     transfer_min_steps: Steps = Field(ge=1)
     transfer_max_steps: Steps = Field(ge=1)
@@ -161,10 +186,6 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
     # A real pre-trained encoder on real text, in three quarters of an hour on a laptop's processor. The default.
     "mini": _MINI,
-    # The same encoder on tasks of the paper, from FSLIB_DATA or the Hub.
-    "glue-mini": _MINI
-    | {"tasks": ("sst-2", "qnli", "ag-pair"), "seeds": 2, "ending_tasks": ("qnli", "ag-pair"), "ending_seeds": 3}
-    | {"ending_examples": 200, "transfer_targets": ("sst-2",), "doses": (), "other_endings": ()},
     # What the claims are decided on: ten tasks, many seeds, hours. Fixed before it was run.
     "evidence": {
         "first_seed": 100,  # those before were for pilots, on training data held out
@@ -277,7 +298,9 @@ def shared_by(a: str, b: str) -> str | None:
     """Return what two tasks share, one of `SHARED`; None where it is not known of one of them."""
     if not {a, b} <= QUESTION_AND_TEXT.keys():
         return None
-    question, text = (x == y for x, y in zip(QUESTION_AND_TEXT[a], QUESTION_AND_TEXT[b], strict=True))
+    question, text = (
+        x == y for x, y in zip(QUESTION_AND_TEXT[a], QUESTION_AND_TEXT[b], strict=True)
+    )
     return SHARED[0 if question and text else 1 if question else 2 if text else 3]
 
 
@@ -286,9 +309,13 @@ def make_profile(name: str, changes: Mapping[str, Any]) -> Profile:
     if not isinstance(name, str) or name not in PROFILES:
         raise unknown("profile", name, PROFILES)
     if not isinstance(changes, Mapping):
-        raise FslibError(f"settings {shown(changes)}: give them as {{field: value}}, such as {{'steps': 100}}")
+        raise FslibError(
+            f"settings {shown(changes)}: give them as {{field: value}}, such as {{'steps': 100}}"
+        )
     # which tasks are paired, or get an ending, the profile says of its own tasks alone
-    follow: dict[str, Any] = {"pair_tasks": None, "ending_tasks": None} if "tasks" in changes else {}
+    follow: dict[str, Any] = (
+        {"pair_tasks": None, "ending_tasks": None} if "tasks" in changes else {}
+    )
     profile: Profile = checked(Profile, PROFILES[name] | follow | dict(changes), "setting")
     for sampling in (profile.sampling, profile.small_sampling):
         if sampling not in SAMPLINGS:
@@ -298,9 +325,15 @@ def make_profile(name: str, changes: Mapping[str, Any]) -> Profile:
         if names is not None and len(names) < 2:
             raise FslibError(f"{field}={list(names)}: a multi-task study needs at least two tasks")
     _refuse_repeats(profile)
-    for fraction in (*profile.fractions, *profile.small_fractions, *(profile.ending_fractions or ())):
+    for fraction in (
+        *profile.fractions,
+        *profile.small_fractions,
+        *(profile.ending_fractions or ()),
+    ):
         if not 0 < fraction <= 1:
-            raise FslibError(f"fraction {fraction} is outside (0, 1]: 0.3 means the top 30 % of all heads")
+            raise FslibError(
+                f"fraction {fraction} is outside (0, 1]: 0.3 means the top 30 % of all heads"
+            )
     known = [*task_names(hub_too=True), "xnli"]
     for field in ("tasks", "pair_tasks", "ending_tasks", "transfer_targets"):
         for task in getattr(profile, field) or ():

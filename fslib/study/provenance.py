@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from fslib.model.devices import processes
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -21,8 +19,9 @@ def machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = cpuinfo.read_text().splitlines()
-        processor = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), processor)
-    several = {"processes": processes().num_processes} if processes().num_processes > 1 else {}
+        processor = next(
+            (x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), processor
+        )
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
@@ -30,13 +29,15 @@ def machine() -> dict[str, Any]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        **several,
     }
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version(), "fslib": import_module("fslib").__version__}  # installed or not
+    found = {
+        "python": platform.python_version(),
+        "fslib": import_module("fslib").__version__,
+    }  # installed or not
     for name in ("torch", "transformers", "datasets", "numpy", "scikit-learn"):
         try:
             found[name] = version(name)
@@ -61,6 +62,8 @@ def git_commit() -> str:
         return done.stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "fslib") else "")
+        return git("rev-parse", "HEAD") + (
+            "+changes" if git("status", "--porcelain", "--", "fslib") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

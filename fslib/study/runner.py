@@ -61,7 +61,9 @@ def find_notebooks(names: list[str] | None = None) -> list[Path]:
 def check_in_place(study: Study) -> None:
     """Raise FslibError for a study whose outputs must not stand in the committed notebooks."""
     if not study.is_plain:
-        raise FslibError("--in-place is for the default profile without other settings: the notebooks show its results")
+        raise FslibError(
+            "--in-place is for the default profile without other settings: the notebooks show its results"
+        )
 
 
 def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
@@ -107,16 +109,18 @@ def kernel_environment(study: Study, scratch: Path) -> dict[str, str]:
         (scratch / "runtime").mkdir(mode=0o700)
     wanted = {
         "FSLIB_RESULTS": str(study.folder.parent),
-        "JUPYTER_PATH": os.pathsep.join([str(scratch), *filter(None, [os.environ.get("JUPYTER_PATH")])]),
+        "JUPYTER_PATH": os.pathsep.join(
+            [str(scratch), *filter(None, [os.environ.get("JUPYTER_PATH")])]
+        ),
         "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
         SAID: "yes",  # it need not stand in every notebook
     }
-    if os.environ.get("LOCAL_RANK"):  # a notebook is alone, also where several processes have computed its units
-        wanted |= {"LOCAL_RANK": "-1", "RANK": "0", "WORLD_SIZE": "1"}
     if data := os.environ.get("FSLIB_DATA"):
         wanted["FSLIB_DATA"] = str(Path(data).absolute())
     if paths := os.environ.get("PYTHONPATH"):
-        wanted["PYTHONPATH"] = os.pathsep.join(str(Path(p).absolute()) for p in paths.split(os.pathsep))
+        wanted["PYTHONPATH"] = os.pathsep.join(
+            str(Path(p).absolute()) for p in paths.split(os.pathsep)
+        )
     return wanted
 
 
@@ -139,7 +143,9 @@ def execute(study: Study, source: Path, output: Path) -> None:
         )
     except papermill.PapermillExecutionError as error:
         reason = " ".join(f"{error.ename}: {error.evalue}".split())[:500]
-        raise NotebookError(f"notebook {source.stem} failed in cell {error.exec_count}: {reason}") from error
+        raise NotebookError(
+            f"notebook {source.stem} failed in cell {error.exec_count}: {reason}"
+        ) from error
     except DeadKernelError as error:
         reason = last_words(output.with_name(LOG)) or "out of memory?"
         raise NotebookError(f"notebook {source.stem} failed: its kernel died ({reason})") from error
@@ -152,7 +158,9 @@ def execute(study: Study, source: Path, output: Path) -> None:
             with writing(output):
                 raise
         reason = last_words(output.with_name(LOG)) or explained(error)
-        raise NotebookError(f"notebook {source.stem} failed: {reason}, in the kernel of {sys.executable}") from error
+        raise NotebookError(
+            f"notebook {source.stem} failed: {reason}, in the kernel of {sys.executable}"
+        ) from error
 
 
 def last_words(log: Path) -> str:

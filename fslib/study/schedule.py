@@ -8,12 +8,10 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from fslib.errors import FslibError
-from fslib.model.devices import from_first, is_first, processes
 from fslib.progress import Board, hidden, span
-from fslib.study.cluster import Cluster
 from fslib.study.engine import Done, Engine, built_on, named
-from fslib.study.records import Store, Unit, distinct
+from fslib.study.ray import Cluster
+from fslib.study.store import Store, Unit, distinct
 from fslib.study.workers import Here, Processes
 
 LINES = 16  # of workers that a terminal shows, below the one that counts units
@@ -47,7 +45,12 @@ def open_engine(store: Store, where: Where, *, fresh: bool) -> Engine:
 
 
 def compute(
-    store: Store, units: Sequence[Unit], where: Where, *, fresh: bool = False, say: Callable[[str], None] = print
+    store: Store,
+    units: Sequence[Unit],
+    where: Where,
+    *,
+    fresh: bool = False,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Failure]:
     """Compute units (of `missing`), and return {key: failure} of those that have no record now.
 
@@ -55,11 +58,14 @@ def compute(
     Raises CannotWriteError where nothing can be written any more, FslibError where no worker can be had.
     """
     backlog = Backlog(store, units)
-    live = Board.is_live() and is_first()
+    live = Board.is_live()
     if where.ray is None:
         # a chain is no faster side by side, and here it needs no worker to start
         where = Where(1 if backlog.is_chain() else min(where.workers, len(units)))
-    with closing(open_engine(store, where, fresh=fresh)) as engine, nullcontext() if live else hidden():
+    with (
+        closing(open_engine(store, where, fresh=fresh)) as engine,
+        nullcontext() if live else hidden(),
+    ):
         shown = engine.workers if engine.workers <= LINES and not engine.takes_chains else 0
         with Board(len(units), shown, say) as board:
             while True:
@@ -87,20 +93,10 @@ def _note(backlog: "Backlog", board: Board, done: Done, workers: int) -> None:
 
 
 def missing(store: Store, units: Sequence[Unit], *, fresh: bool = False) -> list[Unit]:
-    """Return the units to compute, each after what it is built on; of what is recorded nothing is, unless `fresh`.
-
-    Where several processes compute them together, those that the first of them misses.
-    """
+    """Return the units to compute, each after what it is built on; of what is recorded nothing is, unless `fresh`."""
     wanted = [unit for unit in units if fresh or store.find(unit) is None]
     every = distinct(inner for unit in wanted for inner in (*built_on(unit), unit))
-    found = [unit for unit in every if fresh or store.find(unit) is None]
-    if processes().num_processes == 1:
-        return found
-    known = {inner.key: inner for unit in units for inner in (*built_on(unit), unit)}
-    keys = from_first([unit.key for unit in found])
-    if foreign := [key for key in keys if key not in known]:
-        raise FslibError(f"{len(foreign)} units are not this process's, such as {foreign[0]}: give all the same data")
-    return [known[key] for key in keys]
+    return [unit for unit in every if fresh or store.find(unit) is None]
 
 
 @dataclass
@@ -143,7 +139,9 @@ class Backlog:
         """Return a unit and all that need nothing but it, each other and what is recorded, and share a base with it."""
         shared = {first.key, *(base.key for base in built_on(first))}
         found = {first.key: first}
-        for key in sorted(self.waiting, key=lambda key: len(self.needs[key])):  # each after what it is built on
+        for key in sorted(
+            self.waiting, key=lambda key: len(self.needs[key])
+        ):  # each after what it is built on
             unit = self.waiting[key]
             if self.needs[key] <= found.keys() and shared & {base.key for base in built_on(unit)}:
                 found[key] = unit
@@ -172,5 +170,8 @@ class Backlog:
         """Estimate from the finished units, those of the same kind where there are any, how long the rest takes."""
         every = [s for seconds in self.seconds.values() for s in seconds]
         rest = [*self.waiting.values(), *self.running.values()]
-        means = [sum(known) / len(known) for known in (self.seconds.get(unit.kind, every) for unit in rest)]
+        means = [
+            sum(known) / len(known)
+            for known in (self.seconds.get(unit.kind, every) for unit in rest)
+        ]
         return sum(means) / workers

@@ -10,61 +10,36 @@ import copy
 import hashlib
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fslib.data.batches import task_order
 from fslib.data.bbc import EMBEDDED
 from fslib.data.loading import load_tasks
 from fslib.data.tasks import Task
-from fslib.dissociation import IAP
 from fslib.errors import FslibError, checked_path, unknown
+from fslib.iap import IAP
 from fslib.importance import Contributions
 from fslib.scoring import chance_level
 from fslib.study.config import shown
-from fslib.study.evidence import Evidence
-from fslib.study.files import save_table, write_bytes, write_text
+from fslib.study.design import Design
+from fslib.study.files import save_figure, save_table, write_bytes, write_text
 from fslib.study.fingerprints import RecordedTask, cached_task, consult
-from fslib.study.plots import save_figure
 from fslib.study.profiles import make_profile
 from fslib.study.provenance import ROOT
-from fslib.study.records import Record, Store, Unit, results_root
-from fslib.study.units import Chain, Data, FineTuning, TrainUnit, chain
+from fslib.study.store import Record, Store, results_root
 
-Plan = Callable[["Study"], list[Unit]]
-PLANS: dict[str, Plan] = {}
-Decider = Callable[["Study"], dict[str, Evidence]]
-CLAIMS: list[Decider] = []
-DECIDING = "08"  # the notebook that decides, on the records of all others
 PARAMETERS = ("profile", "seed", "overrides")  # of every notebook
 
 
-def decides(claims: Decider) -> Decider:
-    """Register the function that returns what there is on every claim, from a study's records."""
-    CLAIMS.append(claims)
-    return claims
-
-
-def plans(notebook: str) -> Callable[[Plan], Plan]:
-    """Register a function as the plan of a notebook, by its number: the units that it needs, dependencies first."""
-
-    def register(plan: Plan) -> Plan:
-        PLANS[notebook] = plan
-        return plan
-
-    return register
-
-
-class Study:
+class Study(Design):
     """One profile's results.
 
-    profile: smoke, mini, glue-mini, evidence or paper. seed: added to the profile's seeds. overrides: {field: value} of
+    profile: smoke, mini, evidence or paper. seed: added to the profile's seeds. overrides: {field: value} of
     the profile; an overridden profile keeps its results in a folder of its own, named by a hash of the settings, which
     are written there in settings.json. results: default `results_root()`.
     Raises FslibError for an unknown profile, field, task, sampling or a value out of range.
@@ -81,13 +56,13 @@ class Study:
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
             raise FslibError(f"seed {shown(seed)}: give a whole number, 0 or more and below 2**31")
         changes = {} if overrides is None else overrides
-        self.profile = make_profile(profile, changes)
+        super().__init__(make_profile(profile, changes), seed)
         # as they were understood: in one spelling, and with whole paths
         understood = self.profile.model_dump(mode="json")
-        self.name, self.seed, self.overrides = profile, seed, {k: understood[k] for k in sorted(changes)}
-        self.folder = checked_path("results folder", results or results_root()).absolute() / folder_name(
-            profile, seed, self.overrides
-        )
+        self.name, self.overrides = profile, {k: understood[k] for k in sorted(changes)}
+        self.folder = checked_path(
+            "results folder", results or results_root()
+        ).absolute() / folder_name(profile, seed, self.overrides)
         self.store = Store(self.folder, self.profile.threads)
         consult(self.folder)
 
@@ -109,32 +84,20 @@ class Study:
         """Write profile, seed and settings into the results folder of an overridden profile."""
         if self.overrides:
             settings = {"profile": self.name, "seed": self.seed, "overrides": self.overrides}
-            write_text(self.folder / "settings.json", json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+            write_text(
+                self.folder / "settings.json",
+                json.dumps(settings, indent=1, ensure_ascii=False) + "\n",
+            )
 
     @property
     def is_plain(self) -> bool:
         """Whether this is the default profile without other settings, which the committed notebooks show."""
         return self.name == "mini" and self.seed == 0 and not self.overrides
 
-    @property
-    def data(self) -> Data:
-        """The tasks by name, and how many examples of them are evaluated."""
-        return Data(tasks=self.profile.tasks, eval_examples=self.profile.eval_examples)
-
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """The study's tasks, with as many evaluation examples as the profile takes."""
         return self.data.load()
-
-    @property
-    def pair_tasks(self) -> tuple[str, ...]:
-        """The tasks of which notebook 05 makes pairs."""
-        return self.profile.pair_tasks or self.profile.tasks
-
-    @property
-    def ending_tasks(self) -> tuple[str, ...]:
-        """The tasks of the trunks and endings of notebooks 06 and 07."""
-        return self.profile.ending_tasks or self.profile.tasks
 
     @cached_property
     def every_task(self) -> dict[str, Task]:
@@ -145,7 +108,9 @@ class Study:
         p, found = self.profile, dict(self.tasks)
         ending = (*self.ending_tasks, *p.transfer_targets)
         for names, limit in ((self.pair_tasks, p.small_eval_examples), (ending, p.ending_examples)):
-            found |= {name: cached_task(name).limited(eval=limit) for name in names if name not in found}
+            found |= {
+                name: cached_task(name).limited(eval=limit) for name in names if name not in found
+            }
         return found
 
     @cached_property
@@ -156,69 +121,9 @@ class Study:
 
     def chance(self) -> dict[str, float]:
         """Return, per task, the score of the best constant answer on the evaluation examples."""
-        return {name: chance_level(task.metric, task.eval.labels) for name, task in self.tasks.items()}
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seeds of the profile's main models."""
-        return self.seeds_of(self.profile.seeds)
-
-    def seeds_of(self, count: int) -> list[int]:
-        """Return so many seeds, from the study's first on."""
-        first = self.seed + self.profile.first_seed
-        return list(range(first, first + count))
-
-    def training(self, seed: int, task: str | None = None, *, small: bool = False, **changes: Any) -> TrainUnit:
-        """Return a multi-task training; with `task`, one on it alone, for as many steps as it gets there.
-
-        small: the encoder, steps, learning rate and evaluation of notebooks 04 to 07, for fewer `tasks` with fewer
-            steps in proportion, so that every task gets as many. changes: other fields of the unit.
-        """
-        p = self.profile
-        shared = {k: getattr(p, k) for k in FineTuning.model_fields} | {"seed": seed}
-        if small:
-            steps = p.small_steps * len(changes.get("tasks", p.tasks)) // len(p.tasks)
-            encoder = changes.get("encoder", p.small_encoder)
-            lr = p.encoder_lrs.get(encoder, p.small_lr)
-            shared |= {"encoder": encoder, "steps": steps, "lr": lr, "curve_points": 1}
-            shared |= {"sampling": p.small_sampling, "eval_examples": p.small_eval_examples}
-        shared |= changes
-        if task is not None:
-            names = shared["tasks"]
-            sizes = tuple(len(cached_task(t).train) for t in names)
-            turns = _turns(sizes, shared["steps"], shared["sampling"], p.epochs, seed)
-            shared |= {"tasks": (task,), "steps": max(1, turns[names.index(task)])}
-        return TrainUnit(**shared)
-
-    def units(self, seed: int) -> Chain:
-        """Return the main model of a seed: its training, importance and pruning."""
-        p = self.profile
-        return chain(self.training(seed), p.importance_examples, p.fractions, p.controls, p.lesioned_on)
-
-    def small_units(
-        self, encoder: str | None = None, tasks: tuple[str, ...] | None = None, seed: int | None = None
-    ) -> Chain:
-        """Return training, importance and pruning of one encoder on some tasks, at the scale of notebooks 04 to 07."""
-        p, seed = self.profile, self.seeds[0] if seed is None else seed
-        model = self.training(seed, small=True, encoder=encoder or p.small_encoder, tasks=tasks or p.tasks)
-        return chain(model, p.small_examples, p.small_fractions, p.controls, p.lesioned_on)
-
-    def plan(self, notebook: str) -> list[Unit]:
-        """Return all units behind a notebook (by its number or name), those they depend on first."""
-        if not PLANS:
-            raise FslibError("no question is registered: import fslib.questions, or take the study from fslib.Study")
-        plan = PLANS.get(str(notebook)[:2])
-        return plan(self) if plan else []
-
-    @property
-    def has_claims(self) -> bool:
-        """Whether the records of all claims are there."""
-        return all(self.store.find(unit) for unit in self.plan(DECIDING))
-
-    def claims(self) -> dict[str, Evidence]:
-        """Return what there is on every claim, with p corrected for their number; computes what is missing."""
-        (claims,) = CLAIMS
-        return claims(self)
+        return {
+            name: chance_level(task.metric, task.eval.labels) for name, task in self.tasks.items()
+        }
 
     def with_records(self, records: Sequence[Record]) -> "Study":
         """Return the same study with these records in the place of its own; nothing is written."""
@@ -238,7 +143,9 @@ class Study:
         """Return the pruning results over all seeds."""
         return IAP.over_seeds([self.units(s).prune.iap(self.store) for s in self.seeds])
 
-    def figure(self, name: str, figure: Figure, caption: str, *, feature: str | None = None) -> None:
+    def figure(
+        self, name: str, figure: Figure, caption: str, *, feature: str | None = None
+    ) -> None:
         """Save a figure as PNG and SVG under the study's folder, and show it with its caption.
 
         feature: of the reference results, also keep it in the repository's figures/ under this name.
@@ -248,24 +155,25 @@ class Study:
         command = f"fslib run {name[:2]} --profile {self.name}"
         save_figure(self.folder / "figures", name, figure, caption, command)
         if feature and self.is_plain and self.folder.parent.resolve() == ROOT / "results":
-            for kind in ("png", "svg"):  # copied: drawn again, a layout may differ in the last digit
+            for kind in (
+                "png",
+                "svg",
+            ):  # copied: drawn again, a layout may differ in the last digit
                 drawn = (self.folder / "figures" / f"{name}.{kind}").read_bytes()
                 write_bytes(ROOT / "figures" / f"{feature}.{kind}", drawn)
         display(figure, Markdown(f"*{caption}*"))
 
-    def table(self, name: str, table: pd.DataFrame, digits: int = 3, *, show: pd.Series | None = None) -> None:
+    def table(
+        self, name: str, table: pd.DataFrame, digits: int = 3, *, show: pd.Series | None = None
+    ) -> None:
         """Save a table as CSV and Markdown under the study's folder, and show it rounded (`show`: only these rows)."""
         from IPython.display import HTML, display
 
         rounded = save_table(self.folder, name, table, digits)
         with pd.option_context("display.max_colwidth", None):
-            display(HTML((rounded if show is None else rounded[show]).to_html(index=False, border=0)))
-
-
-@cache
-def _turns(sizes: tuple[int, ...], steps: int, sampling: str, epochs: int, seed: int) -> Counter[int]:
-    """Return how many of a training's steps each task has, by its index."""
-    return Counter(task_order(list(sizes), steps, sampling, epochs, seed))
+            display(
+                HTML((rounded if show is None else rounded[show]).to_html(index=False, border=0))
+            )
 
 
 def folder_name(profile: str, seed: int, overrides: Mapping[str, Any]) -> str:
@@ -281,5 +189,10 @@ def folder_name(profile: str, seed: int, overrides: Mapping[str, Any]) -> str:
 
 def _assigned(cell: str) -> list[str]:
     """Return the names that a cell of assignments assigns to."""
-    targets = [target for node in ast.parse(cell).body if isinstance(node, ast.Assign) for target in node.targets]
+    targets = [
+        target
+        for node in ast.parse(cell).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+    ]
     return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -6,8 +6,6 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from fslib.model.devices import is_first
-
 
 class OutputError(Exception):
     """Standard output cannot be written to."""
@@ -15,8 +13,6 @@ class OutputError(Exception):
 
 def say(line: str | None = None) -> None:
     """Print a line at once, also into a pipe, in what characters the terminal has; None: only what is left to print."""
-    if not is_first():
-        return
     try:
         if line is not None:
             encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

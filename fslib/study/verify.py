@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from fslib.claims import SESOI, Evidence
 from fslib.errors import FslibError
 from fslib.scoring import rank_correlation
-from fslib.study.evidence import SESOI
 from fslib.study.files import CannotWriteError, scratch_folder
-from fslib.study.records import Record, Store, Unit
+from fslib.study.store import Record, Store, Unit
 from fslib.study.study import Study
 
+Decider = Callable[[Study], dict[str, Evidence]]
+DECIDING = "08"  # the notebook that decides, on the records of all others
 # What a record computed on a machine of another type may differ by before something else must be wrong.
 SCORE_TOLERANCE = 0.08  # metric values
 AGREEMENT = 0.85  # share of equal predictions
@@ -45,7 +47,9 @@ def verify_unit(study: Study, unit: Unit) -> Comparison:
     with scratch_folder() as scratch:
         again = Store(scratch, study.store.threads).get(unit)
     exact = stored.machine == again.machine and stored.versions == again.versions
-    return Comparison(unit, exact, differences(stored, again, exact), time.perf_counter() - started, again)
+    return Comparison(
+        unit, exact, differences(stored, again, exact), time.perf_counter() - started, again
+    )
 
 
 def told(study: Study, unit: Unit, say: Callable[[str], None]) -> Comparison | None:
@@ -58,7 +62,11 @@ def told(study: Study, unit: Unit, say: Callable[[str], None]) -> Comparison | N
     except FslibError as error:
         say(f"{name}): cannot be computed again: {error}")
         return None
-    how = "bit-equal" if comparison.exact else "within tolerance (another machine, other threads or other versions)"
+    how = (
+        "bit-equal"
+        if comparison.exact
+        else "within tolerance (another machine, other threads or other versions)"
+    )
     say(f"{name}, {comparison.seconds:.0f} s): {'DIFFERS' if comparison.problems else how}")
     for problem in comparison.problems:
         say(f"    {problem}")
@@ -80,7 +88,9 @@ def differences(stored: Record, again: Record, exact: bool) -> list[str]:
             continue
         if exact:
             share = float(np.mean(different))
-            problems.append(f"{name}: {share:.1%} of the values differ, where this machine must repeat them")
+            problems.append(
+                f"{name}: {share:.1%} of the values differ, where this machine must repeat them"
+            )
         elif old.dtype.kind != "f":
             if (same := 1 - float(np.mean(different))) < AGREEMENT:
                 problems.append(f"{name}: {same:.1%} of the values agree, below {AGREEMENT:.0%}")
@@ -104,7 +114,12 @@ def _result_differences(old: Any, new: Any, exact: bool, where: str) -> list[str
         return [p for i, (a, b) in pairs for p in _result_differences(a, b, exact, f"{where}[{i}]")]
     if old == new or (old != old and new != new):  # NaN is repeated by NaN
         return []
-    if not exact and isinstance(old, float) and isinstance(new, float) and abs(old - new) <= SCORE_TOLERANCE:
+    if (
+        not exact
+        and isinstance(old, float)
+        and isinstance(new, float)
+        and abs(old - new) <= SCORE_TOLERANCE
+    ):
         return []
     return [f"{where}: {old} became {new}"]
 
@@ -120,28 +135,32 @@ class Claims:
     changed: list[str]
 
 
-def compare_claims(study: Study, records: Sequence[Record]) -> Claims | None:
+def compare_claims(study: Study, records: Sequence[Record], decide: Decider) -> Claims | None:
     """Return how estimates and verdicts move if these records take the place of the stored ones.
 
-    None where the study does not have the records of all claims.
+    decide: returns what there is on every claim. None where the study does not have the records of all claims.
     """
-    if not study.has_claims:
+    if not all(study.store.find(unit) for unit in study.plan(DECIDING)):
         return None
-    before, after = study.claims(), study.with_records(records).claims()
+    before, after = decide(study), decide(study.with_records(records))
     lines, changed = [], []
     for claim, old in before.items():
         new, (sesoi, unit) = after[claim], SESOI[claim]
         for part, other in zip(old.parts, new.parts, strict=True):
             moved = f"{part.interval.value:+.2f} became {other.interval.value:+.2f}"
-            lines.append(f"{claim}, {part.what}: {moved}, smallest effect of interest {sesoi:g} {unit}".rstrip())
+            lines.append(
+                f"{claim}, {part.what}: {moved}, smallest effect of interest {sesoi:g} {unit}".rstrip()
+            )
         if old.verdict != new.verdict:
             changed.append(f"{claim}: {old.verdict!r} became {new.verdict!r}")
     return Claims(lines, changed)
 
 
-def told_claims(study: Study, again: Sequence[Record], say: Callable[[str], None]) -> bool:
+def told_claims(
+    study: Study, again: Sequence[Record], decide: Decider, say: Callable[[str], None]
+) -> bool:
     """Say what becomes of the claims with records of this machine, and return whether a verdict is another."""
-    claims = compare_claims(study, again) if again else None
+    claims = compare_claims(study, again, decide) if again else None
     if claims is None:
         return False
     for line in claims.lines:

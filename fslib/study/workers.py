@@ -16,25 +16,24 @@ import torch
 from tqdm import tqdm
 
 from fslib.errors import FslibError
-from fslib.model.devices import keep_freed_memory, processes
+from fslib.model.devices import keep_freed_memory
 from fslib.progress import hidden
 from fslib.study.engine import Done, Engine, attempt, environment
 from fslib.study.files import CannotWriteError
 from fslib.study.fingerprints import SAID
-from fslib.study.records import Store, Unit
+from fslib.study.store import Store, Unit
 
 # Read by OpenMP, MKL and OpenBLAS when they are loaded: so many threads are made, however many cores there are.
 THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def default_workers(threads: int) -> int:
-    """Return how many workers of so many threads this machine has cores for; one where they would share a GPU.
-
-    One as well where this process and others compute every unit together.
-    """
-    if torch.cuda.is_available() or processes().num_processes > 1:
+    """Return how many workers of so many threads this machine has cores for; one where they would share a GPU."""
+    if torch.cuda.is_available():
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, cores // threads)
 
 
@@ -105,7 +104,9 @@ class Processes(Engine):
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         words = (theirs, self._store.folder, self._store.threads, self._fresh)
-        process = context.Process(target=work, args=words, daemon=True, name=f"fslib worker {number + 1}")
+        process = context.Process(
+            target=work, args=words, daemon=True, name=f"fslib worker {number + 1}"
+        )
         resource_tracker.ensure_running()  # its first start would let interrupts through
         variables = dict.fromkeys(THREAD_LIMITS, str(self._store.threads)) | {SAID: "yes"}
         with environment(**variables), _without_interrupts():
@@ -138,7 +139,9 @@ class Processes(Engine):
         process.join()
         code = process.exitcode
         if code == -signal.SIGTERM:
-            time.sleep(0.5)  # meant for all of us? then it ends this process here, in the words that are for that
+            time.sleep(
+                0.5
+            )  # meant for all of us? then it ends this process here, in the words that are for that
         _clear_up(self._store)
         if code >= 0:
             return f"its worker ended by itself (exit code {code})"
@@ -181,7 +184,9 @@ def _without_interrupts() -> Iterator[None]:
 def work(pipe: connection.Connection, folder: Path, threads: int, fresh: bool) -> None:
     """Be a worker: compute the units that come through the pipe, and say how each went."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    tqdm.set_lock(threading.RLock())  # its own is one between processes, which a worker that is killed would leave
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is one between processes, which a worker that is killed would leave
     torch.set_num_threads(threads)
     keep_freed_memory()
     store = Store(folder, threads)

@@ -43,16 +43,22 @@ REFUSALS = {  # what transformers says -> what it means
 # By whatever name a configuration has them.
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "emb_dim", "model_dim"), WIDTH),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers"), LAYERS),
+    **dict.fromkeys(
+        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers"), LAYERS
+    ),
     **dict.fromkeys(("decoder_layers", "num_decoder_layers"), LAYERS),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), HEADS),
     **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), HEADS),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "multi_query_group_num"), 2),
     **dict.fromkeys(("head_dim", "d_kv", "attention_head_size"), HEAD_DIM),
-    **dict.fromkeys(("intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", "ffn_hidden_size"), 48),
+    **dict.fromkeys(
+        ("intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", "ffn_hidden_size"), 48
+    ),
     **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size"), 48),
     **dict.fromkeys(("shared_expert_intermediate_size", "dense_intermediate_size"), 48),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"), 80),
+    **dict.fromkeys(
+        ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"), 80
+    ),
     **dict.fromkeys(("vocab_size",), VOCABULARY),
     **dict.fromkeys(("embedding_size",), 16),
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 4),
@@ -69,7 +75,9 @@ SMALL: dict[str, Any] = {
 
 def text_models() -> dict[str, tuple[type, str]]:
     """Return {model type: (config class, name of the model)} of models that read token ids."""
-    names = dict(modeling_auto.MODEL_MAPPING_NAMES) | dict(modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES)
+    names = dict(modeling_auto.MODEL_MAPPING_NAMES) | dict(
+        modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+    )
     found = {}
     for kind, names_of in names.items():
         name = names_of[0] if isinstance(names_of, list | tuple) else names_of
@@ -78,7 +86,11 @@ def text_models() -> dict[str, tuple[type, str]]:
             reads = getattr(transformers, name).main_input_name == "input_ids"
         except (KeyError, AttributeError, ImportError):  # of models that need another package
             continue
-        if reads and hasattr(config_class(), "vocab_size") and not hasattr(config_class(), "vision_config"):
+        if (
+            reads
+            and hasattr(config_class(), "vocab_size")
+            and not hasattr(config_class(), "vision_config")
+        ):
             found[kind] = config_class, name
     return found
 
@@ -86,8 +98,18 @@ def text_models() -> dict[str, tuple[type, str]]:
 def small(config_class: type) -> Any:
     """Return a configuration of a few layers."""
     config = config_class()
-    fixed = {name for name, value in vars(config_class).items() if isinstance(value, property) and value.fset is None}
-    made = config_class(**{name: value for name, value in SMALL.items() if hasattr(config, name) and name not in fixed})
+    fixed = {
+        name
+        for name, value in vars(config_class).items()
+        if isinstance(value, property) and value.fset is None
+    }
+    made = config_class(
+        **{
+            name: value
+            for name, value in SMALL.items()
+            if hasattr(config, name) and name not in fixed
+        }
+    )
     made.use_cache = False
     return made
 
@@ -126,15 +148,23 @@ def row(kind: str, config_class: type, name: str) -> dict[str, object]:
         with quiet():
             model = tiny(small(config_class), new_encoder)
             report = fslib.check(model)
-    except Exception as error:  # three hundred architectures, each with its own ideas of a small one
+    except (
+        Exception
+    ) as error:  # three hundred architectures, each with its own ideas of a small one
         if why := does_not_run(config_class):
             return found | {"result": "not built", "why": why}
         known = [why for sign, why in REFUSALS.items() if sign in str(error)]
         if not known and not isinstance(error, FslibError):
-            return found | {"result": "CRASHED", "why": f"{type(error).__name__}: {first_line(error)}"}
+            return found | {
+                "result": "CRASHED",
+                "why": f"{type(error).__name__}: {first_line(error)}",
+            }
         return found | {"result": "refused", "why": next(iter(known), str(error))}
     if not report.works:  # only what cannot be used is refused when it is loaded
-        return found | {"result": "refused" if "cannot be used" in report.refused else "unsure", "why": report.refused}
+        return found | {
+            "result": "refused" if "cannot be used" in report.refused else "unsure",
+            "why": report.refused,
+        }
     return found | {"result": "works", "why": "; ".join(report.passed), "IAT": report.rows or "yes"}
 
 
@@ -144,7 +174,9 @@ def main() -> int:
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     chosen = [word for word in sys.argv[1:] if not word.startswith("-")]
-    models = {kind: model for kind, model in sorted(text_models().items()) if not chosen or kind in chosen}
+    models = {
+        kind: model for kind, model in sorted(text_models().items()) if not chosen or kind in chosen
+    }
     rows, started = [], time.perf_counter()
     for kind, model in models.items():
         rows.append(row(kind, *model))
@@ -154,7 +186,10 @@ def main() -> int:
     if "--write" in sys.argv:
         with TABLE.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(
-                file, ["model type", "class", "result", "IAT", "why"], restval="", lineterminator="\n"
+                file,
+                ["model type", "class", "result", "IAT", "why"],
+                restval="",
+                lineterminator="\n",
             )
             writer.writeheader()
             writer.writerows(rows)

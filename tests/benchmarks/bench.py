@@ -34,8 +34,8 @@ from fslib.importance import contributions, gradients_for, head_products
 from fslib.model.attention import tapped
 from fslib.progress import hidden
 from fslib.study.engine import Engine
-from fslib.study.records import Store
 from fslib.study.schedule import Where, open_engine
+from fslib.study.store import Store
 from fslib.study.units import TrainUnit
 from fslib.training import Settings, Training
 
@@ -92,7 +92,12 @@ def importance() -> bool:
     ours(), theirs()
     times = [(seconds(ours), seconds(theirs)) for _ in range(5)]
     ratio = statistics.median(b / a for a, b in times)
-    return report("importance pass: speed against weight gradients on", f"{ratio:.2f} x", ">= 1.4 x", ratio >= 1.4)
+    return report(
+        "importance pass: speed against weight gradients on",
+        f"{ratio:.2f} x",
+        ">= 1.4 x",
+        ratio >= 1.4,
+    )
 
 
 def padding() -> bool:
@@ -104,10 +109,17 @@ def padding() -> bool:
     for what, split in ((f"{names[0]} train", first.train), (f"{names[1]} eval", second.eval)):
         encoded = model.encode(split)
         share = padding_share(encoded.in_length_order(32), encoded.lengths)
-        met &= report(f"padding, evaluation and importance, {what}, batch 32", f"{share:.1%}", "<= 10 %", share <= 0.1)
+        met &= report(
+            f"padding, evaluation and importance, {what}, batch 32",
+            f"{share:.1%}",
+            "<= 10 %",
+            share <= 0.1,
+        )
         stream = encoded.forever(32, np.random.default_rng(0))
         share = padding_share([next(stream) for _ in range(len(encoded) // 32)], encoded.lengths)
-        met &= report(f"padding, training, {what}, batch 32", f"{share:.1%}", "<= 20 %", share <= 0.2)
+        met &= report(
+            f"padding, training, {what}, batch 32", f"{share:.1%}", "<= 20 %", share <= 0.2
+        )
     return met
 
 
@@ -125,16 +137,24 @@ def throughput() -> bool:
     for name, task in study.tasks.items():
         batches = length_batches(model, task.eval, 32)
         shapes = [batch.mask.shape for batch in batches]
-        width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+        width, inner, layers = (
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_hidden_layers,
+        )
         linear = sum(b * s for b, s in shapes) * layers * 2 * (4 * width**2 + 2 * width * inner)
         attention = sum(b * s * s for b, s in shapes) * layers * 4 * width
         predict(model, task, batches, len(task.eval))
         peak = matrix_rate()
-        best = min(seconds(lambda b=batches, t=task: predict(model, t, b, len(t.eval))) for _ in range(3))
+        best = min(
+            seconds(lambda b=batches, t=task: predict(model, t, b, len(t.eval))) for _ in range(3)
+        )
         rates.append((linear + attention) / best / peak)
         print(f"    {name}: {rates[-1]:.0%} of {peak / 1e9:.0f} GFLOP/s")
     share = float(np.mean(rates))
-    return report("evaluation: share of torch's matrix-product rate", f"{share:.0%}", ">= 70 %", share >= 0.7)
+    return report(
+        "evaluation: share of torch's matrix-product rate", f"{share:.0%}", ">= 70 %", share >= 0.7
+    )
 
 
 PEAK = """
@@ -158,7 +178,11 @@ def memory() -> bool:
     sample of texts of unequal length also holds longer ones, and a batch of those takes more.
     """
     peak = {
-        n: int(subprocess.run([sys.executable, "-c", PEAK, str(n)], check=True, capture_output=True, text=True).stdout)
+        n: int(
+            subprocess.run(
+                [sys.executable, "-c", PEAK, str(n)], check=True, capture_output=True, text=True
+            ).stdout
+        )
         for n in (1_000, 10_000)
     }
     growth = peak[10_000] / peak[1_000] - 1
@@ -184,8 +208,12 @@ def iat() -> bool:
             times[which].append(seconds(lambda run=run: run.advance(run.step + block)))
     plain, ours = (np.array(t[1:]) for t in times)
     scoring = runs[1].history.scoring_seconds / (600 * plain.mean() / block)
-    print(f"    {1000 * plain.mean() / block:.0f} ms a plain step, {1000 * ours.mean() / block:.0f} ms one of IAT")
-    print(f"    scoring importance once: {runs[1].history.scoring_seconds:.1f} s, {scoring:.1%} of 600 plain steps")
+    print(
+        f"    {1000 * plain.mean() / block:.0f} ms a plain step, {1000 * ours.mean() / block:.0f} ms one of IAT"
+    )
+    print(
+        f"    scoring importance once: {runs[1].history.scoring_seconds:.1f} s, {scoring:.1%} of 600 plain steps"
+    )
     ratio = float(np.median(ours / plain))
     what = f"IAT: time of a step over a plain one, {block * len(ours)} steps each"
     return report(what, f"{ratio:.3f} x", "<= 1.03 x", ratio <= 1.03)
@@ -206,9 +234,14 @@ def ranking() -> bool:
         whole, n = every.importance(), len(every.tokens)
         means = {}
         for size in (2**k for k in range(3, 10) if 2**k < n):
-            maps = [every.importance(subset=rng.choice(n, size, replace=False)) for _ in range(draws)]
+            maps = [
+                every.importance(subset=rng.choice(n, size, replace=False)) for _ in range(draws)
+            ]
             means[size] = float(np.mean([fslib.rank_correlation(m, whole) for m in maps]))
-        print(f"    {name}, {n} examples: " + ", ".join(f"{size}: {mean:.3f}" for size, mean in means.items()))
+        print(
+            f"    {name}, {n} examples: "
+            + ", ".join(f"{size}: {mean:.3f}" for size, mean in means.items())
+        )
         unstable = [size for size, mean in means.items() if mean < 0.95]
         enough = 2 * max(unstable, default=4)
         default = fslib.IAT().examples
@@ -249,9 +282,16 @@ def branching() -> bool:
     alone = seconds(whole)
     handle.remove()
     share = made / (updates - made)
-    met = report(f"branching, six endings: updates ({made}) of all", f"{share:.1%}", "<= 25 %", share <= 0.25)
+    met = report(
+        f"branching, six endings: updates ({made}) of all", f"{share:.1%}", "<= 25 %", share <= 0.25
+    )
     print(f"    {branched:.0f} s against {alone:.0f} s")
-    return met & report("branching, six endings: time", f"{branched / alone:.1%}", "<= 35 %", branched <= 0.35 * alone)
+    return met & report(
+        "branching, six endings: time",
+        f"{branched / alone:.1%}",
+        "<= 35 %",
+        branched <= 0.35 * alone,
+    )
 
 
 def workers() -> bool:
@@ -272,7 +312,9 @@ def workers() -> bool:
     def rate(number: int, threads: int) -> float:
         with (
             tempfile.TemporaryDirectory() as folder,
-            closing(open_engine(Store(Path(folder), threads), Where(number), fresh=False)) as engine,
+            closing(
+                open_engine(Store(Path(folder), threads), Where(number), fresh=False)
+            ) as engine,
         ):
             through(engine, units[:2])  # workers start, and everybody loads the data
             return count * steps / seconds(lambda: through(engine, units[2:]))
@@ -280,7 +322,12 @@ def workers() -> bool:
     side_by_side, one_by_one = rate(2, 1), rate(1, 2)
     print(f"    {side_by_side:.2f} steps/s by 2 workers x 1 thread, {one_by_one:.2f} by 1 x 2")
     ratio = side_by_side / one_by_one
-    return report("units by 2 workers x 1 thread: speed over 1 x 2 threads", f"{ratio:.2f} x", ">= 1.2 x", ratio >= 1.2)
+    return report(
+        "units by 2 workers x 1 thread: speed over 1 x 2 threads",
+        f"{ratio:.2f} x",
+        ">= 1.2 x",
+        ratio >= 1.2,
+    )
 
 
 def timed(what: str, words: list[str], limit: float) -> bool:

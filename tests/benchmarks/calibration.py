@@ -33,11 +33,13 @@ from simulations import (
     two_parts,
 )
 
+from fslib.claims import CONTRADICTED, NO_EFFECT, SUPPORTED
 from fslib.intervals import multi_bootstrap
-from fslib.study.evidence import CONTRADICTED, NO_EFFECT, SUPPORTED
 
 QUICK = os.environ.get("FSLIB_BENCH_QUICK") == "1"
-Row = tuple[str, str, str, list[bool], list[bool]]  # what, of what data, what it should be, found, beside it
+Row = tuple[
+    str, str, str, list[bool], list[bool]
+]  # what, of what data, what it should be, found, beside it
 
 
 def generators(n: int, *seed: int) -> Iterator[np.random.Generator]:
@@ -53,19 +55,26 @@ def coverage() -> Iterator[Row]:
             found = [covers(m.interval().at(0.95)) for m in measures]
             few = measures[: 400 if seeds >= 10 else 0]
             beside = [
-                covers(multi_bootstrap(m, 999, rng)) for m, rng in zip(few, generators(400, 2, place), strict=False)
+                covers(multi_bootstrap(m, 999, rng))
+                for m, rng in zip(few, generators(400, 2, place), strict=False)
             ]
-            what = f"{regime} {'dominates' if regime == 'interaction' else 'dominate'}, {seeds} seeds"
+            what = (
+                f"{regime} {'dominates' if regime == 'interaction' else 'dominate'}, {seeds} seeds"
+            )
             yield "95 % interval holds the truth", what, "0.95", found, beside
 
 
 def specialization() -> Iterator[Row]:
     """C1, by itself: 4 tasks, 3 models, 200 examples, 2 controls, 10 and 30 % of 72 heads."""
     for place, (name, world) in enumerate(WORLDS.items()):
-        found = [decide_specialization(pruned_models(rng, world)) for rng in generators(500, 3, place)]
+        found = [
+            decide_specialization(pruned_models(rng, world)) for rng in generators(500, 3, place)
+        ]
         alone = [x.permutation_alone for x in found]
         yield "C1 supported", f"false: {name}", "<= 0.05", [x.supported for x in found], alone
-    found = [decide_specialization(pruned_models(rng, World(specific=1.0))) for rng in generators(200, 4)]
+    found = [
+        decide_specialization(pruned_models(rng, World(specific=1.0))) for rng in generators(200, 4)
+    ]
     alone = [x.permutation_alone for x in found]
     yield "C1 supported", "true: D of about 8 points", "high", [x.supported for x in found], alone
 
@@ -80,7 +89,9 @@ def correlation() -> Iterator[Row]:
 def claims() -> Iterator[Row]:
     """C3 to C5, of 5 seeds, and all five claims together."""
 
-    def verdicts(decide: Callable[[np.random.Generator], str], verdict: str, seed: int) -> list[bool]:
+    def verdicts(
+        decide: Callable[[np.random.Generator], str], verdict: str, seed: int
+    ) -> list[bool]:
         return many(lambda rng: decide(rng).startswith(verdict), 40 if QUICK else 2000, seed)
 
     for name, truths in (("neither part", (0.0, 0.0)), ("one part alone", (0.0, 9.0))):
@@ -90,12 +101,22 @@ def claims() -> Iterator[Row]:
     yield "two parts contradicted", "false: both effects are 0", "<= 0.05", found, []
     for side in (1.0, -1.0):
         found = verdicts(lambda rng, s=side: one_part(rng, s).verdict, NO_EFFECT, 8)
-        yield "one part: no effect", f"false: it is {side:+g}, the smallest of interest", "<= 0.05", found, []
+        yield (
+            "one part: no effect",
+            f"false: it is {side:+g}, the smallest of interest",
+            "<= 0.05",
+            found,
+            [],
+        )
     found = verdicts(lambda rng: one_part(rng, 0.0).verdict, NO_EFFECT, 9)
     yield "one part: no effect", "true: it is 0", "high", found, []
     found = verdicts(lambda rng: two_parts(rng, (0.5, 0.5)).verdict, NO_EFFECT, 10)
     yield "two parts: no effect", "false: both are the smallest of interest", "<= 0.10", found, []
-    found = many(lambda rng: any(e.verdict == SUPPORTED for e in five_claims(rng).values()), 40 if QUICK else 1000, 11)
+    found = many(
+        lambda rng: any(e.verdict == SUPPORTED for e in five_claims(rng).values()),
+        40 if QUICK else 1000,
+        11,
+    )
     yield "any of five claims supported", "false: none is true", "<= 0.05", found, []
 
 
@@ -110,8 +131,13 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for part in (coverage, specialization, correlation, claims):
         for what, data, expected, found, beside in part():
-            count = f"{len(found)}" + (f" ({len(beside)} beside)" if beside and len(beside) < len(found) else "")
-            print(f"| {what} | {data} | {expected} | {shown(found)} | {shown(beside)} | {count} |", flush=True)
+            count = f"{len(found)}" + (
+                f" ({len(beside)} beside)" if beside and len(beside) < len(found) else ""
+            )
+            print(
+                f"| {what} | {data} | {expected} | {shown(found)} | {shown(beside)} | {count} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from dataclasses import replace
 import numpy as np
 
 import fslib
+from fslib.claims import changed_share
 from fslib.data.tasks import Task
-from fslib.study.evidence import changed_share
 
 HELD_OUT = 300
 SAMPLING = os.environ.get("FSLIB_SAMPLING", "uniform")
@@ -37,7 +37,9 @@ def held_out(names: list[str]) -> dict[str, Task]:
     tasks = {}
     for name, task in fslib.load_tasks(names).items():
         order = np.random.default_rng(7).permutation(len(task.train))
-        apart, rest = (task.train.take(np.sort(part)) for part in (order[:HELD_OUT], order[HELD_OUT:]))
+        apart, rest = (
+            task.train.take(np.sort(part)) for part in (order[:HELD_OUT], order[HELD_OUT:])
+        )
         tasks[name] = replace(task, train=rest, eval=apart)
     return tasks
 
@@ -55,7 +57,10 @@ def doses(encoder: str, lr: float, steps: int, tasks: dict[str, Task]) -> None:
     model = fslib.MultiTaskModel.from_pretrained(encoder, tasks, max_length=80)
     endings: dict[str, fslib.IAT | None] = {"plain": None}
     for delta in (0.1, 0.3, 0.5, 0.9):
-        endings |= {f"{heads}, delta {delta}": fslib.IAT(delta=delta, heads=heads) for heads in ("top", "random")}
+        endings |= {
+            f"{heads}, delta {delta}": fslib.IAT(delta=delta, heads=heads)
+            for heads in ("top", "random")
+        }
     predictions, scores = {}, {}
     for name, _ in fslib.branch(model, tasks, endings, steps=steps, lr=lr, sampling=SAMPLING):
         found = fslib.evaluate(model, tasks)

@@ -38,32 +38,44 @@ AGREEMENT = 0.99  # of importance maps: the released code takes the mean of a ra
 MODEL = package_folder(EMBEDDED) / "model"
 
 
-def write_data(code: Path, data: Path, folder: Path, examples: int, evaluated: int) -> dict[str, Path]:
+def write_data(
+    code: Path, data: Path, folder: Path, examples: int, evaluated: int
+) -> dict[str, Path]:
     """Put the first rows of both tasks where the released code's own scripts read them; return {task: folder}."""
     found = {}
     for task, name in FOLDERS.items():
         place = folder / f"{name}_data"
         place.mkdir()
         for side, count in (("train", examples), ("dev", evaluated)):
-            lines = (data / name / f"{side}.tsv").read_text(encoding="utf-8").split("\n")[: count + 1]
+            lines = (
+                (data / name / f"{side}.tsv").read_text(encoding="utf-8").split("\n")[: count + 1]
+            )
             (place / f"{side}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (place / "test.tsv").symlink_to(place / "dev.tsv")
-        (place / "dataset_script.py").symlink_to(code / "data" / f"{name}_data" / "dataset_script.py")
+        (place / "dataset_script.py").symlink_to(
+            code / "data" / f"{name}_data" / "dataset_script.py"
+        )
         found[task] = place
     return found
 
 
 def write_checkpoint(tasks: dict[str, fslib.Task], path: Path, steps: int) -> None:
     """Train a model on both tasks, and save it under the names that the released code gives to weights."""
-    model = fslib.MultiTaskModel.from_pretrained("minilm-l6", tasks, pooling="first", max_length=128)
+    model = fslib.MultiTaskModel.from_pretrained(
+        "minilm-l6", tasks, pooling="first", max_length=128
+    )
     pooler = {k: v for k, v in read_weights().items() if k.startswith("pooler.dense.")}
     model.set_classifiers(model.answers, dense=True)
     for classifier in model.classifiers.values():  # one for both, as BERT's pooler is
-        classifier.dense.load_state_dict({k.removeprefix("pooler.dense."): v for k, v in pooler.items()})
+        classifier.dense.load_state_dict(
+            {k.removeprefix("pooler.dense."): v for k, v in pooler.items()}
+        )
         classifier.dense.requires_grad_(False)
     fslib.train(model, tasks, steps=steps, batch_size=32, lr=1e-4, sampling="uniform", seed=0)
     encoder = model.encoder.state_dict() | pooler
-    weights = {f"{prefix}.{name}": value for prefix in ("bert", "ptm") for name, value in encoder.items()}
+    weights = {
+        f"{prefix}.{name}": value for prefix in ("bert", "ptm") for name, value in encoder.items()
+    }
     for task, number in IDS.items():
         for part, value in model.classifiers[task].out.state_dict().items():
             weights[f"classifiers.{number}.{part}"] = value
@@ -82,13 +94,44 @@ def released(
 ) -> dict[str, Any]:
     """Run the released code's script, and return what it prints: importance, scores, prune matrices, D, seconds."""
     words = ["--task_names", ":".join(folders), "--data_dirs", ":".join(map(str, folders.values()))]
-    words += ["--do_eval", "--do_prune", "--eval_pruned", "--prune_tasks", "all", "--same_div", "--do_lower_case"]
+    words += [
+        "--do_eval",
+        "--do_prune",
+        "--eval_pruned",
+        "--prune_tasks",
+        "all",
+        "--same_div",
+        "--do_lower_case",
+    ]
     words += ["--prune_percent", *map(str, PERCENT), "--random_prune_number", "0", "--seed", "0"]
-    words += ["--init_model", str(checkpoint), "--model_name_or_path", str(MODEL), "--max_length", "128"]
-    words += ["--per_device_train_batch_size", "32", "--per_device_eval_batch_size", "64", "--output_dir", str(out)]
+    words += [
+        "--init_model",
+        str(checkpoint),
+        "--model_name_or_path",
+        str(MODEL),
+        "--max_length",
+        "128",
+    ]
+    words += [
+        "--per_device_train_batch_size",
+        "32",
+        "--per_device_eval_batch_size",
+        "64",
+        "--output_dir",
+        str(out),
+    ]
     words += ["--train_data_num", "1000000", "--gradient_accumulation_steps", "1"]
-    here = {"PATH": "/usr/bin:/bin", "HOME": str(out), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    here |= {"TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_TRUST_REMOTE_CODE": "1"}
+    here = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(out),
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+    }
+    here |= {
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_DATASETS_TRUST_REMOTE_CODE": "1",
+    }
     begun = time.perf_counter()
     done = subprocess.run(
         [python, "-u", str(code / "src" / "run_ntasks_classifier.py"), *words],
@@ -102,7 +145,10 @@ def released(
         [[float(x) for x in row.split()] for row in part.strip().splitlines()[: len(folders)]]
         for part in re.findall(r"Prune matrix for [\d.]+\n(.*?)D-score", done.stdout, re.S)
     ]
-    scores = [float(re.search(r"main = ([\d.]+)", (out / f"eval_{t}.txt").read_text())[1]) for t in folders]
+    scores = [
+        float(re.search(r"main = ([\d.]+)", (out / f"eval_{t}.txt").read_text())[1])
+        for t in folders
+    ]
     return {
         "importance": np.array(maps),
         "scores": scores,
@@ -155,21 +201,28 @@ def ours(tasks: dict[str, fslib.Task], checkpoint: Path) -> dict[str, Any]:
     iap = fslib.prune_important_heads(
         model, tasks, [p / 100 for p in PERCENT], controls=0, importance=importance, batch_size=64
     )
-    pruned = time.perf_counter()  # holds an evaluation of the whole model, which stands apart in the released script
+    pruned = (
+        time.perf_counter()
+    )  # holds an evaluation of the whole model, which stands apart in the released script
     matrices = iap.scores()[0, :, :, 0]
     return {
         "importance": np.array(list(importance.values())),
         "scores": iap.baseline()[0].tolist(),
         "matrices": matrices,
         "D": iap.dissociation("released").along().value.tolist(),
-        "tokens": [int(sum(len(i) for i in model.encode(t.train).columns["input_ids"])) for t in tasks.values()],
+        "tokens": [
+            int(sum(len(i) for i in model.encode(t.train).columns["input_ids"]))
+            for t in tasks.values()
+        ],
         "seconds": {"importance": scored - begun, "pruning": pruned - scored},
     }
 
 
 def main() -> int:
     """Run both, print what they find side by side, and return 1 if scores or D differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("code", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--python", default=sys.executable)
@@ -183,28 +236,47 @@ def main() -> int:
         root = Path(scratch)
         code = options.code.resolve()
         folders = write_data(code, options.data.resolve(), root, options.examples, options.eval)
-        tasks = {name: fslib.data.loading.glue_task(folder, name=name) for name, folder in folders.items()}
+        tasks = {
+            name: fslib.data.loading.glue_task(folder, name=name)
+            for name, folder in folders.items()
+        }
         write_checkpoint(tasks, root / "pytorch_model.bin", options.steps)
         (root / "out").mkdir()
-        theirs = released(code, options.python, folders, root / "pytorch_model.bin", root / "out", options.threads)
+        theirs = released(
+            code, options.python, folders, root / "pytorch_model.bin", root / "out", options.threads
+        )
         mine = ours(tasks, root / "pytorch_model.bin")
-    print(json.dumps({k: v for k, v in theirs.items() if k in ("scores", "D", "tokens", "seconds", "whole")}))
+    print(
+        json.dumps(
+            {k: v for k, v in theirs.items() if k in ("scores", "D", "tokens", "seconds", "whole")}
+        )
+    )
     print(json.dumps({k: v for k, v in mine.items() if k in ("scores", "D", "tokens", "seconds")}))
-    rows = [("tokens", theirs["tokens"], mine["tokens"]), ("scores", theirs["scores"], mine["scores"])]
-    rows += [(f"prune matrix, {p} %", theirs["matrices"][i], mine["matrices"][i]) for i, p in enumerate(PERCENT)]
+    rows = [
+        ("tokens", theirs["tokens"], mine["tokens"]),
+        ("scores", theirs["scores"], mine["scores"]),
+    ]
+    rows += [
+        (f"prune matrix, {p} %", theirs["matrices"][i], mine["matrices"][i])
+        for i, p in enumerate(PERCENT)
+    ]
     rows += [("D", theirs["D"], mine["D"])]
     differ = 0
     for what, a, b in rows:
         one, other = np.asarray(a, float), np.asarray(b, float)
         same = np.allclose(one, other, atol=0.005 if what == "D" else 1e-6)
         differ += not same
-        print(f"{what}: {one.round(4).tolist()} {'=' if same else 'DIFFERS FROM'} {other.round(4).tolist()}")
+        print(
+            f"{what}: {one.round(4).tolist()} {'=' if same else 'DIFFERS FROM'} {other.round(4).tolist()}"
+        )
     for task, a, b in zip(tasks, theirs["importance"], mine["importance"], strict=True):
         agree = rank_correlation(a, b)
         differ += agree < AGREEMENT
         print(f"importance of {task}: rank correlation {agree:.4f}")
     for part, seconds in theirs["seconds"].items():
-        print(f"{part}: {seconds:.0f} s against {mine['seconds'][part]:.0f} s, {seconds / mine['seconds'][part]:.2f} x")
+        print(
+            f"{part}: {seconds:.0f} s against {mine['seconds'][part]:.0f} s, {seconds / mine['seconds'][part]:.2f} x"
+        )
     return int(differ > 0)
 
 

@@ -48,13 +48,22 @@ class Tally:
         return f"| {self.name} | {self.trials} | {' | '.join(wrong)} |"
 
     def report(self) -> None:
-        for what, lines in (("in silence", self.silent), ("traceback", self.tracebacks), ("lost", self.lost)):
+        for what, lines in (
+            ("in silence", self.silent),
+            ("traceback", self.tracebacks),
+            ("lost", self.lost),
+        ):
             for line in lines:
                 print(f"    {what}: {line}", flush=True)
 
 
 def environment(**changes: str) -> dict[str, str]:
-    fixed = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
+    fixed = {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": str(ROOT),
+    }
     kept = {k: v for k, v in os.environ.items() if k not in ("FSLIB_DATA", "FSLIB_RESULTS")}
     return kept | fixed | changes
 
@@ -68,7 +77,10 @@ def start(words: list[str], **changes: str) -> subprocess.Popen:
         "text": True,
     }
     # what a shell starts in the background ignores Ctrl-C, and so would what it starts
-    options |= {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    options |= {
+        "start_new_session": True,
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    }
     return subprocess.Popen([*COMMAND, *words], env=environment(**changes), cwd=ROOT, **options)
 
 
@@ -88,7 +100,9 @@ def contents(folder: Path) -> dict[str, bytes]:
         content = path.read_bytes()
         if "/runs/" in f"/{name}" and path.suffix == ".json":
             record = json.loads(content)
-            content = json.dumps({k: v for k, v in record.items() if k not in ("seconds", "commit")}).encode()
+            content = json.dumps(
+                {k: v for k, v in record.items() if k not in ("seconds", "commit")}
+            ).encode()
         found[name] = content
     return found
 
@@ -110,9 +124,13 @@ def one_line(tally: Tally, trial: str, code: int, err: str, wanted: set[int]) ->
     if "Traceback" in err:
         tally.tracebacks.append(f"{trial}: {err.strip().splitlines()[-1]}")
     elif code not in wanted:
-        tally.silent.append(f"{trial}: exit code {code}, not {sorted(wanted)}; {err.strip()[-200:]}")
+        tally.silent.append(
+            f"{trial}: exit code {code}, not {sorted(wanted)}; {err.strip()[-200:]}"
+        )
     elif len(err.strip().splitlines()) > 1:
-        tally.tracebacks.append(f"{trial}: {len(err.strip().splitlines())} lines for one: {err.strip()!r:.400}")
+        tally.tracebacks.append(
+            f"{trial}: {len(err.strip().splitlines())} lines for one: {err.strip()!r:.400}"
+        )
 
 
 @contextlib.contextmanager
@@ -127,7 +145,10 @@ def undisturbed(notebooks: list[str]) -> Iterator[tuple[Path, dict[str, bytes]]]
 
 def kills(count: int, longest: float, notebooks: list[str]) -> Tally:
     """Kill a run at random moments, one start after another on one folder; then let one finish."""
-    tally, moments = Tally(f"killed at a random moment ({', '.join(s.name for s in SIGNALS)})"), random.Random(0)
+    tally, moments = (
+        Tally(f"killed at a random moment ({', '.join(s.name for s in SIGNALS)})"),
+        random.Random(0),
+    )
     with undisturbed(notebooks) as (place, expected):
         rough = place / "rough"
         words = ["run", *notebooks, *SMOKE, "--results", str(rough)]
@@ -138,15 +159,21 @@ def kills(count: int, longest: float, notebooks: list[str]) -> Tally:
                 process.wait(moments.uniform(0, longest))
             if process.poll() is None:
                 # Ctrl-C reaches the whole group, as in a terminal; the others the command alone
-                os.killpg(process.pid, chosen) if chosen is signal.SIGINT else process.send_signal(chosen)
+                os.killpg(process.pid, chosen) if chosen is signal.SIGINT else process.send_signal(
+                    chosen
+                )
             _, err = process.communicate(timeout=LONGEST)
             tally.trials += 1
             if chosen is not signal.SIGKILL and process.returncode:
-                one_line(tally, f"kill {number} ({chosen.name})", process.returncode, err, EXITS[chosen])
+                one_line(
+                    tally, f"kill {number} ({chosen.name})", process.returncode, err, EXITS[chosen]
+                )
         time.sleep(5)  # kernels whose parent has gone end by themselves
         code, _, err = run(words)
         if code:
-            tally.lost.append(f"the run after {count} kills ended with {code}: {err.strip()[-200:]}")
+            tally.lost.append(
+                f"the run after {count} kills ended with {code}: {err.strip()[-200:]}"
+            )
         compare(tally, f"after {count} kills", rough, expected)
     return tally
 
@@ -156,7 +183,9 @@ def together(count: int, notebooks: list[str]) -> Tally:
     tally = Tally(f"{count} runs at once on one folder")
     with undisturbed(notebooks) as (place, expected):
         shared = place / "shared"
-        processes = [start(["run", *notebooks, *SMOKE, "--results", str(shared)]) for _ in range(count)]
+        processes = [
+            start(["run", *notebooks, *SMOKE, "--results", str(shared)]) for _ in range(count)
+        ]
         for number, process in enumerate(processes):
             _, err = process.communicate(timeout=LONGEST)
             tally.trials += 1
@@ -186,7 +215,12 @@ def bad_inputs() -> list[list[str]]:
         ["list", "--profile", ""],
         ["verify", "--sample", "-1", *SMOKE],
     ]
-    return [*lines, ["verify", "--draw", "-1", *SMOKE], ["run", "--seed", "-1", *SMOKE], ["verify", *SMOKE]]
+    return [
+        *lines,
+        ["verify", "--draw", "-1", *SMOKE],
+        ["run", "--seed", "-1", *SMOKE],
+        ["verify", *SMOKE],
+    ]
 
 
 def inputs(lines: list[list[str]]) -> Tally:
@@ -199,7 +233,9 @@ def inputs(lines: list[list[str]]) -> Tally:
             tally.trials += 1
             one_line(tally, " ".join(words), code, err, {2})
             if list(results.rglob("runs/*.json")):
-                tally.silent.append(f"{' '.join(words)}: something was computed before it was refused")
+                tally.silent.append(
+                    f"{' '.join(words)}: something was computed before it was refused"
+                )
     return tally
 
 
@@ -230,7 +266,9 @@ def disks(sizes: list[str], notebooks: list[str]) -> Tally:
                 subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
                 code, _, err = run(words)
                 if code:
-                    tally.lost.append(f"disk of {size}, then with room: {code}, {err.strip()[-200:]}")
+                    tally.lost.append(
+                        f"disk of {size}, then with room: {code}, {err.strip()[-200:]}"
+                    )
                 compare(tally, f"disk of {size}, then with room", disk, expected)
         with small_disk(place / "read-only", "ro") as disk:
             code, _, err = run(["run", *notebooks, *SMOKE, "--results", str(disk)])
@@ -272,7 +310,9 @@ def damage(kinds: list[str], notebooks: list[str]) -> Tally:
             whole = path.read_bytes()
             path.unlink() if hurt is None else path.write_bytes(hurt(whole))
             before = sorted(p.name for p in runs.iterdir())
-            code, out, err = run(["verify", *notebooks, *SMOKE, "--sample", "1", "--results", str(folder)])
+            code, out, err = run(
+                ["verify", *notebooks, *SMOKE, "--sample", "1", "--results", str(folder)]
+            )
             tally.trials += 1
             if "Traceback" in out + err:
                 tally.tracebacks.append(f"{kind}: {err.strip().splitlines()[-1]}")
@@ -282,7 +322,9 @@ def damage(kinds: list[str], notebooks: list[str]) -> Tally:
                 tally.lost.append(f"{kind}: verify moved files")
             code, out, err = run(["run", *notebooks, *SMOKE, "--results", str(folder)])
             if code or "Traceback" in out + err:
-                tally.tracebacks.append(f"{kind}: run ended with {code}: {(out + err).strip()[-200:]}")
+                tally.tracebacks.append(
+                    f"{kind}: run ended with {code}: {(out + err).strip()[-200:]}"
+                )
             for aside in runs.glob("*.corrupt*"):  # set aside, as was said
                 aside.unlink()
             compare(tally, kind, folder, expected)
@@ -290,12 +332,23 @@ def damage(kinds: list[str], notebooks: list[str]) -> Tally:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parts = ("kills", "together", "inputs", "disks", "damage")
-    parser.add_argument("parts", nargs="*", choices=[[], *parts], help=f"of: {', '.join(parts)} (default: all)")
+    parser.add_argument(
+        "parts", nargs="*", choices=[[], *parts], help=f"of: {', '.join(parts)} (default: all)"
+    )
     parser.add_argument("--kills", type=int, default=100, help="how many (default: 100)")
-    parser.add_argument("--longest", type=float, default=30, help="seconds within which a run is killed (default: 30)")
-    parser.add_argument("--notebooks", nargs="*", default=[], help="default: all; 02 and 03 for disks and damage")
+    parser.add_argument(
+        "--longest",
+        type=float,
+        default=30,
+        help="seconds within which a run is killed (default: 30)",
+    )
+    parser.add_argument(
+        "--notebooks", nargs="*", default=[], help="default: all; 02 and 03 for disks and damage"
+    )
     options = parser.parse_args()
     trials = {
         "kills": lambda: kills(options.kills, options.longest, options.notebooks),
@@ -308,9 +361,14 @@ def main() -> int:
     for name in options.parts or parts:
         begun = time.perf_counter()
         tallies.append(trials[name]())
-        print(f"{name}: {tallies[-1].trials} trials in {time.perf_counter() - begun:.0f} s", flush=True)
+        print(
+            f"{name}: {tallies[-1].trials} trials in {time.perf_counter() - begun:.0f} s",
+            flush=True,
+        )
         tallies[-1].report()
-    print("\n| what | trials | wrong in silence | tracebacks | lost |\n| --- | --- | --- | --- | --- |")
+    print(
+        "\n| what | trials | wrong in silence | tracebacks | lost |\n| --- | --- | --- | --- | --- |"
+    )
     for tally in tallies:
         print(tally.row())
     return int(any(t.silent or t.tracebacks or t.lost for t in tallies))

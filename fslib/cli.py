@@ -1,4 +1,4 @@
-"""fslib run | list | plan | verify | check | explore | site.
+"""fslib run | list | verify | check | explore | site.
 
 Exit codes: 0 done (verify: all equal; check: all can be used), 1 a notebook failed, a record differs or cannot be read,
 a model cannot be used, 2 bad input, nothing to verify, or no place to write, 130 interrupted, 141 nobody reads the
@@ -7,7 +7,6 @@ output any more, 143 terminated.
 
 import argparse
 import math
-import os
 import signal
 import sys
 import tempfile
@@ -19,16 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from fslib.checks import check
 from fslib.errors import FslibError, first_line
-from fslib.model.devices import is_first, is_first_to_fail, keep_freed_memory, leave, processes
-from fslib.study.compatibility import check
+from fslib.model.devices import keep_freed_memory
 from fslib.study.config import settings_of
 from fslib.study.files import sweep
-from fslib.study.fingerprints import planning, require
-from fslib.study.plan import plan_lines, seconds_left
+from fslib.study.fingerprints import require
 from fslib.study.profiles import PROFILES
 from fslib.study.provenance import ROOT
-from fslib.study.records import DamagedRecordError, Record, Unit, distinct
 from fslib.study.runner import (
     NotebookError,
     check_in_place,
@@ -37,6 +34,7 @@ from fslib.study.runner import (
     run_notebook,
 )
 from fslib.study.schedule import Failure, Where, compute, missing
+from fslib.study.store import DamagedRecordError, Record, Unit, distinct
 from fslib.study.study import Study
 from fslib.study.terminal import OutputError, Parser, close_output, say
 from fslib.study.verify import told, told_claims
@@ -57,17 +55,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 code = _obey(arguments)
             finally:
                 say()
-            leave()
             return code
         except OutputError as error:
             close_output()
-            if isinstance(error.__cause__, BrokenPipeError):  # as for any command whose reader has gone
+            if isinstance(
+                error.__cause__, BrokenPipeError
+            ):  # as for any command whose reader has gone
                 return 141
             return _fail(f"cannot write to standard output: {error}")
         except FslibError as error:
             return _fail(str(error))
         except OSError as error:  # too few file handles, a folder that may not be read
-            return _fail((error.strerror or first_line(error)) + (f": {error.filename}" if error.filename else ""))
+            return _fail(
+                (error.strerror or first_line(error))
+                + (f": {error.filename}" if error.filename else "")
+            )
         except Terminated:
             return _fail("terminated; finished units are recorded, run again to go on", 143)
         except KeyboardInterrupt:
@@ -90,13 +92,7 @@ def _obey(arguments: Sequence[str] | None) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into an exception inside the block; a thread that is not the main one must do without.
-
-    So must one of several processes that compute together: waiting for another, it would not hear of it.
-    """
-    if "LOCAL_RANK" in os.environ:
-        yield
-        return
+    """Turn SIGTERM into an exception inside the block; a thread that is not the main one must do without."""
 
     def stop(number: int, frame: Any) -> None:
         raise Terminated
@@ -113,54 +109,103 @@ def _terminable() -> Iterator[None]:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    """Say on standard error what is wrong, if it can be said, and return an exit code.
-
-    Of several processes that compute together, the one that fails first says it, for all.
-    """
+    """Say on standard error what is wrong, if it can be said, and return an exit code."""
     with suppress(OSError):
-        if is_first_to_fail():
-            print(f"fslib: {message}", file=sys.stderr, flush=True)
+        print(f"fslib: {message}", file=sys.stderr, flush=True)
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="fslib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    actions = parser.add_subparsers(required=True, metavar="run | list | plan | verify | check | explore | site")
+    parser = Parser(
+        prog="fslib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    actions = parser.add_subparsers(
+        required=True, metavar="run | list | verify | check | explore | site"
+    )
     study = Parser(add_help=False)
-    study.add_argument("--profile", default="mini", help=f"one of: {', '.join(PROFILES)} (default: mini)")
-    study.add_argument("--results", type=Path, help="folder for results (default: results/, or FSLIB_RESULTS)")
+    study.add_argument(
+        "--profile", default="mini", help=f"one of: {', '.join(PROFILES)} (default: mini)"
+    )
+    study.add_argument(
+        "--results", type=Path, help="folder for results (default: results/, or FSLIB_RESULTS)"
+    )
     study.add_argument("--seed", type=int, default=0, help="first seed (default: 0)")
-    study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the profile")
+    study.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a field of the profile",
+    )
     shared = Parser(add_help=False, parents=[study])
     shared.add_argument("notebooks", nargs="*", help="notebooks by number or name (default: all)")
-    run = actions.add_parser("run", parents=[shared], help="compute what is missing and execute the notebooks")
-    run.add_argument("--workers", type=int, help="how many units at a time (default: cores / threads of the profile)")
-    run.add_argument("--ray", metavar="WHERE", help="compute on a Ray cluster: local, auto, or its HOST:PORT")
-    run.add_argument("--gpus-per-unit", type=float, metavar="N", help="GPUs of a unit on the cluster (default: 0)")
-    run.add_argument("--fresh", action="store_true", help="compute everything anew, and replace records one by one")
-    run.add_argument("--in-place", action="store_true", help="also write the outputs into notebooks/")
+    run = actions.add_parser(
+        "run", parents=[shared], help="compute what is missing and execute the notebooks"
+    )
+    run.add_argument(
+        "--workers",
+        type=int,
+        help="how many units at a time (default: cores / threads of the profile)",
+    )
+    run.add_argument(
+        "--ray", metavar="WHERE", help="compute on a Ray cluster: local, auto, or its HOST:PORT"
+    )
+    run.add_argument(
+        "--gpus-per-unit",
+        type=float,
+        metavar="N",
+        help="GPUs of a unit on the cluster (default: 0)",
+    )
+    run.add_argument(
+        "--fresh",
+        action="store_true",
+        help="compute everything anew, and replace records one by one",
+    )
+    run.add_argument(
+        "--in-place", action="store_true", help="also write the outputs into notebooks/"
+    )
     run.set_defaults(action=_run)
-    listing = actions.add_parser("list", parents=[shared], help="notebooks and their units, recorded or missing")
+    listing = actions.add_parser(
+        "list", parents=[shared], help="notebooks and their units, recorded or missing"
+    )
     listing.set_defaults(action=_list)
-    plan = actions.add_parser("plan", parents=[shared], help="what it costs from nothing: operations, hours, memory")
-    plan.add_argument("--tflops", type=float, help="10^12 operations per second of a worker (default: as records show)")
-    plan.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64], help="how many at a time (default: 1 8 64)")
-    plan.set_defaults(action=_plan)
-    verify = actions.add_parser("verify", parents=[shared], help="compute records again and compare")
-    verify.add_argument("--sample", type=int, default=3, help="how many records, drawn at random (default: 3; 0: all)")
+    verify = actions.add_parser(
+        "verify", parents=[shared], help="compute records again and compare"
+    )
+    verify.add_argument(
+        "--sample",
+        type=int,
+        default=3,
+        help="how many records, drawn at random (default: 3; 0: all)",
+    )
     verify.add_argument("--draw", type=int, default=0, help="seed of that draw (default: 0)")
     verify.set_defaults(action=_verify)
-    looked_at = actions.add_parser("check", help="whether a model's heads can be switched off and trained, and why not")
+    looked_at = actions.add_parser(
+        "check", help="whether a model's heads can be switched off and trained, and why not"
+    )
     looked_at.add_argument("models", nargs="+", help="fslib's name, a local folder or a Hub id")
     looked_at.set_defaults(action=_check)
-    page = actions.add_parser("explore", parents=[study], help="write a page that shows a model's heads")
-    page.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="where to write it")
-    page.add_argument("--model-seed", type=int, help="which of the profile's models (default: the first)")
+    page = actions.add_parser(
+        "explore", parents=[study], help="write a page that shows a model's heads"
+    )
+    page.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.html", help="where to write it"
+    )
+    page.add_argument(
+        "--model-seed", type=int, help="which of the profile's models (default: the first)"
+    )
     page.set_defaults(action=_explore)
-    site = actions.add_parser("site", help="write the site: notebooks, method, results and the explorer as pages")
-    site.add_argument("--out", type=Path, default=ROOT / "site", metavar="FOLDER", help="where (default: site/)")
+    site = actions.add_parser(
+        "site", help="write the site: notebooks, method, results and the explorer as pages"
+    )
     site.add_argument(
-        "--repository", default="", metavar="OWNER/NAME", help="on GitHub: adds a link to the notebooks on Binder"
+        "--out", type=Path, default=ROOT / "site", metavar="FOLDER", help="where (default: site/)"
+    )
+    site.add_argument(
+        "--repository",
+        default="",
+        metavar="OWNER/NAME",
+        help="on GitHub: adds a link to the notebooks on Binder",
     )
     site.set_defaults(action=_site)
     return parser
@@ -173,7 +218,9 @@ def _check_file_handles() -> None:
 
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if 0 <= limit < FILE_HANDLES:
-            raise FslibError(f"too few open files are allowed ({limit}): ulimit -n {FILE_HANDLES}, or more")
+            raise FslibError(
+                f"too few open files are allowed ({limit}): ulimit -n {FILE_HANDLES}, or more"
+            )
 
 
 def _run(study: Study, options: argparse.Namespace) -> int:
@@ -184,22 +231,26 @@ def _run(study: Study, options: argparse.Namespace) -> int:
         check_in_place(study)
     planned = _units(study, notebooks)
     units = _to_compute(study, planned, fresh=options.fresh)
-    if is_first():
-        for folder in (notebooks_folder(), ROOT / "figures", Path(tempfile.gettempdir())):
-            sweep(folder)
-        study.store.sweep()
+    for folder in (notebooks_folder(), ROOT / "figures", Path(tempfile.gettempdir())):
+        sweep(folder)
+    study.store.sweep()
     started = time.perf_counter()
-    titles = {source: f"[{number}/{len(notebooks)}] {source.stem}" for number, source in enumerate(notebooks, start=1)}
+    titles = {
+        source: f"[{number}/{len(notebooks)}] {source.stem}"
+        for number, source in enumerate(notebooks, start=1)
+    }
     _announce(study, titles, units)
     recorded = len({unit.key for unit in planned} - {unit.key for unit in units})
     say(f"{recorded + len(units)} units: {recorded} recorded, {len(units)} to compute")
     failures = compute(study.store, units, where, fresh=options.fresh, say=say) if units else {}
     if units:
         say(f"{len(units) - len(failures)} units computed, {len(failures)} failed")
-    if not is_first():
-        return 0
     say("executing the notebooks on their records")
-    failed = [s.stem for s, title in titles.items() if not _run_one(study, s, title, failures, options.in_place)]
+    failed = [
+        s.stem
+        for s, title in titles.items()
+        if not _run_one(study, s, title, failures, options.in_place)
+    ]
     if failed:
         return _fail(f"{len(failed)} of {len(notebooks)} notebooks failed: {', '.join(failed)}", 1)
     say(f"all done in {time.perf_counter() - started:.0f} s")
@@ -214,8 +265,7 @@ def _to_compute(study: Study, planned: Sequence[Unit], *, fresh: bool = False) -
     for unit in units:
         require(unit.task_names(), f"{unit.kind}-{unit.key}")
         unit.check()
-    if is_first():
-        study.store.tell_data(dict.fromkeys(name for unit in planned for name in unit.task_names()))
+    study.store.tell_data(dict.fromkeys(name for unit in planned for name in unit.task_names()))
     return units
 
 
@@ -223,24 +273,24 @@ def _where(study: Study, options: argparse.Namespace) -> Where:
     """Return where the options say that units are computed. Raises FslibError for options that say two things."""
     if options.ray is None:
         if options.gpus_per_unit is not None:
-            raise FslibError("--gpus-per-unit goes with --ray: on this machine a unit takes the GPU that there is")
-        workers = default_workers(study.profile.threads) if options.workers is None else options.workers
+            raise FslibError(
+                "--gpus-per-unit goes with --ray: on this machine a unit takes the GPU that there is"
+            )
+        workers = (
+            default_workers(study.profile.threads) if options.workers is None else options.workers
+        )
         if workers < 1:
             raise FslibError(f"--workers {workers}: give 1 or more")
-        if workers > 1 and processes().num_processes > 1:
-            raise FslibError(
-                f"--workers {workers}: these {processes().num_processes} processes compute one unit at a time"
-            )
         return Where(workers)
-    if processes().num_processes > 1:
-        raise FslibError(
-            f"--ray: these {processes().num_processes} processes compute every unit together; start one alone"
-        )
     if options.workers is not None:
-        raise FslibError("--workers are processes of this machine: leave it out with --ray, which counts its own")
+        raise FslibError(
+            "--workers are processes of this machine: leave it out with --ray, which counts its own"
+        )
     gpus = options.gpus_per_unit or 0.0
     if not (0 <= gpus < 1 or (math.isfinite(gpus) and gpus == int(gpus) >= 0)):
-        raise FslibError(f"--gpus-per-unit {gpus:g}: give a whole number, or a share of one between 0 and 1")
+        raise FslibError(
+            f"--gpus-per-unit {gpus:g}: give a whole number, or a share of one between 0 and 1"
+        )
     return Where(ray=options.ray, gpus=gpus)
 
 
@@ -253,14 +303,18 @@ def _announce(study: Study, titles: Mapping[Path, str], units: Sequence[Unit]) -
         left -= mine
 
 
-def _run_one(study: Study, source: Path, title: str, failures: Mapping[str, Failure], in_place: bool) -> bool:
+def _run_one(
+    study: Study, source: Path, title: str, failures: Mapping[str, Failure], in_place: bool
+) -> bool:
     """Run one notebook on its records, say how it went, and return whether it ran through."""
     begun = time.perf_counter()
     try:
         for key in (unit.key for unit in study.plan(source.stem)):
             if key in failures:
                 unit, reason = failures[key].unit, failures[key].reason
-                raise NotebookError(f"notebook {source.stem} failed, computing {unit.kind}-{unit.key}: {reason}")
+                raise NotebookError(
+                    f"notebook {source.stem} failed, computing {unit.kind}-{unit.key}: {reason}"
+                )
         run_notebook(study, source, in_place=in_place)
     except NotebookError as error:
         _fail(str(error))
@@ -282,12 +336,26 @@ def _state(study: Study, unit: Unit) -> Record | FslibError | None:
         return error
 
 
+def seconds_left(
+    units: Sequence[Unit], recorded: Sequence[tuple[Unit, Record]]
+) -> dict[str, float]:
+    """Return {key: seconds} of units without a record: the median of those of its kind that have one."""
+    seconds: dict[str, list[float]] = {}
+    for unit, record in recorded:
+        seconds.setdefault(unit.kind, []).append(record.seconds)
+    return {
+        unit.key: float(np.median(seconds[unit.kind])) for unit in units if unit.kind in seconds
+    }
+
+
 def _list(study: Study, options: argparse.Namespace) -> int:
     say(f"profile {study.name}, seeds {study.seeds}, results in {study.folder}")
     notebooks = {source: study.plan(source.stem) for source in find_notebooks(options.notebooks)}
     units = {unit.key: unit for plan in notebooks.values() for unit in plan}
     states = {key: _state(study, unit) for key, unit in units.items()}  # a record is read once
-    recorded = [(units[key], record) for key, record in states.items() if isinstance(record, Record)]
+    recorded = [
+        (units[key], record) for key, record in states.items() if isinstance(record, Record)
+    ]
     done = {unit.key for unit, _ in recorded}
     left = seconds_left([unit for key, unit in units.items() if key not in done], recorded)
     said = set()
@@ -304,24 +372,17 @@ def _list(study: Study, options: argparse.Namespace) -> int:
             said.add(key)
             say(f"    {unit.kind:11} {key}  {state:23}  {unit.describe()}{again}")
     workers = default_workers(study.profile.threads)
-    hours = f"; about {sum(left.values()) / 3600 / workers:.1f} hours with --workers {workers}" if left else ""
+    hours = (
+        f"; about {sum(left.values()) / 3600 / workers:.1f} hours with --workers {workers}"
+        if left
+        else ""
+    )
     say(f"{len(recorded)} of {len(units)} units recorded{hours}")
     for trouble in states.values():
         if isinstance(trouble, FslibError):
             say(str(trouble))
     for path in study.store.set_aside():
         say(f"set aside, damaged: {path}")
-    return 0
-
-
-def _plan(study: Study, options: argparse.Namespace) -> int:
-    if wrong := [number for number in options.workers if number < 1]:
-        raise FslibError(f"--workers {wrong[0]}: give 1 or more")
-    with planning():
-        units = missing(study.store, _units(study, find_notebooks(options.notebooks)), fresh=True)
-        say(f"profile {study.name}, seeds {study.seeds}, nothing reused")
-        for line in plan_lines(study.store, units, options.tflops, options.workers):
-            say(line)
     return 0
 
 
@@ -335,12 +396,18 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _explore(study: Study, options: argparse.Namespace) -> int:
-    from fslib.study.explorer import checked_file, explore, shown_units  # widgets take a second to import
+    from fslib.explorer.widget import (  # widgets take a second to import
+        checked_file,
+        explore,
+        shown_units,
+    )
 
     checked_file(options.out)
     if units := _to_compute(study, shown_units(study, options.model_seed)):
         say(f"{len(units)} units have no record: computing them first")
-        failures = compute(study.store, units, Where(default_workers(study.profile.threads)), fresh=False, say=say)
+        failures = compute(
+            study.store, units, Where(default_workers(study.profile.threads)), fresh=False, say=say
+        )
         for failure in failures.values():
             return _fail(f"{failure.unit.kind}-{failure.unit.key}: {failure.reason}", 1)
     path = explore(study, seed=options.model_seed).to_html(options.out)
@@ -349,7 +416,7 @@ def _explore(study: Study, options: argparse.Namespace) -> int:
 
 
 def _site(options: argparse.Namespace) -> int:
-    from fslib.study.site import build  # which needs more packages than anything else
+    from fslib.site.build import build  # which needs more packages than anything else
 
     begun = time.perf_counter()
     landing = build(options.out.absolute(), say, options.repository)
@@ -358,13 +425,17 @@ def _site(options: argparse.Namespace) -> int:
 
 
 def _verify(study: Study, options: argparse.Namespace) -> int:
-    if processes().num_processes > 1:
-        raise FslibError("verify is for one process: start it alone")
+    from fslib.questions.q08_claims import evidence  # plots take a second to import
+
     notebooks_folder()
     for name in ("sample", "draw"):
         if getattr(options, name) < 0:
-            raise FslibError(f"--{name} {getattr(options, name)}: give 0{' (all)' * (name == 'sample')} or more")
-    states = [(unit, _state(study, unit)) for unit in _units(study, find_notebooks(options.notebooks))]
+            raise FslibError(
+                f"--{name} {getattr(options, name)}: give 0{' (all)' * (name == 'sample')} or more"
+            )
+    states = [
+        (unit, _state(study, unit)) for unit in _units(study, find_notebooks(options.notebooks))
+    ]
     recorded = [unit for unit, state in states if isinstance(state, Record)]
     unread = [state for _, state in states if isinstance(state, FslibError)]
     if not recorded and not unread:
@@ -375,7 +446,9 @@ def _verify(study: Study, options: argparse.Namespace) -> int:
     chosen = [recorded[i] for i in order[: options.sample or None]]
     compared = [told(study, unit, say) for unit in chosen]
     wrong = sum(comparison is None or bool(comparison.problems) for comparison in compared)
-    changed = told_claims(study, [c.again for c in compared if c is not None and not c.exact], say)
+    changed = told_claims(
+        study, [c.again for c in compared if c is not None and not c.exact], evidence, say
+    )
     missed = f", {len(unread)} more could not be read" if unread else ""
     say(f"{len(chosen)} of {len(recorded)} records verified, {wrong} differ{missed}")
     return 1 if wrong or unread or changed else 0

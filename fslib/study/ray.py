@@ -27,7 +27,7 @@ from fslib.progress import hidden
 from fslib.study.engine import Done, Engine, attempt, built_on
 from fslib.study.files import CannotWriteError, scratch_folder
 from fslib.study.provenance import code_checksum, git_commit, versions
-from fslib.study.records import DamagedRecordError, Store, Unit
+from fslib.study.store import DamagedRecordError, Store, Unit
 
 LOST_AT_MOST = 3  # times that a chain is lost with its machine before it is given up
 OBJECT_STORE = 256 * 2**20  # bytes; records are a few megabytes
@@ -70,7 +70,9 @@ def obey(order: Order) -> Iterator[Word]:
     """Compute a chain in a scratch store, and say how each unit went; in a worker, or anywhere else."""
     node = platform.node()
     pairs = [(name, mine, order.code.get(name)) for name, mine in code().items()]
-    if differing := [f"{name} {mine} instead of {wanted}" for name, mine, wanted in pairs if mine != wanted]:
+    if differing := [
+        f"{name} {mine} instead of {wanted}" for name, mine, wanted in pairs if mine != wanted
+    ]:
         yield Word(node, f"it has {', '.join(differing)}: install the same there")
         return
     torch.set_num_threads(order.threads)
@@ -100,7 +102,9 @@ def obey(order: Order) -> Iterator[Word]:
             seconds = time.perf_counter() - begun
             if failure:
                 failed.add(unit.key)
-            yield Word(node, "", unit.key, seconds, failure, (b"", b"") if failure else store.files(unit))
+            yield Word(
+                node, "", unit.key, seconds, failure, (b"", b"") if failure else store.files(unit)
+            )
 
 
 @dataclass
@@ -127,20 +131,30 @@ class Cluster(Engine):
         self._store, self._gpus, self._code = store, gpus, code()
         self._chains: dict[int, _Chain] = {}
         self._ray = _started(address)
-        options = {"num_cpus": store.threads, "num_gpus": gpus, "max_retries": 0, "num_returns": "streaming"}
+        options = {
+            "num_cpus": store.threads,
+            "num_gpus": gpus,
+            "max_retries": 0,
+            "num_returns": "streaming",
+        }
         # a decorator, as tests put on every function, would hide that it is a generator
         self._remote = self._ray.remote(inspect.unwrap(obey)).options(**options)
         self._looked, self._workers = -LOOK_EVERY, 0
         if not self.workers:
             self.close()
             wanted = f"{store.threads} processors" + (f" and {gpus:g} GPUs" if gpus else "")
-            raise FslibError(f"no machine of the Ray cluster {address} has {wanted}, which a unit is to have")
+            raise FslibError(
+                f"no machine of the Ray cluster {address} has {wanted}, which a unit is to have"
+            )
 
     @property
     def workers(self) -> int:
         """How many chains the machines that are there now can compute at a time."""
         if time.monotonic() - self._looked >= LOOK_EVERY:
-            self._looked, alive = time.monotonic(), [n["Resources"] for n in self._ray.nodes() if n["Alive"]]
+            self._looked, alive = (
+                time.monotonic(),
+                [n["Resources"] for n in self._ray.nodes() if n["Alive"]],
+            )
             self._workers = sum(self._fit(resources) for resources in alive)
         return self._workers
 
@@ -163,10 +177,19 @@ class Cluster(Engine):
     def _send(self, chain: _Chain) -> None:
         """Send out what is left of a chain, with the records that it is built on."""
         mine = {unit.key for unit in chain.units}
-        bases = {base.key: base for unit in chain.units for base in built_on(unit) if base.key not in mine}
-        records = [(base, self._store.files(base)) for base in bases.values() if self._store.find(base)]
+        bases = {
+            base.key: base
+            for unit in chain.units
+            for base in built_on(unit)
+            if base.key not in mine
+        }
+        records = [
+            (base, self._store.files(base)) for base in bases.values() if self._store.find(base)
+        ]
         keys = tuple(unit.key for unit in chain.units)
-        order = Order(self._code, pickle.dumps(chain.units), keys, pickle.dumps(records), self._store.threads)
+        order = Order(
+            self._code, pickle.dumps(chain.units), keys, pickle.dumps(records), self._store.threads
+        )
         chain.words, chain.since = self._remote.remote(order), time.perf_counter()
 
     def ended(self, patience: float) -> list[Done]:
@@ -203,7 +226,9 @@ class Cluster(Engine):
         chain = self._chains[number]
         chain.lost += 1
         if chain.lost >= LOST_AT_MOST:
-            return self._give_up(number, f"it was lost {chain.lost} times, at last by {_reason(error)}")
+            return self._give_up(
+                number, f"it was lost {chain.lost} times, at last by {_reason(error)}"
+            )
         self._looked = -LOOK_EVERY
         self._send(chain)
         return []
@@ -211,7 +236,9 @@ class Cluster(Engine):
     def _give_up(self, number: int, reason: str) -> list[Done]:
         """Say of all that is left of a chain why it has no record."""
         chain = self._chains.pop(number)
-        return [Done(unit, number, time.perf_counter() - chain.since, reason) for unit in chain.units]
+        return [
+            Done(unit, number, time.perf_counter() - chain.since, reason) for unit in chain.units
+        ]
 
     def close(self) -> None:
         """Cancel what is under way, and leave the cluster."""
@@ -225,7 +252,10 @@ class Cluster(Engine):
 
 def _reason(error: Exception) -> str:
     """Say in a few words how a worker was lost."""
-    names = {"NodeDiedError": "the end of its machine", "WorkerCrashedError": "the end of its process"}
+    names = {
+        "NodeDiedError": "the end of its machine",
+        "WorkerCrashedError": "the end of its process",
+    }
     names |= {"OutOfMemoryError": "too little memory on its machine"}
     return names.get(type(error).__name__, f"{type(error).__name__}: {first_line(error)}")
 
@@ -233,12 +263,18 @@ def _reason(error: Exception) -> str:
 def _started(address: str) -> Any:
     """Return the module ray, connected to a cluster."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a worker without a GPU sees none
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"
+    )  # a worker without a GPU sees none
     try:
         import ray
     except ImportError as error:
         raise FslibError("--ray needs Ray: pip install -e '.[cluster]'") from error
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": True,
+    }
     if address == "local":
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     with _own_sigterm():

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from fslib.dissociation import Dissociation
-from fslib.study.plots import GREY, looks, panels, set_limits, short, styled
+from fslib.iap import Dissociation
+from fslib.plot import GREY, looks, panels, set_limits, short, styled
 
 
 class Story(NamedTuple):
@@ -45,20 +45,36 @@ def _draw_heads(score: Axes, choose: Axes, story: Story) -> None:
     layers, heads = next(iter(story.maps.values())).shape
     for ax, title in ((score, "1  score heads"), (choose, "2  prune top heads")):
         ax.set_title(title, loc="left")
-        ax.set(xlim=(-0.6, heads - 0.4), ylim=(-0.6, 2 * layers + 1.9), aspect="equal", xticks=[], yticks=[])
+        ax.set(
+            xlim=(-0.6, heads - 0.4),
+            ylim=(-0.6, 2 * layers + 1.9),
+            aspect="equal",
+            xticks=[],
+            yticks=[],
+        )
         ax.spines[:].set_visible(False)
     for i, (task, values) in enumerate(story.maps.items()):
         base, colour = (1 - i) * (layers + 1.3), style[task]["color"]
         share, chosen = values / values.max(), story.heads[task]
         for layer, head in np.ndindex(layers, heads):
             corner = (head - 0.42, base + layer - 0.42)
-            dark, grey = 0.06 + 0.94 * share[layer, head], "white" if chosen[layer, head] else "#cccccc"
+            dark, grey = (
+                0.06 + 0.94 * share[layer, head],
+                "white" if chosen[layer, head] else "#cccccc",
+            )
             score.add_patch(Rectangle(corner, 0.84, 0.84, facecolor=colour, alpha=dark, lw=0))
             choose.add_patch(Rectangle(corner, 0.84, 0.84, facecolor=grey, lw=0))
             if chosen[layer, head]:
                 choose.plot(head, base + layer, marker="x", color=colour, markersize=4, mew=1.3)
         for ax in (score, choose):
-            ax.text(-0.5, base + layers - 0.35, short(task), color=colour, fontweight="bold", va="bottom")
+            ax.text(
+                -0.5,
+                base + layers - 0.35,
+                short(task),
+                color=colour,
+                fontweight="bold",
+                va="bottom",
+            )
     score.set_xlabel(f"{heads} heads, {layers} layers (first below)", fontsize=7.5)
     choose.set_xlabel("output set to 0", fontsize=7.5)
 
@@ -76,7 +92,9 @@ def _draw_lesions(ax: Axes, story: Story) -> None:
         )
         for j, (height, colour, name) in enumerate(bars):
             ax.bar(4 * i + j, height, color=colour, width=0.85)
-            ax.text(4 * i + j, height + 2, name, ha="center", fontsize=6.5, rotation=90, va="bottom")
+            ax.text(
+                4 * i + j, height + 2, name, ha="center", fontsize=6.5, rotation=90, va="bottom"
+            )
     ax.set_xticks([1, 5], [short(task) for task in tasks], fontsize=7)
     ax.set(ylabel="score left (%)", ylim=(0, 130), yticks=[0, 25, 50, 75, 100])
     ends = [(left.loc[task, task], left.loc[other, task]) for task, other in (tasks, tasks[::-1])]
@@ -84,7 +102,9 @@ def _draw_lesions(ax: Axes, story: Story) -> None:
     if np.isfinite(gaps).any():  # where it is widest, it can be seen
         i = int(np.nanargmax(gaps))
         (own, others), x = ends[i], 4 * i - 0.62
-        ax.add_patch(FancyArrowPatch((x, others), (x, own), arrowstyle="<->", mutation_scale=6, lw=0.9))
+        ax.add_patch(
+            FancyArrowPatch((x, others), (x, own), arrowstyle="<->", mutation_scale=6, lw=0.9)
+        )
         ax.text(x - 0.13, (own + others) / 2, "$D$", ha="right", va="center")
     ax.set_xlim(-1.6, 6.8)
 

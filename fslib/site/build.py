@@ -1,7 +1,7 @@
 """The site: notebooks, method, results and the explorer as pages that ask for nothing, built offline with Sphinx.
 
 Nothing on it is written twice. Pages are gathered from the README, the notebooks, the docstrings and the tables of the
-results; what the pages look like is in `fslib.study.site_pages`.
+results; what the pages look like is in `fslib.site.pages`.
 """
 
 import re
@@ -13,26 +13,23 @@ import pandas as pd
 import yaml
 
 from fslib.errors import FslibError
-from fslib.study.evidence import shown_p
+from fslib.claims import shown_p
 from fslib.study.files import in_markdown, remove, scratch_folder, writing
-from fslib.study.fingerprints import planning
-from fslib.study.plan import plan_lines
 from fslib.study.profiles import PROFILES, Profile
 from fslib.study.provenance import ROOT
-from fslib.study.records import distinct
+from fslib.study.store import distinct
 from fslib.study.runner import find_notebooks, notebooks_in
 from fslib.study.study import Study
 
 MARK = ".fslib-site"  # in a folder that may be replaced
-PAPER_TFLOPS = 50.0  # a rate to plan the profile `paper` with
 # the method in six pages: title, modules
 METHOD = {
     "importance": ("Importance of heads", ("importance", "heads")),
     "pruning": ("Switching heads off", ("pruning", "lesions", "model.attention")),
-    "dissociation": ("Dissociation and its intervals", ("dissociation", "scoring", "intervals")),
+    "dissociation": ("Dissociation and its intervals", ("iap", "scoring", "intervals")),
     "training": ("Multi-task training and its endings", ("training", "endings")),
     "iat": ("Important attention-head training", ("iat",)),
-    "tasks": ("Similarity of tasks, and transfer", ("similarity", "transfer")),
+    "tasks": ("Similarity of tasks, and transfer", ("similarity", "finetuning")),
 }
 REPOSITORY = re.compile(r"[\w-]+/[\w.-]+", re.ASCII)
 LINK = re.compile(r"(?P<before>!?\[[^\]]*\])\((?P<target>[^)\s]+)\)")
@@ -50,7 +47,7 @@ def build(out: Path, say: Callable[[str], None], repository: str = "") -> Path:
     if repository and not REPOSITORY.fullmatch(repository):
         raise FslibError(f"{repository!r:.80} is no repository on GitHub: give owner/name")
     try:
-        from fslib.study.site_pages import make_html
+        from fslib.site.pages import make_html
     except ImportError as error:
         raise FslibError(f'{error.name} is not installed: pip install -e ".[site]"') from error
     with scratch_folder() as scratch:
@@ -77,7 +74,6 @@ def gather(source: Path, repository: str = "") -> None:
         f"{section(readme, 'How a claim is decided, and how often that is wrong')}\n{section(readme, 'What it costs')}",
         "commands.md": f"# Use it\n\n{section(readme, 'The library')}\n{section(readme, 'Commands')}\n"
         f"{section(readme, 'More than one machine')}",
-        "paper.md": paper_page(),
         "cite.md": f"# Cite\n\n{section(readme, 'Cite', title=False)}",
         "notebooks.md": f"# Notebooks\n\n{contents(f'notebooks/{p.stem}' for p in find_notebooks())}",
         "method.md": f"# The method\n\n{section(readme, 'Where to read the method', title=False)}\n"
@@ -118,7 +114,7 @@ def landing(readme: str, repository: str = "") -> str:
     came_out = re.sub(
         r"(?:^\|.*\n)+", lambda _: claims_of_profiles(), section(readme, "What came out"), count=1, flags=re.M
     )
-    pages = ("notebooks", "explorer", "method", "profiles", "commands", "benchmarks", "paper", "cite")
+    pages = ("notebooks", "explorer", "method", "profiles", "commands", "benchmarks", "cite")
     commands = section(readme, "Two commands")
     if repository:  # a link, not Binder's badge, which is loaded from there
         notebooks = f"https://mybinder.org/v2/gh/{repository}/HEAD?urlpath=lab/tree/notebooks"
@@ -190,18 +186,6 @@ def profile_page(name: str) -> str:
 def executed_notebooks(profile: str) -> list[Path]:
     """Return the notebooks of a profile as they were executed; none of `mini`, whose are those of `notebooks`."""
     return [] if profile == "mini" else notebooks_in(ROOT / "results" / profile / "notebooks")
-
-
-def paper_page() -> str:
-    """Return what the profile `paper` would cost, planned now."""
-    with planning():
-        study = Study("paper")
-        units = distinct(unit for path in find_notebooks() for unit in study.plan(path.stem))
-        lines = "\n".join(plan_lines(study.store, units, PAPER_TFLOPS, [1, 8, 64]))
-    return (
-        "# What the paper's scale costs\n\nThe profile `paper`, with seven pre-trained encoders, planned and not yet "
-        f"run: `fslib plan --profile paper --tflops {PAPER_TFLOPS:g}`.\n\n```text\n{lines}\n```\n"
-    )
 
 
 def linked(text: str, source: Path, folder: Path) -> str:

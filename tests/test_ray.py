@@ -13,14 +13,23 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster as RayCluster
 from refusal import refused
-from small_units import SMALL, TASKS, FailingUnit, KilledUnit, NumbersUnit, PlacedUnit, training, write_tasks
+from small_units import (
+    SMALL,
+    TASKS,
+    FailingUnit,
+    KilledUnit,
+    NumbersUnit,
+    PlacedUnit,
+    training,
+    write_tasks,
+)
 
 import fslib
 from fslib.questions import main
 from fslib.study import cluster as clusters
 from fslib.study.fingerprints import cached_task
-from fslib.study.records import DamagedRecordError, Store
 from fslib.study.schedule import Where, compute
+from fslib.study.store import DamagedRecordError, Store
 from fslib.study.units import ImportanceUnit, PruneUnit
 
 SCORED = [ImportanceUnit(model=training(seed), examples=4) for seed in (0, 1)]
@@ -38,7 +47,9 @@ def places(data):
         patch.setenv("PYTHONPATH", os.pathsep.join([tests, str(Path(fslib.__file__).parents[1])]))
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
         cached_task.cache_clear()
-        made = RayCluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        made = RayCluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
         for _ in range(2):
             made.add_node(num_cpus=1, num_gpus=2)
         made.wait_for_nodes()
@@ -65,10 +76,18 @@ def test_records_are_the_same_bits_from_a_cluster_and_from_here(tmp_path, where)
     assert compute(there, units, where, say=lines.append) == {}
     assert lines[-1].startswith("[6/6] ")
     for unit in units:
-        one, two = (store.path(unit.kind, unit.key).with_suffix(".npz").read_bytes() for store in (here, there))
+        one, two = (
+            store.path(unit.kind, unit.key).with_suffix(".npz").read_bytes()
+            for store in (here, there)
+        )
         assert one == two
         one, two = here.find(unit), there.find(unit)
-        assert (one.result, one.machine, one.data, one.config) == (two.result, two.machine, two.data, two.config)
+        assert (one.result, one.machine, one.data, one.config) == (
+            two.result,
+            two.machine,
+            two.data,
+            two.config,
+        )
     assert not list((tmp_path / "there").rglob("*.safetensors")), "models do not travel"
     assert not list((tmp_path / "there").rglob("*.partial*"))
 
@@ -102,12 +121,17 @@ def test_a_failure_takes_the_rest_of_its_chain(tmp_path, where):
     assert failures[after.key].unit == failing
 
 
-def test_a_machine_that_goes_in_the_middle_of_a_chain_costs_nothing_but_time(tmp_path, places, where):
+def test_a_machine_that_goes_in_the_middle_of_a_chain_costs_nothing_but_time(
+    tmp_path, places, where
+):
     doomed = places.add_node(num_cpus=1, num_gpus=2)
     places.wait_for_nodes()
     log = tmp_path / "log"
     first = [PlacedUnit(tasks=TASKS, n=n, log=str(log)) for n in range(3)]
-    slow = [PlacedUnit(tasks=TASKS, n=10 + n, log=str(log), seconds=6.0, base=unit) for n, unit in enumerate(first)]
+    slow = [
+        PlacedUnit(tasks=TASKS, n=10 + n, log=str(log), seconds=6.0, base=unit)
+        for n, unit in enumerate(first)
+    ]
     found = {}
     store = Store(tmp_path / "store")
 
@@ -122,7 +146,9 @@ def test_a_machine_that_goes_in_the_middle_of_a_chain_costs_nothing_but_time(tmp
         assert time.monotonic() < end and thread.is_alive(), "no slow unit came to the node"
         time.sleep(0.05)
     (number,) = (n for n, line in enumerate(there) if line in lines_of(log))
-    while not store.path("placed", first[number].key).is_file():  # the record before it is on its way
+    while not store.path(
+        "placed", first[number].key
+    ).is_file():  # the record before it is on its way
         assert time.monotonic() < end
         time.sleep(0.05)
     places.remove_node(doomed)
@@ -156,19 +182,25 @@ def test_gpus_are_handed_out_one_a_chain_and_none_is_seen_without(tmp_path, plac
 def test_a_worker_with_other_code_is_refused_by_name(tmp_path, where, monkeypatch):
     mine = clusters.versions()
     monkeypatch.setattr(clusters, "versions", lambda: mine | {"torch": "0.1"})
-    with refused("the worker on", "was refused", f"torch {mine['torch']} instead of 0.1", "install the same"):
+    with refused(
+        "the worker on", "was refused", f"torch {mine['torch']} instead of 0.1", "install the same"
+    ):
         compute(Store(tmp_path), [NumbersUnit(tasks=TASKS, n=0)], where, say=[].append)
     assert names(tmp_path) == []
 
 
 def test_a_worker_with_other_data_is_refused_by_name(tmp_path, where, monkeypatch):
     other = write_tasks(tmp_path / "other")
-    (other / "left" / "train.tsv").write_text((other / "left" / "train.tsv").read_text().replace("number", "no."))
+    (other / "left" / "train.tsv").write_text(
+        (other / "left" / "train.tsv").read_text().replace("number", "no.")
+    )
     monkeypatch.setenv("FSLIB_DATA", str(other))
     cached_task.cache_clear()
     try:
         with refused("was refused", "its data are others", "left, right"):
-            compute(Store(tmp_path / "store"), [NumbersUnit(tasks=TASKS, n=0)], where, say=[].append)
+            compute(
+                Store(tmp_path / "store"), [NumbersUnit(tasks=TASKS, n=0)], where, say=[].append
+            )
     finally:
         monkeypatch.undo()
         cached_task.cache_clear()
@@ -179,10 +211,15 @@ def test_a_record_that_comes_damaged_or_is_another_is_not_written(tmp_path):
     one, two = (NumbersUnit(tasks=TASKS, n=n) for n in range(2))
     here.get(one)
     content, arrays = here.files(one)
-    for files, said in (((content, arrays[:-1]), "came damaged"), ((content[:-9], arrays), "came damaged")):
+    for files, said in (
+        ((content, arrays[:-1]), "came damaged"),
+        ((content[:-9], arrays), "came damaged"),
+    ):
         with pytest.raises(DamagedRecordError, match=said):
             there.adopt(one, files)
-    with pytest.raises(DamagedRecordError, match=f"instead of record numbers-{two.key} came numbers-{one.key}"):
+    with pytest.raises(
+        DamagedRecordError, match=f"instead of record numbers-{two.key} came numbers-{one.key}"
+    ):
         there.adopt(two, (content, arrays))
     assert names(tmp_path / "there") == []
     there.adopt(one, (content, arrays))
@@ -191,12 +228,28 @@ def test_a_record_that_comes_damaged_or_is_another_is_not_written(tmp_path):
         there.files(two)
 
 
-SETTINGS = [word for key, value in (SMALL | {"seeds": 3}).items() for word in ("--set", f"{key}={json.dumps(value)}")]
+SETTINGS = [
+    word
+    for key, value in (SMALL | {"seeds": 3}).items()
+    for word in ("--set", f"{key}={json.dumps(value)}")
+]
 
 
 def test_a_driver_that_is_killed_goes_on_where_it_was(tmp_path, places, data):
-    words = ["run", "03", "--profile", "smoke", *SETTINGS, "--results", str(tmp_path), "--ray", places.address]
-    process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    words = [
+        "run",
+        "03",
+        "--profile",
+        "smoke",
+        *SETTINGS,
+        "--results",
+        str(tmp_path),
+        "--ray",
+        places.address,
+    ]
+    process = subprocess.Popen(
+        [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     end = time.monotonic() + 180
     while len(list(tmp_path.rglob("train-*.json"))) < 1:
         assert time.monotonic() < end and process.poll() is None, process.communicate()
@@ -207,7 +260,10 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(tmp_path, places, data):
     done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     recorded = sorted(p for p in tmp_path.rglob("*.json") if p.parent.name == "runs")
-    assert len(recorded) == 9 and f"9 units: {len(before)} recorded, {9 - len(before)} to compute" in done.stdout
+    assert (
+        len(recorded) == 9
+        and f"9 units: {len(before)} recorded, {9 - len(before)} to compute" in done.stdout
+    )
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
 
 
@@ -222,6 +278,9 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(tmp_path, places, data):
     ],
 )
 def test_bad_options_are_one_line(tmp_path, capsys, words, said, small_tasks):
-    assert main(["run", "03", "--profile", "smoke", *SETTINGS, "--results", str(tmp_path), *words]) == 2
+    assert (
+        main(["run", "03", "--profile", "smoke", *SETTINGS, "--results", str(tmp_path), *words])
+        == 2
+    )
     shown = capsys.readouterr().err
     assert said in shown and shown.count("\n") == 1

@@ -64,7 +64,15 @@ def transfer(
     if part == "classifier":
         return Transfer(_linear_score(source, task), len(task.train), part)
     model = fresh(source, task, seed)
-    history = train(model, task, steps=steps, batch_size=batch_size, lr=lr, seed=seed, evaluate_every=evaluate_every)
+    history = train(
+        model,
+        task,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        evaluate_every=evaluate_every,
+    )
     return Transfer(evaluate(model, task)[task.name], len(task.train), part, history)
 
 
@@ -78,7 +86,9 @@ def fresh(source: MultiTaskModel, target: Task, seed: int = 0) -> MultiTaskModel
     _refuse_known(source, target)
     if source.control.gate is not None or source.control.tap is not None:
         # the copy would keep the gate after the block that ends it for the source
-        raise FslibError("the source's heads are pruned or listened to: copy its encoder outside of that block")
+        raise FslibError(
+            "the source's heads are pruned or listened to: copy its encoder outside of that block"
+        )
     model = copy.deepcopy(source)  # hooks and head control go along, the copy's own
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -104,7 +114,11 @@ def training_subset(task: Task, size: int | None, seed: int = 0) -> Task:
             "training examples)"
         )
     order = np.random.default_rng(seed).permutation(len(labels))
-    first = np.array([], dtype=np.int64) if task.is_regression else np.unique(labels[order], return_index=True)[1]
+    first = (
+        np.array([], dtype=np.int64)
+        if task.is_regression
+        else np.unique(labels[order], return_index=True)[1]
+    )
     order = np.concatenate([order[first], np.delete(order, first)])
     return replace(task, train=task.train.take(np.sort(order[:size])))
 
@@ -133,7 +147,9 @@ def _linear_score(source: MultiTaskModel, task: Task) -> Score:
 
     model = Ridge(alpha=1.0) if task.is_regression else LogisticRegression(C=1.0, max_iter=1000)
     # Without a common scale the same penalty would weigh differently on each source.
-    fitted = make_pipeline(StandardScaler(), model).fit(representations(source, task.train), task.train.labels)
+    fitted = make_pipeline(StandardScaler(), model).fit(
+        representations(source, task.train), task.train.labels
+    )
     predictions = fitted.predict(representations(source, task.eval))
     predictions = predictions.astype(np.float32) if task.is_regression else predictions
     return Score(task.metric, predictions, task.eval.labels, task.doubts)

@@ -16,14 +16,19 @@ import pandas as pd
 from jaxtyping import Float, Int, Num, Shaped
 from scipy import stats
 
-from fslib.dissociation import DRAWS, IAP, Unlesioned
+from fslib.iap import DRAWS, IAP, Unlesioned
 from fslib.intervals import Interval, Measure, constant, mean_of, multi_bootstrap, score_measure
 from fslib.scoring import chance_level, rank_correlation
 
 Half = Callable[[int], np.ndarray]
 
 SIGNIFICANCE = 0.05
-SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE = "supported", "contradicted", "inconclusive", "not testable"
+SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE = (
+    "supported",
+    "contradicted",
+    "inconclusive",
+    "not testable",
+)
 NO_EFFECT = "no effect of"  # followed by the smallest effect of interest
 LEAST_SEEDS = 2  # one model says nothing of others
 LEAST_TASKS = 8  # for a correlation over pairs of tasks
@@ -70,7 +75,11 @@ class Part:
 
     def __str__(self) -> str:
         """Say the number with its interval, or intervals, its p and its minimum detectable effect."""
-        beside = f" (Multi-Bootstrap [{self.resampled[0]:+.2f}, {self.resampled[1]:+.2f}])" if self.resampled else ""
+        beside = (
+            f" (Multi-Bootstrap [{self.resampled[0]:+.2f}, {self.resampled[1]:+.2f}])"
+            if self.resampled
+            else ""
+        )
         return f"{self.what} {shown(self.interval)}{beside}, {shown_p(self.tested)}, MDE {self.interval.mde:.2g}"
 
 
@@ -91,7 +100,9 @@ class Evidence:
         """The p of the claim: all parts are needed, so the largest; NaN where it is not testable."""
         if self.failed or not self.parts:
             return np.nan
-        return float(np.max([part.tested for part in self.parts])) if self.p is None else self.p  # of NaN, NaN
+        return (
+            float(np.max([part.tested for part in self.parts])) if self.p is None else self.p
+        )  # of NaN, NaN
 
     @property
     def verdict(self) -> str:
@@ -108,7 +119,10 @@ class Evidence:
         if any(i.high < 0 for i in intervals):
             return CONTRADICTED
         sesoi, unit = SESOI[self.claim]
-        if any(-sesoi < low and high < sesoi for low, high in (i.at(1 - 2 * SIGNIFICANCE) for i in intervals)):
+        if any(
+            -sesoi < low and high < sesoi
+            for low, high in (i.at(1 - 2 * SIGNIFICANCE) for i in intervals)
+        ):
             return " ".join([NO_EFFECT, f"{sesoi:g}", *filter(None, [unit]), "or more"])
         return INCONCLUSIVE
 
@@ -132,7 +146,9 @@ def shown_p(p: float) -> str:
 def decided(claims: Mapping[str, Evidence]) -> dict[str, Evidence]:
     """Return the claims with p corrected for their number (Holm, 1979). One that is not testable counts as p = 1."""
     corrected = holm([evidence.claim_p for evidence in claims.values()])
-    return {name: replace(e, p=float(p)) for (name, e), p in zip(claims.items(), corrected, strict=True)}
+    return {
+        name: replace(e, p=float(p)) for (name, e), p in zip(claims.items(), corrected, strict=True)
+    }
 
 
 def holm(p: Sequence[float]) -> Float[np.ndarray, " claims"]:
@@ -288,7 +304,9 @@ def mantel(
     if math.factorial(tasks) <= 5040:
         orders = np.array(list(permutations(range(tasks))))
     else:
-        orders = np.vstack([np.arange(tasks), rng.permuted(np.tile(np.arange(tasks), (EXCHANGES - 1, 1)), axis=1)])
+        orders = np.vstack(
+            [np.arange(tasks), rng.permuted(np.tile(np.arange(tasks), (EXCHANGES - 1, 1)), axis=1)]
+        )
     # exchanged names are the same ranks in other places
     ranks, others = np.zeros((tasks, tasks)), stats.rankdata(other[upper])
     ranks[upper] = stats.rankdata(similarity[upper])

@@ -48,7 +48,11 @@ def test_a_model_whose_attention_cannot_be_reached_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("positions", [["p2c", "c2p"], ["c2p"], []])
 def test_deberta_works_however_it_attends_to_positions(shared, positions):
-    options = {"relative_attention": bool(positions), "pos_att_type": positions, "share_att_key": shared}
+    options = {
+        "relative_attention": bool(positions),
+        "pos_att_type": positions,
+        "share_att_key": shared,
+    }
     model = tf.DebertaV2Model(tf.DebertaV2Config(**SMALL, **options, attn_implementation="eager"))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -92,7 +96,9 @@ def test_iat_says_why_it_cannot(zoo):
     assert report.works and "head 0 of layer 0 has no rows of its own" in report.rows
 
 
-def test_the_command_reports_every_model_and_ends_with_one_if_some_cannot_be_used(zoo, tmp_path, capsys):
+def test_the_command_reports_every_model_and_ends_with_one_if_some_cannot_be_used(
+    zoo, tmp_path, capsys
+):
     assert main(["check", str(zoo.folder("bert")), str(zoo.folder("mpnet"))]) == 0
     said = capsys.readouterr().out
     assert "(BertModel): works, 3 layers of 4 heads" in said and "(MPNetModel): works" in said
@@ -100,6 +106,9 @@ def test_the_command_reports_every_model_and_ends_with_one_if_some_cannot_be_use
     tokenizer(("[CLS]", "[SEP]")).save_pretrained(tmp_path)
     assert main(["check", str(tmp_path), "minilm-l1"]) == 1
     said = capsys.readouterr().out
-    assert "refused. RoFormerModel at" in said and "minilm-l1 (BertModel): works, 1 layers of 12 heads" in said
+    assert (
+        "refused. RoFormerModel at" in said
+        and "minilm-l1 (BertModel): works, 1 layers of 12 heads" in said
+    )
     assert main(["check", "bort"]) == 2
     assert "unknown model 'bort'" in capsys.readouterr().err

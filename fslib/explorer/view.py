@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Num
 
-from fslib.dissociation import IAP
+from fslib.iap import IAP
 from fslib.intervals import Interval, Measure, score_measure
 from fslib.lesions import HeadLesions
-from fslib.study.headwise import Pattern
-from fslib.study.plots import looks
+from fslib.plot import looks
+from fslib.study.units import Pattern
 
 
 class Effect(NamedTuple):
@@ -43,17 +43,24 @@ class Whole:
         return {u: self._measure(u, self.predictions[u]) for u in self.metrics}
 
     def _measure(self, task: str, predictions: Num[np.ndarray, " n"]) -> Measure:
-        return score_measure(task, self.metrics[task], predictions[None], self.labels[task]).scaled(100.0)
+        return score_measure(task, self.metrics[task], predictions[None], self.labels[task]).scaled(
+            100.0
+        )
 
     def effects(self, without: Mapping[str, Num[np.ndarray, " n"]]) -> tuple[Effect, ...]:
         """Return, per task, what predictions `without` some heads are worth beside these, paired by example."""
         after = [self._measure(u, without[u]) for u in self.metrics]
         before = self._scored.values()
-        return tuple(Effect(a.interval(), (b - a).interval()) for b, a in zip(before, after, strict=True))
+        return tuple(
+            Effect(a.interval(), (b - a).interval()) for b, a in zip(before, after, strict=True)
+        )
 
     def json(self) -> list[dict[str, float | None]]:
         """Return, per task, the score in % with its interval, and over how many examples it is."""
-        return [interval_json(m.interval()) | {"examples": len(self.labels[u])} for u, m in self._scored.items()]
+        return [
+            interval_json(m.interval()) | {"examples": len(self.labels[u])}
+            for u, m in self._scored.items()
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +155,11 @@ def interval_json(interval: Interval) -> dict[str, float | None]:
 def effect_json(effect: Effect) -> dict[str, float | None]:
     """Return a score and what is lost, each with its interval."""
     lost = interval_json(effect.lost)
-    return interval_json(effect.score) | {"lost": lost["value"], "lostLow": lost["low"], "lostHigh": lost["high"]}
+    return interval_json(effect.score) | {
+        "lost": lost["value"],
+        "lostLow": lost["low"],
+        "lostHigh": lost["high"],
+    }
 
 
 def pattern_json(pattern: Pattern) -> dict[str, Any]:
@@ -159,7 +170,9 @@ def pattern_json(pattern: Pattern) -> dict[str, Any]:
         "label": pattern.label,
         "predicted": pattern.predicted,
         "weights": base64.b64encode(weights.tobytes()).decode(),
-        "importance": [rounded(head) for head in pattern.importance.reshape(-1, len(pattern.tokens))],
+        "importance": [
+            rounded(head) for head in pattern.importance.reshape(-1, len(pattern.tokens))
+        ],
     }
 
 
@@ -172,7 +185,11 @@ def pruned_sets(iap: IAP) -> list[HeadSet]:
         top = f"top {100 * iap.fractions[f]:g} % of {iap.tasks[t]}"
         heads = tuple(np.flatnonzero(iap.heads[0, f, t, c]).tolist())
         effects = whole.effects({u: rows[0, f, t, c] for u, rows in iap.lesioned.items()})
-        found.append(HeadSet(f"random {c}, as many per layer as the {top}" if c else top, heads, whole, effects))
+        found.append(
+            HeadSet(
+                f"random {c}, as many per layer as the {top}" if c else top, heads, whole, effects
+            )
+        )
     return found
 
 

@@ -14,9 +14,9 @@ from fslib.errors import FslibError, first_line
 from fslib.evaluation import in_mode
 from fslib.iat import head_rows
 from fslib.model.attention import attach, control_of, pruned, tapped
+from fslib.model.devices import device_of
 from fslib.model.encoders import load_encoder, natural_pooling
 from fslib.model.multitask import MultiTaskModel
-from fslib.model.spread import main_device
 
 TOLERANCE = 1e-6  # of hidden states, relative to the largest
 MIXES = "with all heads off tokens still learn of each other: not by heads, so no lesion shows what that does"
@@ -88,11 +88,23 @@ def check(model: str | Path | MultiTaskModel | nn.Module) -> Report:
         except FslibError as error:
             return Report(name, type(encoder).__name__, refused=str(error))
     control = control_of(encoder)
-    shape = {"layers": control.layers, "heads": control.head_shapes[0][0], "head_dim": control.head_shapes[0][1]}
+    shape = {
+        "layers": control.layers,
+        "heads": control.head_shapes[0][0],
+        "head_dim": control.head_shapes[0][1],
+    }
     with in_mode(encoder, training=False):
         passed, refused = _sets(encoder)
         rows = _rows(encoder) if not refused else ""
-    return Report(name, type(encoder).__name__, **shape, pooling=pooling, refused=refused, rows=rows, passed=passed)
+    return Report(
+        name,
+        type(encoder).__name__,
+        **shape,
+        pooling=pooling,
+        refused=refused,
+        rows=rows,
+        passed=passed,
+    )
 
 
 def _sets(encoder: Any) -> tuple[tuple[str, ...], str]:
@@ -119,7 +131,9 @@ def _sets(encoder: Any) -> tuple[tuple[str, ...], str]:
         with _zeros_at(projections, layer, head, control.head_shapes[0]):
             expected = _hidden(encoder)
         if not _close(off, expected):
-            return tuple(passed), f"switching head {head} of layer {layer} off is not what zeros in its place do"
+            return tuple(
+                passed
+            ), f"switching head {head} of layer {layer} off is not what zeros in its place do"
         if torch.equal(off, plain):
             return tuple(passed), f"switching head {head} of layer {layer} off changes nothing"
     passed.append(f"one head off is zeros in its place ({len(order)} of {len(every)} heads tried)")
@@ -133,7 +147,7 @@ def _sets(encoder: Any) -> tuple[tuple[str, ...], str]:
 
 def _hidden(encoder: Any, changed: int | None = None) -> Tensor:
     """Return last hidden states of two made-up sentences, (2, 6, hidden), with one token exchanged for another."""
-    ids = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 9, 5, 7, 6, 8]], device=main_device(encoder))
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 9, 5, 7, 6, 8]], device=device_of(encoder))
     if changed is not None:
         ids[:, changed] += 7
     ids = ids % encoder.config.vocab_size
@@ -163,7 +177,9 @@ def _projections(encoder: Any) -> list[nn.Module]:
             if args[0].numel() == mine.numel() and torch.equal(args[0].reshape(mine.shape), mine):
                 found.setdefault(len(contexts) - 1, module)
 
-    leaves = [m for m in encoder.modules() if not any(m.children()) and any(True for _ in m.parameters())]
+    leaves = [
+        m for m in encoder.modules() if not any(m.children()) and any(True for _ in m.parameters())
+    ]
     hooks = [module.register_forward_pre_hook(look) for module in leaves]
     try:
         with tapped(encoder, listen):
@@ -179,7 +195,9 @@ def _projections(encoder: Any) -> list[nn.Module]:
 
 
 @contextmanager
-def _zeros_at(projections: list[nn.Module], layer: int, head: int, shape: tuple[int, int]) -> Iterator[None]:
+def _zeros_at(
+    projections: list[nn.Module], layer: int, head: int, shape: tuple[int, int]
+) -> Iterator[None]:
     """Put zeros where a layer's projection reads one head; layers that share their weights are told by the call."""
     module, calls = projections[layer], 0
     turn = sum(other is module for other in projections[:layer])

@@ -21,7 +21,10 @@ from fslib.intervals import Cells, Measure, relabelling_p
 from fslib.scoring import chance_level, left_out_scores, metric_score
 
 CONVENTIONS = ("lesion", "released", "retention")
-HEADLINE = (0.1, 0.3)  # the fractions that D is averaged over: from 40 % on, most of a random set are top heads
+HEADLINE = (
+    0.1,
+    0.3,
+)  # the fractions that D is averaged over: from 40 % on, most of a random set are top heads
 PARTS = ("labels", "unpruned", "lesioned")  # of an IAP, a task each
 DRAWS = 9999  # relabellings drawn; if there are no more than that, all of them: an exact p
 
@@ -46,7 +49,9 @@ def dissociation(
     """
     scores, unpruned = number_array("scores", scores), number_array("unpruned", unpruned)
     if scores.ndim < 2 or scores.shape[-1] < 2 or scores.shape[-2] != scores.shape[-1]:
-        raise FslibError(f"dissociation compares at least two tasks; got scores of shape {scores.shape}")
+        raise FslibError(
+            f"dissociation compares at least two tasks; got scores of shape {scores.shape}"
+        )
     tasks = scores.shape[-1]
     if convention not in CONVENTIONS:
         raise unknown("dissociation convention", convention, CONVENTIONS)
@@ -69,7 +74,9 @@ def dissociation(
 
 def _check_shape(name: str, values: np.ndarray, scores: np.ndarray) -> None:
     """Raise FslibError where there is not one value per scored task, or they are of other sets than the scores."""
-    sets = zip(reversed(values.shape[:-1]), reversed(scores.shape[:-2]), strict=False)  # as numpy pairs axes
+    sets = zip(
+        reversed(values.shape[:-1]), reversed(scores.shape[:-2]), strict=False
+    )  # as numpy pairs axes
     fits = values.ndim and values.ndim < scores.ndim and values.shape[-1] == scores.shape[-1]
     if not fits or any(own not in (1, theirs) for own, theirs in sets):
         raise FslibError(
@@ -154,15 +161,19 @@ class IAP:
 
     def chance(self) -> Float[np.ndarray, " tasks"]:
         """Return the score of each task's best constant answer."""
-        return np.array([chance_level(m, self.labels[u]) for u, m in zip(self.tasks, self.metrics, strict=True)])
+        return np.array(
+            [chance_level(m, self.labels[u]) for u, m in zip(self.tasks, self.metrics, strict=True)]
+        )
 
     def _metric(self, task: str, predictions: np.ndarray) -> np.ndarray:
         return metric_score(self.metrics[self.tasks.index(task)], predictions, self.labels[task])
 
-    def part(self, tasks: Sequence[str] | None = None, examples: Callable[[int], np.ndarray] = np.arange) -> "IAP":
+    def part(
+        self, tasks: Sequence[str] | None = None, examples: Callable[[int], np.ndarray] = np.arange
+    ) -> "IAP":
         """Return the same for some of the tasks, as pruned and as scored, and some of every task's examples.
 
-        examples: returns the positions to keep of n examples, as `fslib.study.evidence.score_half` does.
+        examples: returns the positions to keep of n examples, as `fslib.claims.score_half` does.
         Raises FslibError for another task, for fewer than two, and where fewer than two examples are left.
         """
         names = self.tasks if tasks is None else tuple(tasks)
@@ -180,9 +191,13 @@ class IAP:
         lesioned = {u: self.lesioned[u][:, :, at][..., kept[u]] for u in names}
         metrics = tuple(self.metrics[i] for i in at)
         apart = {u: self.apart[u] for u in names if u in self.apart}
-        return IAP(names, metrics, self.fractions, self.heads[:, :, at], labels, unpruned, lesioned, apart)
+        return IAP(
+            names, metrics, self.fractions, self.heads[:, :, at], labels, unpruned, lesioned, apart
+        )
 
-    def dissociation(self, convention: str = "lesion", *, draws: int = DRAWS, seed: int = 0) -> "Dissociation":
+    def dissociation(
+        self, convention: str = "lesion", *, draws: int = DRAWS, seed: int = 0
+    ) -> "Dissociation":
         """Return the dissociation score per fraction, per task and as their mean, with intervals and p.
 
         Intervals: two-way t over seeds and examples, each example's influence by leaving it out (`fslib.intervals`);
@@ -204,7 +219,9 @@ class IAP:
     @cached_property
     def headline(self) -> list[int]:
         """The places, in `fractions`, of those D is averaged over: 10 and 30 %, or all where neither is pruned."""
-        return [i for i, f in enumerate(self.fractions) if round(f, 9) in HEADLINE] or [*range(len(self.fractions))]
+        return [i for i, f in enumerate(self.fractions) if round(f, 9) in HEADLINE] or [
+            *range(len(self.fractions))
+        ]
 
     def _scored(
         self, convention: str, scores: np.ndarray, unpruned: np.ndarray
@@ -222,21 +239,33 @@ class IAP:
         for i, u in enumerate(self.tasks):
             n = len(self.labels[u])
             metric, labels = self.metrics[i], self.labels[u]
-            left = left_out_scores(metric, lesions.predictions[u], labels)  # (seeds, fractions, tasks, [controls,] n)
+            left = left_out_scores(
+                metric, lesions.predictions[u], labels
+            )  # (seeds, fractions, tasks, [controls,] n)
             left_scores, left_base = np.repeat(scores[None], n, 0), np.repeat(base[None], n, 0)
             left_scores[..., i] = np.moveaxis(_over_controls(left), -1, 0)
             left_base[..., i] = left_out_scores(metric, self.unpruned[u], labels).T
-            without = self._scored(convention, left_scores, left_base[:, :, None])  # (n, seeds, rows, cols)
+            without = self._scored(
+                convention, left_scores, left_base[:, :, None]
+            )  # (n, seeds, rows, cols)
             influence[u] = np.moveaxis((n - 1) * (values - without), 0, 1)
         return Cells(values, influence)
 
-    def _relabelled(self, convention: str, draws: int, rng: np.random.Generator) -> Float[np.ndarray, "orders *cells"]:
+    def _relabelled(
+        self, convention: str, draws: int, rng: np.random.Generator
+    ) -> Float[np.ndarray, "orders *cells"]:
         """Return D of every model in every cell under each relabelling of the lesions, the true labels first."""
         own = tuple(range(len(self.tasks)))
         few = math.factorial(len(own)) <= max(draws, 24)
-        orders = permutations(own) if few else (own, *(tuple(rng.permutation(len(own))) for _ in range(draws)))
+        orders = (
+            permutations(own)
+            if few
+            else (own, *(tuple(rng.permutation(len(own))) for _ in range(draws)))
+        )
         base = self.baseline()[:, None]
-        return np.stack([self._scored(convention, self.top.scores[:, :, order], base) for order in orders])
+        return np.stack(
+            [self._scored(convention, self.top.scores[:, :, order], base) for order in orders]
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all arrays by name, as stored beside a record."""
@@ -249,13 +278,19 @@ class IAP:
 
     @classmethod
     def from_arrays(
-        cls, tasks: Sequence[str], metrics: Sequence[str], fractions: Sequence[float], arrays: Mapping[str, np.ndarray]
+        cls,
+        tasks: Sequence[str],
+        metrics: Sequence[str],
+        fractions: Sequence[float],
+        arrays: Mapping[str, np.ndarray],
     ) -> "IAP":
         """Make an `IAP` again from what `arrays` returned."""
         names = tuple(tasks), tuple(metrics), tuple(fractions)
         labels, unpruned, lesioned = ({u: arrays[f"{k}/{u}"] for u in tasks} for k in PARTS)
         kept = [u for u in tasks if f"labels apart/{u}" in arrays]
-        apart = {u: Unlesioned(arrays[f"labels apart/{u}"], arrays[f"unpruned apart/{u}"]) for u in kept}
+        apart = {
+            u: Unlesioned(arrays[f"labels apart/{u}"], arrays[f"unpruned apart/{u}"]) for u in kept
+        }
         return cls(*names, arrays["heads"], labels, unpruned, lesioned, apart)
 
     @classmethod
@@ -265,16 +300,24 @@ class IAP:
         if not runs:
             raise FslibError("no runs to put together")
         if strange := [run for run in runs if not isinstance(run, IAP)]:
-            raise FslibError(f"{strange[0]!r:.80} is no IAP: give a list of what prune_important_heads returns")
+            raise FslibError(
+                f"{strange[0]!r:.80} is no IAP: give a list of what prune_important_heads returns"
+            )
         first, each = runs[0], [run.arrays() for run in runs]
         labels = {k: v for k, v in each[0].items() if k.startswith("labels")}
         for run, arrays in zip(runs, each, strict=True):
-            same = (run.tasks, run.metrics, run.fractions) == (first.tasks, first.metrics, first.fractions)
+            same = (run.tasks, run.metrics, run.fractions) == (
+                first.tasks,
+                first.metrics,
+                first.fractions,
+            )
             same &= run.heads.shape[1:] == first.heads.shape[1:] and arrays.keys() == each[0].keys()
             if not same or any(not np.array_equal(arrays[k], v) for k, v in labels.items()):
                 what = "tasks, fractions, controls, model shape or evaluation examples"
                 raise FslibError(f"runs differ in {what}: they cannot be averaged")
-        joined = labels | {k: np.concatenate([arrays[k] for arrays in each]) for k in each[0] if k not in labels}
+        joined = labels | {
+            k: np.concatenate([arrays[k] for arrays in each]) for k in each[0] if k not in labels
+        }
         return cls.from_arrays(first.tasks, first.metrics, first.fractions, joined)
 
 
@@ -319,7 +362,11 @@ class Dissociation:
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
         undefined = np.full(self.top.values.shape[1:], np.nan)
-        parts = {"": self.top, "random_": self.controls, "above_": self.top - self.controls if self.controls else None}
+        parts = {
+            "": self.top,
+            "random_": self.controls,
+            "above_": self.top - self.controls if self.controls else None,
+        }
         found = {"by_seed": self.top.values, "p": self.p, "p_shared": self.p_shared}
         for name, cells in parts.items():
             low, high = cells.intervals() if cells else (undefined, undefined)
@@ -346,7 +393,9 @@ class Dissociation:
         above_random: minus the mean D of matched random heads. Raises FslibError where there are none.
         """
         if above_random and self.controls is None:
-            raise FslibError("without random controls nothing can be said beyond chance: prune with controls=1 or more")
+            raise FslibError(
+                "without random controls nothing can be said beyond chance: prune with controls=1 or more"
+            )
         cells = self.top - self.controls if above_random and self.controls else self.top
         return cells.measure(-1, self._column(task))
 
@@ -365,9 +414,24 @@ class Dissociation:
         rows, arrays = [], self._arrays
         for i, fraction in enumerate([*map(str, self.fractions), "mean"]):
             for j, task in enumerate([*self.tasks, "mean"]):
-                row: dict[str, object] = {"convention": self.convention, "fraction": fraction, "task": task}
-                names = {"D": "value", "low": "low", "high": "high", "random": "random", "above random": "above"}
-                names |= {"above low": "above_low", "above high": "above_high", "p": "p", "p, shared": "p_shared"}
+                row: dict[str, object] = {
+                    "convention": self.convention,
+                    "fraction": fraction,
+                    "task": task,
+                }
+                names = {
+                    "D": "value",
+                    "low": "low",
+                    "high": "high",
+                    "random": "random",
+                    "above random": "above",
+                }
+                names |= {
+                    "above low": "above_low",
+                    "above high": "above_high",
+                    "p": "p",
+                    "p, shared": "p_shared",
+                }
                 row |= {name: arrays[field][i, j] for name, field in names.items()}
                 seeds = self.top.values[:, i, j]
                 rows.append(row | {"seed min": seeds.min(), "seed max": seeds.max()})
@@ -385,12 +449,16 @@ def _over_controls(scores: np.ndarray) -> Float[np.ndarray, "seeds fractions tas
     return scores.mean(3) if scores.ndim == 5 else scores
 
 
-def score_left(scores: Float[np.ndarray, "*axes scored"], unpruned: np.ndarray) -> Float[np.ndarray, "*axes scored"]:
+def score_left(
+    scores: Float[np.ndarray, "*axes scored"], unpruned: np.ndarray
+) -> Float[np.ndarray, "*axes scored"]:
     """Return what a lesion leaves of a score, in % of the unpruned one (broadcast); NaN where that is not > 0."""
     return 100 * (scores / np.where(unpruned > 0, unpruned, np.nan))
 
 
-def double_dissociations(left: Float[np.ndarray, "pruned scored"]) -> Bool[np.ndarray, "tasks tasks"]:
+def double_dissociations(
+    left: Float[np.ndarray, "pruned scored"],
+) -> Bool[np.ndarray, "tasks tasks"]:
     """Return for which pairs of tasks each is hurt more by its own lesion than by the other's (Shallice, 1988).
 
     left[t, u]: what is left of task u's score with t's top heads pruned. Symmetric, False on the diagonal.

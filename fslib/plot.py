@@ -4,11 +4,8 @@ One colour and one marker per task throughout (Okabe and Ito's palette, told apa
 controls and chance are grey. Text is 8 to 9 points at the printed width of 7 inches.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,13 +13,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from jaxtyping import Float
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
-
-from fslib.study.files import write_bytes
 
 WIDTH = 7.0  # inches: two columns of a page
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -44,7 +38,10 @@ STYLE: dict[str, Any] = {
 
 def looks(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return colour and marker of each task, by its place in the study's list; the eighth has another marker."""
-    return {t: {"color": COLOURS[i % 7], "marker": MARKERS[(i + i // 7) % 7]} for i, t in enumerate(tasks)}
+    return {
+        t: {"color": COLOURS[i % 7], "marker": MARKERS[(i + i // 7) % 7]}
+        for i, t in enumerate(tasks)
+    }
 
 
 def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -55,7 +52,9 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
         with plt.rc_context(STYLE):  # type: ignore[arg-type]
             figure = plot(*args, **kwargs)
             figure.draw_without_rendering()  # tick labels take their size when they are first drawn
-        figure.set_layout_engine("none")  # laid out: saved twice and shown, it would be laid out three times more
+        figure.set_layout_engine(
+            "none"
+        )  # laid out: saved twice and shown, it would be laid out three times more
         return figure
 
     return drawn
@@ -66,11 +65,18 @@ def panels(n: int, height: float, columns: int = 0, **options: Any) -> tuple[Fig
     columns = columns or n
     rows = -(-n // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(WIDTH, height * rows), squeeze=False, layout="constrained", **options
+        rows,
+        columns,
+        figsize=(WIDTH, height * rows),
+        squeeze=False,
+        layout="constrained",
+        **options,
     )
     for spare in axes.flat[n:]:
         spare.set_visible(False)
-    plt.close(figure)  # shown once, where a notebook names it, not a second time at the end of the cell
+    plt.close(
+        figure
+    )  # shown once, where a notebook names it, not a second time at the end of the cell
     return figure, list(axes.flat[:n])
 
 
@@ -84,7 +90,9 @@ def percent(axes: Axes, which: str = "y") -> None:
     getattr(axes, f"{which}axis").set_major_formatter(lambda value, _: f"{100 * value:g}")
 
 
-def set_limits(ax: Axes, value: ArrayLike, low: ArrayLike, high: ArrayLike, which: str = "y") -> None:
+def set_limits(
+    ax: Axes, value: ArrayLike, low: ArrayLike, high: ArrayLike, which: str = "y"
+) -> None:
     """Let an axis show all values, and of intervals as much as leaves values apart: those of two seeds may be vast."""
     middle, least, most = (np.asarray(x, dtype=float).ravel() for x in (value, low, high))
     if not np.isfinite(middle).any():
@@ -101,7 +109,14 @@ def _is_control(name: str) -> bool:
     return any(word in name for word in CONTROLS)
 
 
-def forest(ax: Axes, names: Iterable[str], value: Iterable, low: Iterable, high: Iterable, **options: object) -> None:
+def forest(
+    ax: Axes,
+    names: Iterable[str],
+    value: Iterable,
+    low: Iterable,
+    high: Iterable,
+    **options: object,
+) -> None:
     """Draw values with intervals, one row per name, the first on top; controls and references are grey."""
     names = list(names)
     rows = np.arange(len(names))
@@ -123,13 +138,17 @@ def forest(ax: Axes, names: Iterable[str], value: Iterable, low: Iterable, high:
 
 
 @styled
-def matrices(frames: Mapping[str, pd.DataFrame], label: str, *, fmt: str = ".2f", diverging: bool = False) -> Figure:
+def matrices(
+    frames: Mapping[str, pd.DataFrame], label: str, *, fmt: str = ".2f", diverging: bool = False
+) -> Figure:
     """Draw annotated matrices side by side on one colour scale (diverging: centred at 0)."""
     columns = min(3, len(frames))
     figure, axes = panels(len(frames), 1.1 + 4.2 / max(columns, 2), columns)
     values = np.concatenate([f.to_numpy(dtype=float).ravel() for f in frames.values()])
     limit = float(np.nanmax(np.abs(values)))
-    low, high = (-limit, limit) if diverging else (float(np.nanmin(values)), float(np.nanmax(values)))
+    low, high = (
+        (-limit, limit) if diverging else (float(np.nanmin(values)), float(np.nanmax(values)))
+    )
     for i, (ax, (title, frame)) in enumerate(zip(axes, frames.items(), strict=True)):
         sns.heatmap(
             frame.astype(float),
@@ -145,9 +164,13 @@ def matrices(frames: Mapping[str, pd.DataFrame], label: str, *, fmt: str = ".2f"
             linewidths=0.5,
         )
         for row in range(len(frame) if frame.index.equals(frame.columns) else 0):
-            ax.add_patch(plt.Rectangle((row, row), 1, 1, fill=False, edgecolor="black", linewidth=1.6))
+            ax.add_patch(
+                plt.Rectangle((row, row), 1, 1, fill=False, edgecolor="black", linewidth=1.6)
+            )
         ax.set_title(title)
-        ax.set(xlabel=frame.columns.name or "", ylabel=(frame.index.name or "") if i % 3 == 0 else "")
+        ax.set(
+            xlabel=frame.columns.name or "", ylabel=(frame.index.name or "") if i % 3 == 0 else ""
+        )
         ax.tick_params(axis="x", length=0)
         plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
         ax.tick_params(axis="y", rotation=0, length=0)
@@ -182,30 +205,3 @@ def head_maps(maps: Mapping[str, Float[np.ndarray, "layers heads"]], columns: in
             ax.set_xlabel("head")
     figure.colorbar(image, ax=axes, label="share of the task's largest", pad=0.02)
     return figure
-
-
-def save_figure(folder: Path, name: str, figure: Figure, caption: str, command: str) -> Figure:
-    """Write <name>.png (200 dpi) and .svg, the same bytes every time, with caption and command inside."""
-    notes: Mapping[str, str | None] = {"Title": caption, "Description": f"made by: {command}"}
-    savers: dict[str, Callable[[], dict[str, Any]]] = {
-        "png": lambda: {"dpi": 200, "metadata": {**notes, "Software": None}},
-        "svg": lambda: {"metadata": {**notes, "Date": None, "Creator": "fslib"}},
-    }
-    for kind, options in savers.items():
-        buffer = BytesIO()
-        with rc_context({"svg.hashsalt": "fslib"}):
-            figure.savefig(buffer, format=kind, bbox_inches="tight", **options())
-        content = buffer.getvalue()
-        write_bytes(folder / f"{name}.{kind}", numbered_clips(content) if kind == "svg" else content)
-    return figure
-
-
-def numbered_clips(svg: bytes) -> bytes:
-    """Name the clip paths of an SVG by their order.
-
-    matplotlib names each by a hash of its place with all digits, the last of which may differ when a layout is computed
-    again, where everything else is written rounded.
-    """
-    for number, name in enumerate(re.findall(rb'<clipPath id="(\w+)"', svg)):
-        svg = re.sub(rb'(clipPath id="|url\(#)' + name + rb"\b", rb"\g<1>clip%d" % number, svg)
-    return svg

@@ -18,7 +18,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -28,7 +28,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from fslib.errors import FslibError, first_line
-from fslib.model.devices import fixed_threads, from_first, held_by_first, is_first, wait_for_all
+from fslib.model.devices import fixed_threads
 from fslib.study.config import Config, shown
 from fslib.study.files import sweep, write_bytes, writing
 from fslib.study.fingerprints import cached_task, changed_cards, require, write_cards
@@ -60,7 +60,9 @@ class Unit(Config, ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "compute" in vars(cls) and "kind" not in vars(cls):
-            raise TypeError(f"{cls.__name__} computes something of its own: give it a `kind` of its own")
+            raise TypeError(
+                f"{cls.__name__} computes something of its own: give it a `kind` of its own"
+            )
 
     @abstractmethod
     def compute(self, store: "Store") -> Result:
@@ -73,10 +75,6 @@ class Unit(Config, ABC):
     @abstractmethod
     def describe(self) -> str:
         """Say in a few words which tasks and seed the unit is about."""
-
-    def token_layers(self) -> float:
-        """Return about how often a token goes through a layer of an encoder, trained on three times; 0: not known."""
-        return 0.0
 
     def data(self) -> dict[str, str]:
         """Return {task: fingerprint of its data}."""
@@ -147,14 +145,12 @@ class Store:
         A damaged record is set aside, with a warning, and computed again; one that cannot be read is left alone.
         """
         record = self.find(unit)
-        if from_first(record is not None):
-            return self._seen_by_all(record)
+        if record is not None:
+            return record
         with self.lock(unit):
             self._set_aside_if_damaged(unit)
             record = self.find(unit)  # another run may have been first
-            if not from_first(record is not None):
-                return self._computed(unit)
-            return self._seen_by_all(record)
+            return self._computed(unit) if record is None else record
 
     def renew(self, unit: Unit) -> Record:
         """Return the unit's record, computed now in any case; the old one stays until the new one takes its place."""
@@ -162,23 +158,17 @@ class Store:
             self._set_aside_if_damaged(unit)
             return self._computed(unit)
 
-    def _seen_by_all(self, record: Record | None) -> Record:
-        if record is None:
-            raise FslibError(f"{self.folder} is not the first process's: give all of them one file system")
-        return record
-
     def reread(self, unit: Unit) -> None:
         """Read the unit's record anew when it is next asked for: another process may have written it."""
         self._open.pop(unit.key, None)
 
     def _computed(self, unit: Unit) -> Record:
         """Compute a unit, under its lock, and return its record, once it is written."""
-        for part in ("runs", "checkpoints") if is_first() else ():
+        for part in ("runs", "checkpoints"):
             sweep(self.folder / part, f"{unit.kind}-{unit.key}.")
         with fixed_threads(self.threads):
             record = self._measured(unit)
-        if is_first():
-            self.save(record)
+        self.save(record)
         self._open[unit.key] = record
         return record
 
@@ -201,7 +191,11 @@ class Store:
             git_commit(),
             machine(),
             # not local paths: they say nothing to others, and a fingerprint says which data they hold
-            {name: source for name, source in sources.items() if source and not Path(source).exists()},
+            {
+                name: source
+                for name, source in sources.items()
+                if source and not Path(source).exists()
+            },
         )
 
     def tell_data(self, names: Iterable[str]) -> None:
@@ -217,12 +211,17 @@ class Store:
                 for part in ("", "runs", "checkpoints", "tables", "figures", "notebooks"):
                     sweep(self.folder / part)
             for waiting in (self.folder / "runs").glob(f"*{NEXT}"):
-                with suppress(Timeout), self._lock(waiting.name.removesuffix(NEXT)).acquire(timeout=0):
+                with (
+                    suppress(Timeout),
+                    self._lock(waiting.name.removesuffix(NEXT)).acquire(timeout=0),
+                ):
                     _settle(waiting)
 
     def set_aside(self) -> list[Path]:
         """Return what was found damaged before, records and checkpoints, and is kept to be looked at."""
-        return sorted(p for part in ("runs", "checkpoints") for p in (self.folder / part).glob("*.corrupt"))
+        return sorted(
+            p for part in ("runs", "checkpoints") for p in (self.folder / part).glob("*.corrupt")
+        )
 
     def checkpoint(self, unit: Unit) -> Path:
         """Return the folder of a unit's trained model, whether there is one or not."""
@@ -232,9 +231,9 @@ class Store:
         """Return the path of a record's JSON; its arrays lie beside it, as .npz."""
         return self.folder / "runs" / f"{kind}-{key}.json"
 
-    def lock(self, unit: Unit) -> AbstractContextManager[None]:
-        """Let one process at a time compute a unit, or those that do it together; the lock of a killed one is free."""
-        return held_by_first(self._lock(f"{unit.kind}-{unit.key}"))
+    def lock(self, unit: Unit) -> FileLock:
+        """Let one process at a time compute a unit; the lock of a killed one is free."""
+        return self._lock(f"{unit.kind}-{unit.key}")
 
     def _lock(self, name: str) -> FileLock:
         path = self.folder / "runs" / ".locks" / f"{name}.lock"
@@ -262,7 +261,9 @@ class Store:
                 if (record.kind, record.key) != (kind, key):
                     raise ValueError(f"it holds {record.kind}-{record.key}")
                 return record
-            except Exception as error:  # both files were read: whatever goes wrong now lies in their content
+            except (
+                Exception
+            ) as error:  # both files were read: whatever goes wrong now lies in their content
                 wrong = error
         if _read(path) != content:  # another process has removed it, or computed it anew
             return self.load(kind, key)
@@ -272,14 +273,12 @@ class Store:
         """Rename a damaged record; only under its lock, or a good one could be hit that another process has made."""
         path = self.path(unit.kind, unit.key)
         try:
-            if is_first():
-                self.load(unit.kind, unit.key)
+            self.load(unit.kind, unit.key)
         except DamagedRecordError as error:
             aside = path.with_suffix(".json.corrupt")
             with writing(aside):
                 path.replace(aside)
             warnings.warn(f"{error}: set aside as {aside.name}, to be computed again", stacklevel=3)
-        wait_for_all()
 
     def save(self, record: Record) -> None:
         """Write a record; one that it replaces is there, and whole, until the new one is."""
@@ -290,7 +289,11 @@ class Store:
             content["arrays_sha256"] = hashlib.sha256(arrays.getvalue()).hexdigest()
         content["content_sha256"] = content_checksum(content)
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        self._write(self.path(record.kind, record.key), text.encode("utf-8", "backslashreplace"), arrays.getvalue())
+        self._write(
+            self.path(record.kind, record.key),
+            text.encode("utf-8", "backslashreplace"),
+            arrays.getvalue(),
+        )
 
     def _write(self, path: Path, content: bytes, arrays: bytes) -> None:
         """Write a record's files, its arrays first and its JSON last: one without its arrays is never seen."""
@@ -318,9 +321,13 @@ class Store:
         try:
             record = _parsed(content, arrays)
         except Exception as error:  # whatever is wrong lies in their content
-            raise DamagedRecordError(f"record {unit.kind}-{unit.key} came damaged ({first_line(error)})") from error
+            raise DamagedRecordError(
+                f"record {unit.kind}-{unit.key} came damaged ({first_line(error)})"
+            ) from error
         if (record.kind, record.key) != (unit.kind, unit.key):
-            raise DamagedRecordError(f"instead of record {unit.kind}-{unit.key} came {record.kind}-{record.key}")
+            raise DamagedRecordError(
+                f"instead of record {unit.kind}-{unit.key} came {record.kind}-{record.key}"
+            )
         with self.lock(unit):
             self._write(self.path(unit.kind, unit.key), content, arrays)
         self.reread(unit)
@@ -332,7 +339,8 @@ def _settle(waiting: Path) -> None:
     with writing(waiting):
         try:
             is_theirs = (
-                json.loads(path.read_bytes())["arrays_sha256"] == hashlib.sha256(waiting.read_bytes()).hexdigest()
+                json.loads(path.read_bytes())["arrays_sha256"]
+                == hashlib.sha256(waiting.read_bytes()).hexdigest()
             )
         except Exception:  # no JSON, or one that is damaged: it is dealt with where it is read
             is_theirs = False
@@ -346,7 +354,9 @@ def _read(path: Path) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise FslibError(f"cannot read {path}: {error.strerror}; it was left as it is, make it readable") from error
+        raise FslibError(
+            f"cannot read {path}: {error.strerror}; it was left as it is, make it readable"
+        ) from error
 
 
 # What a record's JSON must hold. Records of older versions lack the last two of `Record` and the checksum of the whole.
@@ -383,13 +393,19 @@ def _parsed(content: bytes, arrays: bytes | None) -> Record:
 
 def content_checksum(values: dict[str, Any]) -> str:
     """Return the checksum of all that a record's JSON says but for the seconds it took, which no result depends on."""
-    rest = {k: v for k, v in json.loads(json.dumps(values)).items() if k not in ("seconds", "content_sha256")}
+    rest = {
+        k: v
+        for k, v in json.loads(json.dumps(values)).items()
+        if k not in ("seconds", "content_sha256")
+    }
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def key_of(kind: str, config: dict[str, Any], data: dict[str, str]) -> str:
     """Return sixteen hex digits that say which piece of work this is."""
-    return hashlib.sha256(json.dumps([kind, config, data], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([kind, config, data], sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
 
 
 def distinct(units: Iterable[Unit]) -> list[Unit]:

@@ -22,12 +22,7 @@ from simulations import (
 )
 
 import fslib
-from fslib.dissociation import IAP, Unlesioned, double_dissociations
-from fslib.intervals import Interval, Measure
-from fslib.questions import q03_pruning
-from fslib.scoring import rank_correlation
-from fslib.study import evidence as module
-from fslib.study.evidence import (
+from fslib.claims import (
     CONTRADICTED,
     INCONCLUSIVE,
     NOT_TESTABLE,
@@ -48,6 +43,11 @@ from fslib.study.evidence import (
     shown,
     shown_p,
 )
+from fslib.iap import IAP, Unlesioned, double_dissociations
+from fslib.intervals import Interval, Measure
+from fslib.questions import q03_pruning
+from fslib.scoring import rank_correlation
+from fslib.study import evidence as module
 from fslib.study.units import lesioned
 
 NONE = "no effect of 1 points or more"  # of C5, whose smallest effect of interest is 1 point
@@ -55,7 +55,14 @@ NONE = "no effect of 1 points or more"  # of C5, whose smallest effect of intere
 # --- the verdict
 
 # With infinitely many degrees of freedom and standard error 1 a 95 % interval ends 1.96 away, a 90 % one 1.645.
-WIDE = {"above": 3.0, "just above": 1.97, "just not above": 1.95, "on 0": 0.0, "not below": -1.95, "below": -1.97}
+WIDE = {
+    "above": 3.0,
+    "just above": 1.97,
+    "just not above": 1.95,
+    "on 0": 0.0,
+    "not below": -1.95,
+    "below": -1.97,
+}
 DECISIONS = [
     # value, standard error, p of its own test (None: of the interval), verdict
     (WIDE["above"], 1.0, None, SUPPORTED),
@@ -154,7 +161,13 @@ def test_the_claim_has_the_larger_p_of_its_parts():
 
 
 def test_it_says_its_verdict_and_every_number():
-    found = Evidence("C4", (Part("this", Interval(3.0, 1.0, np.inf), 0.012), Part("that", Interval(-1.0, 1.0, np.inf))))
+    found = Evidence(
+        "C4",
+        (
+            Part("this", Interval(3.0, 1.0, np.inf), 0.012),
+            Part("that", Interval(-1.0, 1.0, np.inf)),
+        ),
+    )
     assert str(found) == (
         "inconclusive: this +3.00 [+1.04, +4.96], p = 0.012, MDE 2.8; that -1.00 [-2.96, +0.96], p = 0.317, MDE 2.8"
     )
@@ -187,8 +200,15 @@ def test_claims_are_corrected_together():
     }
     found = decided(claims)
     # 0.001, 0.02, 0.03 and one that counts as 1: 4 x 0.001, 3 x 0.02, 2 x 0.03
-    assert [e.claim_p for e in found.values()] == pytest.approx([0.06, 0.004, 0.06, np.nan], nan_ok=True)
-    assert [e.verdict for e in found.values()] == [INCONCLUSIVE, SUPPORTED, INCONCLUSIVE, NOT_TESTABLE]
+    assert [e.claim_p for e in found.values()] == pytest.approx(
+        [0.06, 0.004, 0.06, np.nan], nan_ok=True
+    )
+    assert [e.verdict for e in found.values()] == [
+        INCONCLUSIVE,
+        SUPPORTED,
+        INCONCLUSIVE,
+        NOT_TESTABLE,
+    ]
     assert claims["C1"].verdict == SUPPORTED, "by itself"
     assert all(found[name].parts == claims[name].parts for name in claims)
 
@@ -223,7 +243,9 @@ def test_a_task_is_learned_if_it_is_above_the_best_constant_answer_beyond_its_in
     # sqrt(0.8 x 0.2 / 19) = 0.092 and sqrt(0.7 x 0.3 / 19) = 0.105; t with 19 degrees of freedom is 2.093
     found = above_constant(made({"all": 20, "most": 16, "some": 14, "half": 10}))
     assert [i.value for i in found.values()] == pytest.approx([0.5, 0.3, 0.2, 0])
-    assert [i.low for i in found.values()][:3] == pytest.approx([0.5, 0.3 - 0.192, 0.2 - 0.220], abs=1e-3)
+    assert [i.low for i in found.values()][:3] == pytest.approx(
+        [0.5, 0.3 - 0.192, 0.2 - 0.220], abs=1e-3
+    )
     assert learned(found) == ["all", "most"]
 
 
@@ -249,7 +271,10 @@ def test_c1_needs_two_learned_tasks_two_seeds_and_random_heads():
     said = q03_pruning.not_testable(made({"a": 20, "b": 10, "c": 4}))
     assert said == "1 of 3 tasks are learned (above the best constant answer)"
     assert entering(made({"a": 20, "b": 10})).tasks == ("a", "b"), "shown all the same"
-    assert q03_pruning.not_testable(made({"a": 20, "b": 20}, seeds=1)) == "one seed says nothing of other trainings"
+    assert (
+        q03_pruning.not_testable(made({"a": 20, "b": 20}, seeds=1))
+        == "one seed says nothing of other trainings"
+    )
     iap = made({"a": 20, "b": 20})
     alone = IAP(*(getattr(iap, k) for k in ("tasks", "metrics", "fractions")), iap.heads[:, :, :, :1], iap.labels,
                 iap.unpruned, {u: x[:, :, :, :1] for u, x in iap.lesioned.items()})  # fmt: skip
@@ -263,9 +288,15 @@ def test_a_part_of_a_pruning_by_hand():
     lesioned = {u: rng.integers(9, size=(2, 1, 3, 2, len(y))) for u, y in labels.items()}
     unpruned = {u: rng.integers(9, size=(2, len(y))) for u, y in labels.items()}
     heads = rng.random((2, 1, 3, 2, 1, 4)) < 0.5
-    iap = IAP(("a", "b", "c"), ("accuracy", "f1", "matthews"), (0.1,), heads, labels, unpruned, lesioned)
+    iap = IAP(
+        ("a", "b", "c"), ("accuracy", "f1", "matthews"), (0.1,), heads, labels, unpruned, lesioned
+    )
     found = iap.part(["c", "a"], lambda n: np.arange(1, n, 2))
-    assert (found.tasks, found.metrics, found.fractions) == (("c", "a"), ("matthews", "accuracy"), (0.1,))
+    assert (found.tasks, found.metrics, found.fractions) == (
+        ("c", "a"),
+        ("matthews", "accuracy"),
+        (0.1,),
+    )
     assert {u: y.tolist() for u, y in found.labels.items()} == {"c": [1, 3], "a": [1, 3, 5]}
     assert np.array_equal(found.heads, heads[:, :, [2, 0]])
     assert np.array_equal(found.unpruned["a"], unpruned["a"][:, [1, 3, 5]])
@@ -280,14 +311,18 @@ def test_a_part_of_a_pruning_by_hand():
             iap.part(tasks, examples)
 
 
-def test_lesions_of_the_scored_half_alone_say_the_same_as_those_of_all_examples(model_and_tasks, tmp_path):
+def test_lesions_of_the_scored_half_alone_say_the_same_as_those_of_all_examples(
+    model_and_tasks, tmp_path
+):
     """Gate and D of `lesioned(..., "scored")` are those of lesions on all examples, also when read from a record."""
     model, tasks = model_and_tasks
     options = {"fractions": (0.25,), "controls": 1, "examples": 8}
     whole, scored_alone = (lesioned(model, tasks, on, **options) for on in ("all", "scored"))
     assert {u: x.shape[-1] for u, x in scored_alone.lesioned.items()} == {"left": 5, "right": 5}
     assert above_constant(scored_alone) == above_constant(whole)
-    kept = IAP.from_arrays(*(getattr(whole, k) for k in ("tasks", "metrics", "fractions")), scored_alone.arrays())
+    kept = IAP.from_arrays(
+        *(getattr(whole, k) for k in ("tasks", "metrics", "fractions")), scored_alone.arrays()
+    )
     for found in (scored_alone, kept):
         for one, other in ((scored(found), scored(whole)), (entering(found), entering(whole))):
             arrays = {k: v for k, v in one.arrays().items() if "apart" not in k}
@@ -296,7 +331,9 @@ def test_lesions_of_the_scored_half_alone_say_the_same_as_those_of_all_examples(
     two = IAP.over_seeds([scored_alone, kept])
     assert two.apart["left"].predictions.shape == (2, 5) and two.apart["left"].labels.shape == (5,)
     assert two.part(["right", "left"]).apart.keys() == {"left", "right"}
-    other = replace(kept, apart={u: Unlesioned(1 - x.labels, x.predictions) for u, x in kept.apart.items()})
+    other = replace(
+        kept, apart={u: Unlesioned(1 - x.labels, x.predictions) for u, x in kept.apart.items()}
+    )
     for runs in ([scored_alone, other], [scored_alone, scored(whole)]):
         with refused("runs differ"):
             IAP.over_seeds(runs)
@@ -372,11 +409,17 @@ class TestMantel:
             rest = np.ix_([i for i in range(6) if i != k], [i for i in range(6) if i != k])
             left.append(self.correlation(a[rest], b[rest]))
         variance = 5 / 6 * sum((x - np.mean(left)) ** 2 for x in left)
-        assert mantel(a, b, rng).interval == pytest.approx((self.correlation(a, b), np.sqrt(variance), 5))
+        assert mantel(a, b, rng).interval == pytest.approx(
+            (self.correlation(a, b), np.sqrt(variance), 5)
+        )
 
     def test_ranks_decide_and_the_order_of_tasks_does_not(self):
         rng = np.random.default_rng(2)
-        a, b, order = matrix_of_tasks(rng, 5), matrix_of_tasks(rng, 5), np.ix_(*[rng.permutation(5)] * 2)
+        a, b, order = (
+            matrix_of_tasks(rng, 5),
+            matrix_of_tasks(rng, 5),
+            np.ix_(*[rng.permutation(5)] * 2),
+        )
         found = mantel(a, b, rng)
         for other in (mantel(np.exp(a), b**3, rng), mantel(a[order], b[order], rng)):
             assert (*other.interval, other.p) == pytest.approx((*found.interval, found.p))
@@ -389,7 +432,8 @@ class TestMantel:
             assert np.isnan([*found.interval, found.p]).all()
         diagonal = self.B + np.diag([np.nan] * 4)
         assert (
-            mantel(self.A, diagonal, np.random.default_rng(0)).p == mantel(self.A, self.B, np.random.default_rng(0)).p
+            mantel(self.A, diagonal, np.random.default_rng(0)).p
+            == mantel(self.A, self.B, np.random.default_rng(0)).p
         ), "of a task and itself nothing is read"
 
     def test_unknown_pairs_and_tasks_without_a_pair_are_left_out(self):
@@ -399,14 +443,20 @@ class TestMantel:
         assert full == mantel(a, b, rng).interval
         wide = np.full((8, 8), np.nan)
         wide[:6, :6] = a
-        assert correlation_over_pairs(wide, np.pad(b, (0, 2))) == full, "two tasks of which nothing is known"
+        assert correlation_over_pairs(wide, np.pad(b, (0, 2))) == full, (
+            "two tasks of which nothing is known"
+        )
         some = a.copy()
         some[0, 1] = some[1, 0] = np.nan
         pairs = np.triu_indices(6, 1)
         rest = np.isfinite(some[pairs])
-        assert correlation_over_pairs(some, b).value == pytest.approx(rank_correlation(a[pairs][rest], b[pairs][rest]))
+        assert correlation_over_pairs(some, b).value == pytest.approx(
+            rank_correlation(a[pairs][rest], b[pairs][rest])
+        )
         three = correlation_over_pairs(a[:3, :3], b[:3, :3])
-        assert np.isfinite(three.value) and np.isnan(three.se), "no pair but one is left without a task"
+        assert np.isfinite(three.value) and np.isnan(three.se), (
+            "no pair but one is left without a task"
+        )
         assert np.isnan(correlation_over_pairs(a[:2, :2], b[:2, :2]).value)
         assert np.isnan(correlation_over_pairs(a * np.nan, b).value), "nothing is known at all"
 
@@ -416,7 +466,9 @@ class TestMantel:
         a, b = matrix_of_tasks(rng, 8), matrix_of_tasks(rng, 8)
         p = [mantel(a, b, np.random.default_rng(seed)).p for seed in (0, 0, 1, 2, 3)]
         assert p[0] == p[1] and len(set(p)) > 1
-        assert all((x * 199) % 1 == pytest.approx(0, abs=1e-9) or (x * 199) % 1 > 1 - 1e-9 for x in p)
+        assert all(
+            (x * 199) % 1 == pytest.approx(0, abs=1e-9) or (x * 199) % 1 > 1 - 1e-9 for x in p
+        )
         assert mantel(a, -a, rng).p == pytest.approx(1 / 199), "the observed order counts"
 
 
@@ -432,7 +484,10 @@ def test_mantel_keeps_its_promise_where_tasks_differ(monkeypatch):
 
 
 def test_relabelling_keeps_its_promise_where_no_lesion_is_special():
-    found = [decide_specialization(pruned_models(np.random.default_rng([2, i]), World(), n=80)) for i in range(150)]
+    found = [
+        decide_specialization(pruned_models(np.random.default_rng([2, i]), World(), n=80))
+        for i in range(150)
+    ]
     assert np.mean([x.permutation_alone for x in found]) <= within(0.05, 150)
     assert np.mean([x.supported for x in found]) <= within(0.05, 150)
 
@@ -441,7 +496,8 @@ def test_relabelling_keeps_its_promise_where_no_lesion_is_special():
 def test_traps_are_not_called_specialization(world):
     """A task at chance and a ranking that all tasks share look like specialization to the relabelling alone."""
     found = [
-        decide_specialization(pruned_models(np.random.default_rng([3, i]), WORLDS[world], n=80)) for i in range(60)
+        decide_specialization(pruned_models(np.random.default_rng([3, i]), WORLDS[world], n=80))
+        for i in range(60)
     ]
     assert np.mean([x.supported for x in found]) <= within(0.05, 60)
     if world == "shared ranking, a task at chance":
@@ -450,7 +506,8 @@ def test_traps_are_not_called_specialization(world):
 
 def test_specialization_that_is_there_is_found():
     found = [
-        decide_specialization(pruned_models(np.random.default_rng([4, i]), World(specific=3.0))) for i in range(15)
+        decide_specialization(pruned_models(np.random.default_rng([4, i]), World(specific=3.0)))
+        for i in range(15)
     ]
     assert np.mean([x.supported for x in found]) > 0.8
 

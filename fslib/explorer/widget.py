@@ -24,28 +24,20 @@ from fslib.data.batches import Batch
 from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError, check_count, checked_path, first_line, unknown
 from fslib.evaluation import EVAL_BATCH, blank_predictions, check_several, length_batches, predicted
+from fslib.explorer.view import View, Whole, effect_json, pattern_json, pruned_sets, single_heads
 from fslib.heads import head_name, top_heads
 from fslib.importance import head_importance
 from fslib.model.attention import HOOKED
 from fslib.model.multitask import MultiTaskModel, check_model
+from fslib.plot import head_maps
 from fslib.progress import hidden
 from fslib.pruning import each_pruned
+from fslib.study.design import LONGEST, TEXTS
 from fslib.study.files import write_text
 from fslib.study.fingerprints import require
-from fslib.study.headwise import (
-    LONGEST,
-    TEXTS,
-    head_units,
-    lesion_unit,
-    pattern,
-    pattern_unit,
-    scored_on,
-    short_texts,
-)
-from fslib.study.plots import head_maps
-from fslib.study.records import Unit
+from fslib.study.store import Unit
 from fslib.study.study import Study
-from fslib.study.view import View, Whole, effect_json, pattern_json, pruned_sets, single_heads
+from fslib.study.units import pattern, scored_on, short_texts
 
 HERE = Path(__file__).parent
 MODULE, STYLE = HERE / "explorer.js", HERE / "explorer.css"
@@ -70,12 +62,18 @@ def explore(
     """
     if isinstance(what, Study):
         if tasks is not None or examples is not None:
-            raise FslibError("a study has its own tasks and examples: give fslib.explore(study) alone, or a model")
+            raise FslibError(
+                "a study has its own tasks and examples: give fslib.explore(study) alone, or a model"
+            )
         return _of_study(what, seed)
     if not isinstance(what, MultiTaskModel):
-        raise FslibError(f"{what!r:.80} cannot be explored: give a Study, or a MultiTaskModel and tasks")
+        raise FslibError(
+            f"{what!r:.80} cannot be explored: give a Study, or a MultiTaskModel and tasks"
+        )
     if tasks is None or seed is not None:
-        raise FslibError("a model is explored with tasks, and without a seed: fslib.explore(model, tasks)")
+        raise FslibError(
+            "a model is explored with tasks, and without a seed: fslib.explore(model, tasks)"
+        )
     if examples is not None:
         check_count("examples", examples, 2)
     return _of_model(what, as_tasks(tasks), examples)
@@ -88,7 +86,10 @@ def shown_units(study: Study, seed: int | None = None) -> list[Unit]:
     does not have.
     """
     chosen = _chosen(study, seed)
-    return [*study.units(chosen), *(unit for unit in head_units(study, chosen) if _can_be_had(study, unit))]
+    return [
+        *study.units(chosen),
+        *(unit for unit in study.head_units(chosen) if _can_be_had(study, unit)),
+    ]
 
 
 def _chosen(study: Study, seed: int | None) -> int:
@@ -112,7 +113,7 @@ def _can_be_had(study: Study, unit: Unit) -> bool:
 def _of_study(study: Study, seed: int | None) -> "Explorer":
     shown = {unit.key for unit in shown_units(study, seed)}
     chosen, p = _chosen(study, seed), study.profile
-    units, alone, looked_at = study.units(chosen), lesion_unit(study, chosen), pattern_unit(study, chosen)
+    units, alone, looked_at = study.units(chosen), study.lesion(chosen), study.pattern(chosen)
     iap = units.prune.iap(study.store)
     sets, rise = pruned_sets(iap), {}
     if alone.key in shown:
@@ -120,7 +121,9 @@ def _of_study(study: Study, seed: int | None) -> "Explorer":
         sets += single_heads(lesions)
         rise = {name: lesions.rise(name) for name in lesions.tasks}
     patterns = looked_at.patterns(study.store) if looked_at.key in shown else {}
-    maps = {t: parts.importance() for t, parts in units.importance.contributions(study.store).items()}
+    maps = {
+        t: parts.importance() for t, parts in units.importance.contributions(study.store).items()
+    }
     view = View(
         title=f"{study.name}: {p.encoder}, seed {chosen}",
         about=f"Importance from {p.importance_examples} training examples per task; this one model.",
@@ -134,7 +137,9 @@ def _of_study(study: Study, seed: int | None) -> "Explorer":
     )
     scored = {name: scored_on(task, p.lesioned_on) for name, task in study.tasks.items()}
     recorded = {name: rows[0] for name, rows in iap.unpruned.items()}
-    return Explorer(view, Kernel(lambda: units.train.trained(study.store), scored, study.tasks, recorded))
+    return Explorer(
+        view, Kernel(lambda: units.train.trained(study.store), scored, study.tasks, recorded)
+    )
 
 
 def _of_model(model: MultiTaskModel, tasks: dict[str, Task], examples: int | None) -> "Explorer":
@@ -182,7 +187,10 @@ class Kernel:
 
     @cached_property
     def _batches(self) -> dict[str, list[Batch]]:
-        return {name: length_batches(self.model, task.eval, EVAL_BATCH) for name, task in self.scored.items()}
+        return {
+            name: length_batches(self.model, task.eval, EVAL_BATCH)
+            for name, task in self.scored.items()
+        }
 
     def predictions(
         self, off: Bool[np.ndarray, "layers heads"], tell: Callable[[int, int], None]
@@ -191,7 +199,9 @@ class Kernel:
 
         `tell` hears how many passes over a batch are done, of how many.
         """
-        found = {name: blank_predictions(task, len(task.eval), 2) for name, task in self.scored.items()}
+        found = {
+            name: blank_predictions(task, len(task.eval), 2) for name, task in self.scored.items()
+        }
         total, done = 2 * sum(map(len, self._batches.values())), 0
 
         def keep(task: str, batch: Batch, number: int, logits: Tensor) -> None:
@@ -204,7 +214,9 @@ class Kernel:
             each_pruned(self.model, self._batches, np.stack([np.zeros_like(off), off]), keep)
         return {name: rows.T for name, rows in found.items()}
 
-    def scores(self, off: Bool[np.ndarray, "layers heads"], tell: Callable[[int, int], None]) -> dict[str, Any]:
+    def scores(
+        self, off: Bool[np.ndarray, "layers heads"], tell: Callable[[int, int], None]
+    ) -> dict[str, Any]:
         """Return every task's scores without some heads and with all of them, as the page takes them, and a note.
 
         The note is empty unless the model answers otherwise than the recorded one, as one that was trained again on
@@ -221,7 +233,11 @@ class Kernel:
             f"With all heads, this model answers {others} of {sum(map(len, labels.values()))} examples otherwise than "
             "the recorded one: it is not that model to the bit. Compare these scores with each other, not with records."
         )
-        return {"scores": [effect_json(e) for e in effects], "whole": whole.json(), "note": note if others else ""}
+        return {
+            "scores": [effect_json(e) for e in effects],
+            "whole": whole.json(),
+            "note": note if others else "",
+        }
 
     def texts(self, task: str) -> list[Split]:
         """Return the texts of a task that can be looked at."""
@@ -260,7 +276,9 @@ class Explorer(anywidget.AnyWidget):
     def _in_the_model(self, proposal: Any) -> list[int]:
         layers, heads = self._shown.shape
         if wrong := [at for at in proposal["value"] if not 0 <= at < layers * heads]:
-            raise FslibError(f"head {wrong[0]} is outside 0..{layers * heads - 1}, the heads of {layers} layers")
+            raise FslibError(
+                f"head {wrong[0]} is outside 0..{layers * heads - 1}, the heads of {layers} layers"
+            )
         return sorted(set(proposal["value"]))
 
     @property
@@ -298,10 +316,14 @@ class Explorer(anywidget.AnyWidget):
         lines = []
         for name, values in maps.items():
             best = np.unravel_index(np.argsort(-values, axis=None, kind="stable")[:3], values.shape)
-            named = ", ".join(head_name(int(layer), int(head)) for layer, head in zip(*best, strict=True))
+            named = ", ".join(
+                head_name(int(layer), int(head)) for layer, head in zip(*best, strict=True)
+            )
             special = int((tops[name] & (counts == 1)).sum())
             size = int(tops[name].sum())
-            lines.append(f"{name}: most important {named}; of its top {percent} %, {special} of {size} special")
+            lines.append(
+                f"{name}: most important {named}; of its top {percent} %, {special} of {size} special"
+            )
         return lines
 
     def __repr__(self) -> str:
@@ -334,12 +356,18 @@ class Explorer(anywidget.AnyWidget):
         except KeyboardInterrupt:
             self._fail(message, "interrupted")
         except Exception as error:  # a page that waits for an answer has to hear of anything
-            told = str(error) if isinstance(error, FslibError) else f"{type(error).__name__}: {first_line(error)}"
+            told = (
+                str(error)
+                if isinstance(error, FslibError)
+                else f"{type(error).__name__}: {first_line(error)}"
+            )
             self._fail(message, told)
 
     def _fail(self, message: dict[str, Any], told: str) -> None:
         """Tell the page why its question has no answer."""
-        about: dict[str, Any] = {key: message[key] for key in ("id", "task", "number") if key in message}
+        about: dict[str, Any] = {
+            key: message[key] for key in ("id", "task", "number") if key in message
+        }
         self.send(about | {"type": "problem", "text": told})
 
     def _score(self, number: int | str, off: list[int]) -> None:
@@ -347,18 +375,33 @@ class Explorer(anywidget.AnyWidget):
             say(done, total, f"{done} of {total} passes")
 
         def say(done: int, total: int, text: str) -> None:
-            self.send({"type": "progress", "id": number, "done": done, "total": total, "text": text})
+            self.send(
+                {"type": "progress", "id": number, "done": done, "total": total, "text": text}
+            )
 
-        say(0, 1, "Getting the model: without a checkpoint it is trained again, which takes minutes …")
+        say(
+            0,
+            1,
+            "Getting the model: without a checkpoint it is trained again, which takes minutes …",
+        )
         self._in_the_model({"value": off})
-        self.send({"type": "scores", "id": number, "off": off, **self._kernel.scores(self._as_heads(off), tell)})
+        self.send(
+            {
+                "type": "scores",
+                "id": number,
+                "off": off,
+                **self._kernel.scores(self._as_heads(off), tell),
+            }
+        )
 
 
 def checked_file(path: str | Path) -> Path:
     """Return where a page is to be written. Raises FslibError for what is no path, and for a folder."""
     path = checked_path("file of the explorer", path)
     if path.is_dir():
-        raise FslibError(f"{path} is a folder: give the name of a file, such as {path / 'explorer.html'}")
+        raise FslibError(
+            f"{path} is a folder: give the name of a file, such as {path / 'explorer.html'}"
+        )
     return path
 
 

@@ -13,10 +13,23 @@ from sklearn.linear_model import LogisticRegression
 from tinymodels import one_thread, toy_task
 
 import fslib
+from fslib.finetuning import fresh, training_subset, transfer
 from fslib.similarity import representations
-from fslib.transfer import fresh, training_subset, transfer
 
-WORDS = ("house", "river", "cloud", "table", "garden", "window", "paper", "music", "street", "bread", "stone", "field")
+WORDS = (
+    "house",
+    "river",
+    "cloud",
+    "table",
+    "garden",
+    "window",
+    "paper",
+    "music",
+    "street",
+    "bread",
+    "stone",
+    "field",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,7 +50,9 @@ def easy():
     """A new task that one word decides."""
     texts = [f"{word} {mood}" for word in WORDS for mood in ("good", "bad")]
     labels = ["plus" if text.endswith("good") else "minus" for text in texts]
-    return fslib.make_task("easy", (texts[:16], labels[:16]), (texts[16:], labels[16:]), label_names=["minus", "plus"])
+    return fslib.make_task(
+        "easy", (texts[:16], labels[:16]), (texts[16:], labels[16:]), label_names=["minus", "plus"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +97,9 @@ class TestFresh:
         assert list(model.classifiers) == ["easy"]
         assert model.classifiers["easy"].weight.shape == (2, 48)
         assert not model.classifiers["easy"].bias.any()
-        np.testing.assert_array_equal(representations(model, easy.train), representations(source, easy.train))
+        np.testing.assert_array_equal(
+            representations(model, easy.train), representations(source, easy.train)
+        )
         assert not any(module.training for module in model.modules())
         assert list(source.classifiers) == ["bbc-shift", "bbc-pair"]
 
@@ -157,13 +174,19 @@ class TestSubset:
         label_of = dict(zip(task.train.texts, task.train.labels, strict=True))
         assert [label_of[text] for text in part.train.texts] == list(part.train.labels)
         assert part.eval is task.eval
-        assert (part.name, part.metric, part.label_names) == (task.name, task.metric, task.label_names)
+        assert (part.name, part.metric, part.label_names) == (
+            task.name,
+            task.metric,
+            task.label_names,
+        )
 
     @pytest.mark.parametrize("seed", range(20))
     def test_every_class_is_there_from_the_first(self, seed):
         labels = [0] * 95 + [1] * 4 + [2]  # so rare that most random samples would miss it
         texts = [f"text {i}" for i in range(100)]
-        task = fslib.make_task("rare", (texts, labels), (["a", "b"], [0, 1]), label_names=["a", "b", "c"])
+        task = fslib.make_task(
+            "rare", (texts, labels), (["a", "b"], [0, 1]), label_names=["a", "b", "c"]
+        )
         parts = [training_subset(task, size, seed).train for size in (3, 4, 10)]
         assert all(set(part.labels) == {0, 1, 2} for part in parts)
         assert set(parts[0].texts) < set(parts[1].texts) < set(parts[2].texts)
@@ -240,21 +263,32 @@ class TestClassifier:
         assert (found.size, found.part, found.history) == (16, "classifier", None)
         assert found.score.metric == "accuracy"
 
-    def test_the_scale_of_the_source_s_representations_does_not_matter(self, source, tasks, monkeypatch):
+    def test_the_scale_of_the_source_s_representations_does_not_matter(
+        self, source, tasks, monkeypatch
+    ):
         expected = transfer(source, tasks["bbc"], part="classifier").score
-        module = importlib.import_module("fslib.transfer")  # by name: the package may export a function of that name
-        monkeypatch.setattr(module, "representations", lambda *args: 100 * representations(*args) + 3)
+        module = importlib.import_module(
+            "fslib.transfer"
+        )  # by name: the package may export a function of that name
+        monkeypatch.setattr(
+            module, "representations", lambda *args: 100 * representations(*args) + 3
+        )
         found = transfer(source, tasks["bbc"], part="classifier").score
         np.testing.assert_array_equal(found.predictions, expected.predictions)
 
     def test_many_classes_and_regression(self, source, tasks, graded):
-        assert transfer(source, tasks["bbc"], size=20, part="classifier").score.predictions.dtype == np.int64
+        assert (
+            transfer(source, tasks["bbc"], size=20, part="classifier").score.predictions.dtype
+            == np.int64
+        )
         found = transfer(source, graded, part="classifier").score
         assert found.predictions.dtype == np.float32
         assert found.value > 0.8
 
     def test_seed_is_the_subset_s(self, source, easy):
-        one, again, other = (transfer(source, easy, size=4, part="classifier", seed=s).score for s in (0, 0, 1))
+        one, again, other = (
+            transfer(source, easy, size=4, part="classifier", seed=s).score for s in (0, 0, 1)
+        )
         np.testing.assert_array_equal(one.predictions, again.predictions)
         assert one.predictions.shape == other.predictions.shape
         whole = [transfer(source, easy, part="classifier", seed=s).score for s in (0, 1)]
@@ -263,7 +297,9 @@ class TestClassifier:
     def test_source_matters(self, source, tasks):
         other = copy.deepcopy(source)
         fslib.train(other, tasks["bbc-shift"], steps=5, lr=1e-2)
-        scores = [transfer(model, tasks["bbc"], part="classifier").score for model in (source, other)]
+        scores = [
+            transfer(model, tasks["bbc"], part="classifier").score for model in (source, other)
+        ]
         assert (scores[0].predictions != scores[1].predictions).any()
 
 
