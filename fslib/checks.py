@@ -124,7 +124,7 @@ def _try_sets(encoder: Any, passed: list[str]) -> str:
         return "switching no head off changes what it says"
     passed.append("the empty set changes nothing, bit by bit")
     tried = np.sort(np.random.default_rng(0).permutation(empty.size)[:HEADS_TRIED])
-    for layer, head in np.argwhere(~empty)[tried]:
+    for layer, head in np.argwhere(~empty)[tried].tolist():
         one = empty.copy()
         one[layer, head] = True
         off = without(one)

@@ -14,7 +14,7 @@ from refusal import refused
 from tinymodels import one_thread, save
 
 import fslib
-from fslib import IAT, PCGrad, Stop, iat, training
+from fslib import IAT, PCGrad, Stop, iat
 from fslib.endings import projected
 from fslib.training import MIXED, Settings, Training
 
@@ -180,29 +180,6 @@ def test_an_exception_in_the_loops_body_does_no_harm(fresh, zoo):
     twin = fresh()
     twin.load_state_dict(weights(model))
     assert told(alone(model, zoo.tasks, None)[0]) == told(alone(twin, zoo.tasks, None)[0])
-
-
-def test_the_scale_of_half_precision_gradients_branches_too(fresh, zoo, monkeypatch):
-    plain, scaler = (
-        training.accelerator,
-        torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2),
-    )
-
-    def scaling(mixed_precision):
-        accelerator = plain(mixed_precision)
-        accelerator.scaler = scaler  # which accelerate makes for fp16, on GPUs only
-        return accelerator
-
-    monkeypatch.setattr(training, "accelerator", scaling)
-    run = Training(fresh(), zoo.tasks, Settings(**SETTINGS))
-    run.advance(3)
-    trunk = run.snapshot()
-    run.advance(6)
-    first = scaler.state_dict()
-    run.restore(trunk)
-    assert scaler.state_dict() == trunk.scaler != first
-    run.advance(6)
-    assert scaler.state_dict() == first
 
 
 # --- order and cost -----------------------------------------------------------------------------------------------

@@ -10,13 +10,12 @@ import torch
 import transformers as tf
 from refusal import refused
 from tinymodels import (
-    _LLAMA_LIKE,
     ARCHITECTURES,
+    BARE,
     HEAD_DIM,
     HEADS,
     LAYERS,
-    Architecture,
-    _llama_projection,
+    LLAMA_LIKE,
     one_thread,
     save,
     tokenizer,
@@ -25,6 +24,7 @@ from tinymodels import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fslib
+from fslib.data.tasks import Task
 from fslib.iat import HeadRows, head_rows
 from fslib.model.attention import tapped
 from fslib.training import READ_EVERY, Settings, Training
@@ -184,10 +184,9 @@ def test_one_key_and_value_for_all_heads_belong_to_all(zoo, tmp_path):
 
 
 def test_a_model_that_mixes_its_heads_is_refused_before_the_first_step(zoo, tmp_path, monkeypatch):
-    options = {**_LLAMA_LIKE, "num_key_value_heads": HEADS}
-    made = Architecture("Olmo2Model", "Olmo2Config", options, "last", _llama_projection, ("", ""))
-    tf.Olmo2Model(tf.Olmo2Config(**options)).save_pretrained(tmp_path)
-    tokenizer(made.framing).save_pretrained(tmp_path)
+    config = tf.Olmo2Config(**LLAMA_LIKE | {"num_key_value_heads": HEADS})
+    tf.Olmo2Model(config).save_pretrained(tmp_path)
+    tokenizer(BARE).save_pretrained(tmp_path)
     model = fslib.MultiTaskModel.from_pretrained(tmp_path, zoo.tasks)
     monkeypatch.setattr(Training, "advance", None)
     with refused("Olmo2Attention mixes its heads", "rows"):
@@ -441,7 +440,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def copies(n: int) -> dict[str, fslib.Task]:
+def copies(n: int) -> dict[str, Task]:
     """`n` tasks with the same examples under different names."""
     return {f"t{i}": replace(toy_task("single"), name=f"t{i}") for i in range(n)}
 
@@ -573,20 +572,6 @@ class TestBeforeTheFirstStep:
         nothing_may_be_trained(monkeypatch)
         with refused("batch_size 2", "3 tasks"):
             self.begin(start, bert, zoo.tasks, fslib.PCGrad(), batch_size=2)
-
-    def test_gradient_accumulation(self, zoo, monkeypatch, start):
-        with monkeypatch.context() as patch:
-            nothing_may_be_trained(patch)
-            patch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
-            with refused("gradient accumulation over 4 steps", "set accelerate's to 1"):
-                self.begin(start, zoo.model("bert"), zoo.tasks, fslib.IAT())
-        # and without it, the next training in the same process updates at every step
-        model = zoo.model("bert")
-        run = Training(model, zoo.tasks, Settings(**SETTINGS))
-        for step in (1, 2):
-            before = weights(model)
-            run.advance(step)
-            assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
 def test_two_endings_of_one_training(bert, zoo, monkeypatch):
