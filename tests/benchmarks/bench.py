@@ -95,9 +95,8 @@ def importance() -> bool:
     whole, alone = np.median(
         [[b / a, c / a] for a, b, c in times[1:]], axis=0
     )  # the first warms up
-    met = report(
-        "importance: speed over weight gradients", f"{whole:.2f} x", ">= 1.4 x", whole >= 1.4
-    )
+    what = "importance: speed over weight gradients"
+    met = report(what, f"{whole:.2f} x", ">= 1.4 x", whole >= 1.4)
     what = "importance: speed over autograd.grad in contexts alone"
     return met & report(what, f"{alone:.2f} x", ">= 0.95 x", alone >= 0.95)
 
