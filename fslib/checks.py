@@ -1,8 +1,8 @@
-"""Can a model be used here? What is checked before anyone trains it: heads, pooling, head sets, rows for IAT."""
+"""Can a model be used here? What is checked before training: heads, head sets, rows for IAT."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +11,34 @@ import torch
 from torch import Tensor, nn
 
 from fslib.errors import FslibError, first_line
-from fslib.evaluation import in_mode
 from fslib.iat import head_rows
 from fslib.model.attention import attach, control_of, pruned, tapped
 from fslib.model.devices import device_of
 from fslib.model.encoders import load_encoder, natural_pooling
+from fslib.model.modes import in_mode
 from fslib.model.multitask import MultiTaskModel
 
 TOLERANCE = 1e-6  # of hidden states, relative to the largest
-MIXES = "with all heads off tokens still learn of each other: not by heads, so no lesion shows what that does"
+ALONE = "with all heads off no token learns of another"
+MIXES = (
+    "with all heads off tokens still learn of each other: not by heads, so no lesion shows what "
+    "that does"
+)
 HEADS_TRIED = 48  # of a large model, drawn at random
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
     """What `check` has found; printed, it is a paragraph.
 
-    refused: why no head of it can be switched off, "" if each can. pooling: how it sums up a text, None where no
-    tokenizer was at hand. rows: why IAT cannot train it, "" if it can. passed: the checks of head sets that it passed.
+    Attributes:
+        name: of the model.
+        architecture: its class, or its name where that could not be loaded.
+        layers, heads, head_dim: its shape; heads a layer.
+        pooling: how it sums up a text, None where no tokenizer was at hand.
+        refused: why no head of it can be switched off, "" if each can.
+        rows: why IAT cannot train it, "" if it can.
+        passed: the checks of head sets that it passed.
     """
 
     name: str
@@ -39,114 +49,110 @@ class Report:
     pooling: str | None = None
     refused: str = ""
     rows: str = ""
-    passed: tuple[str, ...] = ()
+    passed: list[str] = field(default_factory=list)
 
     @property
     def works(self) -> bool:
-        """Whether importance, pruning and dissociation can be had of it."""
+        """Whether its importance, pruning and dissociation can be measured."""
         return not self.refused
 
     def __str__(self) -> str:
         if not self.works:
             return f"{self.name} ({self.architecture}): refused. {self.refused}"
         pooling = f", pooling: {self.pooling}" if self.pooling else ""
-        lines = [
-            f"{self.name} ({self.architecture}): works, {self.layers} layers of {self.heads} heads{pooling}",
-            *(f"  checked: {what}" for what in self.passed),
-            f"  IAT: {self.rows or 'finds the rows of every head'}",
-        ]
-        return "\n".join(lines)
+        what = f"works, {self.layers} layers of {self.heads} heads{pooling}"
+        checked = [f"  checked: {each}" for each in self.passed]
+        rows = f"  IAT: {self.rows or 'finds the rows of every head'}"
+        return "\n".join([f"{self.name} ({self.architecture}): {what}", *checked, rows])
 
 
 def check(model: str | Path | MultiTaskModel | nn.Module) -> Report:
-    """Report whether a model's heads can be reached, switched off one by one, and trained by IAT; nothing is trained.
+    """Report whether a model's heads can be reached, switched off and trained by IAT.
 
-    model: a name as `MultiTaskModel.from_pretrained` takes it, a model that is loaded, or a transformers encoder made
-        with `attn_implementation="fslib_sdpa"`. It is left as it was, but for the control that its heads now have.
-    Three checks, each on hidden states of made-up sentences: the empty set changes no bit; one head off is the same as
-    zeros in its place where the output projection reads it (of `HEADS_TRIED` heads at most); with all heads off no
-    token learns of another, or it is said that it does (MobileBERT embeds neighbours together).
-    Raises FslibError for a name that is no model and no folder.
+    Nothing is trained. Three checks, each on hidden states of made-up sentences: the empty set
+    changes no bit; one head off is the same as zeros in its place where the output projection reads
+    it (of `HEADS_TRIED` heads at most); with all heads off no token learns of another, or the
+    report says that it does (MobileBERT embeds neighbours together).
+
+    Args:
+        model: a name as `MultiTaskModel.from_pretrained` takes it, a model that is loaded, or a
+            transformers encoder made with `attn_implementation="fslib_sdpa"`. It is left as it
+            was, but for the control that its heads now have.
+
+    Raises:
+        FslibError: for a name that is no model and no folder.
     """
-    pooling = None
-    if isinstance(model, str | Path):
-        name = str(model)
-        try:
-            encoder, tokenizer, source = load_encoder(name)
-            attach(encoder)
-            pooling = natural_pooling(encoder, tokenizer, source)
-        except FslibError as error:
-            if "cannot be used" not in str(error):
-                raise
-            return Report(name, name, refused=str(error))
-    else:
-        encoder = model.encoder if isinstance(model, MultiTaskModel) else model
-        name = getattr(model, "source", None) or type(encoder).__name__
-        pooling = getattr(model, "pooling", None)
-        try:
-            attach(encoder)
-        except FslibError as error:
-            return Report(name, type(encoder).__name__, refused=str(error))
-    control = control_of(encoder)
-    shape = {
-        "layers": control.layers,
-        "heads": control.head_shapes[0][0],
-        "head_dim": control.head_shapes[0][1],
-    }
-    with in_mode(encoder, training=False):
-        passed, refused = _sets(encoder)
-        rows = _rows(encoder) if not refused else ""
-    return Report(
-        name,
-        type(encoder).__name__,
-        **shape,
-        pooling=pooling,
-        refused=refused,
-        rows=rows,
-        passed=passed,
-    )
-
-
-def _sets(encoder: Any) -> tuple[tuple[str, ...], str]:
-    """Try the empty set, single heads and the full set; return what passed, and why the model is refused, if it is."""
-    control = control_of(encoder)
-    layers, heads = control.layers, control.head_shapes[0][0]
-    empty, full = np.zeros((layers, heads), dtype=bool), np.ones((layers, heads), dtype=bool)
-    plain, passed = _hidden(encoder), []
-    with pruned(encoder, empty):
-        if not torch.equal(_hidden(encoder), plain):
-            return (), "switching no head off changes what it says"
-    passed.append("the empty set changes nothing, bit by bit")
+    named = isinstance(model, str | Path)
+    encoder: Any = model.encoder if isinstance(model, MultiTaskModel) else model
+    architecture = str(model) if named else type(encoder).__name__
+    report = Report(str(model) if named else getattr(model, "source", architecture), architecture)
+    report.pooling = getattr(model, "pooling", None)
     try:
-        projections = _projections(encoder)
+        if named:
+            encoder, tokenizer, source = load_encoder(str(model))
+        control = attach(encoder)
+        if named:
+            report.pooling = natural_pooling(encoder, tokenizer, source)
     except FslibError as error:
-        return tuple(passed), str(error)
-    every = list(np.ndindex(layers, heads))
-    order = np.random.default_rng(0).permutation(len(every))[:HEADS_TRIED]
-    for layer, head in (every[i] for i in sorted(order)):
+        if named and "cannot be used" not in str(error):
+            raise
+        report.refused = str(error)
+        return report
+    report.architecture = type(encoder).__name__
+    report.layers, (report.heads, report.head_dim) = control.layers, control.head_shapes[0]
+    with in_mode(encoder, training=False):
+        report.refused = _try_sets(encoder, report.passed)
+        report.rows = "" if report.refused else _try_rows(encoder)
+    return report
+
+
+def _try_sets(encoder: Any, passed: list[str]) -> str:
+    """Try the empty set, single heads and the full set; tell what passed.
+
+    Returns:
+        Why the model is refused, "" if it is not.
+    """
+
+    def without(heads: np.ndarray, changed: int | None = None) -> Tensor:
+        with pruned(encoder, heads):
+            return _hidden(encoder, changed)
+
+    control = control_of(encoder)
+    empty = np.zeros((control.layers, control.head_shapes[0][0]), dtype=bool)
+    plain = _hidden(encoder)
+    if not torch.equal(without(empty), plain):
+        return "switching no head off changes what it says"
+    passed.append("the empty set changes nothing, bit by bit")
+    tried = np.sort(np.random.default_rng(0).permutation(empty.size)[:HEADS_TRIED])
+    for layer, head in np.argwhere(~empty)[tried].tolist():
         one = empty.copy()
         one[layer, head] = True
-        with pruned(encoder, one):
-            off = _hidden(encoder)
-        with _zeros_at(projections, layer, head, control.head_shapes[0]):
+        off = without(one)
+        with _zeroed(encoder, layer, head) as projections:
             expected = _hidden(encoder)
+        if not projections:
+            return (
+                f"layer {layer} does not hand its heads' outputs to a projection as they are: "
+                "they cannot be checked"
+            )
         if not _close(off, expected):
-            return tuple(
-                passed
-            ), f"switching head {head} of layer {layer} off is not what zeros in its place do"
+            return f"switching head {head} of layer {layer} off is not what zeros in its place do"
         if torch.equal(off, plain):
-            return tuple(passed), f"switching head {head} of layer {layer} off changes nothing"
-    passed.append(f"one head off is zeros in its place ({len(order)} of {len(every)} heads tried)")
-    with pruned(encoder, full):
-        alone, exchanged = _hidden(encoder), _hidden(encoder, changed=2)
-    others = [i for i in range(alone.shape[1]) if i != 2]
-    alike = _close(alone[:, others], exchanged[:, others])
-    passed.append("with all heads off no token learns of another" if alike else MIXES)
-    return tuple(passed), ""
+            return f"switching head {head} of layer {layer} off changes nothing"
+    passed.append(f"one head off is zeros in its place ({len(tried)} of {empty.size} heads tried)")
+    alone, exchanged = without(~empty), without(~empty, changed=2)
+    others = np.arange(alone.shape[1]) != 2
+    passed.append(ALONE if _close(alone[:, others], exchanged[:, others]) else MIXES)
+    return ""
 
 
 def _hidden(encoder: Any, changed: int | None = None) -> Tensor:
-    """Return last hidden states of two made-up sentences, (2, 6, hidden), with one token exchanged for another."""
+    """Return last hidden states of two made-up sentences, (2, 6, hidden).
+
+    Args:
+        encoder: a transformers model.
+        changed: the place of a token that is exchanged for another.
+    """
     ids = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 9, 5, 7, 6, 8]], device=device_of(encoder))
     if changed is not None:
         ids[:, changed] += 7
@@ -159,75 +165,51 @@ def _close(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).abs().max() <= TOLERANCE * other.abs().max())
 
 
-def _projections(encoder: Any) -> list[nn.Module]:
-    """Return the module of each layer that reads the heads' outputs, found by what enters it.
+@contextmanager
+def _zeroed(encoder: Any, layer: int, head: int) -> Iterator[list[nn.Module]]:
+    """Put zeros where a layer's projection reads one head, in one forward pass inside.
 
-    Raises FslibError where none does: what is done to a head's output then is not what reaches the next layer.
+    The projection is the module that the layer's context enters as it is; it is put into the list
+    that the block gets. If the list stays empty, what is done to a head's output is not what
+    reaches the next layer.
     """
     contexts: list[Tensor] = []
-    found: dict[int, nn.Module] = {}
+    found: list[nn.Module] = []
 
-    def listen(layer: int, ctx: Tensor) -> Tensor:
-        contexts.append(ctx.detach().flatten(-2))
+    def listen(_: int, ctx: Tensor) -> Tensor:
+        contexts.append(ctx)
         return ctx
 
-    def look(module: nn.Module, args: tuple) -> None:
-        if contexts and args and isinstance(args[0], Tensor):
-            mine = contexts[-1]
-            if args[0].numel() == mine.numel() and torch.equal(args[0].reshape(mine.shape), mine):
-                found.setdefault(len(contexts) - 1, module)
+    def look(module: nn.Module, args: tuple) -> tuple | None:
+        if found or len(contexts) != layer + 1 or not args or not isinstance(args[0], Tensor):
+            return None
+        states, ctx = args[0], contexts[-1]  # ctx: (batch, seq, heads, head_dim)
+        if states.numel() != ctx.numel() or not torch.equal(states.reshape(ctx.shape), ctx):
+            return None
+        found.append(module)
+        ctx = ctx.clone()
+        ctx[..., head, :] = 0
+        return (ctx.reshape(states.shape), *args[1:])
 
-    leaves = [
-        m for m in encoder.modules() if not any(m.children()) and any(True for _ in m.parameters())
-    ]
+    leaves = [m for m in encoder.modules() if not list(m.children()) and list(m.parameters())]
     hooks = [module.register_forward_pre_hook(look) for module in leaves]
     try:
         with tapped(encoder, listen):
-            _hidden(encoder)
+            yield found
     finally:
         for hook in hooks:
             hook.remove()
-    if missing := [layer for layer in range(control_of(encoder).layers) if layer not in found]:
-        raise FslibError(
-            f"layer {missing[0]} does not hand its heads' outputs to a projection as they are: they cannot be checked"
-        )
-    return [found[layer] for layer in range(control_of(encoder).layers)]
 
 
-@contextmanager
-def _zeros_at(
-    projections: list[nn.Module], layer: int, head: int, shape: tuple[int, int]
-) -> Iterator[None]:
-    """Put zeros where a layer's projection reads one head; layers that share their weights are told by the call."""
-    module, calls = projections[layer], 0
-    turn = sum(other is module for other in projections[:layer])
-
-    def hook(_: nn.Module, args: tuple) -> tuple:
-        nonlocal calls
-        calls += 1
-        if calls - 1 != turn:
-            return args
-        heads = args[0].clone().unflatten(-1, shape)
-        heads[..., head, :] = 0
-        return (heads.flatten(-2), *args[1:])
-
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _rows(encoder: Any) -> str:
-    """Say why IAT cannot train a model's heads one by one, "" if it can."""
+def _try_rows(encoder: Any) -> str:
+    """Return why IAT cannot train a model's heads one by one, "" if it can."""
     try:
         rows = head_rows(encoder)
     except FslibError as error:
         return str(error)
     except Exception as error:  # whatever an architecture that nobody has tried here does
         return f"its rows were not found ({first_line(error)})"
-    owned = np.logical_or.reduce([row.owners for row in rows]) if rows else np.zeros(1, dtype=bool)
-    if not owned.all():
-        layer, head = np.argwhere(~np.atleast_2d(owned))[0]
+    owned = np.logical_or.reduce([row.owners for row in rows]) if rows else np.zeros((1, 1), bool)
+    for layer, head in np.argwhere(~owned):
         return f"head {head} of layer {layer} has no rows of its own"
     return ""

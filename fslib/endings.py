@@ -1,18 +1,20 @@
 """Endings: what the last part of multi-task training may be, instead of more of the same.
 
-An ending is a rule about gradients; the training loop (`fslib.training`) owns the batches. At every step the loop asks
+An ending is a rule about gradients; the training loop (`fslib.training`) owns the batches. At every
+step the loop asks
 
     for task in rule.tasks(step):       whose batches the step takes
         ... backward ...
-        rule.collect(task)              that task's gradient lies in the parameters: keep or change it
-    updated = rule.gradients()          what the step updates, its gradients where the optimizer finds them
+        rule.collect(task)              that task's gradient lies in the parameters: keep or change
+    updated = rule.gradients()          what the step updates, with its gradients
 
-`Rule` itself is plain training. `IAT` (Li et al., 2023) stands in `fslib.iat`. Here stand `Stop`, which leaves the
-trunk as it is, and `PCGrad` (Yu et al., 2020), which projects conflicting gradients of tasks.
+`Rule` itself is plain training. `IAT` (Li et al., 2023) stands in `fslib.iat`. Here stand `Stop`,
+which leaves the trunk as it is, and `PCGrad` (Yu et al., 2020), which projects conflicting
+gradients of tasks.
 """
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,11 @@ from fslib.model.multitask import MultiTaskModel
 class Trunk:
     """A training as an ending finds it when it begins.
 
-    order: the task of every step, the first step's first. step: steps made. cache: what the run's endings share.
+    Attributes:
+        model, tasks, optimizer, batch_size, seed: the training's.
+        order: the task of every step, the first step's first.
+        step: steps made.
+        cache: what the endings of one training share.
     """
 
     model: MultiTaskModel
@@ -39,20 +45,17 @@ class Trunk:
     batch_size: int
     seed: int
     step: int
-    cache: dict[Hashable, Any] = field(default_factory=dict)
-
-    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return what an earlier ending of this run has made under the key, or make it now."""
-        if key not in self.cache:
-            self.cache[key] = make()
-        return self.cache[key]
+    cache: dict[Hashable, Any]
 
 
 class Rule:
     """Plain training: a step takes the batch of its own task and updates every parameter.
 
-    heads: each task's head set, bool (layers, heads), True = trained on its batches; none but with IAT.
-    scoring_seconds: time that choosing them took.
+    Attributes:
+        order: the task of every step.
+        parameters: the model's.
+        heads: each task's head set, bool (layers, heads), True = trained on its batches; with IAT.
+        scoring_seconds: time that choosing them took.
     """
 
     def __init__(self, trunk: Trunk) -> None:
@@ -69,13 +72,17 @@ class Rule:
         """Take the gradient of a task's loss, just computed, from the parameters' `grad`."""
 
     def gradients(self) -> list[Tensor]:
-        """Put the step's gradients where the optimizer finds them; return all that the step updates."""
+        """Put the step's gradients into what it updates, and return that."""
         return self.parameters
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What all endings have. delta: the share of the steps, the last ones, that the ending takes, in (0, 1)."""
+    """What all endings have.
+
+    Attributes:
+        delta: the share of the steps, the last ones, that the ending takes, in (0, 1).
+    """
 
     delta: float = 0.1
 
@@ -83,12 +90,11 @@ class Ending:
         check_number("delta", self.delta, "(0, 1)", "0.1 means the last tenth of the steps")
 
     def start(self, steps: int) -> int:
-        """Return the steps made before the ending. Raises FslibError if delta leaves none before it or after it."""
+        """Return the steps before the ending, or raise FslibError if there are none, or all."""
         start = steps - round(self.delta * steps)
         if not 0 < start < steps:
-            raise FslibError(
-                f"delta {self.delta} of {steps} steps: choose it so that steps lie before and after"
-            )
+            what = f"delta {self.delta} of {steps} steps"
+            raise FslibError(f"{what}: choose it so that steps lie before and after")
         return start
 
     def stop(self, steps: int) -> int:
@@ -105,9 +111,8 @@ class Ending:
     def needs_two_tasks(self, trunk: Trunk) -> None:
         """Raise FslibError for a training on one task."""
         if len(trunk.tasks) < 2:
-            raise FslibError(
-                f"{type(self).__name__} needs at least two tasks, and gets {list(trunk.tasks)}"
-            )
+            name = type(self).__name__
+            raise FslibError(f"{name} needs at least two tasks, and gets {list(trunk.tasks)}")
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,17 @@ class Stop(Ending):
 
 @dataclass(frozen=True)
 class PCGrad(Ending):
-    """Projecting conflicting gradients (Yu et al., 2020): removes interference between tasks without choosing heads.
+    """Project conflicting gradients (Yu et al., 2020).
 
-    Every update takes examples of every task, `batch_size` in all: as many updates and as many examples as other
-    endings have. Each task's gradient of the whole encoder loses its component against every other task's with
-    which it conflicts (negative inner product), the others in random order; the update is their mean.
-    project: False leaves the gradients as they are: the control that shows what mixed batches do alone.
+    It removes interference between tasks without choosing heads. Every update takes examples of
+    every task, `batch_size` in all: as many updates and as many examples as other endings have.
+    Each task's gradient of the whole encoder loses its component against every other task's with
+    which it conflicts (negative inner product), the others in random order; the update is their
+    mean.
+
+    Attributes:
+        project: False leaves the gradients as they are: the control that shows what mixed batches
+            do alone.
     """
 
     project: bool = True
@@ -136,16 +146,14 @@ class PCGrad(Ending):
         check_flag("project", self.project)
 
     def check(self, trunk: Trunk) -> None:
-        """Raise FslibError for one task, a batch too small to be shared by all tasks, and nothing to project."""
+        """Raise FslibError for one task, a batch smaller than that, and nothing to project."""
         self.needs_two_tasks(trunk)
         if self.project and not any(p.requires_grad for p in trunk.model.encoder.parameters()):
-            raise FslibError(
-                "PCGrad projects gradients of the encoder, and all of it is frozen: unfreeze some of it"
-            )
+            what = "PCGrad projects gradients of the encoder, and all of it is frozen"
+            raise FslibError(f"{what}: unfreeze some of it")
         if trunk.batch_size < len(trunk.tasks):
-            raise FslibError(
-                f"PCGrad shares batch_size {trunk.batch_size} among {len(trunk.tasks)} tasks: make it larger"
-            )
+            what = f"PCGrad shares batch_size {trunk.batch_size} among {len(trunk.tasks)} tasks"
+            raise FslibError(f"{what}: make it larger")
 
     def begin(self, trunk: Trunk) -> Rule:
         """Return the rule of mixed steps, with or without projection."""
@@ -165,7 +173,7 @@ class MixedRule(Rule):
 
 
 class ProjectedRule(MixedRule):
-    """The same, but the encoder's gradient is the mean of the tasks' gradients after PCGrad's projections."""
+    """A mixed step whose gradient of the encoder is the mean after PCGrad's projections."""
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__(trunk)
@@ -189,9 +197,8 @@ class ProjectedRule(MixedRule):
         # the loop has divided every task's loss by the number of tasks already: the sum is the mean
         update = (weights @ each * len(self.names)).split([p.numel() for p in self.encoder])
         for parameter, part in zip(self.encoder, update, strict=True):
-            if (
-                parameter in self.reached
-            ):  # a gradient of zeros would let weight decay move what nothing reaches
+            # a gradient of zeros would let weight decay move what nothing reaches
+            if parameter in self.reached:
                 parameter.grad = part.view_as(parameter)
         self.reached.clear()
         return self.parameters
@@ -200,11 +207,18 @@ class ProjectedRule(MixedRule):
 def projected(
     gram: Float[Tensor, "tasks tasks"], rng: np.random.Generator
 ) -> Float[Tensor, " tasks"]:
-    """Return PCGrad's update as a weighted sum of the tasks' gradients, from nothing but their inner products.
+    """Return PCGrad's update as a weighted sum of the tasks' gradients.
 
-    gram[i, j] = <g_i, g_j>. Projections stay in the span of the gradients, so task i's projected gradient is
-    sum_j c[i, j] g_j, and no vector of the encoder's size is needed before the last sum. Returns the weights w
-    of the mean over tasks, sum_j w[j] g_j. Source: Yu et al. (2020), algorithm 1.
+    Projections stay in the span of the gradients, so task i's projected gradient is
+    sum_j c[i, j] g_j, and no vector of the encoder's size is needed before the last sum. Source:
+    Yu et al. (2020), algorithm 1.
+
+    Args:
+        gram: the gradients' inner products, gram[i, j] = <g_i, g_j>.
+        rng: draws the order of the projections.
+
+    Returns:
+        The weights w of the mean over tasks, sum_j w[j] g_j.
     """
     tasks = len(gram)
     own = torch.eye(tasks, dtype=gram.dtype)
@@ -217,8 +231,5 @@ def projected(
 
 
 def _flat_gradient(parameter: nn.Parameter) -> Tensor:
-    return (
-        torch.zeros_like(parameter).flatten()
-        if parameter.grad is None
-        else parameter.grad.flatten()
-    )
+    grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return grad.flatten()

@@ -1,4 +1,4 @@
-"""Branching: every ending is, bit by bit, what it would be alone. And one of them, PCGrad, against plain sums."""
+"""Branching: every ending is, bit by bit, what it would be alone; and PCGrad by plain sums."""
 
 import copy
 import inspect
@@ -14,7 +14,7 @@ from refusal import refused
 from tinymodels import one_thread, save
 
 import fslib
-from fslib import IAT, PCGrad, Stop, iat, training
+from fslib import IAT, PCGrad, Stop, iat
 from fslib.endings import projected
 from fslib.training import MIXED, Settings, Training
 
@@ -80,7 +80,7 @@ ENDINGS = {
 }
 
 
-# --- each ending against itself, unbroken -------------------------------------------------------------------------
+# --- each ending against itself, unbroken
 
 
 def test_every_ending_equals_its_own_unbroken_training_bit_by_bit(fresh, zoo):
@@ -182,30 +182,7 @@ def test_an_exception_in_the_loops_body_does_no_harm(fresh, zoo):
     assert told(alone(model, zoo.tasks, None)[0]) == told(alone(twin, zoo.tasks, None)[0])
 
 
-def test_the_scale_of_half_precision_gradients_branches_too(fresh, zoo, monkeypatch):
-    plain, scaler = (
-        training.accelerator,
-        torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2),
-    )
-
-    def scaling(mixed_precision):
-        accelerator = plain(mixed_precision)
-        accelerator.scaler = scaler  # which accelerate makes for fp16, on GPUs only
-        return accelerator
-
-    monkeypatch.setattr(training, "accelerator", scaling)
-    run = Training(fresh(), zoo.tasks, Settings(**SETTINGS))
-    run.advance(3)
-    trunk = run.snapshot()
-    run.advance(6)
-    first = scaler.state_dict()
-    run.restore(trunk)
-    assert scaler.state_dict() == trunk.scaler != first
-    run.advance(6)
-    assert scaler.state_dict() == first
-
-
-# --- order and cost -----------------------------------------------------------------------------------------------
+# --- order and cost
 
 
 def test_endings_come_in_the_order_in_which_they_branch_off(fresh, zoo):
@@ -285,7 +262,7 @@ def test_importance_is_scored_once_where_endings_begin_together(fresh, zoo, monk
     assert found["a"].scoring_seconds == found["b"].scoring_seconds > 0
 
 
-# --- PCGrad's update ----------------------------------------------------------------------------------------------
+# --- PCGrad's update
 
 
 def pcgrad_directly(gradients, rng):
@@ -314,7 +291,8 @@ def test_projection_equals_the_algorithm_on_whole_gradients(seed, tasks, size):
 
 
 def test_two_tasks_by_hand():
-    # (1, 0) loses its part along (-1, 1), which is -1/2 of it: (1/2, 1/2); and (-1, 1) its part along (1, 0): (0, 1)
+    # (1, 0) loses its part along (-1, 1), which is -1/2 of it: (1/2, 1/2)
+    # and (-1, 1) its part along (1, 0): (0, 1)
     np.testing.assert_allclose(by_weights([[1, 0], [-1, 1]]), [0.25, 0.75])
 
 
@@ -358,7 +336,7 @@ def test_the_order_of_projections_is_drawn():
     assert np.array_equal(by_weights(gradients, 5), by_weights(gradients, 5))
 
 
-# --- PCGrad in training -------------------------------------------------------------------------------------------
+# --- PCGrad in training
 
 
 @pytest.fixture
@@ -375,7 +353,7 @@ def rivals(zoo):
 
 
 def one_mixed_step(zoo, rivals, monkeypatch, ending):
-    """The first step of an ending: model as it was, batches by task, gradients as the optimizer saw them, history."""
+    """Return of the first step of an ending: model before, batches, gradients, history."""
     model, before = (
         fslib.MultiTaskModel.from_pretrained(zoo.folder("bert"), rivals) for _ in range(2)
     )
@@ -407,7 +385,7 @@ def one_mixed_step(zoo, rivals, monkeypatch, ending):
 
 
 def task_gradients(model, batches):
-    """By hand: each task's gradient of the encoder in one vector, of all parameters by name, and its mean loss."""
+    """Return each task's gradient of the encoder, all gradients by name, and its mean loss."""
     vectors, named, losses = {}, {}, {}
     for task, batch in batches.items():
         model.zero_grad()
@@ -467,7 +445,7 @@ def test_a_mixed_step_is_told_as_one_and_takes_every_task(fresh, zoo):
     assert history.heads == {}
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- what is refused
 
 
 @pytest.mark.parametrize("wrong", ["IAT", IAT, 0.1], ids=["text", "class", "number"])

@@ -1,7 +1,5 @@
 """`fslib.check`: what works is shown to work, and what does not is refused with its reason."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 import transformers as tf
@@ -9,8 +7,8 @@ from refusal import refused
 from tinymodels import ARCHITECTURES, HEADS, LAYERS, tokenizer
 
 import fslib
-from fslib.questions import main
-from fslib.study import compatibility
+from fslib import checks
+from fslib.model.attention import gated
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
@@ -34,9 +32,8 @@ def test_a_loaded_model_is_checked_and_left_as_it_was(zoo):
     assert model.control.gate is None and model.control.tap is None
 
 
-SMALL = {
-    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-}  # fmt: skip
+SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
+SMALL |= {"num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def test_a_model_whose_attention_cannot_be_reached_is_refused_by_name(tmp_path):
@@ -76,7 +73,7 @@ def test_what_a_head_does_otherwise_is_seen(zoo):
 
     model.embeddings.forward = mixed
     report = fslib.check(model)
-    assert report.works and report.passed[-1] == compatibility.MIXES
+    assert report.works and report.passed[-1] == checks.MIXES
 
 
 def test_a_head_that_does_nothing_and_one_that_is_not_zeroed_are_seen(zoo, monkeypatch):
@@ -84,7 +81,11 @@ def test_a_head_that_does_nothing_and_one_that_is_not_zeroed_are_seen(zoo, monke
     with torch.no_grad():
         model.encoder.layer[1].attention.output.dense.weight[:, :8] = 0  # head 0 is not read
     assert "head 0 of layer 1 off changes nothing" in fslib.check(model).refused
-    monkeypatch.setattr(compatibility, "_zeros_at", lambda *words: nullcontext())
+
+    def halved(encoder, heads):
+        return gated(encoder, torch.from_numpy(1 - heads / 2))
+
+    monkeypatch.setattr(checks, "pruned", halved)
     assert "is not what zeros in its place do" in fslib.check(zoo.model("bert")).refused
 
 
@@ -96,19 +97,18 @@ def test_iat_says_why_it_cannot(zoo):
     assert report.works and "head 0 of layer 0 has no rows of its own" in report.rows
 
 
-def test_the_command_reports_every_model_and_ends_with_one_if_some_cannot_be_used(
-    zoo, tmp_path, capsys
-):
-    assert main(["check", str(zoo.folder("bert")), str(zoo.folder("mpnet"))]) == 0
-    said = capsys.readouterr().out
-    assert "(BertModel): works, 3 layers of 4 heads" in said and "(MPNetModel): works" in said
+def test_a_folder_that_cannot_be_used_is_a_report_and_not_an_error(tmp_path):
     tf.RoFormerModel(tf.RoFormerConfig(**SMALL)).save_pretrained(tmp_path)
     tokenizer(("[CLS]", "[SEP]")).save_pretrained(tmp_path)
-    assert main(["check", str(tmp_path), "minilm-l1"]) == 1
-    said = capsys.readouterr().out
-    assert (
-        "refused. RoFormerModel at" in said
-        and "minilm-l1 (BertModel): works, 1 layers of 12 heads" in said
-    )
-    assert main(["check", "bort"]) == 2
-    assert "unknown model 'bort'" in capsys.readouterr().err
+    report = fslib.check(tmp_path)
+    assert not report.works and report.refused.startswith("RoFormerModel at")
+
+
+def test_a_head_whose_output_no_module_reads_as_it_is_cannot_be_checked(zoo):
+    model = zoo.model("bert").encoder
+    attention = model.encoder.layer[1].attention
+    whole = attention.output.forward
+    attention.output.forward = lambda states, before: whole(states * 2, before)
+    report = fslib.check(model)
+    assert "layer 1 does not hand its heads' outputs to a projection" in report.refused
+    assert report.passed == ["the empty set changes nothing, bit by bit"] and not report.rows

@@ -1,11 +1,8 @@
-"""The training loop: which task when, which example when, what a step changes and what it leaves alone."""
-
-from collections import Counter
+"""The training loop: which task when, which example when, what a step changes."""
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from refusal import refused
 from scipy.stats import chisquare
 from tinymodels import one_thread
@@ -15,6 +12,7 @@ import fslib
 from fslib import training
 from fslib.data import batches as drawing
 from fslib.data.batches import sampling_weights, task_order
+from fslib.data.tasks import Task
 
 # Names whose parameters are vectors: biases and the weights of layer norms
 VECTORS = ("bias", "LayerNorm.weight")
@@ -29,21 +27,7 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def easy():
     """A task that one word decides."""
-    words = [
-        "house",
-        "river",
-        "cloud",
-        "table",
-        "garden",
-        "window",
-        "paper",
-        "music",
-        "street",
-        "bread",
-        "stone",
-        "field",
-    ]
-    texts = [f"{word} {mood}" for word in words for mood in ("good", "bad")]
+    texts = [f"w{word} {mood}" for word in range(12) for mood in ("good", "bad")]
     labels = ["plus" if text.endswith("good") else "minus" for text in texts]
     return fslib.make_task(
         "easy", (texts[:16], labels[:16]), (texts[16:], labels[16:]), label_names=["minus", "plus"]
@@ -62,7 +46,7 @@ def graded():
     return fslib.make_task("graded", (texts[:12], values[:12]), (texts[12:], values[12:]))
 
 
-def fresh(*tasks: fslib.Task) -> fslib.MultiTaskModel:
+def fresh(*tasks: Task) -> fslib.MultiTaskModel:
     return fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=32)
 
 
@@ -75,6 +59,19 @@ def changed(before: dict[str, torch.Tensor], model: torch.nn.Module) -> set[str]
     return {
         name for name, value in model.named_parameters() if not torch.equal(value, before[name])
     }
+
+
+def spied(task: Task, monkeypatch) -> tuple[fslib.MultiTaskModel, list]:
+    """Return a new model, and a list that takes every batch it is trained on and its mode then."""
+    model, batches = fresh(task), []
+    plain = model.losses
+
+    def losses(batch, name):
+        batches.append((batch, model.training))
+        return plain(batch, name)
+
+    monkeypatch.setattr(model, "losses", losses)
+    return model, batches
 
 
 class TestSampling:
@@ -144,53 +141,6 @@ class TestSampling:
             task_order([1, 2], steps, "uniform", epochs, 0)
 
 
-class TestBatches:
-    @pytest.mark.parametrize("batch_size", [1, 5, 16, 48, 100])
-    def test_every_example_once_per_epoch(self, tiny, tasks, batch_size):
-        encoded = tiny.encode(tasks["bbc"].train)
-        n = len(encoded)
-        stream = encoded.forever(batch_size, np.random.default_rng(0))
-        epochs = [[next(stream) for _ in range(-(-n // batch_size))] for _ in range(3)]
-        for batches in epochs:
-            assert sorted(np.concatenate(batches)) == list(range(n))
-            full, rest = divmod(n, batch_size)
-            assert Counter(map(len, batches)) == Counter({batch_size: full}) + Counter(
-                [rest] if rest else []
-            )
-        assert not np.array_equal(np.concatenate(epochs[0]), np.concatenate(epochs[1]))
-
-    def test_batches_repeat_for_a_seed(self, tiny, tasks):
-        encoded = tiny.encode(tasks["bbc"].train)
-        one, again, other = (
-            np.concatenate(
-                [
-                    b
-                    for b, _ in zip(
-                        encoded.forever(8, np.random.default_rng(s)), range(6), strict=False
-                    )
-                ]
-            )
-            for s in (0, 0, 1)
-        )
-        assert np.array_equal(one, again)
-        assert not np.array_equal(one, other)
-
-    def test_batches_are_of_like_length(self, tiny, tasks):
-        encoded = tiny.encode(tasks["bbc"].train)
-        stream = encoded.forever(8, np.random.default_rng(0))
-        batches = [encoded.lengths[next(stream)] for _ in range(6)]
-        assert all((np.diff(lengths) >= 0).all() for lengths in batches)
-        assert np.mean([np.ptp(lengths) for lengths in batches]) < np.ptp(encoded.lengths) / 2
-
-    def test_padding_and_mask(self, tiny, tasks):
-        encoded = tiny.encode(tasks["bbc-pair"].train)
-        batch = encoded.batch([3, 0, 7])
-        assert batch.mask.sum(1).tolist() == encoded.lengths[[3, 0, 7]].tolist()
-        assert batch.inputs["input_ids"].shape == (3, encoded.lengths[[3, 0, 7]].max())
-        assert (batch.inputs["input_ids"][batch.mask == 0] == tiny.tokenizer.pad_token_id).all()
-        assert batch.labels.tolist() == tasks["bbc-pair"].train.labels[[3, 0, 7]].tolist()
-
-
 class TestSameSeed:
     def test_same_result_bit_by_bit_and_another_seed_another(self, tasks):
         runs = []
@@ -205,26 +155,17 @@ class TestSameSeed:
         assert changed(weights(one), other)
 
     def test_seed_also_draws_the_dropout(self, easy):
-        losses = []
-        for seed in (0, 1):
-            losses += fslib.train(
-                fresh(easy), easy, steps=1, batch_size=16, seed=seed
-            ).losses  # one batch of all
-        assert abs(losses[0] - losses[1]) > 1e-4  # more than summing in another order does
+        options = {"steps": 1, "batch_size": 16}  # one batch of all
+        one, other = (fslib.train(fresh(easy), easy, seed=s, **options).losses[0] for s in (0, 1))
+        assert abs(one - other) > 1e-4  # more than summing in another order does
 
     def test_seed_also_draws_the_batches(self, easy, monkeypatch):
         orders = []
         for seed in (0, 1):
-            model, seen = fresh(easy), []
-            plain = model.losses
-            monkeypatch.setattr(
-                model,
-                "losses",
-                lambda b, t, plain=plain, seen=seen: seen.extend(b.indices) or plain(b, t),
-            )
+            model, batches = spied(easy, monkeypatch)
             fslib.train(model, easy, steps=4, batch_size=4, seed=seed)
-            assert sorted(seen) == list(range(16))
-            orders.append(seen)
+            orders.append(np.concatenate([batch.indices for batch, _ in batches]).tolist())
+            assert sorted(orders[-1]) == list(range(16))
         assert orders[0] != orders[1]
 
     def test_callers_random_state_neither_matters_nor_moves(self, easy):
@@ -264,14 +205,9 @@ class TestOneStep:
         assert not model.training
 
     def test_dropout_is_on(self, easy, monkeypatch):
-        model = fresh(easy)
-        modes = []
-        plain = model.losses
-        monkeypatch.setattr(
-            model, "losses", lambda *args: modes.append(model.training) or plain(*args)
-        )
+        model, batches = spied(easy, monkeypatch)
         fslib.train(model, easy, steps=2, batch_size=4, evaluate_every=1)
-        assert modes == [True, True]
+        assert [model_trains for _, model_trains in batches] == [True, True]
 
     def test_only_the_classifier_of_the_batchs_task_moves(self, tasks, monkeypatch):
         model = fresh(*tasks.values())
@@ -392,36 +328,23 @@ class TestSchedule:
 
 class TestSizes:
     @pytest.mark.parametrize(
-        "options",
-        [
-            {"steps": 1},
-            {"batch_size": 1},
-            {"epochs": 1},
-            {"batch_size": 7},
-            {"batch_size": 99},
-            {"epochs": 9},
-        ],
+        ("option", "value"), [("steps", 1), *(("batch_size", b) for b in (1, 7, 99)), ("epochs", 9)]
     )
-    def test_one_task(self, easy, options):
-        history = fslib.train(fresh(easy), easy, **{"steps": 4, "batch_size": 8, **options})
-        steps = options.get("steps", 4)
-        assert history.tasks == ["easy"]
-        assert history.order == [0] * steps
-        assert history.steps_of("easy") == len(history.losses) == steps
+    def test_one_task(self, easy, option, value):
+        options = {"steps": 4, "batch_size": 8, option: value}
+        history = fslib.train(fresh(easy), easy, **options)
+        assert history.tasks == ["easy"] and history.order == [0] * options["steps"]
+        assert history.steps_of("easy") == len(history.losses) == options["steps"]
         assert np.isfinite(history.losses).all()
 
     def test_loss_is_the_mean_over_a_ragged_batch_too(self, easy, monkeypatch):
-        model, sizes, means = fresh(easy), [], []
-        plain = model.losses
-
-        def spy(batch, task):
-            losses = plain(batch, task)
-            sizes.append(len(losses))
-            means.append(losses.mean().item())
-            return losses
-
-        monkeypatch.setattr(model, "losses", spy)
+        model, batches = spied(easy, monkeypatch)
+        means, plain = [], model.losses
+        monkeypatch.setattr(
+            model, "losses", lambda *a: means.append((v := plain(*a)).mean().item()) or v
+        )
         history = fslib.train(model, easy, steps=6, batch_size=7)
+        sizes = [len(batch.labels) for batch, _ in batches]
         assert sorted(sizes) == [2, 2, 7, 7, 7, 7]  # 16 = 7 + 7 + 2, twice
         assert history.losses == pytest.approx(means)
 
@@ -469,26 +392,27 @@ class TestCurve:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("setting", "value"),
+        ("setting", "values"),
         [
-            *(
-                ("lr", 0.0),
-                ("lr", -1e-3),
-                ("lr", float("nan")),
-                ("warmup", 1.0),
-                ("warmup", -0.1),
-                ("clip", 0.0),
-            ),
-            *(("lr_floor", 1.0), ("lr_floor", -0.1), ("lr_floor", float("nan"))),
-            *(("batch_size", 0), ("steps", 0), ("epochs", 0), ("evaluate_every", 0)),
+            *((name, [0, -1]) for name in ("batch_size", "steps", "epochs")),
+            *((name, [1.0, -0.1, float("nan")]) for name in ("warmup", "lr_floor")),
+            *((name, [0.0, -1e-3, float("nan")]) for name in ("lr", "clip")),
+            *(("weight_decay", [-1.0]), ("seed", [-1]), ("evaluate_every", [0])),
         ],
     )
-    def test_setting_out_of_range(self, easy, setting, value):
+    def test_setting_out_of_range(self, easy, setting, values):
         model = fresh(easy)
         before = weights(model)
-        with refused(setting, value):
-            fslib.train(model, easy, **{setting: value})
+        for value in values:
+            with refused(setting, repr(value)):
+                fslib.train(model, easy, **{setting: value})
         assert not changed(before, model)
+
+    def test_nothing_to_train(self, easy):
+        with torch.no_grad(), refused("nothing can be trained"):
+            fslib.train(fresh(easy), easy, steps=1)
+        with refused("nothing can be trained"):
+            fslib.train(fresh(easy).requires_grad_(False), easy, steps=1)
 
     def test_unknown_sampling(self, easy):
         with refused("'uniforms'", "did you mean 'uniform'"):
@@ -506,20 +430,35 @@ class TestRefusals:
             fslib.train(model, easy, steps=3, lr=0.01, warmup=0.0)
         assert changed(before, model) == {"classifiers.easy.bias"}  # nan is not equal to itself
 
-    def test_precision_unknown_or_changed_in_one_process(self, easy):
-        fslib.train(fresh(easy), easy, steps=1)
-        for precision in ("bf17", "bf16"):
-            with refused(precision):
-                fslib.train(fresh(easy), easy, steps=1, mixed_precision=precision)
+    def test_unknown_precision(self, easy):
+        with refused("unknown precision 'bf17': did you mean 'bf16'"):
+            fslib.train(fresh(easy), easy, steps=1, precision="bf17")
 
-    def test_precision_of_one_training_is_not_carried_to_the_next(self, easy):
-        AcceleratorState._reset_state()  # as in a new process
-        try:
-            fslib.train(fresh(easy), easy, steps=1, mixed_precision="bf16")
-            with refused("mixed_precision 'no'"):
-                fslib.train(fresh(easy), easy, steps=1)
-        finally:
-            AcceleratorState._reset_state()
+
+class TestPrecision:
+    @staticmethod
+    def trained(easy, monkeypatch, **settings):
+        """Losses of three steps, the types of logits and weights, and what the optimizer holds."""
+        model, types = fresh(easy), set()
+        plain = model.forward
+        monkeypatch.setattr(model, "forward", lambda *a: types.add((out := plain(*a)).dtype) or out)
+        run = training.Training(model, easy, training.Settings(steps=3, batch_size=16, **settings))
+        run.advance(3)
+        moments = [state["exp_avg"].dtype for state in run.optimizer.state.values()]
+        kept = {p.dtype for p in model.parameters()} | set(moments)
+        assert moments and kept == {torch.float32}
+        return run.history.losses, types
+
+    def test_bf16_changes_losses_a_little_and_keeps_weights_in_float32(self, easy, monkeypatch):
+        whole, types = self.trained(easy, monkeypatch)
+        half, half_types = self.trained(easy, monkeypatch, precision="bf16")
+        assert (types, half_types) == ({torch.float32}, {torch.bfloat16})
+        assert whole != half and np.allclose(whole, half, atol=0.02)
+
+    def test_float32_is_the_default_whatever_the_environment_says(self, easy, monkeypatch):
+        whole, _ = self.trained(easy, monkeypatch)
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        assert self.trained(easy, monkeypatch) == (whole, {torch.float32})
 
 
 class TestEvaluate:

@@ -1,14 +1,14 @@
-"""Tiny models with random weights for tests: 3 layers x 4 heads (so layers != heads), saved as local folders.
+"""Tiny models with random weights for tests, saved as local folders.
 
-Weights are larger than a fresh model's, so that attention is far from even and every head matters visibly.
+They have 3 layers x 4 heads, so layers != heads. Weights are larger than a new model's, so that
+attention is far from even and every head matters visibly.
 """
 
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,185 +16,84 @@ import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from fslib import MultiTaskModel, Task, make_task
+from fslib import MultiTaskModel, make_task
+from fslib.data.tasks import Task
 from fslib.model.hooked import HOOKED
 
 LAYERS, HEADS, HEAD_DIM = 3, 4, 8
 WORDS = [f"w{i}" for i in range(40)]
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 
-_BERT_LIKE = {
-    "vocab_size": 64,
+BASE = {"vocab_size": 64, "pad_token_id": 0}
+BERT_LIKE = BASE | {
     "hidden_size": HEADS * HEAD_DIM,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS,
     "intermediate_size": 48,
     "max_position_embeddings": 80,
-    "pad_token_id": 0,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-_LLAMA_LIKE = {
-    "vocab_size": 64,
-    "hidden_size": HEADS * HEAD_DIM,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
+WITHOUT_DROPOUT = {name: value for name, value in BERT_LIKE.items() if "dropout" not in name}
+LLAMA_LIKE = WITHOUT_DROPOUT | {
     "num_key_value_heads": 2,  # grouped-query: two query heads share a key and a value
     "head_dim": HEAD_DIM,
-    "intermediate_size": 48,
-    "max_position_embeddings": 80,
-    "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+NARROW = BERT_LIKE | {"embedding_size": 16}
+DISTILBERT = {"dim": HEADS * HEAD_DIM, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": 48}
+DISTILBERT |= BASE | {"max_position_embeddings": 80, "dropout": 0.0, "attention_dropout": 0.0}
+DEBERTA = BERT_LIKE | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
+DEBERTA |= {"position_buckets": 4}
+# it looks less far than its texts are long
+MODERNBERT = WITHOUT_DROPOUT | {"local_attention": 4, "global_attn_every_n_layers": 2}
+MODERNBERT |= {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+GPT2 = BASE | {"n_embd": HEADS * HEAD_DIM, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 80}
+GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}
+GPT2 |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+T5 = BASE | {"d_model": 24, "d_kv": HEAD_DIM, "num_layers": LAYERS, "num_heads": HEADS, "d_ff": 48}
+# d_model is not heads x head_dim; the activation is smooth, for finite differences
+T5 |= {"feed_forward_proj": "gated-gelu", "eos_token_id": 3, "dropout_rate": 0.0}
+
+BERT_PROJECTION = "encoder.layer.{}.attention.output.dense"
+LLAMA_PROJECTION = "layers.{}.self_attn.o_proj"
+ALBERT_PROJECTION = "encoder.albert_layer_groups.0.albert_layers.0.attention.dense"
+FRAMED, BARE, ENDED = ("[CLS]", "[SEP]"), ("", ""), ("", "[SEP]")
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """How to make one, what pooling suits it, and where layer `l`'s attention output projection is."""
+class Architecture(NamedTuple):
+    """How to make a model, and what suits it.
 
-    model: str
-    config: str
+    kind: begins the names of its classes. projection: the name of a layer's attention output
+    projection. framing: what stands before and after a text.
+    """
+
+    kind: str
     options: dict[str, Any]
-    pooling: str
-    projection: Callable[[Any, int], nn.Module]
-    framing: tuple[str, str] = ("[CLS]", "[SEP]")  # around a text
+    projection: str = BERT_PROJECTION
+    pooling: str = "first"
+    framing: tuple[str, str] = FRAMED
     token_types: bool = False
 
 
-def _bert_projection(encoder: Any, layer: int) -> nn.Module:
-    return encoder.encoder.layer[layer].attention.output.dense
-
-
-def _llama_projection(encoder: Any, layer: int) -> nn.Module:
-    return encoder.layers[layer].self_attn.o_proj
-
-
 ARCHITECTURES = {
-    "bert": Architecture(
-        "BertModel", "BertConfig", _BERT_LIKE, "first", _bert_projection, token_types=True
-    ),
-    "roberta": Architecture("RobertaModel", "RobertaConfig", _BERT_LIKE, "first", _bert_projection),
-    "xlm-roberta": Architecture(
-        "XLMRobertaModel", "XLMRobertaConfig", _BERT_LIKE, "first", _bert_projection
-    ),
-    "camembert": Architecture(
-        "CamembertModel", "CamembertConfig", _BERT_LIKE, "first", _bert_projection
-    ),
-    "electra": Architecture(
-        "ElectraModel",
-        "ElectraConfig",
-        {**_BERT_LIKE, "embedding_size": 16},
-        "first",
-        _bert_projection,
-        token_types=True,
-    ),
-    "distilbert": Architecture(
-        "DistilBertModel",
-        "DistilBertConfig",
-        {
-            "vocab_size": 64,
-            "dim": HEADS * HEAD_DIM,
-            "n_layers": LAYERS,
-            "n_heads": HEADS,
-            "hidden_dim": 48,
-            "max_position_embeddings": 80,
-            "pad_token_id": 0,
-            "dropout": 0.0,
-            "attention_dropout": 0.0,
-        },
-        "first",
-        lambda encoder, layer: encoder.transformer.layer[layer].attention.out_lin,
-    ),
-    "albert": Architecture(
-        "AlbertModel",
-        "AlbertConfig",
-        {**_BERT_LIKE, "embedding_size": 16},
-        "first",
-        lambda encoder, layer: (
-            encoder.encoder.albert_layer_groups[0].albert_layers[0].attention.dense
-        ),
-        token_types=True,
-    ),
+    "bert": Architecture("Bert", BERT_LIKE, token_types=True),
+    "roberta": Architecture("Roberta", BERT_LIKE),
+    "xlm-roberta": Architecture("XLMRoberta", BERT_LIKE),
+    "camembert": Architecture("Camembert", BERT_LIKE),
+    "electra": Architecture("Electra", NARROW, token_types=True),
+    "distilbert": Architecture("DistilBert", DISTILBERT, "transformer.layer.{}.attention.out_lin"),
+    "albert": Architecture("Albert", NARROW, ALBERT_PROJECTION, token_types=True),
     "mpnet": Architecture(
-        "MPNetModel",
-        "MPNetConfig",
-        {**_BERT_LIKE, "pad_token_id": 1},
-        "first",
-        lambda encoder, layer: encoder.encoder.layer[layer].attention.attn.o,
+        "MPNet", BERT_LIKE | {"pad_token_id": 1}, "encoder.layer.{}.attention.attn.o"
     ),
-    "deberta-v2": Architecture(
-        "DebertaV2Model",
-        "DebertaV2Config",
-        {
-            **_BERT_LIKE,
-            "relative_attention": True,
-            "pos_att_type": ["p2c", "c2p"],
-            "position_buckets": 4,
-        },
-        "first",
-        _bert_projection,
-    ),
-    "modernbert": Architecture(
-        "ModernBertModel",
-        "ModernBertConfig",
-        {
-            **{k: v for k, v in _BERT_LIKE.items() if "dropout" not in k},
-            "local_attention": 4,  # shorter than the texts
-            "global_attn_every_n_layers": 2,
-            "cls_token_id": 2,
-            "sep_token_id": 3,
-            "bos_token_id": 2,
-            "eos_token_id": 3,
-        },
-        "first",
-        lambda encoder, layer: encoder.layers[layer].attn.Wo,
-    ),
-    "gpt2": Architecture(
-        "GPT2Model",
-        "GPT2Config",
-        {
-            "vocab_size": 64,
-            "n_embd": HEADS * HEAD_DIM,
-            "n_layer": LAYERS,
-            "n_head": HEADS,
-            "n_positions": 80,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0,
-        },
-        "last",
-        lambda encoder, layer: encoder.h[layer].attn.c_proj,
-        ("", ""),
-    ),
-    "llama": Architecture(
-        "LlamaModel", "LlamaConfig", _LLAMA_LIKE, "last", _llama_projection, ("", "")
-    ),
-    "qwen3": Architecture(
-        "Qwen3Model", "Qwen3Config", _LLAMA_LIKE, "last", _llama_projection, ("", "")
-    ),
-    "t5": Architecture(
-        "T5Model",
-        "T5Config",
-        {
-            "vocab_size": 64,
-            "d_model": 24,  # not heads x head_dim
-            "d_kv": HEAD_DIM,
-            "num_layers": LAYERS,
-            "num_heads": HEADS,
-            "d_ff": 48,
-            "feed_forward_proj": "gated-gelu",  # smooth, for finite differences
-            "pad_token_id": 0,
-            "eos_token_id": 3,
-            "dropout_rate": 0.0,
-        },
-        "mean",
-        lambda encoder, layer: encoder.encoder.block[layer].layer[0].SelfAttention.o,
-        ("", "[SEP]"),
-    ),
+    "deberta-v2": Architecture("DebertaV2", DEBERTA),
+    "modernbert": Architecture("ModernBert", MODERNBERT, "layers.{}.attn.Wo"),
+    "gpt2": Architecture("GPT2", GPT2, "h.{}.attn.c_proj", "last", BARE),
+    "llama": Architecture("Llama", LLAMA_LIKE, LLAMA_PROJECTION, "last", BARE),
+    "qwen3": Architecture("Qwen3", LLAMA_LIKE, LLAMA_PROJECTION, "last", BARE),
+    "t5": Architecture("T5", T5, "encoder.block.{}.layer.0.SelfAttention.o", "mean", ENDED),
 }
 
 
@@ -218,11 +117,12 @@ def tokenizer(
 
 
 def save(name: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """A new model of an architecture, with its tokenizer, as a local folder (`changes` go to its config)."""
+    """Save a new model and its tokenizer as a local folder; `changes` go to its config."""
     made = ARCHITECTURES[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = getattr(tf, made.model)(getattr(tf, made.config)(**{**made.options, **changes}))
+        config = getattr(tf, f"{made.kind}Config")(**made.options | changes)
+        model = getattr(tf, f"{made.kind}Model")(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 noise = torch.randn_like(parameter)
@@ -241,17 +141,23 @@ def untouched(name: str, folder: Path) -> Any:
 
 def projections(name: str, encoder: Any) -> list[nn.Module]:
     """Each layer's attention output projection (ALBERT: the same module for every layer)."""
-    return [ARCHITECTURES[name].projection(encoder, layer) for layer in range(LAYERS)]
+    path = ARCHITECTURES[name].projection
+    return [encoder.get_submodule(path.format(layer)) for layer in range(LAYERS)]
 
 
 @contextmanager
 def at_projections(
     name: str, encoder: Any, change: Callable[[int, Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """Let `change(layer, x)` see, and replace unless it returns None, what enters each layer's projection.
+    """Let `change(layer, x)` see, and replace, what enters each layer's projection.
 
-    x: (batch, seq, heads, head_dim), the heads' outputs after everything that fslib does. Layers are told by the
-    order of calls in one forward pass.
+    Layers are told by the order of calls in one forward pass.
+
+    Args:
+        name: of the architecture.
+        encoder: the model.
+        change: gets x, (batch, seq, heads, head_dim), the heads' outputs after everything that
+            fslib does; None leaves it.
     """
     calls = 0
 
@@ -278,16 +184,16 @@ def texts(n: int, rng: np.random.Generator, longest: int = 9) -> list[str]:
 
 
 def toy_task(kind: str = "single", train: int = 10, eval: int = 5, seed: int = 0) -> Task:
-    """A task of random texts and labels: "single" (3 classes), "pair" (2 classes) or "regression"."""
+    """Make a task of random texts: "single" (3 classes), "pair" (2 classes) or "regression"."""
     rng = np.random.default_rng(seed)
     names = {"single": ("a", "b", "c"), "pair": ("no", "yes"), "regression": ()}[kind]
     sides = []
     for n in (train, eval):
-        found = texts(n, rng)
+        found: list[Any] = texts(n, rng)
         labels = [i % len(names) for i in range(n)] if names else rng.normal(size=n).tolist()
-        sides.append(
-            (list(zip(found, texts(n, rng), strict=True)) if kind == "pair" else found, labels)
-        )
+        if kind == "pair":
+            found = list(zip(found, texts(n, rng), strict=True))
+        sides.append((found, labels))
     return make_task(kind, sides[0], sides[1], label_names=names)
 
 
@@ -303,7 +209,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Zoo:
-    """Tiny models on demand: each architecture is saved and loaded once, and every caller gets a copy."""
+    """Tiny models on demand: each is saved and loaded once, and every caller gets a copy."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -320,8 +226,6 @@ class Zoo:
             model = MultiTaskModel.from_pretrained(self.folder(name), self.tasks)
             with torch.no_grad():
                 for classifier in model.classifiers.values():
-                    classifier.weight.mul_(
-                        20
-                    )  # small at first: logits, and losses, would hardly move
+                    classifier.weight.mul_(20)  # small at first: losses would hardly move
             self.loaded[name] = model
         return copy.deepcopy(self.loaded[name])

@@ -4,15 +4,16 @@ Why a registered attention function: transformers 5 has neither `head_mask` nor 
 patching model classes would tie us to each of them. Every architecture that computes attention
 through transformers' attention interface passes here once per layer, with the heads' outputs still
 apart: the *context* `ctx`, shape (batch, seq, heads, head_dim), before the output projection. A
-*gate* multiplies it, a *tap* reads it. An architecture that does not pass here, and is not one of those that
-`fslib.model.hooked` reaches, is refused by name, since a gate on it would do nothing and say nothing.
+*gate* multiplies it, a *tap* reads it. An architecture that does not pass here, and is not among
+those that `fslib.model.hooked` reaches, is refused by name: a gate on it would do nothing, in
+silence.
 
 A *head set* is a bool array (layers, heads), True = the head is in the set. What being in the set
 means is said where the set is used: in `pruned` it means switched off.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any
 
@@ -28,7 +29,10 @@ from fslib.model.modes import in_mode
 
 ATTENTION = "fslib_sdpa"
 ABLATIONS = ("zero", "mean")
-SUPPORTED = "BERT, RoBERTa, ELECTRA, DistilBERT, ALBERT, MPNet, DeBERTa-v2, ModernBERT, GPT-2, Llama, Qwen3 or T5"
+SUPPORTED = (
+    "BERT, RoBERTa, ELECTRA, DistilBERT, ALBERT, MPNet, DeBERTa-v2, ModernBERT, GPT-2, Llama, "
+    "Qwen3 or T5"
+)
 
 Tap = Callable[[int, Tensor], Tensor]  # (layer, ctx) -> ctx
 
@@ -36,11 +40,16 @@ Tap = Callable[[int, Tensor], Tensor]  # (layer, ctx) -> ctx
 class HeadControl:
     """What the attention function of one encoder does to its heads. Normally: nothing.
 
-    gate: (layers, heads), 1 leaves a head as it is, 0 replaces it by `fill`; differentiable.
-    fill: (layers, heads, head_dim) or None for zeros.
-    tap: called with each layer's index and context; returns the context to go on with.
-    inputs: None, or a list that takes each layer's attention module with its query, key and value.
-    weights: None, or a list that takes each layer's attention weights, (batch, heads, seq, seq).
+    Attributes:
+        gate: (layers, heads), 1 leaves a head as it is, 0 replaces it by `fill`; differentiable.
+        fill: (layers, heads, head_dim) or None for zeros.
+        tap: called with each layer's index and context; returns the context to go on with.
+        inputs: None, or a list that takes each layer's attention module, query, key and value.
+        weights: None, or a list that takes each layer's attention, (batch, heads, seq, seq).
+        heard: what hooks have heard of the query, key and value of the layer under way.
+        calls: layers seen in this forward (ALBERT shares its layer, DistilBERT has no index).
+        layers: how many there are; 0 until `attach` has counted them.
+        head_shapes: each layer's (heads, head_dim).
     """
 
     def __init__(self) -> None:
@@ -49,13 +58,9 @@ class HeadControl:
         self.tap: Tap | None = None
         self.inputs: list[tuple[nn.Module, Tensor, Tensor, Tensor]] | None = None
         self.weights: list[Tensor] | None = None
-        self.heard: list[
-            Tensor
-        ] = []  # of a layer under way, what hooks have heard of its query, key and value
-        self.calls = (
-            0  # layers seen in this forward: ALBERT shares its layer, DistilBERT has no index
-        )
-        self.layers = 0  # 0 until `attach` has counted them
+        self.heard: list[Tensor] = []
+        self.calls = 0
+        self.layers = 0
         self.head_shapes: list[tuple[int, int]] = []
 
     def apply(self, ctx: Float[Tensor, "batch seq heads head_dim"]) -> Tensor:
@@ -72,12 +77,22 @@ class HeadControl:
                 ctx = ctx + (1 - gate) * self.fill[layer].to(ctx)
         return ctx
 
+    @contextmanager
+    def having(self, **values: Any) -> Iterator[None]:
+        """Hold other values in some attributes inside the block."""
+        before = {name: getattr(self, name) for name in values}
+        vars(self).update(values)
+        try:
+            yield
+        finally:
+            vars(self).update(before)
+
 
 @cache
 def attention_function() -> str:
-    """Register fslib's attention function with transformers, and return the name that it has there.
+    """Register fslib's attention function with transformers; return its name there.
 
-    When an encoder is made or run, not before: half the time that `import fslib` took was for what is opened here.
+    When an encoder is made or run, not before: opening transformers takes seconds.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward as attend
@@ -89,12 +104,11 @@ def attention_function() -> str:
         if control is not None and control.inputs is not None:
             control.inputs.append((module, query, key, value))
         if control is not None and control.weights is not None:
-            # Attention to unit vectors is the weights themselves, whatever mask, scale or groups of heads there are.
-            unit = torch.eye(key.shape[2], dtype=key.dtype, device=key.device).expand(
-                *key.shape[:2], -1, -1
-            )
-            shown, _ = attend(module, query, key, unit, attention_mask, **kwargs | {"dropout": 0.0})
-            control.weights.append(shown.transpose(1, 2))
+            # Attention to unit vectors is the weights, whatever mask, scale or groups of heads.
+            unit = torch.eye(key.shape[2], dtype=key.dtype, device=key.device)
+            unit = unit.expand(*key.shape[:2], -1, -1)
+            seen, _ = attend(module, query, key, unit, attention_mask, **kwargs | {"dropout": 0.0})
+            control.weights.append(seen.transpose(1, 2))
         return (ctx if control is None else control.apply(ctx)), weights
 
     AttentionInterface.register(ATTENTION, attention)
@@ -108,9 +122,7 @@ def _before_forward(module: nn.Module, args: tuple, kwargs: dict) -> None:
         raise FslibError(
             "head_mask has no effect in transformers 5: use fslib.pruned(model, heads) instead"
         )
-    if module.training and any(
-        getattr(m, "gradient_checkpointing", False) for m in module.modules()
-    ):
+    if module.training and any(getattr(m, "gradient_checkpointing", 0) for m in module.modules()):
         raise FslibError(
             "gradient checkpointing runs attention again outside the forward pass: switch it off"
         )
@@ -122,25 +134,29 @@ def _before_forward(module: nn.Module, args: tuple, kwargs: dict) -> None:
 
 def _after_forward(module: nn.Module, args: tuple, output: object) -> None:
     control: HeadControl = module.fslib_control  # type: ignore[assignment]
-    if control.layers and not control.calls:
+    if not control.layers or control.calls == control.layers:
+        return
+    name = type(module).__name__
+    if not control.calls:
         raise FslibError(
-            f"{type(module).__name__} no longer passes its attention through fslib: undo the change with "
+            f"{name} no longer passes its attention through fslib: undo the change with "
             f"encoder.set_attn_implementation({ATTENTION!r})"
         )
-    if control.layers and control.calls != control.layers:
-        raise FslibError(
-            f"{type(module).__name__} ran attention {control.calls} times for {control.layers} layers: "
-            "layer dropping cannot be combined with head scores; set its layerdrop to 0"
-        )
+    raise FslibError(
+        f"{name} ran attention {control.calls} times for {control.layers} layers: layer dropping "
+        "cannot be combined with head scores; set its layerdrop to 0"
+    )
 
 
 def attach(encoder: Any) -> HeadControl:
-    """Give an encoder its `HeadControl`, after a probe forward has shown that every layer obeys it.
+    """Give an encoder its `HeadControl`, after a probe has shown that every layer obeys it.
 
     An encoder that has one keeps it, so that whatever holds the encoder switches the same heads.
-    Raises FslibError, by name, for an architecture whose attention does not arrive once per layer.
+
+    Raises:
+        FslibError: by name, for an architecture whose attention does not arrive once per layer.
     """
-    name, config = type(encoder).__name__, encoder.config
+    config = encoder.config
     control = getattr(encoder, "fslib_control", None)
     if control is None:
         control = HeadControl()
@@ -155,100 +171,85 @@ def attach(encoder: Any) -> HeadControl:
     layers = int(config.num_hidden_layers)
     if control.calls != layers or len(set(control.head_shapes)) != 1:
         raise FslibError(
-            f"{name} cannot be used: its attention reached fslib {control.calls} times for {layers} layers, so its "
-            f"heads cannot be switched off; use an architecture that calls transformers' attention interface once "
-            f"per layer, such as {SUPPORTED}"
+            f"{type(encoder).__name__} cannot be used: its attention reached fslib {control.calls} "
+            f"times for {layers} layers, so its heads cannot be switched off; use an architecture "
+            "that calls transformers' attention interface once per layer, such as " + SUPPORTED
         )
     control.layers = layers
     return control
 
 
 def probe_with(encoder: Any, ids: list[int]) -> Float[Tensor, "seq hidden"]:
-    """Return last hidden states for one made-up sentence, in evaluation mode."""
+    """Return last hidden states of one made-up sentence, in evaluation mode."""
     tokens = torch.tensor([ids], device=device_of(encoder)) % encoder.config.vocab_size
     with in_mode(encoder, training=False), torch.no_grad():
-        hidden = getattr(
-            encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)),
-            "last_hidden_state",
-            None,
-        )
-    if hidden is None:
-        raise FslibError(
-            f"{type(encoder).__name__} cannot be used: it gives no last hidden states of its tokens"
-        )
+        output = encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    if (hidden := getattr(output, "last_hidden_state", None)) is None:
+        name = type(encoder).__name__
+        raise FslibError(f"{name} cannot be used: it gives no last hidden states of its tokens")
     return hidden[0]
 
 
 def control_of(model: object) -> HeadControl:
-    """Return the `HeadControl` of a MultiTaskModel or of an encoder it holds. Raises FslibError if it has none."""
+    """Return the `HeadControl` of a MultiTaskModel or of an encoder it holds.
+
+    Raises:
+        FslibError: if it has none.
+    """
     control = getattr(getattr(model, "encoder", model), "fslib_control", None)
     if control is None:
-        wrapped = ": give the model that it wraps, model.module" if hasattr(model, "module") else ""
-        raise FslibError(
-            f"{type(model).__name__} has no head control{wrapped or ': load it with MultiTaskModel.from_pretrained'}"
-        )
+        hint = "load it with MultiTaskModel.from_pretrained"
+        if hasattr(model, "module"):
+            hint = "give the model that it wraps, model.module"
+        raise FslibError(f"{type(model).__name__} has no head control: {hint}")
     return control
 
 
 def as_head_set(heads: object, shape: tuple[int, int]) -> Bool[np.ndarray, "layers heads"]:
-    """Check a head set: bool, of the model's (layers, heads). Raises FslibError otherwise."""
+    """Return a head set as an array, or raise FslibError if it is none of the model's shape."""
     try:
         array = heads.detach().cpu().numpy() if isinstance(heads, Tensor) else np.asarray(heads)
     except (TypeError, ValueError):  # no numpy type, or rows of different lengths
         array = np.array(None)
     if array.dtype != np.bool_ or array.shape != shape:
         raise FslibError(
-            f"a head set for this model is a bool array of shape {shape} (layers, heads), True = in the set; "
-            f"got {array.dtype} of shape {array.shape}"
+            f"a head set for this model is a bool array of shape {shape} (layers, heads), True = "
+            f"in the set; got {array.dtype} of shape {array.shape}"
         )
     return array
 
 
-@contextmanager
 def gated(
     model: nn.Module, gate: Float[Tensor, "layers heads"] | None, fill: Tensor | None = None
-) -> Iterator[None]:
-    """Multiply every head's context by its gate inside the block; the gate may require a gradient."""
-    control = control_of(model)
-    before = control.gate, control.fill
-    control.gate, control.fill = gate, fill
-    try:
-        yield
-    finally:
-        control.gate, control.fill = before
+) -> AbstractContextManager[None]:
+    """Multiply every head's context by its gate inside a block; the gate may need a gradient."""
+    return control_of(model).having(gate=gate, fill=fill)
 
 
-@contextmanager
-def tapped(model: nn.Module, tap: Tap) -> Iterator[None]:
-    """Let `tap(layer, ctx)` see, and replace, every layer's context inside the block."""
-    control = control_of(model)
-    before, control.tap = control.tap, tap
-    try:
-        yield
-    finally:
-        control.tap = before
+def tapped(model: nn.Module, tap: Tap) -> AbstractContextManager[None]:
+    """Let `tap(layer, ctx)` see, and replace, every layer's context inside a block."""
+    return control_of(model).having(tap=tap)
 
 
 def attention_weights(
     model: Any, inputs: dict[str, Tensor]
 ) -> Float[Tensor, "layers batch heads seq seq"]:
-    """Return how much every token (second axis from the end) attends to every token (last axis) in every head.
+    """Return how much each token (last axis but one) attends to each (last axis), by head.
 
-    Rows of real tokens sum to 1. Heads that are switched off around the call are shown as they would attend.
-    Raises FslibError for an architecture that computes attention by itself, and whose weights are not seen.
+    Rows of real tokens sum to 1. Heads that are switched off around the call are shown as they
+    would attend.
+
+    Raises:
+        FslibError: for an architecture that computes attention by itself, out of sight.
     """
     control, encoder = control_of(model), getattr(model, "encoder", model)
     if encoder.config.model_type in HOOKED:
-        raise FslibError(
-            f"{type(encoder).__name__} computes attention by itself: its weights cannot be shown"
-        )
-    control.weights = []
-    try:
-        with in_mode(encoder, training=False), torch.inference_mode():
-            encoder(**{k: v for k, v in inputs.items() if k in getattr(model, "accepts", inputs)})
-            return torch.stack([weights.float() for weights in control.weights])
-    finally:
-        control.weights = None
+        name = type(encoder).__name__
+        raise FslibError(f"{name} computes attention by itself: its weights cannot be shown")
+    weights: list[Tensor] = []
+    with control.having(weights=weights), in_mode(encoder, training=False), torch.inference_mode():
+        encoder(**{k: v for k, v in inputs.items() if k in getattr(model, "accepts", inputs)})
+        return torch.stack([layer.float() for layer in weights])
 
 
 @contextmanager
@@ -259,38 +260,38 @@ def pruned(
     ablation: str = "zero",
     mean: Float[Tensor, "layers heads head_dim"] | None = None,
 ) -> Iterator[None]:
-    """Switch the chosen heads off inside the block (blocks nest: what an outer one switched off stays off).
+    """Switch the chosen heads off inside the block.
 
-    heads: bool (layers, heads), True = switched off.
-    ablation: "zero" replaces a head's context by zero (the paper's), "mean" by `mean`, its average over a
-        task's data, from `fslib.mean_context`.
-    Raises FslibError for a head set of another shape or type, an unknown ablation, or "mean" without a mean, or with
-    one of another shape or that is not finite.
+    Blocks nest: what an outer one switched off stays off.
+
+    Args:
+        model: a MultiTaskModel, or an encoder of one.
+        heads: bool (layers, heads), True = switched off.
+        ablation: "zero" replaces a head's context by zero (the paper's), "mean" by `mean`.
+        mean: a head's average context over a task's data, from `fslib.mean_context`.
+
+    Raises:
+        FslibError: for a head set or a mean of another shape or type, an unknown ablation, "mean"
+            without a mean, and a mean that is not finite.
     """
     control = control_of(model)
-    chosen = as_head_set(heads, (control.layers, control.head_shapes[0][0]))
+    shape = (control.layers, *control.head_shapes[0])
+    chosen = as_head_set(heads, shape[:2])
     if ablation not in ABLATIONS:
         raise unknown("ablation", ablation, ABLATIONS)
     if (ablation == "mean") != (mean is not None):
         raise FslibError(
             'ablation="mean" goes with mean=fslib.mean_context(model, task), and "zero" with none'
         )
-    shape = (control.layers, *control.head_shapes[0])
-    if mean is not None and not (
-        isinstance(mean, Tensor) and mean.shape == shape and bool(mean.isfinite().all())
-    ):
-        what = (
-            f"of shape {tuple(mean.shape)}"
-            if isinstance(mean, Tensor)
-            else f"a {type(mean).__name__}"
-        )
+    fits = isinstance(mean, Tensor) and mean.shape == shape and bool(mean.isfinite().all())
+    if mean is not None and not fits:
+        is_tensor = isinstance(mean, Tensor)
+        what = f"of shape {tuple(mean.shape)}" if is_tensor else f"a {type(mean).__name__}"
         raise FslibError(
             f"mean must be a finite tensor of shape {shape} (layers, heads, head_dim), not {what}"
         )
     device = device_of(model)
-    with torch.inference_mode(
-        False
-    ):  # importance inside the block needs gradients that pass the gate
+    with torch.inference_mode(False):  # importance inside needs gradients that pass the gate
         gate = torch.from_numpy(~chosen).to(device=device, dtype=torch.float32)
         if control.gate is not None:
             if (control.fill is None) != (mean is None):

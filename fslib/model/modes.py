@@ -8,7 +8,10 @@ from torch import nn
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Switch dropout on (training) or off inside the block; every module's own mode is restored, whatever happens."""
+    """Switch dropout on (training) or off inside the block.
+
+    Every module's own mode is restored, whatever happens.
+    """
     modes = {module: module.training for module in model.modules()}
     model.train(training)
     try:

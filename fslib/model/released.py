@@ -1,4 +1,4 @@
-"""Checkpoints of the paper's released code, as models of this package: old models, new statistics."""
+"""Checkpoints of the paper's released code, as models of this package."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +14,7 @@ from fslib.model.multitask import MultiTaskModel
 
 FILES = ("pytorch_model.bin", "model.safetensors")
 ENCODER, CLASSIFIERS = "ptm.", "classifiers."
+DENSE = {"dense.weight", "dense.bias", "out.weight", "out.bias"}  # of a `DenseClassifier`
 
 
 def load_released(
@@ -23,15 +24,22 @@ def load_released(
     *,
     max_length: int = 128,
 ) -> MultiTaskModel:
-    """Load a checkpoint that the paper's released code has saved (BERT or RoBERTa), ready to be measured.
+    """Load a checkpoint that the paper's released code has saved (BERT or RoBERTa).
 
-    path: its `pytorch_model.bin`, or the folder that holds it. encoder: what it was trained from, by name or folder,
-        for its configuration and tokenizer ("bert-base"). tasks: in the order of the checkpoint's task ids, 0 first; a
-        task's labels must be in the order that its training data had: the checkpoint does not name them.
-    Logits are the released code's. Where training goes on from here, dropout lies before the dense layer and not behind
-    it, and BERT's pooler is each task's own.
-    Raises FslibError for a file that is missing or no such checkpoint, weights that are not the encoder's, and tasks of
-    another number, or with another number of labels.
+    Logits are the released code's. Where training goes on from here, dropout lies before the dense
+    layer and not behind it, and BERT's pooler is each task's own.
+
+    Args:
+        path: its `pytorch_model.bin`, or the folder that holds it.
+        encoder: what it was trained from, by name or folder, for its configuration and tokenizer
+            ("bert-base").
+        tasks: in the order of the checkpoint's task ids, 0 first. A task's labels must be in the
+            order that its training data had: the checkpoint does not name them.
+        max_length: tokens of an example.
+
+    Raises:
+        FslibError: for a file that is missing or no such checkpoint, weights that are not the
+            encoder's, and tasks of another number, or with another number of labels.
     """
     file = _file(Path(path))
     weights = {name.removeprefix("module."): value for name, value in _read(file).items()}
@@ -44,21 +52,17 @@ def load_released(
     for (number, head), task in zip(heads.items(), named.values(), strict=True):
         if (outputs := len(head["out.weight"])) != task.n_outputs:
             raise FslibError(
-                f"task {number} of {file} has {outputs} outputs, and {task.name} needs {task.n_outputs}"
+                f"task {number} of {file} has {outputs} outputs, and {task.name} needs "
+                f"{task.n_outputs}"
             )
     model = MultiTaskModel.from_pretrained(encoder, named, pooling="first", max_length=max_length)
     model.set_classifiers(model.answers, dense=True)
-    own = {
-        name: value
-        for name, value in _without(weights, ENCODER).items()
-        if not name.startswith("pooler.")
-    }
-    wanted = model.encoder.state_dict()
-    shapes = {name: value.shape for name, value in own.items() if name in wanted}
-    if unfit := [name for name, value in wanted.items() if shapes.get(name) != value.shape]:
+    own, wanted = _part(weights, ENCODER), model.encoder.state_dict()
+    fits = {name: name in own and own[name].shape == value.shape for name, value in wanted.items()}
+    if unfit := [name for name, fit in fits.items() if not fit]:
         raise FslibError(
-            f"{file} does not hold the weights of {encoder}: {len(unfit)} are missing or of another shape, such as "
-            f"{unfit[0]}"
+            f"{file} does not hold the weights of {encoder}: {len(unfit)} are missing or of "
+            f"another shape, such as {unfit[0]}"
         )
     model.encoder.load_state_dict({name: own[name] for name in wanted})
     for name, head in zip(named, heads.values(), strict=True):
@@ -79,49 +83,33 @@ def _read(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
         found: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle, zip and safetensors raise here, each their own
+    except Exception as error:  # torch, pickle, zip and safetensors each raise their own
         raise FslibError(f"{file} cannot be read as a state dict: {first_line(error)}") from error
-    if not isinstance(found, dict) or not all(
-        isinstance(value, Tensor) for value in found.values()
-    ):
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise FslibError(f"{file} is no state dict: it holds other things than tensors by name")
     return found
 
 
 def _heads(file: Path, weights: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Return {task id: weights of its classifier}, each with a dense layer: BERT's pooler, or RoBERTa's own."""
+    """Return {task id: weights of its classifier}.
+
+    Each has a dense layer: BERT's pooler, which all tasks share, or RoBERTa's own.
+    """
+    pooler = _part(weights, f"{ENCODER}pooler.")
     heads: dict[int, dict[str, Tensor]] = {}
-    for name, value in _without(weights, CLASSIFIERS).items():
+    for name, value in _part(weights, CLASSIFIERS).items():
         task, _, rest = name.partition(".")
         if task.isdigit():
-            heads.setdefault(int(task), {})[rest] = value
-    pooler = {
-        f"dense.{part}": weights.get(f"{ENCODER}pooler.dense.{part}") for part in ("weight", "bias")
-    }
-    named = {
-        "weight": "out.weight",
-        "bias": "out.bias",
-        "out_proj.weight": "out.weight",
-        "out_proj.bias": "out.bias",
-    }
-    found = {}
-    for number, parts in sorted(heads.items()):
-        head = {named.get(name, name): value for name, value in parts.items()}
-        found[number] = {
-            name: value for name, value in (pooler | head).items() if value is not None
-        }
-    wanted = {"dense.weight", "dense.bias", "out.weight", "out.bias"}
-    if not found or any(head.keys() != wanted for head in found.values()):
+            rest = rest.removeprefix("out_proj.")
+            rest = f"out.{rest}" if rest in ("weight", "bias") else rest
+            heads.setdefault(int(task), dict(pooler))[rest] = value
+    if not heads or any(head.keys() != DENSE for head in heads.values()):
         raise FslibError(
-            f"{file} is no checkpoint of the released code: it needs {ENCODER}* with a pooler and {CLASSIFIERS}<id>.*, "
-            "or classifiers with dense and out_proj"
+            f"{file} is no checkpoint of the released code: it needs {ENCODER}* with a pooler and "
+            f"{CLASSIFIERS}<id>.*, or classifiers with dense and out_proj"
         )
-    return found
+    return dict(sorted(heads.items()))
 
 
-def _without(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in weights.items()
-        if name.startswith(prefix)
-    }
+def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}

@@ -1,11 +1,12 @@
-"""Which of transformers' text encoders and decoders can be used here: every one is built tiny, and checked.
+"""Which of transformers' text encoders and decoders can be used here.
 
     python tests/benchmarks/architectures.py [--write] [NAME ...]
 
-For every configuration class behind AutoModel and AutoModelForTextEncoding whose model reads token ids, a model of a
-few layers with random weights is made and given to `fslib.check`. --write puts the table into
-results/architectures.csv. NAME: model types to try (`bert`), instead of all. A class that cannot be made so small is
-listed as such, and counts neither way. "unsure" is what is loaded but does not pass the checks.
+For every configuration class behind AutoModel and AutoModelForTextEncoding whose model reads token
+ids, a model of a few layers with random weights is made and given to `fslib.check`. --write puts
+the table into results/architectures.csv. NAME: model types to try (`bert`), instead of all. A class
+that cannot be made so small is listed as such, and counts neither way. "unsure" is what is loaded
+but does not pass the checks.
 """
 
 import csv
@@ -42,34 +43,29 @@ REFUSALS = {  # what transformers says -> what it means
 }
 # By whatever name a configuration has them.
 SMALL: dict[str, Any] = {
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "emb_dim", "model_dim"), WIDTH),
-    **dict.fromkeys(
-        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers"), LAYERS
-    ),
-    **dict.fromkeys(("decoder_layers", "num_decoder_layers"), LAYERS),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), HEADS),
-    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), HEADS),
-    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "multi_query_group_num"), 2),
-    **dict.fromkeys(("head_dim", "d_kv", "attention_head_size"), HEAD_DIM),
-    **dict.fromkeys(
-        ("intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", "ffn_hidden_size"), 48
-    ),
-    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size"), 48),
-    **dict.fromkeys(("shared_expert_intermediate_size", "dense_intermediate_size"), 48),
-    **dict.fromkeys(
-        ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"), 80
-    ),
-    **dict.fromkeys(("vocab_size",), VOCABULARY),
-    **dict.fromkeys(("embedding_size",), 16),
-    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok",), 2),
-    **dict.fromkeys(("n_group", "topk_group"), 1),
-    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 1),
-    **dict.fromkeys(("layerdrop", "encoder_layerdrop", "decoder_layerdrop"), 0.0),
-    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
-    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), HEAD_DIM),
-    **dict.fromkeys(("sliding_window",), 4),
-    **dict.fromkeys(("layer_types",), None),
+    name: value
+    for names, value in {
+        "hidden_size n_embd d_model dim emb_dim model_dim": WIDTH,
+        "num_hidden_layers n_layer n_layers num_layers encoder_layers": LAYERS,
+        "decoder_layers num_decoder_layers": LAYERS,
+        "num_attention_heads n_head n_heads num_heads": HEADS,
+        "encoder_attention_heads decoder_attention_heads": HEADS,
+        "num_key_value_heads num_kv_heads multi_query_group_num": 2,
+        "head_dim d_kv attention_head_size": HEAD_DIM,
+        "qk_nope_head_dim qk_rope_head_dim v_head_dim": HEAD_DIM,
+        "intermediate_size n_inner d_ff ffn_dim hidden_dim ffn_hidden_size": 48,
+        "encoder_ffn_dim decoder_ffn_dim moe_intermediate_size": 48,
+        "shared_expert_intermediate_size dense_intermediate_size": 48,
+        "max_position_embeddings n_positions max_seq_len max_sequence_length": 80,
+        "vocab_size": VOCABULARY,
+        "embedding_size q_lora_rank kv_lora_rank": 16,
+        "num_local_experts num_experts n_routed_experts sliding_window": 4,
+        "num_experts_per_tok": 2,
+        "n_group topk_group pad_token_id bos_token_id eos_token_id": 1,
+        "layerdrop encoder_layerdrop decoder_layerdrop": 0.0,
+        "layer_types": None,
+    }.items()
+    for name in names.split()
 }
 
 
@@ -86,11 +82,8 @@ def text_models() -> dict[str, tuple[type, str]]:
             reads = getattr(transformers, name).main_input_name == "input_ids"
         except (KeyError, AttributeError, ImportError):  # of models that need another package
             continue
-        if (
-            reads
-            and hasattr(config_class(), "vocab_size")
-            and not hasattr(config_class(), "vision_config")
-        ):
+        config = config_class() if reads else None
+        if hasattr(config, "vocab_size") and not hasattr(config, "vision_config"):
             found[kind] = config_class, name
     return found
 
@@ -98,18 +91,10 @@ def text_models() -> dict[str, tuple[type, str]]:
 def small(config_class: type) -> Any:
     """Return a configuration of a few layers."""
     config = config_class()
-    fixed = {
-        name
-        for name, value in vars(config_class).items()
-        if isinstance(value, property) and value.fset is None
-    }
-    made = config_class(
-        **{
-            name: value
-            for name, value in SMALL.items()
-            if hasattr(config, name) and name not in fixed
-        }
-    )
+    own = vars(config_class).items()
+    fixed = {name for name, value in own if isinstance(value, property) and value.fset is None}
+    known = {name for name in SMALL if hasattr(config, name)} - fixed
+    made = config_class(**{name: SMALL[name] for name in SMALL if name in known})
     made.use_cache = False
     return made
 
@@ -148,9 +133,7 @@ def row(kind: str, config_class: type, name: str) -> dict[str, object]:
         with quiet():
             model = tiny(small(config_class), new_encoder)
             report = fslib.check(model)
-    except (
-        Exception
-    ) as error:  # three hundred architectures, each with its own ideas of a small one
+    except Exception as error:  # three hundred architectures, each with its own idea of a small one
         if why := does_not_run(config_class):
             return found | {"result": "not built", "why": why}
         known = [why for sign, why in REFUSALS.items() if sign in str(error)]

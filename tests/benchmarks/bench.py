@@ -1,23 +1,22 @@
 """What the README says about cost, measured.
 
-    python tests/benchmarks/bench.py            importance, padding, throughput, memory (about 4 minutes)
-    python tests/benchmarks/bench.py iat ranking branching       training's endings, by name (about 20 minutes)
-    python tests/benchmarks/bench.py workers                     units side by side (about 5 minutes)
-    python tests/benchmarks/bench.py smoke reopen mini tests     the long ones, by name
+    python tests/benchmarks/bench.py                        importance, padding, throughput, memory
+    python tests/benchmarks/bench.py iat ranking branching  training's endings (about 20 minutes)
+    python tests/benchmarks/bench.py workers                units side by side
+    python tests/benchmarks/bench.py smoke reopen mini tests
 
-Speeds are ratios within one run, padding is a count. Each line ends with the target and whether it was met; the exit
-code is 1 if one was missed. FSLIB_DATA names a folder with SST-2 and QNLI; without it, the embedded tasks serve.
-FSLIB_BENCH_QUICK=1 makes iat, ranking, branching and workers short: to see that they work, not to measure.
+Speeds are ratios within one run, padding is a count. Each line ends with the target and whether it
+was met; the exit code is 1 if one was missed. FSLIB_DATA names a folder with SST-2 and QNLI;
+without it, the embedded tasks serve. FSLIB_BENCH_QUICK=1 makes iat, ranking and branching short: to
+see that they work, not to measure.
 """
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,18 +24,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.flop_counter import FlopCounterMode
 
 import fslib
 from fslib import Study
 from fslib.data.batches import Batch, padding_share
+from fslib.data.tasks import Task
 from fslib.evaluation import length_batches, predict
 from fslib.importance import contributions, gradients_for, head_products
 from fslib.model.attention import tapped
 from fslib.progress import hidden
-from fslib.study.engine import Engine
-from fslib.study.schedule import Where, open_engine
-from fslib.study.store import Store
-from fslib.study.units import TrainUnit
 from fslib.training import Settings, Training
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,100 +58,90 @@ def mini() -> tuple[Study, fslib.MultiTaskModel]:
 
 
 def importance() -> bool:
-    """The importance pass against the same pass with weight gradients on, by turns."""
+    """Compare the importance pass with the same pass done otherwise, by turns.
+
+    The baselines: with gradients of all weights, as `backward` makes them (as the released code
+    does), and plain `torch.autograd.grad` in the contexts alone, whose graph begins at the embeddings.
+    """
     _, model = mini()
     task = fslib.load_tasks(["bbc-headline"])["bbc-headline"].limited(train=256)
     batches = length_batches(model, task.train, 32)
 
-    def with_weight_gradients(batch: Batch) -> None:
+    def contexts(batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
         kept: list[torch.Tensor] = []
+        with tapped(model, lambda layer, ctx: kept.append(ctx) or ctx):
+            return model.losses(batch, task.name).sum(), kept
 
-        def keep(layer: int, ctx: torch.Tensor) -> torch.Tensor:
+    def weights_too(batch: Batch) -> None:
+        loss, kept = contexts(batch)
+        for ctx in kept:
             ctx.retain_grad()
-            kept.append(ctx)
-            return ctx
-
-        with tapped(model, keep):
-            model.losses(batch, task.name).sum().backward()
+        loss.backward()
         torch.stack([(ctx * ctx.grad).sum(-1) for ctx in kept])
         model.zero_grad()
 
-    def ours() -> None:
-        with gradients_for(model):
-            for batch in batches:
-                head_products(model, batch, task.name)
+    def contexts_alone(batch: Batch) -> None:
+        loss, kept = contexts(batch)
+        grads = torch.autograd.grad(loss, kept)
+        torch.stack([(ctx * grad).sum(-1) for ctx, grad in zip(kept, grads, strict=True)])
 
-    def theirs() -> None:
-        for batch in batches:
-            with_weight_gradients(batch)
+    def ours(batch: Batch) -> None:
+        with gradients_for(model):
+            head_products(model, batch, task.name)
 
     model.eval()
-    ours(), theirs()
-    times = [(seconds(ours), seconds(theirs)) for _ in range(5)]
-    ratio = statistics.median(b / a for a, b in times)
-    return report(
-        "importance pass: speed against weight gradients on",
-        f"{ratio:.2f} x",
-        ">= 1.4 x",
-        ratio >= 1.4,
-    )
+    ways = [ours, weights_too, contexts_alone]
+    times = [[seconds(lambda way=way: [way(b) for b in batches]) for way in ways] for _ in range(6)]
+    whole, alone = np.median(
+        [[b / a, c / a] for a, b, c in times[1:]], axis=0
+    )  # the first warms up
+    what = "importance: speed over weight gradients"
+    met = report(what, f"{whole:.2f} x", ">= 1.4 x", whole >= 1.4)
+    what = "importance: speed over autograd.grad in contexts alone"
+    return met & report(what, f"{alone:.2f} x", ">= 0.95 x", alone >= 0.95)
 
 
 def padding() -> bool:
-    """Padding as a share of the tokens computed."""
+    """Report padding as a share of the tokens computed."""
     _, model = mini()
     names = ["sst-2", "qnli"] if os.environ.get("FSLIB_DATA") else ["bbc", "bbc-headline"]
     first, second = (fslib.load_tasks([name])[name] for name in names)
     met = True
     for what, split in ((f"{names[0]} train", first.train), (f"{names[1]} eval", second.eval)):
         encoded = model.encode(split)
-        share = padding_share(encoded.in_length_order(32), encoded.lengths)
-        met &= report(
-            f"padding, evaluation and importance, {what}, batch 32",
-            f"{share:.1%}",
-            "<= 10 %",
-            share <= 0.1,
-        )
         stream = encoded.forever(32, np.random.default_rng(0))
-        share = padding_share([next(stream) for _ in range(len(encoded) // 32)], encoded.lengths)
-        met &= report(
-            f"padding, training, {what}, batch 32", f"{share:.1%}", "<= 20 %", share <= 0.2
-        )
+        drawn = [next(stream) for _ in range(len(encoded) // 32)]
+        orders = {"evaluation": (encoded.in_length_order(32), 0.1), "training": (drawn, 0.2)}
+        for when, (order, most) in orders.items():
+            share = padding_share(order, encoded.lengths)
+            line = f"padding, {when}, {what}, batch 32"
+            met &= report(line, f"{share:.1%}", f"<= {most:.0%}", share <= most)
     return met
 
 
 def matrix_rate() -> float:
-    """FLOP/s of torch's own matrix product, large and square."""
+    """Return FLOP/s of torch's own matrix product, large and square."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     return 2 * 2048**3 / min(seconds(lambda: a @ b) for _ in range(8))
 
 
 def throughput() -> bool:
-    """Evaluation of the mini profile's batches, in FLOP/s of its matrix products (padding counted: it is computed)."""
+    """Report FLOP/s of evaluation of the mini profile's batches, padding counted."""
     study, model = mini()
-    config = model.encoder.config
     rates = []
     for name, task in study.tasks.items():
         batches = length_batches(model, task.eval, 32)
-        shapes = [batch.mask.shape for batch in batches]
-        width, inner, layers = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_hidden_layers,
-        )
-        linear = sum(b * s for b, s in shapes) * layers * 2 * (4 * width**2 + 2 * width * inner)
-        attention = sum(b * s * s for b, s in shapes) * layers * 4 * width
-        predict(model, task, batches, len(task.eval))
+
+        def work(task: Task = task, batches: list[Batch] = batches) -> None:
+            predict(model, task, batches, len(task.eval))
+
+        with FlopCounterMode(display=False) as counter:
+            work()
         peak = matrix_rate()
-        best = min(
-            seconds(lambda b=batches, t=task: predict(model, t, b, len(t.eval))) for _ in range(3)
-        )
-        rates.append((linear + attention) / best / peak)
+        rates.append(counter.get_total_flops() / min(seconds(work) for _ in range(3)) / peak)
         print(f"    {name}: {rates[-1]:.0%} of {peak / 1e9:.0f} GFLOP/s")
-    share = float(np.mean(rates))
-    return report(
-        "evaluation: share of torch's matrix-product rate", f"{share:.0%}", ">= 70 %", share >= 0.7
-    )
+    share, what = float(np.mean(rates)), "evaluation: share of torch's matrix-product rate"
+    return report(what, f"{share:.0%}", ">= 70 %", share >= 0.7)
 
 
 PEAK = """
@@ -163,8 +150,8 @@ import fslib
 task = fslib.load_tasks(["bbc-pair"])["bbc-pair"]
 times = int(sys.argv[1]) // 1000
 texts = list(zip(task.train.texts[:1000], task.train.pairs[:1000])) * times
-labels = list(task.train.labels[:1000]) * times
-task = fslib.make_task("big", (texts, labels), (texts[:64], labels[:64]), label_names=task.label_names)
+labels, names = list(task.train.labels[:1000]) * times, task.label_names
+task = fslib.make_task("big", (texts, labels), (texts[:64], labels[:64]), label_names=names)
 model = fslib.MultiTaskModel.from_pretrained("minilm-l6", task, max_length=32)
 fslib.head_importance(model, task)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -172,26 +159,24 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def memory() -> bool:
-    """Peak resident memory of importance over 10,000 examples against 1,000, each in a process of its own.
+    """Report peak resident memory of importance over 10,000 examples against 1,000.
 
-    The 10,000 are the 1,000 ten times over, cut at 32 tokens, so that only the number of examples differs: a larger
-    sample of texts of unequal length also holds longer ones, and a batch of those takes more.
+    Each in a process of its own. The 10,000 are the 1,000 ten times over, cut at 32 tokens, so that
+    only the number of examples differs: a larger sample of texts of unequal length also holds
+    longer ones, and a batch of those takes more.
     """
-    peak = {
-        n: int(
-            subprocess.run(
-                [sys.executable, "-c", PEAK, str(n)], check=True, capture_output=True, text=True
-            ).stdout
-        )
-        for n in (1_000, 10_000)
-    }
-    growth = peak[10_000] / peak[1_000] - 1
-    what = f"importance, peak memory: 10,000 examples ({peak[10_000] / 1024:.0f} MiB) over 1,000"
-    return report(what, f"{growth:+.1%}", "<= +10 %", growth <= 0.1)
+
+    def peak(examples: int) -> int:
+        words = [sys.executable, "-c", PEAK, str(examples)]
+        return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+    few, many = peak(1_000), peak(10_000)
+    what = f"importance, peak memory: 10,000 examples ({many / 1024:.0f} MiB) over 1,000"
+    return report(what, f"{many / few - 1:+.1%}", "<= +10 %", many <= 1.1 * few)
 
 
 def iat() -> bool:
-    """IAT's steps against plain ones, by turns, on the same batches; and importance scoring, against 600 steps."""
+    """Compare IAT's steps with plain ones, by turns, on the same batches; and scoring."""
     block, blocks = (2, 3) if QUICK else (20, 12)  # the first pair of blocks warms up
     trunk = block
     steps = trunk + block * blocks
@@ -208,19 +193,17 @@ def iat() -> bool:
             times[which].append(seconds(lambda run=run: run.advance(run.step + block)))
     plain, ours = (np.array(t[1:]) for t in times)
     scoring = runs[1].history.scoring_seconds / (600 * plain.mean() / block)
-    print(
-        f"    {1000 * plain.mean() / block:.0f} ms a plain step, {1000 * ours.mean() / block:.0f} ms one of IAT"
-    )
-    print(
-        f"    scoring importance once: {runs[1].history.scoring_seconds:.1f} s, {scoring:.1%} of 600 plain steps"
-    )
+    each = [f"{1000 * time.mean() / block:.0f} ms" for time in (plain, ours)]
+    print(f"    {each[0]} a plain step, {each[1]} one of IAT")
+    took = runs[1].history.scoring_seconds
+    print(f"    scoring importance once: {took:.1f} s, {scoring:.1%} of 600 plain steps")
     ratio = float(np.median(ours / plain))
     what = f"IAT: time of a step over a plain one, {block * len(ours)} steps each"
     return report(what, f"{ratio:.3f} x", "<= 1.03 x", ratio <= 1.03)
 
 
 def ranking() -> bool:
-    """Examples from which on a sample's ranking of heads correlates to 0.95 with that of the whole training set."""
+    """Find the sample whose ranking of heads correlates to 0.95 with the whole training set's."""
     draws, limit, steps = (2, 64, 4) if QUICK else (20, None, 300)
     study, model = mini()
     trained = study.store.checkpoint(study.units(0).train)
@@ -234,14 +217,11 @@ def ranking() -> bool:
         whole, n = every.importance(), len(every.tokens)
         means = {}
         for size in (2**k for k in range(3, 10) if 2**k < n):
-            maps = [
-                every.importance(subset=rng.choice(n, size, replace=False)) for _ in range(draws)
-            ]
+            subsets = [rng.choice(n, size, replace=False) for _ in range(draws)]
+            maps = [every.importance(subset=subset) for subset in subsets]
             means[size] = float(np.mean([fslib.rank_correlation(m, whole) for m in maps]))
-        print(
-            f"    {name}, {n} examples: "
-            + ", ".join(f"{size}: {mean:.3f}" for size, mean in means.items())
-        )
+        shown = ", ".join(f"{size}: {mean:.3f}" for size, mean in means.items())
+        print(f"    {name}, {n} examples: {shown}")
         unstable = [size for size, mean in means.items() if mean < 0.95]
         enough = 2 * max(unstable, default=4)
         default = fslib.IAT().examples
@@ -251,7 +231,7 @@ def ranking() -> bool:
 
 
 def branching() -> bool:
-    """Six endings from one trunk against six whole trainings: updates of the optimizer, and seconds."""
+    """Compare six endings from one trunk with six whole trainings: updates and seconds."""
     study = Study("mini")
     steps = 20 if QUICK else 200
     endings = {
@@ -282,52 +262,27 @@ def branching() -> bool:
     alone = seconds(whole)
     handle.remove()
     share = made / (updates - made)
-    met = report(
-        f"branching, six endings: updates ({made}) of all", f"{share:.1%}", "<= 25 %", share <= 0.25
-    )
+    what = f"branching, six endings: updates ({made}) of all"
+    met = report(what, f"{share:.1%}", "<= 25 %", share <= 0.25)
     print(f"    {branched:.0f} s against {alone:.0f} s")
-    return met & report(
-        "branching, six endings: time",
-        f"{branched / alone:.1%}",
-        "<= 35 %",
-        branched <= 0.35 * alone,
-    )
+    took = branched / alone
+    return met & report("branching, six endings: time", f"{took:.1%}", "<= 35 %", took <= 0.35)
 
 
 def workers() -> bool:
-    """Short trainings by two workers of one thread each against one after another on two threads: steps a second."""
-    steps, count = (2, 2) if QUICK else (60, 6)
-    units = [Study("mini").training(seed, small=True, steps=steps) for seed in range(2 + count)]
+    """Compare notebook 01 by two workers of one thread with one of two threads, from nothing."""
 
-    def through(engine: Engine, some: list[TrainUnit]) -> None:
-        left, running = list(some), 0
-        while left or running:
-            while left and engine.has_room():
-                engine.begin([left.pop()])
-                running += 1
-            for done in engine.ended(60.0):
-                assert not done.failure, done.failure
-                running -= 1
+    def took(workers: int, threads: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            words = [COMMAND, "run", "01", "--fresh", "--results", folder]
+            words += ["--workers", str(workers), "--set", f"threads={threads}"]
+            return seconds(lambda: subprocess.run(words, check=True, capture_output=True))
 
-    def rate(number: int, threads: int) -> float:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            closing(
-                open_engine(Store(Path(folder), threads), Where(number), fresh=False)
-            ) as engine,
-        ):
-            through(engine, units[:2])  # workers start, and everybody loads the data
-            return count * steps / seconds(lambda: through(engine, units[2:]))
-
-    side_by_side, one_by_one = rate(2, 1), rate(1, 2)
-    print(f"    {side_by_side:.2f} steps/s by 2 workers x 1 thread, {one_by_one:.2f} by 1 x 2")
-    ratio = side_by_side / one_by_one
-    return report(
-        "units by 2 workers x 1 thread: speed over 1 x 2 threads",
-        f"{ratio:.2f} x",
-        ">= 1.2 x",
-        ratio >= 1.2,
-    )
+    side_by_side, one_by_one = took(2, 1), took(1, 2)
+    print(f"    {side_by_side:.0f} s by 2 workers x 1 thread, {one_by_one:.0f} by 1 x 2")
+    ratio = one_by_one / side_by_side
+    what = "units by 2 workers x 1 thread: speed over 1 x 2 threads"
+    return report(what, f"{ratio:.2f} x", ">= 1.2 x", ratio >= 1.2)
 
 
 def timed(what: str, words: list[str], limit: float) -> bool:
@@ -339,26 +294,13 @@ def timed(what: str, words: list[str], limit: float) -> bool:
     return report(what, f"{took:.0f} s", f"< {limit:.0f} s", took < limit and not done.returncode)
 
 
-def smoke() -> bool:
+def run(what: str, limit: float, *options: str) -> bool:
+    """Time all notebooks from scratch, in a folder of their own."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [COMMAND, "run", "--fresh", "--profile", "smoke", "--results", folder]
-        return timed("smoke, all notebooks from scratch", words, 120)
+        return timed(what, [COMMAND, "run", "--fresh", "--results", folder, *options], limit)
 
 
-def mini_run() -> bool:
-    with tempfile.TemporaryDirectory() as folder:
-        words = [COMMAND, "run", "--fresh", "--results", folder]
-        return timed("mini, all notebooks from scratch", words, 45 * 60)
-
-
-def reopen() -> bool:
-    return timed("mini, all notebooks from records", [COMMAND, "run"], 180)
-
-
-def tests() -> bool:
-    return timed("pytest, all of it", [sys.executable, "-m", "pytest", "-q"], 900)
-
-
+PYTEST = [sys.executable, "-m", "pytest", "-q"]
 BENCHMARKS: dict[str, Callable[[], bool]] = {
     "importance": importance,
     "padding": padding,
@@ -368,10 +310,10 @@ BENCHMARKS: dict[str, Callable[[], bool]] = {
     "ranking": ranking,
     "branching": branching,
     "workers": workers,
-    "smoke": smoke,
-    "reopen": reopen,
-    "mini": mini_run,
-    "tests": tests,
+    "smoke": lambda: run("smoke, all notebooks from scratch", 120, "--profile", "smoke"),
+    "reopen": lambda: timed("mini, all notebooks from records", [COMMAND, "run"], 180),
+    "mini": lambda: run("mini, all notebooks from scratch", 45 * 60),
+    "tests": lambda: timed("pytest, all of it", PYTEST, 600),
 }
 
 if __name__ == "__main__":

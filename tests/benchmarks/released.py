@@ -24,18 +24,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 
 import fslib
 from fslib.data.bbc import package_folder
-from fslib.model.encoders import EMBEDDED
+from fslib.model.encoders import MINILM_PACKAGE
 from fslib.scoring import rank_correlation
 
 IDS = {"qnli": 12, "sst-2": 10}  # as the released code numbers them
 FOLDERS = {"qnli": "QNLI", "sst-2": "SST-2"}
 PERCENT = (10, 30)
-AGREEMENT = 0.99  # of importance maps: the released code takes the mean of a ragged last batch for that of a whole one
-MODEL = package_folder(EMBEDDED) / "model"
+# of importance maps: the released code takes the mean of a ragged last batch for that of a whole one
+AGREEMENT = 0.99
+MODEL = package_folder(MINILM_PACKAGE) / "model"
 
 
 def write_data(
@@ -64,74 +66,39 @@ def write_checkpoint(tasks: dict[str, fslib.Task], path: Path, steps: int) -> No
     model = fslib.MultiTaskModel.from_pretrained(
         "minilm-l6", tasks, pooling="first", max_length=128
     )
-    pooler = {k: v for k, v in read_weights().items() if k.startswith("pooler.dense.")}
+    shipped = safetensors.torch.load_file(MODEL / "model.safetensors")
+    pooler = {k: v for k, v in shipped.items() if k.startswith("pooler.dense.")}
+    own = {k.removeprefix("pooler.dense."): v for k, v in pooler.items()}
     model.set_classifiers(model.answers, dense=True)
     for classifier in model.classifiers.values():  # one for both, as BERT's pooler is
-        classifier.dense.load_state_dict(
-            {k.removeprefix("pooler.dense."): v for k, v in pooler.items()}
-        )
+        classifier.dense.load_state_dict(own)
         classifier.dense.requires_grad_(False)
     fslib.train(model, tasks, steps=steps, batch_size=32, lr=1e-4, sampling="uniform", seed=0)
     encoder = model.encoder.state_dict() | pooler
-    weights = {
-        f"{prefix}.{name}": value for prefix in ("bert", "ptm") for name, value in encoder.items()
-    }
+    weights = {f"{prefix}.{k}": v for prefix in ("bert", "ptm") for k, v in encoder.items()}
     for task, number in IDS.items():
         for part, value in model.classifiers[task].out.state_dict().items():
             weights[f"classifiers.{number}.{part}"] = value
     torch.save(weights, path)
 
 
-def read_weights() -> dict[str, torch.Tensor]:
-    """Return MiniLM's weights as they are shipped."""
-    import safetensors.torch
-
-    return safetensors.torch.load_file(MODEL / "model.safetensors")
-
-
 def released(
     code: Path, python: str, folders: dict[str, Path], checkpoint: Path, out: Path, threads: int
 ) -> dict[str, Any]:
     """Run the released code's script, and return what it prints: importance, scores, prune matrices, D, seconds."""
-    words = ["--task_names", ":".join(folders), "--data_dirs", ":".join(map(str, folders.values()))]
-    words += [
-        "--do_eval",
-        "--do_prune",
-        "--eval_pruned",
-        "--prune_tasks",
-        "all",
-        "--same_div",
-        "--do_lower_case",
-    ]
-    words += ["--prune_percent", *map(str, PERCENT), "--random_prune_number", "0", "--seed", "0"]
-    words += [
-        "--init_model",
-        str(checkpoint),
-        "--model_name_or_path",
-        str(MODEL),
-        "--max_length",
-        "128",
-    ]
-    words += [
-        "--per_device_train_batch_size",
-        "32",
-        "--per_device_eval_batch_size",
-        "64",
-        "--output_dir",
-        str(out),
-    ]
-    words += ["--train_data_num", "1000000", "--gradient_accumulation_steps", "1"]
-    here = {
-        "PATH": "/usr/bin:/bin",
-        "HOME": str(out),
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-    }
-    here |= {
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_DATASETS_TRUST_REMOTE_CODE": "1",
-    }
+    options = {
+        "task_names": ":".join(folders), "data_dirs": ":".join(map(str, folders.values())),
+        "prune_tasks": "all", "random_prune_number": 0, "seed": 0, "init_model": checkpoint,
+        "model_name_or_path": MODEL, "max_length": 128, "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 64, "output_dir": out, "train_data_num": 1_000_000,
+        "gradient_accumulation_steps": 1,
+    }  # fmt: skip
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    words += ["--do_eval", "--do_prune", "--eval_pruned", "--same_div", "--do_lower_case"]
+    words += ["--prune_percent", *map(str, PERCENT)]
+    here = {"PATH": "/usr/bin:/bin", "HOME": str(out), "OMP_NUM_THREADS": str(threads)}
+    here |= dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
+    here |= {"HF_DATASETS_TRUST_REMOTE_CODE": "1"}
     begun = time.perf_counter()
     done = subprocess.run(
         [python, "-u", str(code / "src" / "run_ntasks_classifier.py"), *words],
