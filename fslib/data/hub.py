@@ -24,6 +24,7 @@ from fslib.errors import FslibError, NotAtHandError, first_line, unknown
 SUFFIXES = ("parquet", "csv", "json", "jsonl")  # of a saved split, in the order of preference
 PAUSE = 60  # seconds in which a Hub that was out of reach is not asked again
 _silent_until = -np.inf  # in time.monotonic()
+Side = tuple[list[Any], list[Any]]  # texts and labels
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,13 @@ def hub_task(name: str, folder: str | Path | None = None, *, check_rows: bool = 
     if missing := [split for split in source.splits if split not in data]:
         held = ", ".join(data) or "none"
         raise FslibError(f"task {name}: no split {missing[0]!r} in {origin}; it has {held}")
-    sides = [_side(name, source, data, side, check_rows) for side in (0, 1)]
+    sides = []
+    for split, rows, without in zip(source.splits, source.rows, source.unlabelled, strict=True):
+        expected = rows - without if check_rows else None
+        sides.append(_side(f"task {name}, split {split}", source, data[split], expected))
     labels = source.labels
     if source.pairs:
-        labels, sides = EMBEDDED["bbc-pair"].labels, _paired(sides)
-    if labels:  # by name: some datasets' label names are numbers, which could be taken for indices
-        sides = [(texts, [labels[y] for y in indices]) for texts, indices in sides]
+        labels, sides = EMBEDDED["bbc-pair"].labels, _paired(sides, labels)
     told: dict[str, Any] = {"description": source.description, "source": origin}
     return make_task(name, sides[0], sides[1], label_names=labels, **told)
 
@@ -154,10 +156,9 @@ def _saved(source: Source, folder: Path) -> tuple[dict[str, Any], str]:
             for path in [p for p in paths if p.is_file()][:1]:
                 kind = path.suffix.removeprefix(".").removesuffix("l")  # jsonl is read as json
                 # otherwise a text such as "None" or "nan" would be read as missing
-                options = {"keep_default_na": False} if kind == "csv" else {}
-                splits[split] = datasets.load_dataset(
-                    kind, data_files=str(path), split="train", **options
-                )
+                options: dict[str, Any] = {"keep_default_na": False} if kind == "csv" else {}
+                options |= {"data_files": str(path), "split": "train"}
+                splits[split] = datasets.load_dataset(kind, **options)
     except Exception as error:  # each reader has errors of its own
         why = first_line(error)
         raise FslibError(f"data folder {folder} cannot be read ({why}): save it again") from error
@@ -183,9 +184,10 @@ def _fetched(name: str, source: Source) -> tuple[dict[str, Any], str]:
     except Exception as error:  # datasets, huggingface_hub, httpx and pyarrow: each its own
         if isinstance(error, ConnectionError) and not silent:
             _silent_until = time.monotonic() + PAUSE
+        paused = " (just out of reach, asked again in a minute)" if silent else ""
         raise NotAtHandError(
-            f"task {name}: the Hub did not supply dataset {what}: {first_line(error)}; check the "
-            f"network, or save a copy as {name} in the folder FSLIB_DATA points at"
+            f"task {name}: the Hub did not supply dataset {what}: {first_line(error)}{paused}; "
+            f"check the network, or save a copy as {name} in the folder FSLIB_DATA points at"
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
@@ -195,25 +197,22 @@ def _fetched(name: str, source: Source) -> tuple[dict[str, Any], str]:
     return data, f"{source.hub} ({source.config}) at {revision}"
 
 
-def _side(
-    name: str, source: Source, data: dict[str, Any], side: int, check_rows: bool
-) -> tuple[list[Any], list[Any]]:
-    """Return (texts, labels) of the labelled rows of the train (0) or the eval (1) split."""
-    where, rows = f"task {name}, split {source.splits[side]}", data[source.splits[side]]
+def _side(where: str, source: Source, rows: Any, expected: int | None) -> Side:
+    """Return the texts and labels of the labelled rows of a split, if there are so many."""
     for column in (*chain(*source.texts), source.label):
         if column not in rows.column_names:
             held = ", ".join(rows.column_names)
             raise FslibError(f"{where}: no column {column!r}; it has {held}")
     labels = _labels(where, source, rows)
-    kept = np.flatnonzero(labels >= 0)
-    if not len(kept):
+    kept = [i for i, label in enumerate(labels) if label is not None]
+    if not kept:
         raise FslibError(f"{where}: every label is -1; use data with labels")
-    if check_rows and len(kept) != (wanted := source.rows[side] - source.unlabelled[side]):
-        found = f"{len(kept)} labelled rows found, {wanted} expected"
+    if expected not in (None, len(kept)):
+        found = f"{len(kept)} labelled rows found, {expected} expected"
         raise FslibError(f"{where}: {found}; get the published data, or pass check_rows=False")
     parts = [_joined(rows, columns) for columns in source.texts]
     texts = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
-    return [texts[i] for i in kept], labels[kept].tolist()
+    return [texts[i] for i in kept], [labels[i] for i in kept]
 
 
 def _joined(rows: Any, columns: tuple[str, ...]) -> list[Any]:
@@ -224,49 +223,43 @@ def _joined(rows: Any, columns: tuple[str, ...]) -> list[Any]:
     return [" ".join(filter(None, parts)) for parts in zip(*values, strict=True)]
 
 
-def _labels(where: str, source: Source, rows: Any) -> np.ndarray:
-    """Return per row its class index in the registry's order, or its number for regression.
-
-    -1 where it has none.
-    """
+def _labels(where: str, source: Source, rows: Any) -> list[Any]:
+    """Return per row its label's name, or its number for regression; None where it has none."""
     where = f"{where}: column {source.label!r}"
     column = rows[source.label][:]
     if not source.labels:
         try:
-            return np.array([-1.0 if y is None else float(y) for y in column])
+            return [None if y is None or float(y) < 0 else float(y) for y in column]
         except ValueError as error:
             raise FslibError(f"{where} must hold numbers ({error})") from None
     names = getattr(rows.features[source.label], "names", None)
-    if names is None:  # the names themselves, or -1
-        written = [str(y) for y in column]
-        names = sorted(set(written) - {"-1", "-", "", "None"})
-        at = {name: i for i, name in enumerate(names)}
-        column = [at.get(y) for y in written]
-    if missing := [n for n in source.labels if n not in names]:
+    if names:
+        found = [None if y is None or y < 0 else names[y] for y in column]
+    else:
+        found = [None if str(y) in ("", "-1", "-", "None") else str(y) for y in column]
+        names = sorted({*found} - {None})
+    if missing := [name for name in source.labels if name not in names]:
         raise FslibError(f"{where} has no label {missing[0]!r}; it has {', '.join(names)}")
-    own = {name: i for i, name in enumerate(source.labels)}
-    order = np.array([*(own.get(n, -2) for n in names), -1])  # the last for -1
-    indices = order[[-1 if y is None else y for y in column]]
-    if (indices == -2).any():
-        extra = next(n for n in names if n not in own)
-        raise FslibError(f"{where} has label {extra!r}, which is none of {', '.join(own)}")
-    return indices
+    if strange := sorted(filter(None, {*found} - {*source.labels})):
+        held = ", ".join(source.labels)
+        raise FslibError(f"{where} has label {strange[0]!r}, none of {held}")
+    return found
 
 
-def _paired(sides: list[tuple[list[Any], list[Any]]]) -> list[tuple[list[Any], list[Any]]]:
+def _paired(sides: list[Side], topics: tuple[str, ...]) -> list[Side]:
     """Make AG-Pair from AG News: each text once with its own topic, once with another's.
 
     A text that repeats is kept once, in eval rather than in train, so that it is used twice and on
     one side only (`pair_rows`).
     """
     known: set[str] = set()
-    made = []
+    made: list[Side] = []
     for side in (1, 0):
-        articles = []
+        articles: list[Article] = []
         for text, topic in zip(*sides[side], strict=True):
             if text not in known:
                 known.add(text)
-                articles.append(Article(text, str(topic), "", (text,)))
+                articles.append(Article(text, str(topics.index(topic)), "", (text,)))
         rows = pair_rows(articles, np.random.default_rng([SPLIT_SEED, side]))
         made.append(([(first, second) for first, second, *_ in rows], [y for _, _, y, _ in rows]))
     return made[::-1]
