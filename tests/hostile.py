@@ -42,7 +42,6 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "evaluate(model, tasks, batch_size=V)": (*COUNT, 0, None),
     "evaluate(model, V)": OBJECT,
     "evaluate(model, single, split=V)": OBJECT,
-    "evaluate(model, single)['single'].interval(level=V)": (*FLOAT, 0, 1),
     "prune_important_heads(model, tasks, [0.5], 1, importance=maps, batch_size=V)": COUNT,
     "prune_important_heads(model, tasks, [0.5], V, importance=maps)": COUNT,
     "prune_important_heads(model, tasks, [0.5], 1, importance=maps, seed=V)": COUNT,

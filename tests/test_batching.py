@@ -127,7 +127,7 @@ def test_each_epoch_covers_each_example_once_in_a_new_order_with_a_ragged_rest(n
         assert sorted(map(len, epoch)) == sorted([size] * (n // size) + [n % size] * (n % size > 0))
     assert per_epoch == 1 or epochs[0] != epochs[1] != epochs[2]
     assert batches == first(many(n), 3 * per_epoch, size, seed=0)
-    assert batches != first(many(n), 3 * per_epoch, size, seed=1)
+    assert per_epoch == 1 or batches != first(many(n), 3 * per_epoch, size, seed=1)
 
 
 def test_training_batches_hold_examples_of_like_length_in_no_order_of_length():
