@@ -28,7 +28,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fslib
 from fslib import Study
-from fslib.data.batches import Batch, padding_share
+from fslib.data.batches import Batch
 from fslib.evaluation import length_batches, predict
 from fslib.importance import contributions, gradients_for, head_products
 from fslib.model.attention import tapped
@@ -98,6 +98,12 @@ def importance() -> bool:
         ">= 1.4 x",
         ratio >= 1.4,
     )
+
+
+def padding_share(batches: list[np.ndarray], lengths: np.ndarray) -> float:
+    """Return the share of computed tokens that are padding, in [0, 1)."""
+    computed = sum(int(lengths[b].max()) * len(b) for b in batches)
+    return 1 - sum(int(lengths[b].sum()) for b in batches) / computed
 
 
 def padding() -> bool:
