@@ -126,6 +126,28 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "similarity.task_similarity(V, {'a': V})": OBJECT,
     "similarity.text_embedding(model, V)": OBJECT,
 }
+# A setting of a profile, and what it is in turn
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "stepps": (3,),
+    "steps": (0, -1, 2.5, True, None, "many", [1], {"a": 1}),
+    "lr": (0, -1, NAN, "fast"),
+    "sampling": ("anealed",),
+    "small_sampling": (False,),
+    "fractions": ([], [0], [1.5], [0.1, 0.1], 0.1),
+    "tasks": ([], ["bbc"], ["bbc", "bbc"], ["bbc", "BBC"], ["bbc", "bbcs"], "bbc", ["a/b", "bbc"]),
+    "transfer_targets": (["bbcs"],),
+    "controls": (0, -1),
+    "encoder": ([],),
+    "encoders": ([],),
+    "max_length": (0, 3),
+    "alpha": (0, 1.5),
+    "other_alphas": ([2],),
+    "delta": (0, 1),
+    "other_deltas": ([0],),
+    **dict.fromkeys(("seeds", "batch_size", "importance_examples", "curve_points", "epochs"), (0,)),
+    **dict.fromkeys(("draws", "ending_seeds", "eval_examples"), (1,)),
+}
+VALUES |= {f"Study('smoke', overrides={{{s!r}: V}})": values for s, values in SETTINGS.items()}
 # A call with something computed, V
 COMPUTED: dict[str, tuple[str, ...]] = {
     "overlap(V, V)": SET,
