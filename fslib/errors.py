@@ -20,7 +20,7 @@ class NotAtHandError(FslibError):
 
 
 def unknown(kind: str, name: object, valid: Iterable[str], also: str = "") -> FslibError:
-    """Return the error for a name that is not among `valid`, with the nearest valid one."""
+    """Return the error for a name that is not valid, with the nearest valid one."""
     valid = list(valid)
     near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -64,7 +64,9 @@ def check_count(name: str, value: object, least: int = 1, *, none: bool = False)
 
 
 def check_number(name: str, value: object, interval: str, hint: str = "") -> None:
-    """Refuse what is no number in an interval such as "(0, 1]"; NaN and True are in none.
+    """Refuse what is no number in an interval such as "(0, 1]".
+
+    NaN and True are in none.
 
     Raises:
         FslibError: with `hint`, where there is one.
@@ -92,7 +94,7 @@ def checked_path(name: str, value: object) -> Path:
 
 
 def number_array(name: str, value: object) -> Float[np.ndarray, "..."]:
-    """Return an array of numbers as float64, NaN and infinity left in it; refuse other things."""
+    """Return numbers as float64, NaN and infinity among them; refuse other things."""
     try:
         array = np.asarray(value)
         # numpy would read the numbers in a text, and drop the imaginary part of complex ones

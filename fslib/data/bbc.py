@@ -89,7 +89,7 @@ def raw_articles() -> tuple[tuple[str, str, str, str], ...]:
 
 @cache
 def articles() -> tuple[Article, ...]:
-    """Return the articles; of those with the same title or body only the first is kept."""
+    """Return the articles; of those of one title or body only the first is kept."""
     seen: set[str] = set()
     kept = []
     for id_, topic, title, body in raw_articles():
@@ -118,7 +118,10 @@ def split_articles() -> tuple[tuple[Article, ...], tuple[Article, ...]]:
 
 
 def topic_rows(side: Iterable[Article], rng: np.random.Generator) -> list[Row]:
-    """Return the rows of `bbc`: the topic of an article, from its first sentence (cf. AG News)."""
+    """Return the rows of `bbc`: the topic of an article, from its first sentence.
+
+    Compare AG News.
+    """
     return [(a.sentences[0], None, TOPICS.index(a.topic), (a.id,)) for a in side]
 
 

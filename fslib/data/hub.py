@@ -166,7 +166,7 @@ def _saved(source: Source, folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def _fetched(name: str, source: Source) -> tuple[dict[str, Any], str]:
-    """Return the Hub's splits, downloaded or from its cache, and which commit they are of.
+    """Return the Hub's splits, downloaded or from its cache, and their commit.
 
     Each question to a Hub out of reach takes 24 seconds of retries, and a profile has many tasks:
     for PAUSE seconds after such a failure only the cache is asked, as HF_HUB_OFFLINE=1 does.
@@ -198,7 +198,7 @@ def _fetched(name: str, source: Source) -> tuple[dict[str, Any], str]:
 
 
 def _side(where: str, source: Source, rows: Any, expected: int | None) -> Side:
-    """Return the texts and labels of the labelled rows of a split, if there are so many."""
+    """Return texts and labels of the labelled rows of a split, if they are so many."""
     for column in (*chain(*source.texts), source.label):
         if column not in rows.column_names:
             held = ", ".join(rows.column_names)
@@ -224,7 +224,7 @@ def _joined(rows: Any, columns: tuple[str, ...]) -> list[Any]:
 
 
 def _labels(where: str, source: Source, rows: Any) -> list[Any]:
-    """Return per row its label's name, or its number for regression; None where it has none."""
+    """Return the name of each row's label, or its number; None where it has none."""
     where = f"{where}: column {source.label!r}"
     column = rows[source.label][:]
     if not source.labels:
@@ -247,7 +247,7 @@ def _labels(where: str, source: Source, rows: Any) -> list[Any]:
 
 
 def _paired(sides: list[Side], topics: tuple[str, ...]) -> list[Side]:
-    """Make AG-Pair from AG News: each text once with its own topic, once with another's.
+    """Make AG-Pair from AG News: pair each text with its topic and with another.
 
     A text that repeats is kept once, in eval rather than in train, so that it is used twice and on
     one side only (`pair_rows`).

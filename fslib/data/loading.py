@@ -1,6 +1,6 @@
 """Load tasks by name: embedded ones, folders in GLUE's layout, the Hub's.
 
-A name is looked up in this order, so that data of one's own come before a download: embedded; a
+A name is looked up in this order, so that your own data come before a download: embedded; a
 folder of FSLIB_DATA in GLUE's layout (train.tsv and dev.tsv, with a header); the registry
 (`fslib.data.hub`) with a saved copy in FSLIB_DATA; the registry with the Hub. `DERIVED` tasks are
 made of the texts of another task, wherever that one is found.
@@ -33,7 +33,7 @@ def _split(rows: list[Row]) -> Split:
 
 
 def shifted_task(name: str, task: Task) -> Task:
-    """Ask the question of `bbc-shift` (were two words swapped?) of another task's texts.
+    """Ask of another task's texts what `bbc-shift` asks: were two words swapped?
 
     Each text that is no part of another, train's or eval's, is used once: SST-2 trains on the
     phrases of its sentences, too, and a phrase would show how its sentence was before the swap. Of
@@ -57,7 +57,9 @@ def shifted_task(name: str, task: Task) -> Task:
 
 
 def read_tsv(path: Path) -> dict[str, list[str]]:
-    """Return the columns of a tab-separated file with one header line, UTF-8, no quoting.
+    """Return the columns of a tab-separated file.
+
+    It has one header line, is UTF-8 and has no quoting.
 
     Raises:
         FslibError: the file is missing, empty or not UTF-8, or a row is ragged; path and line are
@@ -83,7 +85,7 @@ def read_tsv(path: Path) -> dict[str, list[str]]:
 
 
 def _text_columns(path: Path, columns: Iterable[str]) -> list[list[str]]:
-    """Return the columns of each text: of one or two, or of groups such as news1-*, news2-*."""
+    """Return the columns of each text: alone, or grouped as news1-*, news2-*."""
     texts = [c for c in columns if c not in ("label", "score", "index", "id", "idx")]
     groups: dict[str, list[str]] = {}
     for column in texts:
@@ -95,9 +97,9 @@ def _text_columns(path: Path, columns: Iterable[str]) -> list[list[str]]:
 
 
 def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None = None) -> Task:
-    """Return a task from a folder in GLUE's layout: train.tsv and dev.tsv, with a header.
+    """Return a task from a folder in GLUE's layout.
 
-    The column `label` names classes (`score` holds numbers: regression); `index`, `id` and `idx`
+    It holds train.tsv and dev.tsv, with a header. The column `label` names classes (`score` holds numbers: regression); `index`, `id` and `idx`
     are left out; what remains is the text, or two texts. Columns that share a prefix
     (news1-sentence1, news1-sentence2) are joined.
 

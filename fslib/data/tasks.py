@@ -344,7 +344,7 @@ def _from_columns(
 
 
 def _hold_out(task: str, split: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """Split by document: a document (a text, where sources are unknown) stays on one side."""
+    """Split by document (by text, where sources are unknown)."""
     check_number(f"{task}: eval_share", share, "(0, 1)")
     group = list(range(len(split)))  # union-find over examples that share a document
 

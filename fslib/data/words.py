@@ -1,4 +1,4 @@
-"""Make sentences in which something about a word is wrong: two swapped, or one exchanged.
+"""Make sentences in which two words are swapped, or one word is exchanged.
 
 Both rules work on any text, so that one question can be asked of several: `bbc-shift` and
 `sst-shift` differ in nothing but the text. What is wrong must not be seen from the words alone,
@@ -98,7 +98,7 @@ class Place(NamedTuple):
 def exchanged_rows(
     sentences: Iterable[tuple[str, str]], corpus: Iterable[str], rng: np.random.Generator
 ) -> list[Row]:
-    """Return rows in which half of the sentences have a word of another of them (label 1).
+    """Return rows in which half of the sentences have a word of another (label 1).
 
     Sentences exchange words in twos that are next to each other in the order of frequency (ties in
     random order). So a word comes into sentences exactly as often as it leaves others, and neither
