@@ -99,9 +99,9 @@ def _text_columns(path: Path, columns: Iterable[str]) -> list[list[str]]:
 def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None = None) -> Task:
     """Return a task from a folder in GLUE's layout.
 
-    It holds train.tsv and dev.tsv, with a header. The column `label` names classes (`score` holds numbers: regression); `index`, `id` and `idx`
-    are left out; what remains is the text, or two texts. Columns that share a prefix
-    (news1-sentence1, news1-sentence2) are joined.
+    It holds train.tsv and dev.tsv, with a header. The column `label` names classes (`score` holds
+    numbers: regression); `index`, `id` and `idx` are left out; what remains is the text, or two
+    texts. Columns that share a prefix (news1-sentence1, news1-sentence2) are joined.
 
     Args:
         folder: where the two files lie.
