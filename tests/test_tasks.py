@@ -423,10 +423,11 @@ class TestOwn:
         firsts = [f"question {i // 4}" for i in range(40)]
         seconds = [f"answer {i}" for i in range(39)] + ["answer 0"]
         pairs = list(zip(firsts, seconds, strict=True))
-        task = make_task("qa", (pairs, [0, 1] * 20), label_names=NAMES)
-        assert len(task.train) + len(task.eval) == 40 and not task.shared_texts()
-        joined = {"question 0", "question 9"}  # by answer 0
-        assert joined <= set(task.train.texts) or joined <= set(task.eval.texts)
+        for seed in range(10):
+            task = make_task("qa", (pairs, [0, 1] * 20), label_names=NAMES, seed=seed)
+            assert len(task.train) + len(task.eval) == 40 and not task.shared_texts()
+            joined = {"question 0", "question 9"}  # by answer 0
+            assert joined <= set(task.train.texts) or joined <= set(task.eval.texts)
 
     def test_regression(self):
         task = make_task("warmth", (["a", "b", "c"], [1, 2.5, "3"]), (["d"], [0]))
