@@ -1,4 +1,4 @@
-"""One error for whatever a user can mend, the help to spell a name, and the checks of numbers that all layers share."""
+"""Refuse bad input: one error, help to spell a name, checks that all layers share."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ LARGEST_COUNT = 2**63 - 1  # what numpy and torch hold in an integer, a seed for
 
 
 class FslibError(ValueError):
-    """Bad input. The message is one line that names the thing and says what to do about it."""
+    """Bad input. The message is one line that names it and says what to do."""
 
 
 class NotAtHandError(FslibError):
@@ -20,7 +20,7 @@ class NotAtHandError(FslibError):
 
 
 def unknown(kind: str, name: object, valid: Iterable[str], also: str = "") -> FslibError:
-    """Return the error for a name that is not among `valid`, with the nearest valid one."""
+    """Return the error for a name that is not valid, with the nearest valid one."""
     valid = list(valid)
     near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -29,9 +29,8 @@ def unknown(kind: str, name: object, valid: Iterable[str], also: str = "") -> Fs
 
 def first_line(error: Exception) -> str:
     """Say what went wrong, short enough to stand inside another message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
-        type(error).__name__
-    ]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = lines or [type(error).__name__]
     # what ends in a colon says only where, and the next line what
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200]
 
@@ -42,10 +41,19 @@ def explained(error: Exception) -> str:
 
 
 def check_count(name: str, value: object, least: int = 1, *, none: bool = False) -> None:
-    """Raise FslibError for what is no whole number of at least `least`; `none` allows None as well.
+    """Refuse what is no whole number of at least `least`.
 
-    Why not leave it to Python: a slice takes -1, and True or 2.5 go far before they stop anything, so the answer would
-    be a number that was asked for by nobody.
+    Why not leave it to Python: a slice takes -1, and True or 2.5 go far before they stop anything,
+    so the answer would be a number that nobody asked for.
+
+    Args:
+        name: what the message calls it.
+        value: what was given.
+        least: the smallest that is allowed.
+        none: None is allowed, too.
+
+    Raises:
+        FslibError: it is another thing, or too large for numpy.
     """
     if none and value is None:
         return
@@ -56,7 +64,13 @@ def check_count(name: str, value: object, least: int = 1, *, none: bool = False)
 
 
 def check_number(name: str, value: object, interval: str, hint: str = "") -> None:
-    """Raise FslibError for what is no number in an interval, such as "(0, 1]"; NaN and True are in none."""
+    """Refuse what is no number in an interval such as "(0, 1]".
+
+    NaN and True are in none.
+
+    Raises:
+        FslibError: with `hint`, where there is one.
+    """
     low, high = (float(end) for end in interval[1:-1].split(","))
     if isinstance(value, Real) and not isinstance(value, bool):
         number = float(value)
@@ -67,25 +81,24 @@ def check_number(name: str, value: object, interval: str, hint: str = "") -> Non
 
 
 def check_flag(name: str, value: object) -> None:
-    """Raise FslibError for what is not True or False: any text is true, "no" as well."""
+    """Refuse what is not True or False: any text is true, "no" as well."""
     if not isinstance(value, bool | np.bool_):
         raise FslibError(f"{name} {value!r}: give True or False")
 
 
 def checked_path(name: str, value: object) -> Path:
-    """Return a path. Raises FslibError for what names none."""
+    """Return a path; refuse what names none."""
     if not isinstance(value, str | Path):
         raise FslibError(f"{name} {value!r:.80} is no path: give a str or a Path")
     return Path(value)
 
 
 def number_array(name: str, value: object) -> Float[np.ndarray, "..."]:
-    """Return an array of numbers as float64; NaN and infinity are left in it. Raises FslibError for other things."""
+    """Return numbers as float64, NaN and infinity among them; refuse other things."""
     try:
         array = np.asarray(value)
-        if (
-            array.dtype.kind not in "SUc"
-        ):  # numpy would read numbers in a text, and drop the imaginary part of others
+        # numpy would read the numbers in a text, and drop the imaginary part of complex ones
+        if array.dtype.kind not in "SUc":
             return array.astype(np.float64)
     except (TypeError, ValueError, RuntimeError):  # the last from a tensor that requires a gradient
         pass
@@ -93,7 +106,7 @@ def number_array(name: str, value: object) -> Float[np.ndarray, "..."]:
 
 
 def finite_array(name: str, value: object) -> Float[np.ndarray, "..."]:
-    """Return an array of numbers as float64. Raises FslibError for other things, NaN and infinity."""
+    """Return an array of numbers as float64; refuse other things, NaN and infinity."""
     array = number_array(name, value)
     if not np.isfinite(array).all():
         raise FslibError(f"{name} of shape {array.shape} must be finite: it holds NaN or infinity")

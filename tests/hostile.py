@@ -1,13 +1,12 @@
-"""Bad input of every kind, run in a process of its own: there fslib answers, and not the types that tests enforce.
+"""Bad input of every kind, run in a process of its own: fslib answers, not the types tests enforce.
 
-`python tests/hostile.py FOLDER` prints {case: [type of what was raised, its message]} as JSON; ["", result] where
-nothing was. FOLDER is scratch space.
+`python tests/hostile.py FOLDER` prints {call: [[wrong value, type of what was raised, message]]} as
+JSON; the type is "" where nothing was raised. FOLDER is scratch space.
 """
 
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,479 +16,299 @@ from tinymodels import save, toy_task
 from torch import nn
 
 import fslib
-from fslib import similarity
 from fslib.data.batches import Encoded
+from fslib.data.tasks import Task
+from fslib.importance import contributions
+from fslib.training import History
 
-CASES: dict[str, Callable[[Any], object]] = {}
-BAD_COUNTS = {"minus": -1, "float": 2.0, "bool": True, "text": "2", "list": [2]}
+NAN = float("nan")
+COUNT = (-1, 2.0, True, "2", [2])  # wrong for whole numbers
+FLOAT = (-1, NAN, "1", None, True)  # wrong for numbers that may be 0
+SHARE = (-0.1, 0, 1.5, "0.3", None, True, NAN, [0.3])  # wrong for shares
+NUMBER = (None, 5, ["single"], {"a": 1})  # wrong for texts
+OBJECT = ("single", *NUMBER)  # wrong for everything else
+FLAG = ("no", None, 5, [True])
+SET = (
+    "maps['pair']",
+    "top.astype(int)",
+    "top[0]",
+    "[[True], [True, False]]",
+)  # computed: head sets
+WRAPPED = ("nn.DataParallel(model)", "nn.Sequential(model)", "None")  # computed: no models
+OWN = "(['a', 'b'], [0, 1]), (['c'], [1]), label_names="
+
+# A call with the wrong value V, and what V is in turn
+VALUES: dict[str, tuple[Any, ...]] = {
+    "evaluate(model, tasks, batch_size=V)": (*COUNT, 0, None),
+    "evaluate(model, V)": OBJECT,
+    "evaluate(model, single, split=V)": OBJECT,
+    "prune_important_heads(model, tasks, [0.5], 1, importance=maps, batch_size=V)": COUNT,
+    "prune_important_heads(model, tasks, [0.5], V, importance=maps)": COUNT,
+    "prune_important_heads(model, tasks, [0.5], 1, importance=maps, seed=V)": COUNT,
+    "prune_important_heads(model, tasks, [0.5], 1, importance=maps, min_per_layer=V)": COUNT,
+    "prune_important_heads(model, tasks, [0.5], 1, examples=V)": (*COUNT, 0),
+    "prune_important_heads(model, tasks, [V], 0, importance=maps)": SHARE,
+    "prune_important_heads(model, tasks, V)": (0.3, "0.3", None, 5),
+    "prune_important_heads(model, V)": OBJECT,
+    "prune_important_heads(model, tasks, [0.5], 0, importance=V)": ("single", *NUMBER[1:]),
+    "prune_important_heads(model, tasks, [0.5], 0, importance=maps, iterative=V)": FLAG,
+    "random_heads(top, V, np.random.default_rng(0))": (*COUNT, None),
+    "random_heads(V, 1, np.random.default_rng(0))": OBJECT,
+    "random_heads(top, 1, V)": OBJECT,
+    "top_heads(maps['pair'], 0.5, min_per_layer=V)": (*COUNT, None),
+    "top_heads(maps['pair'], V)": SHARE,
+    "top_heads(V, 0.5)": OBJECT,
+    "overlap(V, top)": OBJECT,
+    "pruned(model, V).__enter__()": OBJECT,
+    "rank_correlation(V, maps['pair'])": OBJECT,
+    "single.limited(eval=V)": (*COUNT, 0),
+    "single.limited(train=V)": (*COUNT, 0),
+    "single.limited(train=5, seed=V)": COUNT,
+    "make_task('own', (list('abcdef'), [0, 1] * 3), label_names=['x', 'y'], seed=V)": COUNT,
+    "make_task('own', V, label_names=['x', 'y'])": OBJECT,
+    f"make_task(V, {OWN}['x', 'y'])": ("Single", *NUMBER),
+    f"make_task('own', {OWN}V)": (*OBJECT[:3], {"x": 0, "y": 1}, {"x", "y"}, "xy", [1, 0]),
+    "Task('own', V, V, ('x', 'y'))": OBJECT,
+    "load_tasks(V)": OBJECT,
+    "task_names(V)": ("single", *NUMBER[1:]),
+    "glue_task(V)": OBJECT,
+    "MultiTaskModel.from_pretrained(source, V)": OBJECT,
+    "MultiTaskModel.from_pretrained(V, tasks)": (None, 5, "", "no-such-model", "a/../b"),
+    "MultiTaskModel.from_pretrained(source, tasks, max_length=V)": (*COUNT, 0, None, 1, 4, 1.5),
+    "MultiTaskModel.from_pretrained(source, tasks, seed=V)": (*COUNT, 2**70),
+    "MultiTaskModel.load(V)": OBJECT,
+    "model.save(V)": NUMBER,
+    "Encoded(single.eval, model.tokenizer, V)": (*COUNT, 0, None),
+    "head_importance(model, single, examples=V)": (*COUNT, 0),
+    "head_importance(model, single, batch_size=V)": (*COUNT, 0),
+    "head_importance(model, single, examples=4, seed=V)": COUNT,
+    "head_importance(model, single, estimator='integrated', steps=V)": (*COUNT, 0),
+    "head_importance(model, single, estimator=V)": OBJECT,
+    "head_importance(model, V)": OBJECT,
+    "contributions(model, single, examples=4).importance(subset=V)": (5, [[0]], [0.5], ["a"], True),
+    "contributions(model, V)": OBJECT,
+    "mean_context(model, single, examples=V)": COUNT,
+    "mean_context(model, V)": OBJECT,
+    "transfer(model, new, size=V)": COUNT,
+    "transfer(model, new, steps=V)": (*COUNT, 0),
+    "transfer(model, new, part='classifier', seed=V)": COUNT,
+    "transfer(model, V)": OBJECT,
+    "IAT(examples=V)": (*COUNT, 0),
+    "IAT(alpha=V)": SHARE,
+    "IAT(delta=V)": SHARE,
+    "IAT(heads=V)": OBJECT,
+    "IAT(shared=V)": FLAG,
+    "IAT(strict=V)": FLAG,
+    "PCGrad(project=V)": FLAG,
+    "train(model, tasks, steps=V)": (*COUNT, 0),
+    "train(model, tasks, steps=2, batch_size=V)": (*COUNT, 0),
+    "train(model, tasks, steps=2, epochs=V)": (*COUNT, 0),
+    "train(model, tasks, steps=2, evaluate_every=V)": (*COUNT, 0),
+    "train(model, tasks, steps=2, seed=V)": COUNT,
+    "train(model, tasks, steps=2, lr=V)": FLOAT,
+    "train(model, tasks, steps=2, weight_decay=V)": FLOAT,
+    "train(model, tasks, steps=2, warmup=V)": FLOAT,
+    "train(model, tasks, steps=2, clip=V)": FLOAT,
+    "train(model, tasks, steps=2, sampling=V)": OBJECT,
+    "train(model, V)": OBJECT,
+    "list(branch(model, tasks, V, steps=2))": OBJECT,
+    "History(['a']).steps_of(V)": OBJECT,
+    "iap.dissociation(draws=V)": (*COUNT, 0),
+    "iap.dissociation(draws=10, seed=V)": COUNT,
+    "dissociation(V, V)": OBJECT,
+    "dissociation(np.ones((4, 2, 2)), np.ones(V))": ((), 1, 3, (4, 1), (2, 2), (3, 1, 2)),
+    "dissociation(np.ones((4, 2, 2)), np.ones(2), 'retention', np.ones(V))": ((), 1, 3, (4, 1)),
+    "IAP.over_seeds(V)": OBJECT,
+    "Study('smoke', results=V)": NUMBER[1:],
+    "similarity.representations(model, ['w1'], batch_size=V)": (*COUNT, 0),
+    "similarity.representations(model, V)": (*OBJECT[:3], [1], {"a": 1}),
+    "similarity.linear_cka(V, V)": OBJECT,
+    "similarity.task_similarity(V, {'a': V})": OBJECT,
+    "similarity.text_embedding(model, V)": OBJECT,
+}
+# A setting of a profile, and what it is in turn
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "stepps": (3,),
+    "steps": (0, -1, 2.5, True, None, "many", [1], {"a": 1}),
+    "lr": (0, -1, NAN, "fast"),
+    "sampling": ("anealed",),
+    "small_sampling": (False,),
+    "fractions": ([], [0], [1.5], [0.1, 0.1], 0.1),
+    "tasks": ([], ["bbc"], ["bbc", "bbc"], ["bbc", "BBC"], ["bbc", "bbcs"], "bbc", ["a/b", "bbc"]),
+    "transfer_targets": (["bbcs"],),
+    "controls": (0, -1),
+    "encoder": ([],),
+    "encoders": ([],),
+    "max_length": (0, 3),
+    "alpha": (0, 1.5),
+    "other_alphas": ([2],),
+    "delta": (0, 1),
+    "other_deltas": ([0],),
+    **dict.fromkeys(("seeds", "batch_size", "importance_examples", "curve_points", "epochs"), (0,)),
+    **dict.fromkeys(("draws", "ending_seeds", "eval_examples"), (1,)),
+}
+VALUES |= {f"Study('smoke', overrides={{{s!r}: V}})": values for s, values in SETTINGS.items()}
+# A call with something computed, V
+COMPUTED: dict[str, tuple[str, ...]] = {
+    "overlap(V, V)": SET,
+    "random_heads(V, 1, np.random.default_rng(0))": SET,
+    "pruned(model, V).__enter__()": SET,
+    "evaluate(V, tasks)": WRAPPED,
+    "head_importance(V, single)": WRAPPED,
+    "train(V, tasks, steps=2)": WRAPPED,
+    "prune_important_heads(V, tasks)": WRAPPED,
+    "transfer(V, new)": WRAPPED,
+    "pruned(V, top).__enter__()": WRAPPED,
+    "mean_context(V, single)": WRAPPED,
+    "pruned(model, top, ablation='mean', mean=V).__enter__()": (
+        "torch.zeros(())",
+        "torch.zeros(1, 1, 1)",
+        "torch.zeros(8)",
+        "torch.zeros(3, 4, 1)",
+        "torch.full((3, 4, 8), torch.nan)",
+        "[0.0]",
+    ),
+    "top_heads(V, 0.5)": (
+        "maps['pair'] * 1j",
+        "maps['pair'].astype(str)",
+        "torch.ones(3, 4, requires_grad=True)",
+    ),
+    "V(train)(model, tasks, steps=2)": ("torch.inference_mode()", "torch.no_grad()"),
+    "V": (
+        "rank_correlation(np.ones((2, 12)), np.ones((12, 2)))",
+        "similarity.representations(model, ['a\\ud800'])",
+        "IAT(heads='random', alpha=1)",
+        "transfer(MultiTaskModel.from_pretrained(source, single, max_length=3), pair, steps=1)",
+        f"make_task('own', {OWN}(n for n in 'xy'))",
+    ),
+    "make_task('own', V, label_names=['x', 'y'])": (
+        "(['a\\ud800', 'b', 'c'], [0, 1, 0])",
+        "([('b', '\\udc80a'), ('a', 'b')], [0, 1])",
+        "('abcd', [0, 1, 0, 1])",
+        "(['a', 'b', 'c'], 'xyx')",
+        "({'a', 'b', 'c'}, [0, 1, 0])",
+        "(['a', 'b'], {0, 1})",
+        "(['a', 'b', 'c'], b'\\0\\1\\0')",
+        "{'text': ['a'], 'label': [0]}",
+    ),
+    "make_task('own', (['a', 'b', 'c'], V), label_names=['1', '0'])": ("[0, 1, 0]", "[0.0, 1, 0]"),
+}
+POOLING = "1_Pooling/config.json"
+# A model's folder in which one file is this (bytes), has these entries (dict), or is gone (None)
+FOLDERS: dict[str, tuple[bytes | dict[str, Any] | None, ...]] = {
+    "tokenizer.json": (None, b"[]", b'{"\xe9": 1}', b"{"),
+    "tokenizer_config.json": (
+        b"[]",
+        b'{"\xe9": 1}',
+        *({"model_max_length": value} for value in ("many", float("inf"), True)),
+    ),
+    "config.json": (
+        b"[]",
+        b'{"model_type": "b\xe9rt"}',
+        b"{",
+        *({"num_hidden_layers": value} for value in ("three", 2.5, None, -1)),
+        *({"num_attention_heads": value} for value in (3.5, 0, 5)),
+        {"max_position_embeddings": "many"},
+        {"vocab_size": "many"},
+    ),
+    POOLING: (
+        b"[]",
+        b'{"\xe9": 1}',
+        b"{",
+        b"[" * 100_000,
+        {"pooling_mode_max_tokens": True},
+        {"pooling_mode_mean_tokens": False},
+        {"pooling_mode_mean_tokens": 1.5},
+        {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+    ),
+}
+# A checkpoint whose card is this, or has these entries
+CARDS: tuple[bytes | dict[str, Any], ...] = (
+    b"[]",
+    b'{"\xe9": 1}',
+    *({"max_length": value} for value in (0, "long", 7.5)),
+    {"pooling": "max"},
+    *({"answers": value} for value in ([], {"single": {"outputs": "3"}}, {"single": 3})),
+)
 
 
 class Given:
-    """What the cases work on."""
+    """What the calls work on."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.source = save("bert", folder / "bert")
+        self.source = str(save("bert", folder / "bert"))
         self.single, self.pair = toy_task("single"), toy_task("pair")
-        self.regression = toy_task("regression")
         self.tasks = [self.single, self.pair]
-        self.model = fslib.MultiTaskModel.from_pretrained(
-            self.source, [*self.tasks, self.regression]
-        )
+        rows = (["w1 w2", "w3", "w4 w5", "w6"] * 2, [0, 1, 0, 1] * 2)
+        self.new = fslib.make_task("new", rows, label_names=["x", "y"])
+        every = [*self.tasks, toy_task("regression")]
+        self.model = fslib.MultiTaskModel.from_pretrained(self.source, every)
         self.maps = {t.name: np.arange(12.0).reshape(3, 4) for t in self.tasks}
         self.top = fslib.top_heads(self.maps["single"], 0.3)
         self.iap = fslib.prune_important_heads(
             self.model, self.tasks, [0.5], 1, importance=self.maps
         )
+        self.names = {name: getattr(fslib, name) for name in fslib.__all__} | vars(self)
+        more = (Encoded, contributions, History, Task)
+        self.names |= {thing.__name__: thing for thing in more} | {
+            "np": np,
+            "torch": torch,
+            "nn": nn,
+        }
 
-    def damaged(self, name: str, change: Callable[[Path], object]) -> str:
-        """A copy of the model folder with one thing done to it."""
-        copy = self.folder / name
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(self.source, copy)
-        change(copy)
-        return str(copy)
+    def call(self, call: str, value: Any) -> Any:
+        return eval(call, self.names | {"V": value})
 
-    def loaded(self, name: str, change: Callable[[Path], object]) -> object:
-        """Load such a copy, and use it."""
-        model = fslib.MultiTaskModel.from_pretrained(self.damaged(name, change), self.tasks)
+    def loaded(self, file: str, content: bytes | dict[str, Any] | None) -> Any:
+        """Load and use a copy of the model's folder with another file in it."""
+        copy = Path(shutil.copytree(self.source, self.folder / "copy", dirs_exist_ok=True))
+        changed(copy / file, content)
+        model = fslib.MultiTaskModel.from_pretrained(copy, self.tasks)
         return fslib.evaluate(model, self.tasks)
 
-
-def counts(name: str, call: Callable[[Any, Any], object], *also: Any) -> None:
-    """Try every kind of wrong count, and `also`."""
-    for kind, value in {**BAD_COUNTS, **{repr(v): v for v in also}}.items():
-        CASES[f"{name}={kind}"] = lambda g, value=value: call(g, value)
-
-
-def config(**changes: object) -> Callable[[Path], object]:
-    """Change config.json."""
-
-    def change(folder: Path) -> object:
-        path = folder / "config.json"
-        return path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return change
+    def restored(self, file: str, content: bytes | dict[str, Any] | None) -> Any:
+        """Load and use a checkpoint with another file in it."""
+        self.model.save(self.folder / "saved")
+        changed(self.folder / "saved" / file, content)
+        return fslib.evaluate(fslib.MultiTaskModel.load(self.folder / "saved"), self.tasks)
 
 
-def write(file: str, content: bytes) -> Callable[[Path], object]:
-    """Replace a file."""
-
-    def change(folder: Path) -> object:
-        (folder / file).parent.mkdir(exist_ok=True)
-        return (folder / file).write_bytes(content)
-
-    return change
-
-
-def without_tokenizer(folder: Path) -> None:
-    for path in folder.glob("*token*"):
-        path.unlink()
+def changed(path: Path, content: bytes | dict[str, Any] | None) -> None:
+    path.parent.mkdir(exist_ok=True)
+    if content is None:
+        for gone in path.parent.glob("*token*"):
+            gone.unlink()
+    elif isinstance(content, dict):
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps(before | content))
+    else:
+        path.write_bytes(content)
 
 
-def special_alone(folder: Path) -> None:
-    path = folder / "tokenizer.json"
-    saved = json.loads(path.read_text())
-    saved["model"]["vocab"] = {
-        w: i for w, i in saved["model"]["vocab"].items() if w.startswith("[")
-    }
-    path.write_text(json.dumps(saved))
-
-
-def ids_beyond(folder: Path) -> None:
-    path = folder / "tokenizer.json"
-    saved = json.loads(path.read_text())
-    saved["model"]["vocab"]["w1"] = 6000
-    path.write_text(json.dumps(saved))
-
-
-counts("evaluate batch_size", lambda g, v: fslib.evaluate(g.model, g.tasks, batch_size=v), 0, None)
-counts(
-    "prune batch_size",
-    lambda g, v: fslib.prune_important_heads(
-        g.model, g.tasks, [0.5], 1, importance=g.maps, batch_size=v
-    ),
-)
-counts(
-    "prune controls",
-    lambda g, v: fslib.prune_important_heads(g.model, g.tasks, [0.5], v, importance=g.maps),
-)
-counts(
-    "prune seed",
-    lambda g, v: fslib.prune_important_heads(g.model, g.tasks, [0.5], 1, importance=g.maps, seed=v),
-)
-counts(
-    "prune min_per_layer",
-    lambda g, v: fslib.prune_important_heads(
-        g.model, g.tasks, [0.5], 1, importance=g.maps, min_per_layer=v
-    ),
-)
-counts(
-    "prune examples",
-    lambda g, v: fslib.prune_important_heads(g.model, g.tasks, [0.5], 1, examples=v),
-    0,
-)
-counts("random_heads n", lambda g, v: fslib.random_heads(g.top, v, np.random.default_rng(0)), None)
-counts(
-    "top_heads min_per_layer",
-    lambda g, v: fslib.top_heads(g.maps["pair"], 0.5, min_per_layer=v),
-    None,
-)
-counts("limited eval", lambda g, v: g.single.limited(eval=v), 0)
-counts("limited train", lambda g, v: g.single.limited(train=v), 0)
-counts("limited seed", lambda g, v: g.single.limited(train=5, seed=v))
-counts(
-    "make_task seed",
-    lambda g, v: fslib.make_task(
-        "own", (list("abcdef"), [0, 1] * 3), label_names=["x", "y"], seed=v
-    ),
-)
-counts(
-    "max_length",
-    lambda g, v: fslib.MultiTaskModel.from_pretrained(g.source, g.tasks, max_length=v),
-    0,
-    None,
-    1,
-    1.5,
-    4,
-)
-counts("max_length of Encoded", lambda g, v: Encoded(g.single.eval, g.model.tokenizer, v), 0, None)
-counts(
-    "model seed",
-    lambda g, v: fslib.MultiTaskModel.from_pretrained(g.source, g.tasks, seed=v),
-    2**70,
-)
-counts("importance examples", lambda g, v: fslib.head_importance(g.model, g.single, examples=v), 0)
-counts(
-    "importance batch_size", lambda g, v: fslib.head_importance(g.model, g.single, batch_size=v), 0
-)
-counts("importance seed", lambda g, v: fslib.head_importance(g.model, g.single, examples=4, seed=v))
-counts(
-    "importance steps",
-    lambda g, v: fslib.head_importance(g.model, g.single, estimator="integrated", steps=v),
-    0,
-)
-for value in (5, [[0, 1]], [0.5], ["a"], True):
-    CASES[f"importance subset={value!r}"] = lambda g, v=value: fslib.contributions(
-        g.model, g.single, examples=4
-    ).importance(subset=v)
-counts("mean_context examples", lambda g, v: fslib.mean_context(g.model, g.single, examples=v))
-counts("transfer size", lambda g, v: fslib.transfer(g.model, toy_task_named("new"), size=v))
-counts("transfer steps", lambda g, v: fslib.transfer(g.model, toy_task_named("new"), steps=v), 0)
-counts(
-    "transfer seed",
-    lambda g, v: fslib.transfer(g.model, toy_task_named("new"), part="classifier", seed=v),
-)
-counts("IAT examples", lambda g, v: fslib.IAT(examples=v), 0)
-for setting in ("steps", "batch_size", "epochs", "evaluate_every"):
-    counts(
-        f"train {setting}",
-        lambda g, v, s=setting: fslib.train(g.model, g.tasks, **({"steps": 2} | {s: v})),
-        0,
-    )
-counts("train seed", lambda g, v: fslib.train(g.model, g.tasks, steps=2, seed=v))
-counts("relabelling draws", lambda g, v: g.iap.dissociation(draws=v), 0)
-counts("relabelling seed", lambda g, v: g.iap.dissociation(draws=10, seed=v))
-counts(
-    "interval draws", lambda g, v: fslib.evaluate(g.model, g.single)["single"].interval(draws=v), 0
-)
-counts(
-    "representations batch_size",
-    lambda g, v: similarity.representations(g.model, ["w1"], batch_size=v),
-    0,
-)
-for setting in ("lr", "weight_decay", "warmup", "clip"):
-    for value in (-1, float("nan"), "1", None, True):
-        CASES[f"train {setting}={value!r}"] = lambda g, s=setting, v=value: fslib.train(
-            g.model, g.tasks, steps=2, **{s: v}
-        )
-for value in (-0.1, 0, 1.5, "0.3", None, True, float("nan"), [0.3]):
-    CASES[f"top_heads fraction={value!r}"] = lambda g, v=value: fslib.top_heads(g.maps["pair"], v)
-    CASES[f"prune fractions=[{value!r}]"] = lambda g, v=value: fslib.prune_important_heads(
-        g.model, g.tasks, [v], 0, importance=g.maps
-    )
-    CASES[f"IAT alpha={value!r}"] = lambda g, v=value: fslib.IAT(alpha=v)
-    CASES[f"IAT delta={value!r}"] = lambda g, v=value: fslib.IAT(delta=v)
-for value in (0.3, "0.3", None, 5):
-    CASES[f"prune fractions={value!r}"] = lambda g, v=value: fslib.prune_important_heads(
-        g.model, g.tasks, v
-    )
-
-
-def toy_task_named(name: str) -> fslib.Task:
-    return fslib.make_task(
-        name, (["w1 w2", "w3", "w4 w5", "w6"] * 2, [0, 1, 0, 1] * 2), label_names=["x", "y"]
-    )
-
-
-for name, change in {
-    "no tokenizer": without_tokenizer,
-    "special tokens alone": special_alone,
-    "ids beyond the embedding": ids_beyond,
-    "tokenizer []": write("tokenizer.json", b"[]"),
-    "tokenizer latin-1": write("tokenizer.json", b'{"\xe9": 1}'),
-    "tokenizer not JSON": write("tokenizer.json", b"{"),
-    "tokenizer_config []": write("tokenizer_config.json", b"[]"),
-    "tokenizer_config latin-1": write("tokenizer_config.json", b'{"\xe9": 1}'),
-    "tokenizer max length text": write("tokenizer_config.json", b'{"model_max_length": "many"}'),
-    "config []": write("config.json", b"[]"),
-    "config latin-1": write("config.json", b'{"model_type": "b\xe9rt"}'),
-    "config not JSON": write("config.json", b"{"),
-    "config layers text": config(num_hidden_layers="three"),
-    "config layers float": config(num_hidden_layers=2.5),
-    "config layers null": config(num_hidden_layers=None),
-    "config heads float": config(num_attention_heads=3.5),
-    "config heads 0": config(num_attention_heads=0),
-    "config layers -1": config(num_hidden_layers=-1),
-    "config positions text": config(max_position_embeddings="many"),
-    "config indivisible": config(num_attention_heads=5),
-    "pooling []": write("1_Pooling/config.json", b"[]"),
-    "pooling latin-1": write("1_Pooling/config.json", b'{"\xe9": 1}'),
-    "pooling not JSON": write("1_Pooling/config.json", b"{"),
-    "pooling deep": write("1_Pooling/config.json", b"[" * 100_000),
-    "pooling max": write("1_Pooling/config.json", b'{"pooling_mode_max_tokens": true}'),
-    "pooling none": write("1_Pooling/config.json", b'{"pooling_mode_mean_tokens": false}'),
-    "pooling two": write(
-        "1_Pooling/config.json",
-        b'{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}',
-    ),
-    "tokenizer max length inf": write("tokenizer_config.json", b'{"model_max_length": Infinity}'),
-    "tokenizer max length true": write("tokenizer_config.json", b'{"model_max_length": true}'),
-    "config vocabulary text": config(vocab_size="many"),
-    "pooling number": write("1_Pooling/config.json", b'{"pooling_mode_mean_tokens": 1.5}'),
-}.items():
-    CASES[f"folder: {name}"] = lambda g, n=name, c=change: g.loaded(n, c)
-
-
-def saved(g: Given, change: Callable[[dict], object]) -> object:
-    """Save the model, change its card, load it."""
-    g.model.save(g.folder / "saved")
-    path = g.folder / "saved" / "fslib.json"
-    card = json.loads(path.read_text())
-    made = change(card)
-    path.write_bytes(
-        made if isinstance(made, bytes) else json.dumps(card if made is None else made).encode()
-    )
-    return fslib.evaluate(fslib.MultiTaskModel.load(g.folder / "saved"), g.tasks)
-
-
-for name, edit in {
-    "list": lambda card: [],
-    "latin-1": lambda card: b'{"\xe9": 1}',
-    "max_length 0": lambda card: card.update(max_length=0),
-    "max_length text": lambda card: card.update(max_length="long"),
-    "max_length float": lambda card: card.update(max_length=7.5),
-    "pooling": lambda card: card.update(pooling="max"),
-    "answers []": lambda card: card.update(answers=[]),
-    "answers text": lambda card: card["answers"]["single"].update(outputs="3"),
-    "answers names": lambda card: card["answers"]["single"].update(label_names=3),
-    "no answers, outputs []": lambda card: (
-        (card.pop("answers"), card.update(outputs=[]))[2:] or None
-    ),
-}.items():
-    CASES[f"checkpoint: {name}"] = lambda g, e=edit: saved(g, e)
-
-
-def _bare(g: Given) -> object:
-    g.model.save(g.folder / "bare")
-    without_tokenizer(g.folder / "bare" / "encoder")
-    return fslib.evaluate(fslib.MultiTaskModel.load(g.folder / "bare"), g.tasks)
-
-
-CASES["checkpoint: no tokenizer"] = _bare
-
-
-for what, wrong in {
-    "text": "single",
-    "None": None,
-    "number": 5,
-    "list of texts": ["single"],
-    "dict": {"a": 1},
-}.items():
-    CASES[f"evaluate tasks {what}"] = lambda g, w=wrong: fslib.evaluate(g.model, w)
-    CASES[f"importance task {what}"] = lambda g, w=wrong: fslib.head_importance(g.model, w)
-    CASES[f"contributions task {what}"] = lambda g, w=wrong: fslib.contributions(g.model, w)
-    CASES[f"mean_context task {what}"] = lambda g, w=wrong: fslib.mean_context(g.model, w)
-    CASES[f"prune tasks {what}"] = lambda g, w=wrong: fslib.prune_important_heads(g.model, w)
-    CASES[f"train tasks {what}"] = lambda g, w=wrong: fslib.train(g.model, w)
-    CASES[f"transfer target {what}"] = lambda g, w=wrong: fslib.transfer(g.model, w)
-    CASES[f"from_pretrained tasks {what}"] = lambda g, w=wrong: (
-        fslib.MultiTaskModel.from_pretrained(g.source, w)
-    )
-    CASES[f"pruned heads {what}"] = lambda g, w=wrong: fslib.pruned(g.model, w).__enter__()
-    CASES[f"overlap {what}"] = lambda g, w=wrong: fslib.overlap(w, g.top)
-    CASES[f"random_heads like {what}"] = lambda g, w=wrong: fslib.random_heads(
-        w, 1, np.random.default_rng(0)
-    )
-    CASES[f"rank_correlation {what}"] = lambda g, w=wrong: fslib.rank_correlation(w, g.maps["pair"])
-    CASES[f"top_heads of {what}"] = lambda g, w=wrong: fslib.top_heads(w, 0.5)
-    CASES[f"dissociation of {what}"] = lambda g, w=wrong: fslib.iap(w, w)
-    CASES[f"load_tasks {what}"] = lambda g, w=wrong: fslib.load_tasks(w)
-    CASES[f"make_task {what}"] = lambda g, w=wrong: fslib.make_task(
-        "own", w, label_names=["x", "y"]
-    )
-    CASES[f"evaluate split {what}"] = lambda g, w=wrong: fslib.evaluate(g.model, g.single, split=w)
-    CASES[f"branch endings {what}"] = lambda g, w=wrong: list(
-        fslib.branch(g.model, g.tasks, w, steps=2)
-    )
-    CASES[f"IAT heads {what}"] = lambda g, w=wrong: fslib.IAT(heads=w)
-    CASES[f"importance estimator {what}"] = lambda g, w=wrong: fslib.head_importance(
-        g.model, g.single, estimator=w
-    )
-    CASES[f"sampling {what}"] = lambda g, w=wrong: fslib.train(
-        g.model, g.tasks, sampling=w, steps=2
-    )
-    CASES[f"load {what}"] = lambda g, w=wrong: fslib.MultiTaskModel.load(w)
-    CASES[f"task name {what}"] = lambda g, w=wrong: fslib.make_task(
-        "Single" if w == "single" else w, (["a", "b"], [0, 1]), (["c"], [1]), label_names=["x", "y"]
-    )
-    CASES[f"similarity of {what}"] = lambda g, w=wrong: similarity.linear_cka(w, w)
-    CASES[f"task_similarity of {what}"] = lambda g, w=wrong: similarity.task_similarity(w, {"a": w})
-    CASES[f"text_embedding task {what}"] = lambda g, w=wrong: similarity.text_embedding(g.model, w)
-    CASES[f"random_heads rng {what}"] = lambda g, w=wrong: fslib.random_heads(g.top, 1, w)
-    CASES[f"over_seeds {what}"] = lambda g, w=wrong: fslib.IAP.over_seeds(w)
-    CASES[f"PCGrad project {what}"] = lambda g, w=wrong: fslib.PCGrad(project=w)
-    CASES[f"IAT shared {what}"] = lambda g, w=wrong: fslib.IAT(shared=w)
-    CASES[f"IAT strict {what}"] = lambda g, w=wrong: fslib.IAT(strict=w)
-    CASES[f"prune iterative {what}"] = lambda g, w=wrong: fslib.prune_important_heads(
-        g.model, g.tasks, [0.5], 0, importance=g.maps, iterative=w
-    )
-    CASES[f"make_task label_names {what}"] = lambda g, w=wrong: fslib.make_task(
-        "own", (["a", "b"], [0, 1]), (["c"], [1]), label_names=w if w != ["single"] else w * 2
-    )
-    CASES[f"Task of {what}"] = lambda g, w=wrong: fslib.Task("own", w, w, ("x", "y"))
-    CASES[f"steps_of {what}"] = lambda g, w=wrong: fslib.History(["a"]).steps_of(w)
-    if what != "text":  # the name of a folder
-        CASES[f"save {what}"] = lambda g, w=wrong: g.model.save(w)
-    if what not in ("text", "None"):
-        CASES[f"prune importance {what}"] = lambda g, w=wrong: fslib.prune_important_heads(
-            g.model, g.tasks, [0.5], 0, importance=w
-        )
-        CASES[f"task_names {what}"] = lambda g, w=wrong: fslib.task_names(w)
-        CASES[f"Study results {what}"] = lambda g, w=wrong: fslib.Study("smoke", results=w)
-    CASES[f"glue_task {what}"] = lambda g, w=wrong: fslib.glue_task(w)
-    CASES[f"representations {what}"] = lambda g, w=wrong: similarity.representations(
-        g.model, w if w != ["single"] else [1]
-    )
-
-for what, wrap in {
-    "DataParallel": nn.DataParallel,
-    "Sequential": nn.Sequential,
-    "None": lambda m: None,
-}.items():
-    CASES[f"evaluate {what}"] = lambda g, w=wrap: fslib.evaluate(w(g.model), g.tasks)
-    CASES[f"importance {what}"] = lambda g, w=wrap: fslib.head_importance(w(g.model), g.single)
-    CASES[f"train {what}"] = lambda g, w=wrap: fslib.train(w(g.model), g.tasks, steps=2)
-    CASES[f"prune {what}"] = lambda g, w=wrap: fslib.prune_important_heads(w(g.model), g.tasks)
-    CASES[f"transfer {what}"] = lambda g, w=wrap: fslib.transfer(w(g.model), toy_task_named("new"))
-    CASES[f"pruned {what}"] = lambda g, w=wrap: fslib.pruned(w(g.model), g.top).__enter__()
-    CASES[f"mean_context {what}"] = lambda g, w=wrap: fslib.mean_context(w(g.model), g.single)
-
-for name in (None, 5, "", "no-such-model", "a/../b"):
-    CASES[f"model name {name!r}"] = lambda g, n=name: fslib.MultiTaskModel.from_pretrained(
-        n, g.tasks
-    )
-WRONG_SETS: dict[str, Callable[[Any], Any]] = {
-    "map": lambda g: g.maps["pair"],
-    "integers": lambda g: g.top.astype(int),
-    "row": lambda g: g.top[0],
-    "ragged": lambda g: [[True], [True, False]],
-}
-for what, wrong_set in WRONG_SETS.items():
-    CASES[f"overlap of {what}"] = lambda g, w=wrong_set: fslib.overlap(w(g), w(g))
-    CASES[f"random_heads like {what}"] = lambda g, w=wrong_set: fslib.random_heads(
-        w(g), 1, np.random.default_rng(0)
-    )
-    CASES[f"pruned {what}"] = lambda g, w=wrong_set: fslib.pruned(g.model, w(g)).__enter__()
-CASES["rank_correlation shapes"] = lambda g: fslib.rank_correlation(
-    np.ones((2, 12)), np.ones((12, 2))
-)
-for shape in ((), (1,), (3,), (4, 1), (2, 2), (3, 1, 2)):
-    CASES[f"dissociation unpruned {shape}"] = lambda g, s=shape: fslib.iap(
-        np.ones((4, 2, 2)), np.ones(s)
-    )
-    CASES[f"dissociation chance {shape}"] = lambda g, s=shape: fslib.iap(
-        np.ones((4, 2, 2)), np.ones(2), "retention", np.ones(s)
-    )
-for what, shape in {"scalar": (), "broadcast": (1, 1, 1), "head": (8,), "other": (3, 4, 1)}.items():
-    CASES[f"mean {what}"] = lambda g, s=shape: fslib.pruned(
-        g.model, g.top, ablation="mean", mean=torch.zeros(s)
-    ).__enter__()
-CASES["mean NaN"] = lambda g: fslib.pruned(
-    g.model, g.top, ablation="mean", mean=torch.full((3, 4, 8), torch.nan)
-).__enter__()
-CASES["mean list"] = lambda g: fslib.pruned(g.model, g.top, ablation="mean", mean=[0.0]).__enter__()
-CASES["train under inference_mode"] = lambda g: torch.inference_mode()(fslib.train)(
-    g.model, g.tasks, steps=2
-)
-CASES["train under no_grad"] = lambda g: torch.no_grad()(fslib.train)(g.model, g.tasks, steps=2)
-CASES["surrogate in a text"] = lambda g: fslib.make_task(
-    "own", (["a\ud800", "b"], [0, 1]), (["c"], [1]), label_names=["x", "y"]
-)
-CASES["surrogate in a pair"] = lambda g: fslib.make_task(
-    "own", ([("b", "\udc80a"), ("a", "b")], [0, 1]), ([("c", "d")], [1]), label_names=["x", "y"]
-)
-CASES["surrogate in representations"] = lambda g: similarity.representations(g.model, ["a\ud800"])
-CASES["one string of texts"] = lambda g: fslib.make_task(
-    "own", ("abcd", [0, 1, 0, 1]), label_names=["x", "y"]
-)
-CASES["one string of labels"] = lambda g: fslib.make_task(
-    "own", (["a", "b", "c"], "xyx"), label_names=["x", "y"]
-)
-CASES["one string of names"] = lambda g: fslib.make_task(
-    "own", (["a", "b", "c"], ["x", "y", "x"]), label_names="xy"
-)
-CASES["names that are numbers"] = lambda g: fslib.make_task(
-    "own", (["a", "b", "c"], [0, 1, 0]), label_names=[1, 0]
-)
-CASES["indices or names"] = lambda g: fslib.make_task(
-    "own", (["a", "b", "c"], [0, 1, 0]), label_names=["1", "0"]
-)
-for what, names in {
-    "set": {"x", "y"},
-    "generator": (n for n in "xy"),
-    "dict": {"x": 0, "y": 1},
-}.items():
-    CASES[f"names in a {what}"] = lambda g, n=names: fslib.make_task(
-        "own", (["a", "b"], [0, 1]), label_names=n
-    )
-CASES["texts in a set"] = lambda g: fslib.make_task(
-    "own", ({"a", "b", "c"}, [0, 1, 0]), label_names=["x", "y"]
-)
-CASES["labels in a set"] = lambda g: fslib.make_task(
-    "own", (["a", "b"], {0, 1}), (["c"], [0]), label_names=["x", "y"]
-)
-CASES["labels in bytes"] = lambda g: fslib.make_task(
-    "own", (["a", "b", "c"], b"\0\1\0"), label_names=["x", "y"]
-)
-CASES["columns in a dict"] = lambda g: fslib.make_task(
-    "own", {"text": ["a"], "label": [0]}, label_names=["x", "y"]
-)
-CASES["floats or names"] = lambda g: fslib.make_task(
-    "own", (["a", "b", "c"], [0.0, 1.0, 0.0]), label_names=["1", "0"]
-)
-CASES["random heads of all heads"] = lambda g: fslib.IAT(heads="random", alpha=1)
-CASES["no room for a pair"] = lambda g: fslib.transfer(
-    fslib.MultiTaskModel.from_pretrained(g.source, g.single, max_length=3), g.pair, steps=1
-)
-CASES["map of complex numbers"] = lambda g: fslib.top_heads(g.maps["pair"] * 1j, 0.5)
-CASES["map of texts"] = lambda g: fslib.top_heads(g.maps["pair"].astype(str), 0.5)
-CASES["map that requires a gradient"] = lambda g: fslib.top_heads(
-    torch.ones(3, 4, requires_grad=True), 0.5
-)
+def cases(given: Given) -> list[tuple[str, str, Any, tuple[Any, ...]]]:
+    """Return (call, wrong value in words, function, its arguments) of all that is tried."""
+    found = [(call, repr(v), given.call, (call, v)) for call in VALUES for v in VALUES[call]]
+    for call, values in COMPUTED.items():
+        found += [(call, v, given.call, (call.replace("V", v), None)) for v in values]
+    for file, contents in FOLDERS.items():
+        found += [(file, repr(c)[:80], given.loaded, (file, c)) for c in contents]
+    found += [("fslib.json", repr(c)[:80], given.restored, ("fslib.json", c)) for c in CARDS]
+    return [*found, ("encoder", "None", given.restored, ("encoder/tokenizer.json", None))]
 
 
 def main() -> None:
     given = Given(Path(sys.argv[1]))
-    answers = {}
-    for name, run in CASES.items():
+    answers: dict[str, list[list[str]]] = {}
+    for call, value, run, arguments in cases(given):
         try:
-            answers[name] = ["", repr(run(given))[:200]]
+            answer = ["", repr(run(*arguments))[:200]]
         except Exception as error:
-            answers[name] = [type(error).__name__, str(error)]
-            for module in (given.model, given.model.encoder):
-                given.model.control.gate = given.model.control.fill = None
-                module.eval()
+            answer = [type(error).__name__, str(error)]
+            given.model.control.gate = given.model.control.fill = None
+            given.model.eval()
+        answers.setdefault(call, []).append([value, *answer])
+        shutil.rmtree(given.folder / "copy", ignore_errors=True)
     print(json.dumps(answers))
 
 

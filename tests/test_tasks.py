@@ -1,7 +1,6 @@
-"""What is learned: the embedded corpus and its six tasks, GLUE folders, own tasks, and what is refused."""
+"""What is learned: the embedded corpus and its tasks, GLUE folders, own tasks, what is refused."""
 
 import importlib.util
-import os
 import re
 from collections import Counter
 from itertools import permutations
@@ -9,16 +8,15 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from refusal import refused
 from scipy.stats import binomtest
 
-import fslib
 from fslib.data import bbc, words
-from fslib.data.batches import Encoded, padding_share
-from fslib.data.loading import SST_WORDS, glue_task, load_tasks, read_tsv, task_names
+from fslib.data.loading import glue_task, load_task, load_tasks, read_tsv, task_names
 from fslib.data.tasks import make_task
-from fslib.questions.q01_multitask import predict_from_words
+from fslib.study.units import predict_from_words
 
 # The data of every task, so that whatever is added leaves those that records are of as they are
 EMBEDDED = {
@@ -29,18 +27,27 @@ EMBEDDED = {
     "bbc-somo": "950aaf398214ed07",
     "bbc-next": "4df74803c10a9285",
 }
-ABOUT_WORDS = ("bbc-shift", "bbc-somo", "sst-shift")
 SIDES = ("train", "eval")
-REAL = Path(os.environ.get("FSLIB_DATA") or "data")
-NEEDS_REAL = pytest.mark.skipif(
-    not all((REAL / name / "train.tsv").is_file() for name in ("SST-2", "QNLI", "AG-Pair")),
-    reason=f"no folders SST-2, QNLI and AG-Pair in {REAL}; set FSLIB_DATA to where they are",
-)
+NAMES = ("no", "yes")
+GOOD = (["a", "b"], [0, 1])
+
+
+@pytest.fixture(autouse=True)
+def no_other_data(monkeypatch):
+    """No data of whoever runs the tests."""
+    monkeypatch.delenv("FSLIB_DATA", raising=False)
 
 
 @pytest.fixture(scope="module")
 def embedded():
     return load_tasks(EMBEDDED)
+
+
+@pytest.fixture(params=SIDES)
+def side(request, embedded):
+    """One side of every embedded task, and the articles it is made of, by id."""
+    articles = bbc.split_articles()[SIDES.index(request.param)]
+    return {n: getattr(t, request.param) for n, t in embedded.items()}, {a.id: a for a in articles}
 
 
 @pytest.fixture(scope="module")
@@ -55,685 +62,478 @@ def files() -> dict[str, tuple[str, str]]:
     return found
 
 
-def every_text(task: fslib.Task, side: str) -> list[str]:
-    split = getattr(task, side)
-    return [*split.texts, *(split.pairs or ())]
+def documents(split) -> set[str]:
+    return {document for found in split.documents for document in found}
 
 
-# The embedded corpus
+def rows(split):
+    """Rows of a split: (text, its pair, label, documents)."""
+    pairs = split.pairs or [None] * len(split)
+    return list(zip(split.texts, pairs, split.labels.tolist(), split.documents, strict=True))
 
 
-def test_corpus_has_2225_articles_of_which_exact_repeats_and_repeated_titles_are_dropped(files):
-    assert len(files) == len(bbc.raw_articles()) == 2225
-    titles, bodies, kept = set(), set(), []
-    for name in sorted(files, key=lambda name: (name.split("/")[0], name)):
-        title, body = map(str.casefold, files[name])  # capitals alone do not make another article
-        if title not in titles and body not in bodies:
-            kept.append(name)
-        titles.add(title)
-        bodies.add(body)
-    repeated_articles = len(files) - len(set(files.values()))
-    repeated_titles = len(files) - len({title for title, _ in files.values()})
-    assert (repeated_articles, repeated_titles) == (100, 129)
-    used = {a.id for a in bbc.articles()}
-    assert used <= set(kept)
-    assert len(set(kept) - used) < 0.05 * len(
-        kept
-    )  # only articles without a sentence of usable length are lost
+class TestCorpus:
+    def test_exact_repeats_and_repeated_titles_are_dropped(self, files):
+        assert len(files) == len(bbc.raw_articles()) == 2225
+        assert len(set(files.values())) == 2225 - 100
+        assert len({title for title, _ in files.values()}) == 2225 - 129
+        titles, bodies, kept = set(), set(), []
+        for name in sorted(files, key=lambda name: (name.split("/")[0], name)):
+            title, body = map(str.casefold, files[name])  # capitals make no other article
+            if title not in titles and body not in bodies:
+                kept.append(name)
+            titles.add(title)
+            bodies.add(body)
+        used = {a.id for a in bbc.articles()}
+        assert used <= set(kept)
+        # only articles without a sentence of usable length are lost
+        assert len(set(kept) - used) < 0.05 * len(kept)
+
+    def test_articles_are_those_of_the_files_and_share_no_sentence(self, files):
+        articles = bbc.articles()
+        for article in articles[::50]:
+            title, body = files[article.id]
+            assert (article.topic, article.title) == (article.id.split("/")[0], title)
+            assert all(s in body for s in article.sentences)
+        for part in (0, 1):
+            assert len({files[a.id][part].casefold() for a in articles}) == len(articles)
+        sentences = Counter(s.casefold() for a in articles for s in set(a.sentences))
+        assert max(sentences.values()) == 1
+
+    def test_one_split_by_article_serves_all_tasks(self, embedded):
+        articles = [{a.id for a in part} for part in bbc.split_articles()]
+        assert len(articles[1]) == pytest.approx(0.25 * len(bbc.articles()), abs=1)
+        texts = [{a.title.casefold() for a in part} for part in bbc.split_articles()]
+        for number, name in enumerate(SIDES):
+            for task in embedded.values():
+                split = getattr(task, name)
+                assert documents(split) <= articles[number]
+                texts[number] |= {t.casefold() for t in (*split.texts, *(split.pairs or ()))}
+        assert not articles[0] & articles[1] and not texts[0] & texts[1]
+        assert all(not task.shared_texts() for task in embedded.values())
+
+    def test_the_data_of_every_task_stay_what_they_are(self, embedded):
+        for function in (bbc.build, bbc.split_articles, bbc.articles, bbc.raw_articles):
+            function.cache_clear()
+        assert {n: t.fingerprint for n, t in load_tasks(EMBEDDED).items()} == EMBEDDED
+        assert len({task.seed for task in bbc.EMBEDDED.values()}) == len(EMBEDDED)
 
 
-def test_no_two_kept_articles_share_a_title_body_or_sentence(files):
-    articles = bbc.articles()
-    for part in (0, 1):
-        assert len({files[a.id][part].casefold() for a in articles}) == len(articles)
-    sentences = Counter(s.casefold() for a in articles for s in set(a.sentences))
-    assert max(sentences.values()) == 1
+class TestRules:
+    def test_classes_are_balanced(self, side):
+        for name, split in side[0].items():
+            classes = np.bincount(split.labels)
+            assert np.ptp(classes) <= 2 or (name == "bbc" and classes.min() > 0.1 * len(split))
 
+    def test_first_sentences_have_the_topic_of_their_article(self, side):
+        splits, articles = side
+        for text, pair, label, (article,) in rows(splits["bbc"]):
+            found = articles[article]
+            assert (text, pair, bbc.TOPICS[label]) == (found.sentences[0], None, found.topic)
 
-def test_articles_come_from_the_files_they_name(files):
-    for article in bbc.articles()[::50]:
-        title, body = files[article.id]
-        assert article.topic == article.id.split("/")[0]
-        assert article.title == title
-        assert all(s in body for s in article.sentences)
+    def test_every_text_is_in_two_pairs_once_per_class(self, side):
+        splits, articles = side
+        uses = Counter()
+        for *texts, label, ids in rows(splits["bbc-pair"]):
+            one, other = (articles[i] for i in ids)
+            assert texts == [one.sentences[0], other.sentences[0]] and one.id != other.id
+            assert (one.topic == other.topic) == label
+            uses.update((text, label) for text in texts)
+        assert set(uses.values()) == {1} and len(uses) == 2 * len({text for text, _ in uses})
 
+    def test_headlines_of_others_have_the_same_topic(self, side):
+        splits, articles = side
+        for title, sentence, label, ids in rows(splits["bbc-headline"]):
+            headline, own = articles[ids[0]], articles[ids[-1]]
+            assert (title, sentence) == (headline.title, own.sentences[0])
+            assert (headline.id == own.id) == label and headline.topic == own.topic
+        assert set(Counter(splits["bbc-headline"].pairs).values()) == {2}
 
-def test_one_split_by_article_serves_all_tasks(embedded):
-    train, evaluation = (
-        {d for t in embedded.values() for d in getattr(t, side).sources()} for side in SIDES
-    )
-    assert not train & evaluation
-    assert train <= {a.id for a in bbc.split_articles()[0]}
-    assert len(evaluation) == pytest.approx(0.25 * len(bbc.articles()), abs=1)
+    def test_shifted_sentences_have_one_swap_of_neighbours(self, side):
+        splits, articles = side
+        for text, _, label, (article,) in rows(splits["bbc-shift"]):
+            originals = [s.split() for s in articles[article].sentences]
+            new = text.split()
+            assert (new in originals) == (not label)
+            swaps = ([*new[:i], new[i + 1], new[i], *new[i + 2 :]] for i in range(len(new) - 1))
+            assert not label or any(swap in originals for swap in swaps)
 
+    def test_neither_presence_nor_frequency_of_an_exchanged_word_tells(self, side):
+        splits, articles = side
+        out, put = [], []
+        for text, _, label, (article,) in rows(splits["bbc-somo"]):
+            sentences = articles[article].sentences
+            assert label or text in sentences
+            near = [s.split() for s in sentences if len(s.split()) == len(text.split())]
+            differing = [
+                [p for p in zip(s, text.split(), strict=True) if p[0] != p[1]] for s in near
+            ]
+            for words_ in min(differing, key=len) if label else ():
+                old, new = (re.fullmatch(r"([a-z]{4,})(\W*)", word) for word in words_)
+                assert old[2] == new[2]  # punctuation stays
+                out.append(old[1])
+                put.append(new[1])
+        assert len(out) == splits["bbc-somo"].labels.sum()
+        assert Counter(out) == Counter(put)  # every word is put in as often as it is taken out
+        everything = " \n ".join(s for a in articles.values() for s in a.sentences)
+        counts = Counter(re.findall(r"(?<!\S)[a-z]{4,}(?=[.,;:!?\"']*(?!\S))", everything))
+        assert not {word for word, _ in counts.most_common(words.COMMON)} & set(out)
+        ratios = np.abs([np.log(counts[a] / counts[b]) for a, b in zip(out, put, strict=True)])
+        assert np.quantile(ratios, 0.95) < 0.2 and ratios.max() <= np.log(2)  # once against twice
 
-def test_no_text_or_title_is_on_both_sides_over_all_tasks_together(embedded):
-    train, evaluation = (
-        {x.casefold() for t in embedded.values() for x in every_text(t, side)} for side in SIDES
-    )
-    assert not train & evaluation
-    titles = [{a.title.casefold() for a in side} for side in bbc.split_articles()]
-    assert not titles[0] & (titles[1] | evaluation)
-    assert not titles[1] & train
-    assert all(not task.shared_texts() for task in embedded.values())
+    @pytest.mark.parametrize("name", ["bbc-shift", "bbc-somo"])
+    def test_words_without_their_order_do_not_tell(self, embedded, name):
+        task = embedded[name]
+        right = (predict_from_words(task)[0] == task.eval.labels).sum()
+        assert binomtest(int(right), len(task.eval)).pvalue > 0.01
 
+    def test_next_sentences_stand_next_to_each_other_in_the_file(self, side, files):
+        splits, articles = side
+        uses, per_article = Counter(), Counter()
+        for first, second, label, ids in rows(splits["bbc-next"]):
+            uses.update([(first, label, 1), (second, label, 2)])
+            per_article[ids[0]] += label
+            body = files[ids[0]][1]
+            assert first in body and (f"{first} {second}" in body) == label
+            assert len(ids) == 2 - label and len({articles[i].topic for i in ids}) == 1
+            assert second in files[ids[-1]][1]
+        # once per class, so that no sentence alone tells
+        assert set(uses.values()) == {1} and len(uses) == 2 * len(splits["bbc-next"])
+        assert max(per_article.values()) == 2
 
-def test_every_text_comes_from_the_article_that_its_example_names(embedded, files):
-    for name in ("bbc", "bbc-pair", "bbc-headline", "bbc-next"):
-        for side in SIDES:
-            split = getattr(embedded[name], side)
-            for i in range(0, len(split), 40):
-                texts = {split.texts[i], *(() if split.pairs is None else (split.pairs[i],))}
-                sources = " ".join(
-                    part for article in split.documents[i] for part in files[article]
-                )
-                assert all(text in sources for text in texts)
+    def test_a_lone_article_has_next_sentences_but_no_others(self):
+        article = bbc.Article("a", "tech", "", tuple("pqrst"), (0, 2, 3))
+        other = bbc.Article("b", "tech", "", tuple("vw"), (0,))
+        alone = bbc.next_rows([article], np.random.default_rng(0))
+        assert {row[:2] for row in alone} < {("p", "q"), ("r", "s"), ("s", "t")}
+        assert [row[2] for row in alone] == [1, 1]
+        both = bbc.next_rows([article, other], np.random.default_rng(0))
+        assert all(set(ids) == {"a", "b"} for *_, label, ids in both if not label)
+        assert bbc.next_rows([bbc.Article("c", "tech", "", ("x",))], np.random.default_rng(0)) == []
 
+    @pytest.mark.parametrize("topics", ["abababababab", "aabbccccc", "aaaaaabbbbbb", ""])
+    def test_pairs_of_small_groups_with_odd_sizes(self, topics):
+        pairs = bbc.pair_indices(list(topics), np.random.default_rng(1))
+        uses = Counter((i, label) for *both, label in pairs for i in both)
+        assert len(uses) == 2 * sum(n // 2 * 2 for n in Counter(topics).values())
+        assert set(uses.values()) <= {1}
+        assert all((topics[i] == topics[j]) == label for i, j, label in pairs)
 
-@pytest.mark.parametrize("side", SIDES)
-def test_classes_are_balanced_and_topics_all_present(embedded, side):
-    for name in ("bbc-pair", "bbc-headline", "bbc-somo", "bbc-next"):
-        assert np.ptp(np.bincount(getattr(embedded[name], side).labels)) == 0
-    assert np.ptp(np.bincount(getattr(embedded["bbc-shift"], side).labels)) <= 2
-    topics = np.bincount(getattr(embedded["bbc"], side).labels, minlength=5)
-    assert topics.min() / topics.sum() > 0.1
+    def test_pairs_need_topics_that_can_be_mixed(self):
+        with refused("two topics"):
+            bbc.pair_indices(list("aaaabb"), np.random.default_rng(0))
 
+    def test_words_are_exchanged_in_twos_of_like_frequency_and_none_after_an_article(self):
+        # a hundred words, each more frequent than what follows
+        common = [f"{a}{b}ab" for a in "abcdefghij" for b in "abcdefghij"]
+        corpus = common * 9 + ["rare"] * 2 + ["seldom"] * 2 + ["often"] * 7 + ["usual"] * 6
+        told = [f"The {w}, he x" for w in ("often", "often", "rare", "rare")] + ["a usual"]
+        told += ["an Usual", *(f"The {w}, he x" for w in ("usual", "usual", "seldom", "seldom"))]
+        sentences = [(str(i), sentence) for i, sentence in enumerate(told)]
+        found = words.exchanged_rows(sentences, corpus, np.random.default_rng(0))
+        assert [(pair, label) for _, pair, label, _ in found] == [(None, 0)] * 4 + [(None, 1)] * 4
+        changes = {(told[int(i)].split()[1], text.split()[1]) for text, *_, (i,) in found[4:]}
+        one, two = ("often,", "usual,"), ("rare,", "seldom,")
+        assert changes == {one, one[::-1], two, two[::-1]}
+        assert words.exchanged_rows(sentences[4:6], corpus, np.random.default_rng(0)) == []
 
-@pytest.mark.parametrize("side", SIDES)
-def test_every_text_is_in_two_pairs_once_per_class(embedded, side):
-    split = getattr(embedded["bbc-pair"], side)
-    rows = zip(split.texts, split.pairs, split.labels, strict=True)
-    uses = Counter((text, int(y)) for *pair, y in rows for text in pair)
-    assert set(uses.values()) == {1}
-    texts = {text for text, _ in uses}
-    assert len(uses) == 2 * len(texts)
-    topic_of = {a.id: a.topic for a in bbc.articles()}
-    for (one, other), y in zip(split.documents, split.labels, strict=True):
-        assert one != other
-        assert (topic_of[one] == topic_of[other]) == bool(y)
-
-
-@pytest.mark.parametrize("side", SIDES)
-def test_headline_negatives_have_the_same_topic_and_another_article(embedded, side):
-    split = getattr(embedded["bbc-headline"], side)
-    of_title = {a.title: a for a in bbc.articles()}
-    of_sentence = {a.sentences[0]: a for a in bbc.articles()}
-    for title, sentence, y in zip(split.texts, split.pairs, split.labels, strict=True):
-        headline, body = of_title[title], of_sentence[sentence]
-        assert (headline.id == body.id) == bool(y)
-        assert headline.topic == body.topic
-    assert set(Counter(split.pairs).values()) == {2}
-
-
-@pytest.mark.parametrize("side", SIDES)
-def test_shifted_sentences_have_one_swap_of_neighbours_and_intact_ones_none(embedded, side):
-    split = getattr(embedded["bbc-shift"], side)
-    sentences = {a.id: a.sentences for a in bbc.articles()}
-    for text, y, (article,) in zip(split.texts, split.labels, split.documents, strict=True):
-        if not y:
-            assert text in sentences[article]
-            continue
-        words = text.split()
-        swapped = (
-            [*words[:i], words[i + 1], words[i], *words[i + 2 :]]
-            for i in range(len(words) - 1)
-            if words[i].casefold() != words[i + 1].casefold()
-        )
-        originals = {" ".join(s.split()) for s in sentences[article]}
-        assert text not in originals
-        assert any(" ".join(s) in originals for s in swapped)
-
-
-def test_words_that_are_all_alike_cannot_be_shifted():
-    assert words.shift_words("no No NO", np.random.default_rng(0)) is None
-    assert words.shift_words("one two", np.random.default_rng(0)) == "two one"
-
-
-def exchanges(split, sentences: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
-    """The word that was taken out and the one put in, per example with label 1; those with label 0 are intact."""
-    found = []
-    for text, y, (article,) in zip(split.texts, split.labels, split.documents, strict=True):
-        if not y:
-            assert text in sentences[article]
-            continue
-        new = text.split()
-        near = [s.split() for s in sentences[article] if len(s.split()) == len(new)]
-        differing = [[(a, b) for a, b in zip(old, new, strict=True) if a != b] for old in near]
-        [change] = min(differing, key=len)  # one word
-        found.append(change)
-    return found
-
-
-@pytest.mark.parametrize("side", SIDES)
-def test_one_word_is_replaced_and_neither_presence_nor_case_nor_frequency_tells(embedded, side):
-    articles = bbc.split_articles()[SIDES.index(side)]
-    changes = exchanges(getattr(embedded["bbc-somo"], side), {a.id: a.sentences for a in articles})
-    ends = [
-        (re.fullmatch(r"([a-z]{4,})(\W*)", a), re.fullmatch(r"([a-z]{4,})(\W*)", b))
-        for a, b in changes
-    ]
-    assert all(out[2] == put[2] for out, put in ends)  # punctuation stays
-    out, put = [o[1] for o, _ in ends], [p[1] for _, p in ends]
-    assert Counter(out) == Counter(put)  # every word is put in as often as it is taken out
-    tokens = re.findall(
-        r"(?<!\S)[a-z]{4,}(?=[.,;:!?\"']*(?!\S))",
-        " \n ".join(s for a in articles for s in a.sentences),
-    )
-    counts = Counter(tokens)
-    assert not {word for word, _ in counts.most_common(words.COMMON)} & set(out)
-    ratios = np.abs([np.log(counts[a] / counts[b]) for a, b in zip(out, put, strict=True)])
-    assert np.quantile(ratios, 0.95) < 0.2 and ratios.max() <= np.log(2)  # once against twice
-
-
-def test_words_are_exchanged_in_twos_of_like_frequency_and_none_after_an_article():
-    common = [
-        f"{a}{b}ab" for a in "abcdefghij" for b in "abcdefghij"
-    ]  # a hundred, each more frequent than what follows
-    corpus = common * 9 + ["rare"] * 2 + ["seldom"] * 2 + ["often"] * 7 + ["usual"] * 6
-    sentences = [
-        (str(i), f"The {w}, he x") for i, w in enumerate(["often", "often", "rare", "rare"])
-    ]
-    sentences += [
-        ("4", "a usual"),
-        ("5", "an Usual"),
-        ("6", "The usual, he x"),
-        ("7", "The usual, he x"),
-    ]
-    sentences += [("8", "The seldom, he x"), ("9", "The seldom, he x")]
-    texts, pairs, labels, ids = words.exchanged_rows(sentences, corpus, np.random.default_rng(0))
-    assert pairs is None and labels == [0] * 4 + [1] * 4
-    changed = {
-        (sentences[int(i)][1].split()[1], t.split()[1])
-        for t, (i,), y in zip(texts, ids, labels, strict=True)
-        if y
-    }
-    assert changed == {
-        ("often,", "usual,"),
-        ("usual,", "often,"),
-        ("rare,", "seldom,"),
-        ("seldom,", "rare,"),
-    }
-    assert words.exchanged_rows(sentences[4:6], corpus, np.random.default_rng(0)) == (
-        [],
-        None,
-        [],
-        [],
-    )
-
-
-@pytest.mark.parametrize("name", ABOUT_WORDS[:2])
-def test_words_without_their_order_do_not_tell(embedded, name):
-    task = embedded[name]
-    right = (predict_from_words(task)[0] == task.eval.labels).sum()
-    assert binomtest(int(right), len(task.eval)).pvalue > 0.01
-
-
-def test_a_lone_article_has_next_sentences_but_no_others():
-    article = bbc.Article("a", "tech", "", tuple("pqrst"), (0, 2, 3))
-    firsts, seconds, labels, ids = bbc.next_rows([article], np.random.default_rng(0))
-    assert {*zip(firsts, seconds, strict=True)} < {
-        ("p", "q"),
-        ("r", "s"),
-        ("s", "t"),
-    } and labels == [1, 1]
-    other = bbc.Article("b", "tech", "", tuple("vw"), (0,))
-    *_, labels, ids = bbc.next_rows([article, other], np.random.default_rng(0))
-    assert all(set(d) == {"a", "b"} for d, y in zip(ids, labels, strict=True) if not y)
-    assert (
-        bbc.next_rows([bbc.Article("c", "tech", "", ("x", "y"))], np.random.default_rng(0))[2] == []
-    )
-
-
-@pytest.mark.parametrize("side", SIDES)
-def test_next_sentences_stand_next_to_each_other_in_the_file_and_others_are_of_the_topic(
-    embedded, files, side
-):
-    split = getattr(embedded["bbc-next"], side)
-    topic_of = {a.id: a.topic for a in bbc.articles()}
-    uses = Counter()
-    for first, second, y, documents in zip(
-        split.texts, split.pairs, split.labels, split.documents, strict=True
-    ):
-        uses.update([("first", first, int(y)), ("second", second, int(y))])
-        body = files[documents[0]][1]
-        assert first in body
-        assert (f"{first} {second}" in body) == bool(y)
-        assert len(documents) == 2 - y and len({topic_of[d] for d in documents}) == 1
-        assert second in files[documents[-1]][1]
-    assert set(uses.values()) == {1}  # once per class, so that no sentence alone tells
-    assert len(uses) == 2 * len(split)
-    per_article = Counter(d[0] for d, y in zip(split.documents, split.labels, strict=True) if y)
-    assert max(per_article.values()) == 2
-
-
-def test_pairs_need_topics_that_can_be_mixed():
-    with refused("two topics"):
-        bbc.pair_indices(["a"] * 4 + ["b"] * 2, np.random.default_rng(0))
-
-
-@pytest.mark.parametrize("topics", [["a", "b"] * 5, list("aabbccccc"), ["a"] * 6 + ["b"] * 6])
-def test_pair_rule_on_small_groups_with_odd_sizes(topics):
-    pairs = bbc.pair_indices(topics, np.random.default_rng(1))
-    uses = Counter((i, y) for *both, y in pairs for i in both)
-    even = sum(n // 2 * 2 for n in Counter(topics).values())
-    assert len(uses) == 2 * even
-    assert set(uses.values()) == {1}
-    assert all((topics[i] == topics[j]) == bool(y) for i, j, y in pairs)
-
-
-def test_building_twice_gives_the_same_data_and_fingerprint(embedded):
-    before = {name: task.fingerprint for name, task in embedded.items()}
-    for function in (bbc.build, bbc.split_articles, bbc.articles, bbc.raw_articles):
-        function.cache_clear()
-    assert (
-        {name: task.fingerprint for name, task in load_tasks(EMBEDDED).items()}
-        == before
-        == EMBEDDED
-    )
-    assert len({task.seed for task in bbc.EMBEDDED.values()}) == len(EMBEDDED)
-
-
-def test_the_fingerprint_knows_every_label_text_and_name():
-    data = (["a b", "c d", "e f"], [0, 1, 0]), (["g h"], [1])
-    task = make_task("own", *data, label_names=["no", "yes"])
-    others = [
-        make_task("own", (["a b", "c d", "e f"], [0, 1, 1]), data[1], label_names=["no", "yes"]),
-        make_task("own", (["a b", "c d", "e  f"], [0, 1, 0]), data[1], label_names=["no", "yes"]),
-        make_task("own", data[0], (["g h"], [0]), label_names=["no", "yes"]),
-        make_task("owl", *data, label_names=["no", "yes"]),
-        make_task("own", *data, label_names=["no", "yea"]),
-        make_task("own", *data, label_names=["no", "yes"], metric="f1"),
-    ]
-    assert task.fingerprint == make_task("own", *data, label_names=["no", "yes"]).fingerprint
-    assert task.fingerprint not in {other.fingerprint for other in others}
-
-
-# Folders in GLUE's layout
-
-
-def folder(
-    place: Path, train: str | bytes, dev: str | bytes | None = None, name: str = "Own"
-) -> Path:
-    """A folder with train.tsv and dev.tsv (the same rows if none are given)."""
-    (place / name).mkdir(parents=True)
-    for side, text in (("train", train), ("dev", train if dev is None else dev)):
-        (place / name / f"{side}.tsv").write_bytes(
-            text if isinstance(text, bytes) else text.encode()
-        )
-    return place / name
+    def test_words_that_are_all_alike_cannot_be_shifted(self):
+        assert words.shift_words("no No NO", np.random.default_rng(0)) is None
+        assert words.shift_words("one two", np.random.default_rng(0)) == "two one"
 
 
 SINGLE = "sentence\tlabel\ngood film\t1\nbad film\t0\n"
-
-
-def test_single_sentences(tmp_path):
-    task = glue_task(folder(tmp_path, SINGLE, "sentence\tlabel\nso so\t0\n"))
-    assert task.name == "own"
-    assert task.label_names == ("0", "1")
-    assert task.metric == "accuracy"
-    assert task.train.texts == ("good film", "bad film")
-    assert task.train.pairs is None
-    assert task.train.labels.tolist() == [1, 0]
-    assert task.eval.texts == ("so so",)
-
-
-def test_pairs_with_an_index_and_labels_by_name(tmp_path):
-    rows = "index\tquestion\tsentence\tlabel\n0\twho?\tme\tyes\n7\twhere?\tthere\tno\n"
-    task = glue_task(folder(tmp_path, rows))
-    assert task.label_names == ("no", "yes")
-    assert (task.train.texts, task.train.pairs) == (("who?", "where?"), ("me", "there"))
-    assert task.train.labels.tolist() == [1, 0]
-
-
-def test_dev_columns_may_stand_in_another_order(tmp_path):
-    task = glue_task(folder(tmp_path, SINGLE, "label\tsentence\n1\tfine\n0\tpoor\n"))
-    assert task.eval.texts == ("fine", "poor")
-    assert task.eval.labels.tolist() == [1, 0]
-
-
-def test_columns_with_a_common_prefix_are_joined(tmp_path):
-    rows = (
-        "label\tnews1-sentence1\tnews1-sentence2\tnews2-sentence1\tnews2-sentence2\n"
-        "same\tA one.\tA two.\tB one.\tB two.\n"
-        "different\tC one.\tC two.\tD one.\tD two.\n"
-    )
-    task = glue_task(folder(tmp_path, rows))
-    assert task.train.texts == ("A one. A two.", "C one. C two.")
-    assert task.train.pairs == ("B one. B two.", "D one. D two.")
-
-
-def test_scores_make_a_regression(tmp_path):
-    rows = "index\tsentence1\tsentence2\tscore\n0\ta\tb\t4.25\n1\tc\td\t0\n"
-    task = glue_task(folder(tmp_path, rows, name="STS-B"))
-    assert task.is_regression
-    assert (task.metric, task.n_outputs) == ("spearman", 1)
-    assert task.train.labels.tolist() == [4.25, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("name", "metric"), [("MRPC", "f1"), ("QQP", "f1"), ("CoLA", "matthews"), ("RTE", "accuracy")]
+JOINED = (
+    "label\tnews1-sentence1\tnews1-sentence2\tnews2-sentence1\tnews2-sentence2\n"
+    "same\tA one.\tA two.\tB one.\tB two.\ndifferent\tC one.\tC two.\tD one.\tD two.\n"
 )
-def test_the_usual_metric_of_a_glue_task(tmp_path, name, metric):
-    assert glue_task(folder(tmp_path, SINGLE, name=name)).metric == metric
+PAIRS = "index\tquestion\tsentence\tlabel\n0\twho?\tme\tyes\n7\twhere?\tthere\tno\n"
+LONG = "long " * 30_000
 
 
-@pytest.mark.parametrize(
-    ("rows", "texts"),
-    [
-        pytest.param(
-            'sentence\tlabel\n"so\t1\nhe said "no" "\t0\n', ('"so', 'he said "no" "'), id="quotes"
-        ),
-        pytest.param("sentence\tlabel\r\ngood\t1\r\nbad\t0\r\n", ("good", "bad"), id="CRLF"),
-        pytest.param("\ufeffsentence\tlabel\ngood\t1\nbad\t0\n", ("good", "bad"), id="BOM"),
-        pytest.param("sentence\tlabel\ngood\t1\nbad\t0", ("good", "bad"), id="no last line end"),
-        pytest.param(
-            "sentence\tlabel\ncafé \u2028x\t1\nbad\t0\n",
-            ("café \u2028x", "bad"),
-            id="unicode line end",
-        ),
-        pytest.param(
-            f"sentence\tlabel\n{'long ' * 30_000}\t1\nbad\t0\n",
-            ("long " * 30_000, "bad"),
-            id="long field",
-        ),
-    ],
-)
-def test_fields_are_taken_as_they_are(tmp_path, rows, texts):
-    assert glue_task(folder(tmp_path, rows)).train.texts == texts
+def folder(place, train, dev=None, name="Own") -> Path:
+    """A folder with train.tsv and dev.tsv (the same rows if none are given)."""
+    (place / name).mkdir(parents=True)
+    for side, text in (("train", train), ("dev", train if dev is None else dev)):
+        content = text if isinstance(text, bytes) else text.encode()
+        (place / name / f"{side}.tsv").write_bytes(content)
+    return place / name
 
 
-@pytest.mark.parametrize("name", ["Own", "own", "OWN"])
-@pytest.mark.parametrize("way", ["environment", "argument"])
-def test_folders_are_found_by_name_in_any_case(tmp_path, monkeypatch, name, way):
-    folder(tmp_path, SINGLE)
-    monkeypatch.delenv("FSLIB_DATA", raising=False)
-    if way == "environment":
-        monkeypatch.setenv("FSLIB_DATA", str(tmp_path))
-    found = load_tasks([name, "bbc"], data=tmp_path if way == "argument" else None)
-    assert list(found) == ["own", "bbc"]
-
-
-@pytest.mark.parametrize("kind", [str, Path])
-def test_folders_are_found_by_path(tmp_path, monkeypatch, kind):
-    monkeypatch.delenv("FSLIB_DATA", raising=False)
-    assert list(load_tasks(kind(folder(tmp_path, SINGLE)))) == ["own"]
-
-
-def test_names_list_the_embedded_tasks_and_then_the_folders(tmp_path, monkeypatch):
-    monkeypatch.delenv("FSLIB_DATA", raising=False)
-    assert task_names() == list(EMBEDDED)
-    folder(tmp_path, SINGLE, name="Zeta")
-    folder(tmp_path, SINGLE, name="Alpha")
-    (tmp_path / "notes").mkdir()
-    assert task_names(tmp_path) == [*EMBEDDED, "alpha", "zeta"]
-
-
-# Shifted words on SST-2
-
-NOUNS = ("film", "plot", "cast", "end", "score", "joke")
-
-
-@pytest.fixture
-def sst(tmp_path):
-    """A folder like SST-2: whole sentences, phrases of them, repeats, and one sentence of train that dev has, too."""
-    whole = [
-        f"the {a} , like the {b} , is n't good and that 's all {i}"
-        for i, (a, b) in enumerate(permutations(NOUNS, 2))
-    ]
-    rows = [w + " " for w in whole] + [" ".join(w.split()[2:9]) for w in whole] + whole[:3]
-    rows += ["too short", "long " * 30, whole[0].replace("good", "bad")]
-    dev = [
-        *(w.replace("good", "bad") for w in whole[:9]),
-        "a dev sentence has words of its own , not ours",
-    ]
-    table = [
-        "sentence\tlabel\n" + "".join(f"{r}\t{i % 2}\n" for i, r in enumerate(side))
-        for side in (rows, dev)
-    ]
-    folder(tmp_path, *table, name="SST-2")
-    return tmp_path, whole, dev
-
-
-def unshifted(split) -> list[str]:
-    """The sentences that an sst-shift split was made of; fails unless every second one has one swap of two words."""
-    for text, y, (source,) in zip(split.texts, split.labels, split.documents, strict=True):
-        old, new = source.split(), text.split()
-        differing = [i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
-        if not y:
-            assert text == source
-            continue
-        i, j = differing
-        assert j == i + 1 and (old[i], old[j]) == (new[j], new[i])
-        assert all(w[0].isalnum() and w != "n't" for w in (old[i], old[j])), (
-            "neither punctuation nor clitics move"
-        )
-    assert split.labels.tolist() == [i % 2 for i in range(len(split))]
-    return [source for (source,) in split.documents]
-
-
-def test_shifted_words_of_sst_2_come_from_whole_sentences_once_and_sides_stay_apart(sst):
-    place, whole, dev = sst
-    task = load_tasks(["SST-Shift"], data=place)["sst-shift"]
-    assert (task.label_names, task.metric, task.source) == (
-        ("intact", "swapped"),
-        "accuracy",
-        str(place / "SST-2"),
+class TestFolders:
+    @pytest.mark.parametrize(
+        ("train", "texts", "pairs"),
+        [
+            (SINGLE, ("good film", "bad film"), None),
+            (PAIRS, ("who?", "where?"), ("me", "there")),
+            (JOINED, ("A one. A two.", "C one. C two."), ("B one. B two.", "D one. D two.")),
+            ('sentence\tlabel\n"so\t1\nhe said "no" "\t0\n', ('"so', 'he said "no" "'), None),
+            ("sentence\tlabel\r\ngood\t1\r\nbad\t0\r\n", ("good", "bad"), None),
+            ("\ufeffsentence\tlabel\nx\t1\nbad\t0", ("x", "bad"), None),
+            ("sentence\tlabel\ncafé \u2028x\t1\nb\t0\n", ("café \u2028x", "b"), None),
+            (f"sentence\tlabel\n{LONG}\t1\nbad\t0\n", (LONG, "bad"), None),
+        ],
+        ids=["single", "pair", "joined", "quotes", "CRLF", "BOM", "line end", "long"],
     )
-    assert sorted(unshifted(task.train)) == sorted(whole)
-    assert sorted(unshifted(task.eval)) == sorted(dev)
-    assert not task.shared_texts()
-    assert (
-        task.fingerprint
-        == load_tasks("sst-shift", data=place)["sst-shift"].fingerprint
-        == "82781c0e2b229c56"
+    def test_fields_are_taken_as_they_are(self, tmp_path, train, texts, pairs):
+        task = glue_task(folder(tmp_path, train))
+        assert (task.name, task.metric, task.source) == ("own", "accuracy", str(tmp_path / "Own"))
+        assert (task.train.texts, task.train.pairs) == (texts, pairs)
+        assert task.train.labels.tolist() == [1, 0]  # yes and no, 1 and 0: classes in order
+
+    def test_scores_make_a_regression(self, tmp_path):
+        table = "index\tsentence1\tsentence2\tscore\n0\ta\tb\t4.25\n1\tc\td\t0\n"
+        task = glue_task(folder(tmp_path, table, name="STS-B"))
+        assert (task.metric, task.train.pairs, task.label_names) == ("spearman", ("b", "d"), ())
+        assert task.train.labels.tolist() == [4.25, 0.0]
+
+    def test_dev_columns_may_stand_in_another_order(self, tmp_path):
+        task = glue_task(folder(tmp_path, SINGLE, "label\tsentence\n1\tfine\n0\tpoor\n"))
+        assert (task.eval.texts, task.eval.labels.tolist()) == (("fine", "poor"), [1, 0])
+
+    def test_the_usual_metric_of_a_glue_task(self, tmp_path):
+        for name, metric in {"MRPC": "f1", "CoLA": "matthews", "RTE": "accuracy"}.items():
+            assert glue_task(folder(tmp_path, SINGLE, name=name)).metric == metric
+
+    def test_folders_are_found_by_name_in_any_case_and_by_path(self, tmp_path, monkeypatch):
+        for name in ("Dup", "dup", "One"):
+            folder(tmp_path, SINGLE.replace("good", name), name=name)
+        (tmp_path / "notes").mkdir()
+        assert task_names() == list(EMBEDDED)
+        assert task_names(tmp_path) == [*EMBEDDED, "dup", "one"]
+        assert load_task("Dup", tmp_path).train.texts[0] == "Dup film"
+        assert load_task("dup", tmp_path).train.texts[0] == "dup film"
+        with refused("task DUP", tmp_path / "Dup", tmp_path / "dup", "rename"):
+            load_task("DUP", tmp_path)
+        assert list(load_tasks(["ONE", "bbc"], tmp_path)) == ["one", "bbc"]
+        assert list(load_tasks(tmp_path / "One")) == ["one"]
+        monkeypatch.chdir(tmp_path.parent)
+        monkeypatch.setenv("FSLIB_DATA", tmp_path.name)  # a source means the same everywhere
+        for name in ("one", f"{tmp_path.name}/One"):
+            assert load_task(name).source == str(tmp_path / "One")
+
+    @pytest.mark.parametrize(
+        ("train", "dev", "parts"),
+        [
+            ("text\tkind\na\t1\n", None, ["train.tsv", "'label'", "kind"]),
+            (SINGLE, "sentence\tanswer\na\t1\n", ["dev.tsv", "'label'", "answer"]),
+            (SINGLE, "phrase\tlabel\na\t1\n", ["dev.tsv", "'sentence'", "phrase"]),
+            ("label\n1\n0\n", None, ["train.tsv", "text column", "none"]),
+            ("a\tb\tc\tlabel\n1\t2\t3\t0\n", None, ["train.tsv", "text columns", "'c'"]),
+            ("sentence\tlabel\na\t1\nb\t0\nc\n", None, ["train.tsv, line 4", "1 fields", "2"]),
+            ("sentence\tlabel\na\t1\n\nb\t0\n", None, ["train.tsv, line 3"]),
+            ("", None, ["train.tsv", "empty"]),
+            (SINGLE, "sentence\tlabel", ["dev.tsv", "empty"]),
+            (SINGLE, "sentence\tlabel\na\t1\nb\t2\n", ["dev.tsv, line 3", "'2'", "0, 1"]),
+            (b"sentence\tlabel\ncaf\xe9\t1\n", None, ["train.tsv", "UTF-8", "byte 18"]),
+            (SINGLE.encode("utf-16"), None, ["UTF-8", "byte 0"]),
+            ("sentence\tsentence\tlabel\na\tb\t1\n", None, ["train.tsv", "'sentence'", "twice"]),
+            ("sentence\tlabel\na\t1\nb\t1\n", None, ["own", "one class"]),
+            ("sentence\tscore\na\t1\nb\thigh\n", None, ["train.tsv, line 3", "'high'"]),
+            ("sentence\tscore\na\t1\nb\tnan\n", None, ["train.tsv, line 3", "'nan'"]),
+        ],
     )
+    def test_bad_files_are_named_with_what_is_wrong(self, tmp_path, train, dev, parts):
+        with refused(*parts):
+            glue_task(folder(tmp_path, train, dev))
+
+    def test_what_is_missing_is_named(self, tmp_path, monkeypatch):
+        (folder(tmp_path, SINGLE) / "dev.tsv").unlink()
+        with refused("dev.tsv", "No such file"):
+            glue_task(tmp_path / "Own")
+        with refused(tmp_path, "cannot be read"):
+            read_tsv(tmp_path)
+        with refused("unknown task", "not-there"):
+            load_tasks([str(tmp_path / "not-there")], data=tmp_path)
+        for name, near in {"bbc-pairs": "bbc-pair", "sst-shft": "sst-shift"}.items():
+            with refused(f"unknown task '{name}'", f"did you mean '{near}'", "FSLIB_DATA"):
+                load_tasks([name])
+        monkeypatch.setenv("FSLIB_DATA", str(tmp_path / "gone"))
+        with refused("gone", "FSLIB_DATA"):
+            load_tasks(["sst-2"])
 
 
-def test_shifted_words_need_sst_2(tmp_path, sst, monkeypatch):
-    (tmp_path / "SST-2" / "dev.tsv").unlink()
-    with refused("dev.tsv", "No such file"):
-        load_tasks(["sst-shift"], data=tmp_path)
-    own = folder(tmp_path, SINGLE, name="sst-shift")  # data of one's own come first
-    assert load_tasks(["sst-shift"], data=tmp_path)["sst-shift"].source == str(own)
+class TestShiftedWordsOfSST2:
+    @pytest.fixture
+    def sst(self, tmp_path):
+        """A folder like SST-2: sentences, phrases of them, repeats; dev has one of train, too."""
+        nouns = ("film", "plot", "cast", "end", "score", "joke")
+        told = "the {} , like the {} , is n't good and that 's all {}"
+        whole = [told.format(a, b, i) for i, (a, b) in enumerate(permutations(nouns, 2))]
+        train = [w + " " for w in whole] + [" ".join(w.split()[2:9]) for w in whole] + whole[:3]
+        train += ["too short", LONG, whole[0].replace("good", "bad")]
+        dev = [w.replace("good", "bad") for w in whole[:9]]
+        dev += ["a dev sentence has words of its own , not ours"]
+        sides = [[f"{text}\t{i % 2}" for i, text in enumerate(side)] for side in (train, dev)]
+        tables = ["\n".join(["sentence\tlabel", *lines]) for lines in sides]
+        folder(tmp_path, *tables, name="SST-2")
+        return tmp_path, whole, dev
+
+    def test_whole_sentences_are_used_once_and_sides_stay_apart(self, sst):
+        place, *expected = sst
+        task = load_tasks(["SST-Shift"], data=place)["sst-shift"]
+        assert (task.label_names, task.metric) == (("intact", "swapped"), "accuracy")
+        assert (task.source, task.fingerprint) == (str(place / "SST-2"), "82781c0e2b229c56")
+        for split, sentences in zip((task.train, task.eval), expected, strict=True):
+            assert sorted(source for (source,) in split.documents) == sorted(sentences)
+            assert split.labels.tolist() == [i % 2 for i in range(len(split))]
+            for text, _, label, (source,) in rows(split):
+                old, new = source.split(), text.split()
+                moved = [i for i in range(len(old)) if old[i] != new[i]]
+                assert len(moved) == 2 * label
+                if label:  # two neighbours, neither punctuation nor clitics
+                    i, j = moved
+                    assert (i + 1, old[i], old[j]) == (j, new[j], new[i])
+                    assert all(w[0].isalnum() and w != "n't" for w in (old[i], old[j]))
+        assert not task.shared_texts()
+
+    def test_sst_2_is_needed_unless_there_are_data_of_that_name(self, sst):
+        (sst[0] / "SST-2" / "dev.tsv").unlink()
+        with refused("dev.tsv", "No such file"):
+            load_tasks(["sst-shift"], data=sst[0])
+        own = folder(sst[0], SINGLE, name="sst-shift")
+        assert load_tasks(["sst-shift"], data=sst[0])["sst-shift"].source == str(own)
+
+    def test_nothing_that_can_be_shifted(self, tmp_path):
+        folder(tmp_path, SINGLE, name="SST-2")
+        with refused("sst-shift", "no examples"):
+            load_task("sst-shift", tmp_path)
 
 
-@NEEDS_REAL
-def test_real_shifted_words_of_sst_2():
-    tasks = load_tasks(["sst-2", "sst-shift"], data=REAL)
-    task = tasks["sst-shift"]
-    assert (len(task.train), len(task.eval), task.fingerprint) == (4640, 597, "f74f54e968bb6755")
-    for side in SIDES:
-        sources = unshifted(getattr(task, side))
-        assert len(set(sources)) == len(sources)
-        assert all(SST_WORDS[0] <= len(s.split()) <= SST_WORDS[1] for s in sources)
-        assert set(sources) <= {
-            " ".join(text.split()) for text in getattr(tasks["sst-2"], side).texts
-        }
-    assert not task.shared_texts() and not task.train.sources() & task.eval.sources()
-    everything = "\n".join(f" {s} " for split in (task.train, task.eval) for s in split.sources())
-    assert all(
-        everything.count(f" {s} ") == 1 for s in sorted(task.eval.sources())[::5]
-    )  # none is part of another
+def class_labels(names, **columns) -> datasets.Dataset:
+    kinds = {name: datasets.Value("string") for name in columns}
+    features = datasets.Features(kinds | {"label": datasets.ClassLabel(names=list(names))})
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
-@pytest.mark.parametrize(
-    ("train", "dev", "parts"),
-    [
-        ("text\tkind\na\t1\n", None, ["train.tsv", "'label'", "kind"]),
-        (SINGLE, "sentence\tanswer\na\t1\n", ["dev.tsv", "'label'", "answer"]),
-        (SINGLE, "phrase\tlabel\na\t1\n", ["dev.tsv", "'sentence'", "phrase"]),
-        ("label\n1\n0\n", None, ["train.tsv", "text column", "none"]),
-        ("a\tb\tc\tlabel\n1\t2\t3\t0\n", None, ["train.tsv", "text columns", "'c'"]),
-        ("sentence\tlabel\na\t1\nb\t0\nc\n", None, ["train.tsv, line 4", "1 fields", "2"]),
-        ("sentence\tlabel\na\t1\nb\tb\t0\n", None, ["train.tsv, line 3", "3 fields"]),
-        ("sentence\tlabel\na\t1\n\nb\t0\n", None, ["train.tsv, line 3"]),
-        ("", None, ["train.tsv", "empty"]),
-        ("sentence\tlabel\n", None, ["train.tsv", "empty"]),
-        (SINGLE, "sentence\tlabel", ["dev.tsv", "empty"]),
-        (SINGLE, "sentence\tlabel\na\t1\nb\t2\n", ["dev.tsv, line 3", "'2'", "0, 1"]),
-        (
-            SINGLE.replace("1", "positive"),
-            "sentence\tlabel\nx\tpositve\n",
-            ["line 2", "did you mean 'positive'"],
-        ),
-        (b"sentence\tlabel\ncaf\xe9\t1\n", None, ["train.tsv", "UTF-8", "byte 18"]),
-        (b"\xef\xbb\xbfsentence\tlabel\ncaf\xe9\t1\n", None, ["UTF-8", "byte 21"]),
-        (b"sentence\tlabel\n" + b"a\t1\n" * 10_000 + b"\xe9\t1\n", None, ["UTF-8", "byte 40015"]),
-        (SINGLE.encode("utf-16"), None, ["UTF-8", "byte 0"]),
-        ("sentence\tsentence\tlabel\na\tb\t1\n", None, ["train.tsv", "'sentence'", "twice"]),
-        ("sentence\tlabel\na\t1\nb\t1\n", None, ["own", "one class"]),
-        ("sentence\tscore\na\t1\nb\thigh\n", None, ["train.tsv, line 3", "'high'"]),
-        ("sentence\tscore\na\t1\nb\tnan\n", None, ["train.tsv, line 3", "'nan'"]),
-    ],
-)
-def test_bad_files_are_named_with_what_is_wrong(tmp_path, train, dev, parts):
-    with refused(*parts):
-        glue_task(folder(tmp_path, train, dev))
+class TestOwn:
+    def test_texts_are_held_out_with_their_labels_as_the_seed_says(self):
+        texts = [f"text {i}" for i in range(100)]
+        labels = ["glad", "sad"] * 50
+        mood = {"name": "mood", "train": (texts, labels), "label_names": ["sad", "glad"]}
+        held = [make_task(**mood, seed=seed) for seed in (0, 0, 1)]
+        assert [len(task.eval) for task in held] == [20] * 3
+        assert held[0].eval.texts == held[1].eval.texts != held[2].eval.texts
+        for split in (held[0].train, held[0].eval):
+            for text, _, label, _ in rows(split):
+                assert (labels[texts.index(text)] == "glad") == label
+        assert not held[0].shared_texts()
 
+    def test_a_text_that_repeats_in_pairs_stays_on_one_side(self):
+        firsts = [f"question {i // 4}" for i in range(40)]
+        seconds = [f"answer {i}" for i in range(39)] + ["answer 0"]
+        pairs = list(zip(firsts, seconds, strict=True))
+        for seed in range(10):
+            task = make_task("qa", (pairs, [0, 1] * 20), label_names=NAMES, seed=seed)
+            assert len(task.train) + len(task.eval) == 40 and not task.shared_texts()
+            joined = {"question 0", "question 9"}  # by answer 0
+            assert joined <= set(task.train.texts) or joined <= set(task.eval.texts)
 
-def test_a_missing_file_or_folder_is_named(tmp_path, monkeypatch):
-    place = folder(tmp_path, SINGLE)
-    (place / "dev.tsv").unlink()
-    with refused("dev.tsv", "No such file"):
-        glue_task(place)
-    with refused("nowhere", "FSLIB_DATA"):
-        load_tasks(["sst-2"], data=tmp_path / "nowhere")
-    monkeypatch.setenv("FSLIB_DATA", str(tmp_path / "gone"))
-    with refused("gone", "FSLIB_DATA"):
-        load_tasks(["sst-2"])
-    with refused(tmp_path, "cannot be read"):
-        read_tsv(tmp_path)
-    with refused("unknown task", "not-there"):
-        load_tasks([str(tmp_path / "not-there")], data=tmp_path)
+    def test_regression(self):
+        task = make_task("warmth", (["a", "b", "c"], [1, 2.5, "3"]), (["d"], [0]))
+        assert (task.is_regression, task.n_outputs, task.metric) == (True, 1, "spearman")
+        assert task.train.labels.dtype == np.float64
+        assert task.train.labels.tolist() == [1, 2.5, 3]
 
+    @pytest.mark.parametrize("table", [datasets.Dataset.from_dict, pd.DataFrame])
+    def test_tables(self, table):
+        columns = {"id": [1, 2], "one": ["a", "b"], "label": ["yes", "no"]}
+        task = make_task("own", table(columns), GOOD, label_names=NAMES)
+        assert (task.train.texts, task.train.labels.tolist()) == (("a", "b"), [1, 0])
+        columns = {"one": ["a", "b"], "idx": [1, 2], "two": ["c", "d"], "score": [0.5, 1.0]}
+        pairs = make_task("own", table(columns), table(columns))
+        assert (pairs.train.texts, pairs.train.pairs) == (("a", "b"), ("c", "d"))
+        assert pairs.is_regression
+        for wrong, part in (
+            ({"text": ["a"], "answer": [0]}, "no column label"),
+            ({"a": ["x"], "b": ["x"], "c": ["x"], "label": [0]}, "two text columns"),
+            ({"n": [1], "label": [0]}, "two text columns"),
+            ({"one": ["a", "b"], "two": [None, "c"], "label": [0, 1]}, "example 0"),  # a gap
+        ):
+            with refused("own", part):
+                make_task("own", table(wrong), label_names=NAMES)
 
-@pytest.mark.parametrize(
-    ("name", "near"), [("bbc-pairs", "bbc-pair"), ("bcc", "bbc"), ("sst-shft", "sst-shift")]
-)
-def test_an_unknown_task_gets_the_nearest_name(name, near):
-    with refused(f"unknown task '{name}'", f"did you mean '{near}'", "FSLIB_DATA"):
-        load_tasks([name])
+    def test_data_frames_with_two_columns_of_one_name_or_a_label_missing(self):
+        frame = pd.DataFrame({"text": ["a", "b"], "other": ["c", "d"], "label": [0, 1]})
+        with refused("own", "two columns", "'text'"):
+            make_task("own", frame.rename(columns={"other": "text"}), label_names=NAMES)
+        with refused("own", "example 1"):
+            missing = frame.assign(label=pd.array([0, None], "Int64"))
+            make_task("own", missing, label_names=NAMES)
 
+    def test_class_labels_name_the_classes_and_keep_their_order(self):
+        data = class_labels(NAMES, text=["a", "b"], label=[0, 1])
+        assert make_task("own", data, (["c"], [0])).label_names == NAMES
+        for names in ("yes no", "yes no other", "x y"):  # the dataset's names, if they are known
+            task = make_task("own", data, (["c"], [0]), label_names=names.split())
+            assert task.train.labels.tolist() == ([0, 1] if names == "x y" else [1, 0])
+        with refused("label of task own, example 1, 'yes'"):
+            make_task("own", data, (["c"], [0]), label_names=["no", "perhaps"])
 
-# Tasks of one's own
+    def test_labels_by_name_or_by_index_but_not_by_what_may_be_both(self):
+        one = make_task("own", (["a", "b"], ["0", "1"]), (["c"], ["1"]), label_names=["1", "0"])
+        assert one.train.labels.tolist() == [1, 0]
+        two = make_task("own", (["a", "b"], [0, 1.0]), (["c"], [1]), label_names=["0", "1"])
+        assert two.train.labels.tolist() == [0, 1]
+        with refused("own", "example 0", "label 0", "'0'", "index 1"):
+            make_task("own", (["a", "b"], [0, 1]), label_names=["1", "0"])
 
+    def test_limited_takes_a_random_part_that_its_seed_repeats(self, embedded):
+        task = embedded["bbc"]
+        small = task.limited(train=20, eval=10)
+        assert (len(small.train), len(small.eval)) == (20, 10)
+        assert set(rows(small.train)) <= set(rows(task.train))
+        assert small.train.texts == task.limited(train=20).train.texts
+        assert small.train.texts != task.limited(train=20, seed=1).train.texts
+        assert small.eval.texts == task.limited(eval=10).eval.texts  # sides do not depend
+        assert task.limited(train=10**9).train is task.train
+        assert small.fingerprint != task.fingerprint
 
-def test_an_own_task_in_five_lines():
-    texts = [
-        "what a day",
-        "oh no",
-        "lovely",
-        "terrible",
-        "fine",
-        "awful",
-        "good",
-        "bad",
-        "nice",
-        "poor",
-    ]
-    labels = ["glad", "sad"] * 5
-    task = fslib.make_task("mood", (texts, labels), label_names=["sad", "glad"], eval_share=0.3)
-    assert (len(task.train), len(task.eval)) == (7, 3)
-    assert not task.shared_texts()
-    for split in (task.train, task.eval):
-        assert [labels[texts.index(text)] == "glad" for text in split.texts] == split.labels.astype(
-            bool
-        ).tolist()
+    def test_the_fingerprint_knows_every_label_text_and_name(self):
+        own = {"name": "own", "train": GOOD, "eval": (["c"], [0]), "label_names": NAMES}
+        others = [
+            {"name": "owl"},
+            {"train": (["a ", "b"], [0, 1])},
+            {"train": (["a", "b"], [1, 0])},
+            {"eval": (["c"], [1])},
+            {"label_names": ("no", "yea")},
+            {"metric": "f1"},
+        ]
+        found = {make_task(**(own | other)).fingerprint for other in [{}, *others]}
+        assert len(found) == 7
+        assert make_task(**own, source="else", description="words").fingerprint in found
 
-
-def test_own_pairs_keep_a_text_that_repeats_on_one_side():
-    firsts = [f"question {i // 4}" for i in range(40)]
-    seconds = [f"answer {i}" for i in range(39)] + ["answer 0"]
-    task = make_task(
-        "qa", (list(zip(firsts, seconds, strict=True)), [0, 1] * 20), label_names=["no", "yes"]
+    @pytest.mark.parametrize(
+        ("scored", "said"),
+        [
+            (GOOD, "train holds every text of eval"),
+            ((["c", "d"], [1, 1]), "all eval labels are alike"),
+            ((["a"], [0]), "train holds every text of eval, all eval labels are alike"),
+            ((["a", "c"], [0, 1]), ""),
+        ],
     )
-    assert len(task.train) + len(task.eval) == 40
-    assert not task.shared_texts()
-    assert {"question 0", "question 9"} <= set(task.train.texts) or {
-        "question 0",
-        "question 9",
-    } <= set(task.eval.texts)
+    def test_what_makes_a_score_mean_little(self, scored, said):
+        assert make_task("own", GOOD, scored, label_names=NAMES).doubts == said
 
 
-def test_held_out_share_is_repeatable_and_follows_its_seed():
-    data = ([f"text {i}" for i in range(100)], [0, 1] * 50)
-    held = [make_task("own", data, label_names=["a", "b"], seed=s).eval.texts for s in (0, 0, 1)]
-    assert len(held[0]) == 20
-    assert held[0] == held[1] != held[2]
-
-
-def test_own_regression():
-    task = make_task("warmth", (["a", "b", "c"], [1, 2.5, "3"]), (["d"], [0]))
-    assert task.is_regression
-    assert task.metric == "spearman"
-    assert task.train.labels.dtype == np.float64
-    assert task.train.labels.tolist() == [1, 2.5, 3]
-
-
-def test_own_task_from_a_dataset():
-    single = datasets.Dataset.from_dict(
-        {"text": ["a", "b", "c", "d", "e"], "label": [0, 1, 1, 0, 1]}
-    )
-    task = make_task("own", single, single, label_names=["no", "yes"])
-    assert task.train.texts == ("a", "b", "c", "d", "e")
-    assert task.eval.labels.tolist() == [0, 1, 1, 0, 1]
-    pair = datasets.Dataset.from_dict(
-        {"premise": ["a", "b"], "idx": [1, 2], "claim": ["c", "d"], "score": [0.5, 1.0]}
-    )
-    task = make_task("own", pair, pair)
-    assert (task.train.texts, task.train.pairs) == (("a", "b"), ("c", "d"))
-    assert task.is_regression
-
-
-@pytest.mark.parametrize(
-    ("columns", "part"),
-    [
-        ({"text": ["a"], "answer": [0]}, "no column label"),
-        ({"a": ["x"], "b": ["x"], "c": ["x"], "label": [0]}, "two text columns"),
-        ({"n": [1], "label": [0]}, "two text columns"),
-    ],
-)
-def test_a_dataset_without_the_needed_columns_is_refused(columns, part):
-    with refused("own", part):
-        make_task("own", datasets.Dataset.from_dict(columns), label_names=["no", "yes"])
-
-
-def test_limited_takes_a_random_part_that_its_seed_repeats(embedded):
-    task = embedded["bbc"]
-    small = task.limited(train=20, eval=10)
-    assert (len(small.train), len(small.eval)) == (20, 10)
-    assert set(small.train.texts) <= set(task.train.texts)
-    assert (
-        small.train.texts
-        == task.limited(train=20).train.texts
-        != task.limited(train=20, seed=1).train.texts
-    )
-    assert (
-        task.limited(eval=10).eval.texts == small.eval.texts
-    )  # one side does not depend on the other
-    assert task.limited(train=10**9).train is task.train
-    where = dict(zip(task.train.texts, task.train.labels, strict=True))
-    assert [where[text] for text in small.train.texts] == small.train.labels.tolist()
-    assert small.fingerprint != task.fingerprint
-
-
-GOOD = (["a", "b"], [0, 1])
+NAN = float("nan")
+NUMBERS = {"label_names": []}
 
 
 @pytest.mark.parametrize(
     ("data", "options", "parts"),
     [
-        ((["a", "b", "c"], [0, 1]), {}, ["3 texts but 2 labels"]),
-        (([1, "b"], [0, 1]), {}, ["example 0", "strings"]),
+        ((["a", "b", "c"], [0, 1]), {}, ["own", "3 texts but 2 labels"]),
+        (([1, "b"], [0, 1]), {}, ["own", "example 0", "strings"]),
         ((["a", None], [0, 1]), {}, ["example 1", "strings"]),
-        (([None, "b"], [0, 1]), {}, ["example 0", "strings"]),
         (([("a", "b"), "c"], [0, 1]), {}, ["example 1", "pairs"]),
         (([("a", "b", "c"), ("d", "e", "f")], [0, 1]), {}, ["example 0", "pairs"]),
+        (([("a", "b"), ("c", "d")], [0, 1]), {}, ["own", "both be pairs or both single texts"]),
         ((["a", "b"], [0, 2]), {}, ["example 1", "2", "no, yes"]),
         ((["a", "b"], [0, -1]), {}, ["example 1", "-1"]),
         ((["a", "b"], [0, 0.5]), {}, ["example 1", "0.5"]),
-        ((["a", "b"], [0, float("nan")]), {}, ["example 1", "nan"]),
-        ((["a", "b"], [0, None]), {}, ["example 1", "None"]),
+        ((["a", "b"], [0, True]), {}, ["example 1", "True"]),
+        ((["a", "b"], [0, NAN]), {}, ["example 1", "nan"]),
         ((["a", "b"], ["no", "yess"]), {}, ["example 1", "did you mean 'yes'"]),
         ((["a", "b"], [0, 0]), {}, ["one class"]),
         (GOOD, {"label_names": ["only"]}, ["1", "only"]),
@@ -741,86 +541,30 @@ GOOD = (["a", "b"], [0, 1])
         (GOOD, {"metric": "spearman"}, ["spearman", "label names"]),
         (GOOD, {"metric": "accurcy"}, ["accurcy", "did you mean 'accuracy'"]),
         (GOOD, {"metric": "f1", "label_names": ["a", "b", "c"]}, ["f1", "2 classes"]),
-        ((["a", "b"], ["x", "y"]), {"label_names": []}, ["not numbers", "label_names"]),
-        ((["a", "b"], [1.0, float("inf")]), {"label_names": []}, ["finite"]),
-        (
-            (["a", "b"], [1.0, 2.0]),
-            {"label_names": [], "metric": "accuracy"},
-            ["accuracy", "without label names"],
-        ),
+        ((["a", "b"], ["x", "y"]), NUMBERS, ["not numbers", "label_names"]),
+        ((["a", "b"], [1.0, float("inf")]), NUMBERS, ["finite"]),
+        ((["a", "b"], [1.0, 2.0]), NUMBERS | {"metric": "accuracy"}, ["without label names"]),
         (([], []), {}, ["no examples"]),
         (["a", "b", "c"], {}, ["(texts, labels)"]),
-        (7, {}, ["(texts, labels)"]),
+        (GOOD, {"name": "Own"}, ["'Own'", "lower-case"]),
+        (GOOD, {"name": ""}, ["''", "lower-case"]),
+        (GOOD, {"name": "a/b"}, ["'a/b'", "lower-case"]),
+        (GOOD, {"name": "mean"}, ["'mean'", "row of tables"]),
+        (GOOD, {"name": "step"}, ["'step'", "row of tables"]),
+        (GOOD, {"name": "random"}, ["'random'", "row of tables"]),
+        (GOOD, {"eval": None, "eval_share": 0.0}, ["own", "eval_share 0.0"]),
+        (GOOD, {"eval": None, "eval_share": 1.0}, ["own", "eval_share 1.0"]),
+        (GOOD, {"eval": None, "eval_share": NAN}, ["own", "eval_share nan"]),
+        ((["same"] * 4, [0, 1] * 2), {"eval": None}, ["own", "too few distinct texts"]),
     ],
 )
 def test_bad_own_data_are_named_with_what_is_wrong(data, options, parts):
-    with refused("own", *parts):
-        make_task("own", data, GOOD, **({"label_names": ["no", "yes"]} | options))
-
-
-@pytest.mark.parametrize("name", ["", "Own", "my task", "a/b"])
-def test_a_task_name_must_do_as_a_file_name(name):
-    with refused(repr(name), "lower-case"):
-        make_task(name, GOOD, GOOD, label_names=["no", "yes"])
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, float("nan")])
-def test_eval_share_out_of_range(share):
-    with refused("own", "eval_share", str(share)):
-        make_task("own", GOOD, label_names=["no", "yes"], eval_share=share)
-
-
-def test_nothing_can_be_held_out_of_one_repeated_text():
-    with refused("own", "too few distinct texts"):
-        make_task("own", (["same"] * 10, [0, 1] * 5), label_names=["no", "yes"])
-
-
-def test_singles_do_not_mix_with_pairs():
-    with refused("own", "pairs"):
-        make_task("own", ([("a", "b"), ("c", "d")], [0, 1]), GOOD, label_names=["no", "yes"])
+    with refused(*parts):
+        make_task(**{"name": "own", "train": data, "eval": GOOD, "label_names": NAMES} | options)
 
 
 def test_two_tasks_of_one_name_and_no_task_are_refused():
-    own = make_task("bbc", GOOD, GOOD, label_names=["no", "yes"])
     with refused("two tasks", "'bbc'"):
-        load_tasks(["bbc", own])
+        load_tasks(["bbc", make_task("bbc", GOOD, GOOD, label_names=NAMES)])
     with refused("no task"):
         load_tasks([])
-
-
-# Real data, where they are
-
-
-@NEEDS_REAL
-@pytest.mark.parametrize(
-    ("name", "rows", "pair"),
-    [("SST-2", (67349, 872), False), ("QNLI", (4463, 1000), True), ("AG-Pair", (6000, 1600), True)],
-)
-def test_real_row_counts(name, rows, pair):
-    task = load_tasks([name], data=REAL)[name.lower()]
-    assert (len(task.train), len(task.eval)) == rows
-    assert (task.train.pairs is not None) == pair
-    assert task.n_outputs == 2
-
-
-@NEEDS_REAL
-def test_real_padding_stays_small(tiny):
-    tasks = load_tasks(["SST-2", "QNLI"], data=REAL)
-    for split in (tasks["sst-2"].train, tasks["qnli"].eval):
-        encoded = Encoded(split, tiny.tokenizer, max_length=256)
-        assert padding_share(encoded.in_length_order(32), encoded.lengths) <= 0.10
-        epoch = encoded.forever(32, np.random.default_rng(0))
-        batches = [next(epoch) for _ in range(-(-len(split) // 32))]
-        assert sum(map(len, batches)) == len(split)
-        assert padding_share(batches, encoded.lengths) <= 0.20
-
-
-def test_a_class_label_names_the_classes():
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
-    )
-    data = datasets.Dataset.from_dict(
-        {"text": list("abcdefgh"), "label": [0, 1] * 4}, features=features
-    )
-    task = make_task("own", data, eval_share=0.25)
-    assert task.label_names == ("no", "yes") and task.metric == "accuracy"

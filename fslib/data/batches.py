@@ -1,10 +1,10 @@
-"""From texts to batches, and whose turn it is: token ids, batches of like length, the task of every training step.
+"""Turn texts into batches of like length, and draw whose turn it is at every step.
 
-Padding is computed on like any token, so the examples of a batch are of like length and need little of it.
+Padding is computed on like any token, so the examples of a batch are of like length.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,10 +17,8 @@ from torch import Tensor
 from fslib.data.tasks import Split
 from fslib.errors import FslibError, check_count, unknown
 
-PADDING = {
-    "input_ids": 0,
-    "token_type_ids": 0,
-}  # what an encoder may take beside the mask, and its filler
+# what an encoder may take beside the mask, and its filler
+PADDING = {"input_ids": 0, "token_type_ids": 0}
 TOKENIZED_AT_ONCE = 1000  # a tokenizer's own output takes much more memory than the ids
 SORT_WINDOW = 32  # training: examples are sorted by length within this many shuffled batches
 SAMPLINGS = ("proportional", "sqrt", "uniform", "annealed")
@@ -28,10 +26,12 @@ SAMPLINGS = ("proportional", "sqrt", "uniform", "annealed")
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch.
+    """Some examples of a split, padded.
 
-    inputs: what the encoder takes, (batch, seq) each, `attention_mask` 1 on real tokens.
-    labels: (batch,). indices: positions of the examples in their split.
+    Args:
+        inputs: what the encoder takes, (batch, seq) each, `attention_mask` 1 on real tokens.
+        labels: (batch,).
+        indices: (batch,) positions of the examples in their split.
     """
 
     inputs: dict[str, Tensor]
@@ -44,39 +44,38 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
-        return Batch(
-            {k: v.to(device) for k, v in self.inputs.items()}, self.labels.to(device), self.indices
-        )
+        inputs = {name: values.to(device) for name, values in self.inputs.items()}
+        return Batch(inputs, self.labels.to(device), self.indices)
 
 
 class Encoded:
     """A split as token ids, ready to be batched in any order.
 
     `truncated` and `lost` say what `max_length` and the vocabulary leave of the texts.
+
+    Args:
+        split: the examples.
+        tokenizer: of the transformers library.
+        max_length: tokens of an example, the special ones among them; what is longer is cut off.
+
+    Raises:
+        FslibError: an example has no token.
     """
 
     def __init__(self, split: Split, tokenizer: Any, max_length: int) -> None:
         check_count("max_length", max_length)
         self.split, self.tokenizer, self.max_length = split, tokenizer, max_length
         self.columns: dict[str, list[np.ndarray]] = {}
-        for start in range(0, len(split), TOKENIZED_AT_ONCE):
-            part = slice(start, start + TOKENIZED_AT_ONCE)
-            rows = tokenizer(
-                list(split.texts[part]),
-                None if split.pairs is None else list(split.pairs[part]),
-                truncation="longest_first",
-                max_length=max_length,
-                return_attention_mask=False,
-            )
-            for name in PADDING.keys() & rows.keys():
-                self.columns.setdefault(name, []).extend(
-                    np.asarray(row, dtype=np.int32) for row in rows[name]
-                )
+        cut = {"truncation": "longest_first", "max_length": max_length}
+        for part in _tokenized(split, tokenizer, return_attention_mask=False, **cut):
+            for name in PADDING.keys() & part.keys():
+                rows = [np.asarray(row, dtype=np.int32) for row in part[name]]
+                self.columns.setdefault(name, []).extend(rows)
         self.padding = {**PADDING, "input_ids": tokenizer.pad_token_id}
         self.labels = torch.from_numpy(np.asarray(split.labels).copy())
         self.labels = self.labels.float() if self.labels.is_floating_point() else self.labels
-        if empty := [i for i, r in enumerate(self.columns["input_ids"]) if not len(r)]:
-            raise FslibError(f"example {empty[0]} has no token: drop empty texts")
+        if not self.lengths.all():
+            raise FslibError(f"example {self.lengths.argmin()} has no token: drop empty texts")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,9 +88,8 @@ class Encoded:
     @property
     def largest_id(self) -> int:
         """The largest token id of all examples, padding among them."""
-        return max(
-            self.padding["input_ids"], *(int(row.max()) for row in self.columns["input_ids"])
-        )
+        largest = max(int(row.max()) for row in self.columns["input_ids"])
+        return max(largest, self.padding["input_ids"])
 
     @cached_property
     def truncated(self) -> Bool[np.ndarray, " n"]:
@@ -103,10 +101,10 @@ class Encoded:
 
     @cached_property
     def lost(self) -> Bool[np.ndarray, " n"]:
-        """(n,) True where the model sees nothing of a text: no token of it that its vocabulary knows, or none at all.
+        """(n,) True where the model sees nothing of a text, or of one text of a pair.
 
-        That is a text that is blank or in a script that the tokenizer does not have, and one of a pair that
-        `max_length` leaves no room for.
+        A text may be blank, in a script that the tokenizer does not have, or without a word that
+        its vocabulary knows; and `max_length` may leave no room for one of a pair.
         """
         sides = [side for side in (self.split.texts, self.split.pairs) if side is not None]
         added = self.tokenizer.num_special_tokens_to_add(pair=len(sides) == 2)
@@ -133,49 +131,60 @@ class Encoded:
         return Batch(inputs, self.labels[torch.from_numpy(indices)], indices)
 
     def in_length_order(self, batch_size: int) -> list[np.ndarray]:
-        """Return batches of indices over all examples, each once, sorted by length (for evaluation and importance)."""
+        """Return batches of indices, sorted by length, each example once: for scoring."""
         check_count("batch_size", batch_size)
-        order = np.argsort(self.lengths, kind="stable")
-        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        return _in_batches(np.argsort(self.lengths, kind="stable"), batch_size)
 
     def forever(self, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Yield batches of indices for training, without end: every example once per epoch, a new order each epoch.
+        """Yield batches of indices for training, without end.
 
-        Examples are shuffled, sorted by length within windows of SORT_WINDOW batches, cut into batches, and the
-        batches shuffled. A ragged rest of an epoch is a smaller batch.
+        Every example comes once per epoch, in a new order each epoch: examples are shuffled, sorted
+        by length within windows of SORT_WINDOW batches, cut into batches, and the batches shuffled.
+        A ragged rest of an epoch is a smaller batch.
         """
         while True:
-            order = rng.permutation(len(self))
             batches = []
-            for start in range(0, len(order), SORT_WINDOW * batch_size):
-                window = order[start : start + SORT_WINDOW * batch_size]
-                window = window[np.argsort(self.lengths[window], kind="stable")]
-                batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+            for window in _in_batches(rng.permutation(len(self)), SORT_WINDOW * batch_size):
+                in_order = window[np.argsort(self.lengths[window], kind="stable")]
+                batches += _in_batches(in_order, batch_size)
             for i in rng.permutation(len(batches)):
                 yield batches[i]
 
 
-def _ids(split: Split, tokenizer: Any, **options: Any) -> Iterator[list[int]]:
-    """Yield every example's token ids, none cut off."""
+def _in_batches(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _tokenized(split: Split, tokenizer: Any, **options: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield a tokenizer's output for some examples after the other."""
     for start in range(0, len(split), TOKENIZED_AT_ONCE):
         part = slice(start, start + TOKENIZED_AT_ONCE)
         pairs = None if split.pairs is None else list(split.pairs[part])
-        yield from tokenizer(list(split.texts[part]), pairs, verbose=False, **options)["input_ids"]
+        yield tokenizer(list(split.texts[part]), pairs, **options)
 
 
-def padding_share(batches: Sequence[np.ndarray], lengths: np.ndarray) -> float:
-    """Return the share of computed tokens that are padding, in [0, 1)."""
-    computed = sum(int(lengths[b].max()) * len(b) for b in batches)
-    return 1 - sum(int(lengths[b].sum()) for b in batches) / computed
+def _ids(split: Split, tokenizer: Any, **options: Any) -> Iterator[list[int]]:
+    """Yield every example's token ids, none cut off."""
+    for part in _tokenized(split, tokenizer, verbose=False, **options):
+        yield from part["input_ids"]
 
 
 def sampling_weights(
     sizes: Num[np.ndarray, " tasks"], sampling: str, epoch: int = 1, epochs: int = 1
 ) -> Float[np.ndarray, " tasks"]:
-    """Return the probability of each task in one step of `epoch` (1..epochs); sums to 1.
+    """Return the probability of each task in one step.
 
-    proportional: n; sqrt: n**0.5; uniform: 1; annealed: n**a with a = 1 - 0.8 (epoch-1)/(epochs-1), from
-    proportional towards even (Stickland and Murray, 2019); a = 1 when there is one epoch.
+    proportional: n; sqrt: n**0.5; uniform: 1; annealed: n**a with a = 1 - 0.8 (epoch-1)/(epochs-1),
+    from proportional towards even (Stickland and Murray, 2019); a = 1 when there is one epoch.
+
+    Args:
+        sizes: n, the examples of each task.
+        sampling: one of SAMPLINGS.
+        epoch: 1..epochs.
+        epochs: of the whole training.
+
+    Returns:
+        Probabilities that sum to 1.
     """
     if sampling not in SAMPLINGS:
         raise unknown("sampling", sampling, SAMPLINGS)
@@ -190,14 +199,20 @@ def sampling_weights(
 
 
 def task_order(sizes: list[int], steps: int, sampling: str, epochs: int, seed: int) -> list[int]:
-    """Draw the task of every step, by its index, with `sampling_weights`; `steps` are cut into `epochs` equal parts."""
+    """Draw the task of every step, by its index, with `sampling_weights`.
+
+    Args:
+        sizes: the examples of each task.
+        steps: cut into `epochs` equal parts.
+        sampling: one of SAMPLINGS.
+        epochs: of the whole training.
+        seed: of the draw.
+    """
     check_count("steps", steps)
     check_count("epochs", epochs)
     check_count("seed", seed, 0)
     rng = np.random.default_rng([seed, 0])
-    parts = Counter(
-        1 + step * epochs // steps if epochs <= steps else 1 + step for step in range(steps)
-    )
+    parts = Counter(1 + (s * epochs // steps if epochs <= steps else s) for s in range(steps))
     order: list[int] = []
     for epoch, length in parts.items():
         chances = sampling_weights(np.array(sizes), sampling, epoch, epochs)

@@ -1,36 +1,48 @@
-"""The tasks of the paper by name, from the Hugging Face Hub or from a saved copy of its data.
+"""Load tasks by name from the Hugging Face Hub, or from a saved copy of its data.
 
-Why a registry: a dataset on the Hub may lose rows, reorder its labels or vanish, and a score computed on it can
-then not be compared with an older one. So every entry says what is expected (commit, columns, label names, rows),
-and whatever differs is refused. Labels are mapped by name into the order given here; rows without a label (-1)
-are dropped.
-
-Commits, columns, label names and row counts come from dataset cards and from public code that pins the same commits.
-They were not checked against the live Hub: the checks made while loading do that. No entry needs a loading script.
+Why a registry (`registry.yaml`): a dataset on the Hub may lose rows, reorder its labels or vanish,
+and a score computed on it can then not be compared with an older one. So every entry says what is
+expected (commit, columns, label names, rows), and whatever differs is refused. Labels are mapped by
+name into the order of the entry; rows without a label (-1) are dropped.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-from fslib.data.bbc import SPLIT_SEED, Article, pair_rows
+from fslib.data.bbc import EMBEDDED, SPLIT_SEED, Article, pair_rows
 from fslib.data.tasks import Task, make_task
-from fslib.errors import FslibError, NotAtHandError, check_count, first_line, unknown
+from fslib.errors import FslibError, NotAtHandError, first_line, unknown
+
+SUFFIXES = ("parquet", "csv", "json", "jsonl")  # of a saved split, in the order of preference
+PAUSE = 60  # seconds in which a Hub that was out of reach is not asked again
+_silent_until = -np.inf  # in time.monotonic()
+Side = tuple[list[Any], list[Any]]  # texts and labels
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is expected of one dataset.
+    """What is expected of the data of one task.
 
-    texts: for each of a task's one or two texts the columns it is joined from.
-    labels: label names in the order of the class indices; none for regression.
-    splits, rows, unlabelled: (train, eval); eval is a validation split where the test split has no labels.
-        rows are those published; unlabelled of them carry -1 and are dropped.
-    pairs: the task asks whether two texts have the same label (`_paired`).
-    The metric is the task's usual one (`fslib.data.tasks.METRIC_OF`), else accuracy.
+    Args:
+        hub: the dataset's id, organisation/name.
+        config: the part of the dataset.
+        revision: the commit.
+        texts: for each of the task's one or two texts the columns it is joined from.
+        labels: label names in the order of the class indices; none for regression.
+        splits: (train, eval); eval is a validation split where the test split has no labels.
+        rows: (train, eval), as published.
+        description: what the task asks.
+        label: the column of labels.
+        unlabelled: (train, eval), how many of the rows carry -1 and are dropped.
+        pairs: the task asks whether two texts have the same label (`_paired`).
     """
 
     hub: str
@@ -46,232 +58,93 @@ class Source:
     pairs: bool = False
 
 
-NLI = ("entailment", "neutral", "contradiction")
-PAIR_LABELS = ("different", "same")
-STARS = ("1 star", "2 star", "3 stars", "4 stars", "5 stars")
-TOPICS: dict[str, tuple[str, ...]] = {
-    "ag": ("World", "Sports", "Business", "Sci/Tech"),
-    "sogou": ("sports", "finance", "entertainment", "automobile", "technology"),
-}
-# fmt: off
-TOPICS["dbpedia"] = (
-    "Company", "EducationalInstitution", "Artist", "Athlete", "OfficeHolder", "MeanOfTransportation", "Building",
-    "NaturalPlace", "Village", "Animal", "Plant", "Album", "Film", "WrittenWork",
-)
-TOPICS["yahoo"] = (
-    "Society & Culture", "Science & Mathematics", "Health", "Education & Reference", "Computers & Internet", "Sports",
-    "Business & Finance", "Entertainment & Music", "Family & Relationships", "Politics & Government",
-)
-XNLI_LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
-# fmt: on
+@cache
+def registry() -> dict[str, Source]:
+    """Read the table of the Hub's tasks: what is expected of each, by name."""
+    table = yaml.safe_load(Path(__file__).with_name("registry.yaml").read_text(encoding="utf-8"))
+    return {
+        name: Source(**{field: _as_tuple(value) for field, value in entry.items()})
+        for name, entry in table["tasks"].items()
+    }
 
 
-def _from(
-    hub: str, revision: str, splits: tuple[str, str]
-) -> Callable[[str, str, tuple[int, int], tuple[str, ...], str], Source]:
-    """Return a maker of entries of one dataset: (config, columns of texts, rows, labels, description) -> Source."""
-
-    def entry(
-        config: str, columns: str, rows: tuple[int, int], labels: tuple[str, ...], description: str
-    ) -> Source:
-        texts = tuple(tuple(text.split("+")) for text in columns.split())
-        return Source(hub, config, revision, texts, labels, splits, rows, description)
-
-    return entry
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
-_GLUE = ("nyu-mll/glue", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c")
-_glue, _mnli = (
-    _from(*_GLUE, ("train", "validation")),
-    _from(*_GLUE, ("train", "validation_matched")),
-)
-_tested = ("train", "test")
-_ag = _from("fancyzhx/ag_news", "eb185aade064a813bc0b7f42de02595523103ca4", _tested)
-_imdb = _from("stanfordnlp/imdb", "e6281661ce1c48d982bc483cf8a173c1bbeb5d31", _tested)
-_yelp_p = _from("fancyzhx/yelp_polarity", "bbf1c97a1f0cf005e5aded43839fd814654a1557", _tested)
-_yelp_f = _from("Yelp/yelp_review_full", "c1f9ee939b7d05667af864ee1cb066393154bf85", _tested)
-_dbpedia = _from("fancyzhx/dbpedia_14", "9abd46cf7fc8b4c64290f26993c540b92aa145ac", _tested)
-_yahoo = _from(
-    "community-datasets/yahoo_answers_topics", "6652a1e7c94f7260a0bfd0c9092dd48e2d536ea1", _tested
-)
-_sogou = _from("community-datasets/sogou_news", "99d1ad9fe1592fddc9da501f381b8ae2c8e2fc19", _tested)
-_clue = _from("clue/clue", "9bc980255c2fe8d2a9dda48c2001ace3101ad8f2", ("train", "validation"))
-_xnli = _from("facebook/xnli", "b8dd5d7af51114dbda02c0e3f6133f332186418e", _tested)
-_scitail = _from("allenai/scitail", "0cc4353235b289165dfde1c7c5d1be983f99ce44", _tested)
-_snli = _from("stanfordnlp/snli", "cdb5c3d5eed6ead6e5a341c8e56e669bb666725b", _tested)
+def hub_task(name: str, folder: str | Path | None = None, *, check_rows: bool = True) -> Task:
+    """Return a task of the registry.
 
-_TWO = "sentence1 sentence2"
-_NLI = "premise hypothesis"
-_ARTICLE = "title+content"
-_QA = "question_title+question_content+best_answer"
-_SAME = ("not_duplicate", "duplicate")
-_ENTAILS = ("entailment", "not_entailment")
-_FOLLOWS = "does the second sentence follow from the first?"
+    Args:
+        name: as in the registry.
+        folder: a saved copy to take the data from instead of the Hub: what
+            `DatasetDict.save_to_disk` wrote, or one parquet, csv, json or jsonl file per split
+            (train.csv, test.csv).
+        check_rows: False takes data whose row counts are not the published ones.
 
-# name -> config, columns of the text or of the two texts, rows for training and evaluation, labels, question
-REGISTRY: dict[str, Source] = {
-    "mrpc": _glue(
-        "mrpc",
-        _TWO,
-        (3668, 408),
-        ("not_equivalent", "equivalent"),
-        "do two news sentences say the same?",
-    ),
-    "mnli": _mnli("mnli", _NLI, (392702, 9815), NLI, _FOLLOWS),
-    "cola": _glue(
-        "cola",
-        "sentence",
-        (8551, 1043),
-        ("unacceptable", "acceptable"),
-        "is this sentence grammatical?",
-    ),
-    "ag": _ag(
-        "default",
-        "text",
-        (120000, 7600),
-        TOPICS["ag"],
-        "topic of a news item, from its title and description",
-    ),
-    "imdb": _imdb(
-        "plain_text", "text", (25000, 25000), ("neg", "pos"), "sentiment of a film review"
-    ),
-    "yelp_p": _yelp_p(
-        "plain_text", "text", (560000, 38000), ("1", "2"), "sentiment of a review (2 is positive)"
-    ),
-    "yelp_f": _yelp_f("yelp_review_full", "text", (650000, 50000), STARS, "stars of a review"),
-    "dbpedia": _dbpedia(
-        "dbpedia_14",
-        _ARTICLE,
-        (560000, 70000),
-        TOPICS["dbpedia"],
-        "what kind of thing is described",
-    ),
-    "yahoo": _yahoo(
-        "yahoo_answers_topics",
-        _QA,
-        (1400000, 60000),
-        TOPICS["yahoo"],
-        "topic of a question and its answer",
-    ),
-    "sst-2": _glue(
-        "sst2",
-        "sentence",
-        (67349, 872),
-        ("negative", "positive"),
-        "sentiment of a film review's phrase",
-    ),
-    "qqp": _glue(
-        "qqp", "question1 question2", (363846, 40430), _SAME, "do two questions ask the same?"
-    ),
-    "qnli": _glue(
-        "qnli",
-        "question sentence",
-        (104743, 5463),
-        _ENTAILS,
-        "does the sentence answer the question?",
-    ),
-    "sogou": _sogou(
-        "default",
-        _ARTICLE,
-        (450000, 60000),
-        TOPICS["sogou"],
-        "topic of a Chinese news item, in Pinyin",
-    ),
-    "cmnli": _clue("cmnli", _TWO, (391783, 12241), NLI, f"{_FOLLOWS} (Chinese)"),
-    **{
-        f"xnli-{lang}": _xnli(lang, _NLI, (392702, 5010), NLI, f"{_FOLLOWS} ({lang})")
-        for lang in XNLI_LANGUAGES
-    },
-    "sts-b": _glue("stsb", _TWO, (5749, 1500), (), "how similar are two sentences, from 0 to 5?"),
-    "wnli": _glue(
-        "wnli",
-        _TWO,
-        (635, 71),
-        ("not_entailment", "entailment"),
-        f"{_FOLLOWS} (a pronoun is resolved)",
-    ),
-    "rte": _glue("rte", _TWO, (2490, 277), _ENTAILS, _FOLLOWS),
-    # SciTail's tab-separated configs have lost rows to quotation marks
-    "scitail": _scitail("snli_format", _TWO, (23596, 2126), NLI[:2], f"{_FOLLOWS} (science)"),
-    "snli": _snli("plain_text", _NLI, (550152, 10000), NLI, f"{_FOLLOWS} (captions)"),
-}
-REGISTRY["yahoo"] = replace(REGISTRY["yahoo"], label="topic")
-REGISTRY["scitail"] = replace(REGISTRY["scitail"], label="gold_label")
-REGISTRY["snli"] = replace(REGISTRY["snli"], unlabelled=(785, 176))  # the annotators did not agree
-REGISTRY["ag-pair"] = replace(
-    REGISTRY["ag"], pairs=True, description="are two news items about the same topic?"
-)
+    Returns:
+        The task; its `source` says which data it is made of, with the commit.
 
-
-def hub_task(
-    name: str,
-    folder: str | Path | None = None,
-    *,
-    revision: str | None = None,
-    check_rows: bool = True,
-    seed: int = SPLIT_SEED,
-) -> Task:
-    """Return a task of the registry; `task.source` says which data it is made of, with the commit that was loaded.
-
-    folder: a saved copy to take the data from: what `DatasetDict.save_to_disk` wrote, or one parquet, csv, json or
-        jsonl file per split (train.csv, test.csv).
-    revision: another commit, branch or tag than the registry's; which commit that is, is recorded.
-    check_rows: False takes data whose row counts are not the published ones.
-    seed: for the pairs of ag-pair, and nothing else.
-    Raises FslibError where data, split, column or label name is missing, rows differ, or no row has a label.
+    Raises:
+        FslibError: a split, column or label name is missing, row counts differ, no row has a label.
+        NotAtHandError: the Hub does not supply the data.
     """
     if name == "xnli":
-        raise FslibError(
-            f"task 'xnli' is one task per language: xnli-{', xnli-'.join(XNLI_LANGUAGES)}"
-        )
-    if name not in REGISTRY:
-        raise unknown("task of the registry", name, REGISTRY)
-    source = REGISTRY[name]
-    data, origin = (
-        _saved(source, Path(folder))
-        if folder
-        else _fetched(name, source, revision or source.revision)
-    )
+        languages = ", ".join(known for known in registry() if known.startswith("xnli-"))
+        raise FslibError(f"task 'xnli' is one task per language: {languages}")
+    if name not in registry():
+        raise unknown("task of the registry", name, registry())
+    source = registry()[name]
+    data, origin = _saved(source, Path(folder)) if folder else _fetched(name, source)
     if missing := [split for split in source.splits if split not in data]:
-        raise FslibError(
-            f"task {name}: no split {missing[0]!r} in {origin}; it has {', '.join(data) or 'none'}"
-        )
-    sides = [_side(name, source, data, side, check_rows) for side in (0, 1)]
+        held = ", ".join(data) or "none"
+        raise FslibError(f"task {name}: no split {missing[0]!r} in {origin}; it has {held}")
+    sides = []
+    for split, rows, without in zip(source.splits, source.rows, source.unlabelled, strict=True):
+        expected = rows - without if check_rows else None
+        sides.append(_side(f"task {name}, split {split}", source, data[split], expected))
     labels = source.labels
     if source.pairs:
-        check_count("seed", seed, 0)
-        labels, sides = PAIR_LABELS, _paired(sides, seed)
-    if labels:  # by name: some datasets' label names are numbers, which an index could be taken for
-        sides = [(texts, [labels[y] for y in indices]) for texts, indices in sides]
-    return make_task(
-        name, sides[0], sides[1], label_names=labels, description=source.description, source=origin
-    )
+        labels, sides = EMBEDDED["bbc-pair"].labels, _paired(sides, labels)
+    told: dict[str, Any] = {"description": source.description, "source": origin}
+    return make_task(name, sides[0], sides[1], label_names=labels, **told)
 
 
 def saved_copy(name: str, root: Path | None) -> Path | None:
-    """Return the folder under `root` that bears a task's name, in any case (for ag-pair also AG News's), or None."""
+    """Return the folder under `root` that bears a task's name, in any case.
+
+    For ag-pair it may also be that of AG News. None if there is no such folder.
+    """
     folders = [p for p in root.iterdir() if p.is_dir()] if root else []
-    return folder_called(name, folders) or (
-        folder_called("ag", folders) if name == "ag-pair" else None
-    )
+    other = folder_called("ag", folders) if name == "ag-pair" else None
+    return folder_called(name, folders) or other
 
 
 def folder_called(name: str, folders: Iterable[Path], *, exact_first: bool = True) -> Path | None:
-    """Return the folder of that name, else the one that bears it in another case, else None.
+    """Return the folder of that name, else the one that bears it in another case.
 
-    exact_first: False where case does not tell tasks apart. Raises FslibError where several bear the name and none is
-    first: which one is meant would depend on their order on disk.
+    Args:
+        name: what is looked for.
+        folders: where.
+        exact_first: False where case does not tell tasks apart.
+
+    Returns:
+        The folder; None if there is none.
+
+    Raises:
+        FslibError: several bear the name and none is first; which one is meant would depend on
+            their order on disk.
     """
     alike = sorted(p for p in folders if p.name.lower() == name.lower())
     exact = [p for p in alike if exact_first and p.name == name]
     if len(alike) > 1 and not exact:
-        raise FslibError(
-            f"task {name}: {' and '.join(map(str, alike))} differ in case alone: rename one of them"
-        )
+        both = " and ".join(map(str, alike))
+        raise FslibError(f"task {name}: {both} differ in case alone: rename one of them")
     return next(iter(exact or alike), None)
 
 
 def _saved(source: Source, folder: Path) -> tuple[dict[str, Any], str]:
+    """Return a saved copy's splits, and where it lies."""
     import datasets  # here and below only: it takes most of a second
 
     try:
@@ -279,137 +152,114 @@ def _saved(source: Source, folder: Path) -> tuple[dict[str, Any], str]:
             return dict(datasets.load_from_disk(str(folder))), str(folder)
         splits = {}
         for split in source.splits:
-            for suffix, kind in (
-                ("parquet", "parquet"),
-                ("csv", "csv"),
-                ("json", "json"),
-                ("jsonl", "json"),
-            ):
-                if (path := folder / f"{split}.{suffix}").is_file():
-                    # otherwise a text such as "None" or "nan" would be read as missing
-                    options = {"keep_default_na": False} if kind == "csv" else {}
-                    splits[split] = datasets.load_dataset(
-                        kind, data_files={split: str(path)}, **options
-                    )[split]
-                    break
+            paths = [folder / f"{split}.{suffix}" for suffix in SUFFIXES]
+            for path in [p for p in paths if p.is_file()][:1]:
+                kind = path.suffix.removeprefix(".").removesuffix("l")  # jsonl is read as json
+                # otherwise a text such as "None" or "nan" would be read as missing
+                options: dict[str, Any] = {"keep_default_na": False} if kind == "csv" else {}
+                options |= {"data_files": str(path), "split": "train"}
+                splits[split] = datasets.load_dataset(kind, **options)
     except Exception as error:  # each reader has errors of its own
-        raise FslibError(
-            f"data folder {folder} cannot be read ({first_line(error)}): save it again"
-        ) from error
+        why = first_line(error)
+        raise FslibError(f"data folder {folder} cannot be read ({why}): save it again") from error
     return splits, str(folder)
 
 
-def _fetched(name: str, source: Source, revision: str) -> tuple[dict[str, Any], str]:
+def _fetched(name: str, source: Source) -> tuple[dict[str, Any], str]:
+    """Return the Hub's splits, downloaded or from its cache, and their commit.
+
+    Each question to a Hub out of reach takes 24 seconds of retries, and a profile has many tasks:
+    for PAUSE seconds after such a failure only the cache is asked, as HF_HUB_OFFLINE=1 does.
+    """
     import datasets
 
+    global _silent_until
+    what, revision = f"{source.hub} ({source.config}, revision {source.revision})", source.revision
+    offline, silent = datasets.config.HF_HUB_OFFLINE, time.monotonic() < _silent_until
     try:
+        datasets.config.HF_HUB_OFFLINE = offline or silent
         builder = datasets.load_dataset_builder(source.hub, source.config, revision=revision)
         builder.download_and_prepare()
         data = dict(builder.as_dataset())
-    except (
-        Exception
-    ) as error:  # datasets, huggingface_hub, httpx and pyarrow raise here, each their own
+    except Exception as error:  # datasets, huggingface_hub, httpx and pyarrow: each its own
+        if isinstance(error, ConnectionError) and not silent:
+            _silent_until = time.monotonic() + PAUSE
+        paused = " (just out of reach, asked again in a minute)" if silent else ""
         raise NotAtHandError(
-            f"task {name}: the Hub did not supply dataset {source.hub} ({source.config}, revision {revision}): "
-            f"{first_line(error)}; check the network, or save a copy as {name} in the folder FSLIB_DATA points at"
+            f"task {name}: the Hub did not supply dataset {what}: {first_line(error)}{paused}; "
+            f"check the network, or save a copy as {name} in the folder FSLIB_DATA points at"
         ) from error
-    # Offline, datasets takes whatever commit its cache holds, and only logs it.
-    if len(revision) == 40 and builder.hash != revision:
-        raise FslibError(
-            f"task {name}: the cached copy of {source.hub} is of revision {builder.hash}, not {revision}: "
-            f"connect to the Hub, or ask for that revision"
-        )
-    return data, f"{source.hub} ({source.config}) at {builder.hash}"
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+    if builder.hash != revision:  # offline, datasets takes any cached commit, and only logs it
+        held = f"the cached copy of {source.hub} is of revision {builder.hash}"
+        raise FslibError(f"task {name}: {held}, not {revision}: connect to the Hub")
+    return data, f"{source.hub} ({source.config}) at {revision}"
 
 
-def _side(
-    name: str, source: Source, data: dict[str, Any], side: int, check_rows: bool
-) -> tuple[list[Any], list[Any]]:
-    """Return (texts, labels) of the labelled rows of the train (0) or the eval (1) split."""
-    split = source.splits[side]
-    where = f"task {name}, split {split}"
-    rows = data[split]
-    for column in (*(c for columns in source.texts for c in columns), source.label):
+def _side(where: str, source: Source, rows: Any, expected: int | None) -> Side:
+    """Return texts and labels of the labelled rows of a split, if they are so many."""
+    for column in (*chain(*source.texts), source.label):
         if column not in rows.column_names:
-            raise FslibError(
-                f"{where}: no column {column!r}; it has {', '.join(rows.column_names)}"
-            )
+            held = ", ".join(rows.column_names)
+            raise FslibError(f"{where}: no column {column!r}; it has {held}")
     labels = _labels(where, source, rows)
-    kept = np.flatnonzero(labels >= 0)
-    if not len(kept):
-        raise FslibError(
-            f"{where}: every label is -1, so nothing can be learned or scored; use data with labels"
-        )
-    published = source.rows[side]
-    for what, count, expected in (
-        ("rows", len(rows), published),
-        ("labelled rows", len(kept), published - source.unlabelled[side]),
-    ):
-        if check_rows and count != expected:
-            raise FslibError(
-                f"{where}: {count} {what} found, {expected} expected; get the published data, or pass check_rows=False"
-            )
-    parts = [_text(rows, columns) for columns in source.texts]
+    kept = [i for i, label in enumerate(labels) if label is not None]
+    if not kept:
+        raise FslibError(f"{where}: every label is -1; use data with labels")
+    if expected not in (None, len(kept)):
+        found = f"{len(kept)} labelled rows found, {expected} expected"
+        raise FslibError(f"{where}: {found}; get the published data, or pass check_rows=False")
+    parts = [_joined(rows, columns) for columns in source.texts]
     texts = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
-    return (texts if len(kept) == len(texts) else [texts[i] for i in kept]), labels[kept].tolist()
+    return [texts[i] for i in kept], [labels[i] for i in kept]
 
 
-def _text(rows: Any, columns: tuple[str, ...]) -> list[Any]:
-    # what is no string, make_task refuses
+def _joined(rows: Any, columns: tuple[str, ...]) -> list[Any]:
+    """Return one text per row; a missing text is left for make_task to refuse."""
+    values = [rows[column][:] for column in columns]
     if len(columns) == 1:
-        return rows[columns[0]][:]
-    return [
-        " ".join(part for part in parts if part)
-        for parts in zip(*(rows[c][:] for c in columns), strict=True)
-    ]
+        return values[0]
+    return [" ".join(filter(None, parts)) for parts in zip(*values, strict=True)]
 
 
-def _labels(where: str, source: Source, rows: Any) -> np.ndarray:
-    """Return per row its class index in the registry's order (its number, for regression), -1 where it has none."""
+def _labels(where: str, source: Source, rows: Any) -> list[Any]:
+    """Return the name of each row's label, or its number; None where it has none."""
+    where = f"{where}: column {source.label!r}"
     column = rows[source.label][:]
     if not source.labels:
         try:
-            return np.array([-1.0 if y is None else float(y) for y in column])
+            return [None if y is None or float(y) < 0 else float(y) for y in column]
         except ValueError as error:
-            raise FslibError(
-                f"{where}: column {source.label!r} must hold numbers ({error})"
-            ) from None
+            raise FslibError(f"{where} must hold numbers ({error})") from None
     names = getattr(rows.features[source.label], "names", None)
-    if names is None:  # the names themselves, or -1
-        written = [str(y) for y in column]
-        names = sorted(set(written) - {"-1", "-", "", "None"})
-        at = {name: i for i, name in enumerate(names)}
-        column = [at.get(y) for y in written]
-    if missing := [n for n in source.labels if n not in names]:
-        raise FslibError(
-            f"{where}: no label {missing[0]!r} in column {source.label!r}; it has {', '.join(names)}"
-        )
-    own = {name: i for i, name in enumerate(source.labels)}
-    order = np.array([*(own.get(n, -2) for n in names), -1])  # the last for -1
-    indices = order[[-1 if y is None else y for y in column]]
-    if (indices == -2).any():
-        extra = [n for n in names if n not in own]
-        raise FslibError(
-            f"{where}: label {extra[0]!r} in column {source.label!r} is none of {', '.join(own)}"
-        )
-    return indices
+    if names:
+        found = [None if y is None or y < 0 else names[y] for y in column]
+    else:
+        found = [None if str(y) in ("", "-1", "-", "None") else str(y) for y in column]
+        names = sorted({*found} - {None})
+    if missing := [name for name in source.labels if name not in names]:
+        raise FslibError(f"{where} has no label {missing[0]!r}; it has {', '.join(names)}")
+    if strange := sorted(filter(None, {*found} - {*source.labels})):
+        held = ", ".join(source.labels)
+        raise FslibError(f"{where} has label {strange[0]!r}, none of {held}")
+    return found
 
 
-def _paired(
-    sides: list[tuple[list[Any], list[Any]]], seed: int
-) -> list[tuple[list[Any], list[Any]]]:
-    """Make AG-Pair from AG News: each text once with one of its own topic and once with one of another (`pair_rows`).
+def _paired(sides: list[Side], topics: tuple[str, ...]) -> list[Side]:
+    """Make AG-Pair from AG News: pair each text with its topic and with another.
 
-    A text that repeats is kept once, in eval rather than in train, so that it is used twice and on one side only.
+    A text that repeats is kept once, in eval rather than in train, so that it is used twice and on
+    one side only (`pair_rows`).
     """
     known: set[str] = set()
-    made = []
+    made: list[Side] = []
     for side in (1, 0):
-        articles = []
+        articles: list[Article] = []
         for text, topic in zip(*sides[side], strict=True):
             if text not in known:
                 known.add(text)
-                articles.append(Article(text, str(topic), "", (text,)))
-        firsts, seconds, labels, _ = pair_rows(articles, np.random.default_rng([seed, side]))
-        made.append((list(zip(firsts, seconds or [], strict=True)), labels))
+                articles.append(Article(text, str(topics.index(topic)), "", (text,)))
+        rows = pair_rows(articles, np.random.default_rng([SPLIT_SEED, side]))
+        made.append(([(first, second) for first, second, *_ in rows], [y for _, _, y, _ in rows]))
     return made[::-1]

@@ -1,23 +1,21 @@
-"""Sentences in which something about a word is wrong: two neighbours swapped, or one word exchanged for another.
+"""Make sentences in which two words are swapped, or one word is exchanged.
 
-Both rules work on any text, so that one question can be asked of several: `bbc-shift` and `sst-shift` differ in
-nothing but the text. What is wrong must not be seen from the words alone, without their order and context.
+Both rules work on any text, so that one question can be asked of several: `bbc-shift` and
+`sst-shift` differ in nothing but the text. What is wrong must not be seen from the words alone,
+without their order and context.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-Rows = tuple[
-    list[str], list[str] | None, list[int], list[tuple[str, ...]]
-]  # texts, pairs, labels, document ids
+Row = tuple[str, str | None, int, tuple[str, ...]]  # text, its pair, label, ids of its documents
 
-COMMON = (
-    100  # so many of the most frequent words, which hold sentences together, are never exchanged
-)
+COMMON = 100  # so many of the most frequent words hold sentences together: never exchanged
 _ANY = re.compile("")
 _EXCHANGEABLE = re.compile(r"""([a-z]{4,})([.,;:!?"']*)""")
 
@@ -25,18 +23,20 @@ _EXCHANGEABLE = re.compile(r"""([a-z]{4,})([.,;:!?"']*)""")
 def shift_words(
     sentence: str, rng: np.random.Generator, movable: re.Pattern[str] = _ANY
 ) -> str | None:
-    """Return the sentence with two adjacent, different words swapped; None if it has no such pair.
+    """Return the sentence with two adjacent, different words swapped.
 
-    movable: both words begin like this; what words are is said by white space.
+    Args:
+        sentence: words between white space.
+        rng: draws the two.
+        movable: both words begin like this.
+
+    Returns:
+        The sentence; None if it has no such pair.
     """
     words = sentence.split()
-    swappable = [
-        i
-        for i in range(len(words) - 1)
-        if words[i].casefold() != words[i + 1].casefold()
-        and movable.match(words[i])
-        and movable.match(words[i + 1])
-    ]
+    free = [movable.match(word) is not None for word in words]
+    new = [a.casefold() != b.casefold() for a, b in pairwise(words)]
+    swappable = [i for i, differ in enumerate(new) if differ and free[i] and free[i + 1]]
     if not swappable:
         return None
     i = swappable[int(rng.integers(len(swappable)))]
@@ -46,26 +46,34 @@ def shift_words(
 
 def shifted_rows(
     sentences: Iterable[tuple[str, str]], rng: np.random.Generator, movable: re.Pattern[str] = _ANY
-) -> Rows:
+) -> list[Row]:
     """Return rows in which every second sentence has two neighbours swapped (label 1).
 
-    sentences: (document id, sentence). They are taken one by one, so a generator may draw from the same `rng`.
+    Args:
+        sentences: (document id, sentence), taken one by one, so that a generator may draw from the
+            same `rng`.
+        rng: draws the words.
+        movable: as in `shift_words`.
     """
-    texts: list[str] = []
-    labels: list[int] = []
-    ids: list[tuple[str, ...]] = []
+    rows: list[Row] = []
     for document, sentence in sentences:
         shifted = shift_words(sentence, rng, movable)
-        # label by turns keeps the two classes equal
-        label = int(shifted is not None and len(labels) % 2)
-        texts.append(shifted if label and shifted is not None else sentence)
-        labels.append(label)
-        ids.append((document,))
-    return texts, None, labels, ids
+        if shifted is None or len(rows) % 2 == 0:  # labels by turns keep the two classes equal
+            rows.append((sentence, None, 0, (document,)))
+        else:
+            rows.append((shifted, None, 1, (document,)))
+    return rows
 
 
 class Place(NamedTuple):
-    """A word of a sentence that may be exchanged: the document it is of, all words, its position, itself."""
+    """A word of a sentence that may be exchanged.
+
+    Args:
+        document: the id of the document.
+        words: of the sentence.
+        position: of the word in the sentence.
+        word: without punctuation.
+    """
 
     document: str
     words: list[str]
@@ -79,31 +87,38 @@ class Place(NamedTuple):
         return " ".join(words)
 
     def takes(self, other: "Place") -> bool:
-        """Whether the two may exchange their words: of two documents, and no word comes to stand there twice."""
+        """Whether the other's word may come here.
+
+        It must be of another document, and new to the sentence.
+        """
         known = {w.strip(".,;:!?\"'").casefold() for w in self.words}
         return self.document != other.document and other.word not in known
 
 
 def exchanged_rows(
     sentences: Iterable[tuple[str, str]], corpus: Iterable[str], rng: np.random.Generator
-) -> Rows:
-    """Return rows in which half of the sentences have one word that belongs to another of them (label 1).
+) -> list[Row]:
+    """Return rows in which half of the sentences have a word of another (label 1).
 
-    Sentences exchange words in twos: of two that are next to each other in the order of frequency (over `corpus`, ties
-    in random order). So a word comes into sentences exactly as often as it leaves others, and neither its presence
-    nor its frequency tells. Exchanged are lower-case words of four letters and more that are not among the COMMON
-    most frequent, and no word after "a" or "an", which would tell by its first letter. A sentence without such a word
-    is left out.
-    sentences: (document id, sentence). Both classes are of equal size.
+    Sentences exchange words in twos that are next to each other in the order of frequency (ties in
+    random order). So a word comes into sentences exactly as often as it leaves others, and neither
+    its presence nor its frequency tells. Exchanged are lower-case words of four letters and more
+    that are not among the COMMON most frequent, and no word after "a" or "an", which would tell by
+    its first letter. A sentence without such a word is left out. Both classes are of equal size.
+
+    Args:
+        sentences: (document id, sentence).
+        corpus: the sentences over which words are counted.
+        rng: draws the word of each sentence, and the order of ties.
     """
-    counts = Counter(
-        found[1] for s in corpus for w in s.split() if (found := _EXCHANGEABLE.fullmatch(w))
-    )
+    found = (_EXCHANGEABLE.fullmatch(word) for sentence in corpus for word in sentence.split())
+    counts = Counter(match[1] for match in found if match)
     common = {word for word, _ in counts.most_common(COMMON)}
-    places = [p for d, s in sentences if (p := _place(d, s.split(), common, rng)) is not None]
+    drawn = (_place(document, s.split(), common, rng) for document, s in sentences)
+    places = [place for place in drawn if place is not None]
     intact, changed = places[::2], places[1::2]
     order = sorted(rng.permutation(len(changed)), key=lambda i: counts[changed[i].word])
-    spoiled: list[tuple[Place, str]] = []
+    spoiled: list[Row] = []
     waiting: list[Place] = []
     for place in (changed[i] for i in order):
         partner = next((w for w in waiting if w.takes(place) and place.takes(w)), None)
@@ -111,46 +126,39 @@ def exchanged_rows(
             waiting.append(place)
             continue
         waiting.remove(partner)
-        spoiled += [(place, place.put(partner.word)), (partner, partner.put(place.word))]
-    intact = intact[: len(spoiled)]
-    texts = [" ".join(p.words) for p in intact] + [text for _, text in spoiled]
-    labels = [0] * len(intact) + [1] * len(spoiled)
-    return texts, None, labels, [(p.document,) for p in (*intact, *(p for p, _ in spoiled))]
+        spoiled.append((place.put(partner.word), None, 1, (place.document,)))
+        spoiled.append((partner.put(place.word), None, 1, (partner.document,)))
+    whole = intact[: len(spoiled)]
+    return [(" ".join(place.words), None, 0, (place.document,)) for place in whole] + spoiled
 
 
 def _place(
     document: str, words: list[str], common: set[str], rng: np.random.Generator
 ) -> Place | None:
     """Draw the word of a sentence that may be exchanged; None if it has none."""
-    found = {
-        i: match[1] for i, word in enumerate(words) if (match := _EXCHANGEABLE.fullmatch(word))
-    }
-    after_article = {i for i in found if i and words[i - 1].casefold() in ("a", "an")}
-    allowed = [i for i, word in found.items() if word not in common and i not in after_article]
-    if not allowed:
-        return None
-    position = allowed[int(rng.integers(len(allowed)))]
-    return Place(document, words, position, found[position])
+    allowed = []
+    for before, (i, word) in zip(["", *words], enumerate(words), strict=False):
+        match = _EXCHANGEABLE.fullmatch(word)
+        if match and match[1] not in common and before.casefold() not in ("a", "an"):
+            allowed.append(Place(document, words, i, match[1]))
+    return allowed[int(rng.integers(len(allowed)))] if allowed else None
 
 
 def whole_texts(texts: Iterable[str], shortest: int) -> list[str]:
-    """Return the texts that are no part of another one, repeats once, white space levelled, in order.
+    """Return the texts that are no part of another one, in order.
 
-    A part is a run of whole words. Texts of fewer than `shortest` words are left out.
+    Repeats are kept once, and white space is levelled. A part is a run of whole words. Texts of
+    fewer than `shortest` words are left out.
     """
     levelled = dict.fromkeys(" ".join(text.split()) for text in texts)
-    every = [w for text in levelled if len(w := text.split()) >= shortest]
-    at: dict[
-        tuple[str, ...], list[tuple[int, int]]
-    ] = {}  # where each run of `shortest` words stands
+    every = [words for text in levelled if len(words := text.split()) >= shortest]
+    at: dict[tuple[str, ...], list[tuple[int, int]]] = {}  # run of `shortest` words -> its places
     for number, words in enumerate(every):
         for start in range(len(words) - shortest + 1):
             at.setdefault(tuple(words[start : start + shortest]), []).append((number, start))
 
     def is_part(number: int, words: list[str]) -> bool:
         places = at[tuple(words[:shortest])]
-        return any(
-            n != number and every[n][start : start + len(words)] == words for n, start in places
-        )
+        return any(n != number and every[n][i : i + len(words)] == words for n, i in places)
 
     return [" ".join(words) for number, words in enumerate(every) if not is_part(number, words)]

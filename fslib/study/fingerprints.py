@@ -41,7 +41,7 @@ def cached_task(name: str) -> Task:
     Says in a line that data are not at hand, or are others than the records'.
     """
     try:
-        task = load_task(name, download=True)
+        task = load_task(name)
     except NotAtHandError as error:
         for path in _consulted:
             if card := read_cards(path).get(name):
