@@ -1,6 +1,6 @@
 """Which units each notebook needs, from a profile and a first seed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from fslib.study.units import (
     PruneUnit,
     SelectionUnit,
     SimilarityUnit,
+    Spec,
     Targets,
     TrainUnit,
     WordsUnit,
@@ -31,8 +32,6 @@ from fslib.study.units import (
 
 TEXTS = 2  # of every task, to show attention on
 LONGEST = 32  # tokens of a text whose attention is shown, special ones included
-
-Spec = Mapping[str, Any] | None  # of an ending, as a unit describes it; None is plain training
 
 
 class Chain(NamedTuple):
@@ -61,7 +60,7 @@ class Design:
         self.ending_seeds = self.seeds_of(p.ending_seeds)
         self.dose_seeds = self.ending_seeds[: p.dose_seeds]
         self.transfer_seeds = self.seeds_of(p.transfer_seeds)
-        # the tasks that notebook 05 makes pairs of; of 06's trunks; and of 07's, without its targets
+        # the tasks of notebook 05's pairs; of 06's trunks; and of 07's, without its targets
         self.pair_tasks = p.pair_tasks or p.tasks
         self.ending_tasks = p.ending_tasks or p.tasks
         targets = p.transfer_targets
@@ -224,17 +223,20 @@ class Design:
         For the seeds of notebook 07, with what is learned from them.
         """
         p, whole = self.profile, seed in self.dose_seeds
-        pruned = [*([TRUNK] if whole else []), PLAIN, TREATED, RANDOM]
+        pruned = [PLAIN, TREATED, RANDOM]
         if whole:
-            pruned += [at_dose(name, d) for d in p.doses for name in (TREATED, RANDOM)]
+            doses = [at_dose(name, d) for d in p.doses for name in (TREATED, RANDOM)]
+            pruned = [TRUNK, *pruned, *doses]
         transferred = seed in self.transfer_seeds and self.source_tasks == self.ending_tasks
-        return self._endings(seed, self.endings(whole=whole), pruned, transferred=transferred)
+        return self._endings(
+            seed, self.endings(whole=whole), tuple(pruned), transferred=transferred
+        )
 
     def floor_unit(self, seed: int, floor: float) -> EndingsUnit:
         """Return a trunk with a floor to its learning rate, and endings of `floor_delta`."""
         iat = {"kind": "IAT", "delta": self.profile.floor_delta, "alpha": self.profile.alpha}
-        endings = {PLAIN: None, TREATED: iat, RANDOM: iat | {"heads": "random"}}
-        return self._endings(seed, endings, list(endings), lr_floor=floor)
+        endings: dict[str, Spec] = {PLAIN: None, TREATED: iat, RANDOM: iat | {"heads": "random"}}
+        return self._endings(seed, endings, tuple(endings), lr_floor=floor)
 
     def source_unit(self, seed: int) -> EndingsUnit:
         """Return the unit that transfer begins with.
@@ -245,7 +247,7 @@ class Design:
             return self.endings_unit(seed)
         every = self.endings(whole=False)
         endings = {name: every[name] for name in (PLAIN, TREATED, RANDOM)}
-        return self._endings(seed, endings, [], transferred=True, tasks=self.source_tasks)
+        return self._endings(seed, endings, (), transferred=True, tasks=self.source_tasks)
 
     def single_unit(self, seed: int, task: str) -> TrainUnit:
         """Return a task of 06 trained alone.
@@ -258,8 +260,8 @@ class Design:
     def _endings(
         self,
         seed: int,
-        endings: Mapping[str, Spec],
-        pruned: list[str],
+        endings: dict[str, Spec],
+        pruned: tuple[str, ...],
         *,
         transferred: bool = False,
         **changes: Any,

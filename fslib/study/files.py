@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -92,6 +93,15 @@ def remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def set_aside(path: Path, error: Exception) -> None:
+    """Rename a damaged file or folder, to be looked at, and warn of it."""
+    aside = path.with_name(f"{path.name}.corrupt")
+    with writing(aside):
+        remove(aside)
+        path.rename(aside)
+    warnings.warn(f"{error}: set aside as {aside.name}, to be computed again", stacklevel=4)
 
 
 @contextmanager

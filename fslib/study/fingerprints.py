@@ -165,8 +165,9 @@ def changed_cards(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any
     return changed
 
 
-def write_cards(folder: Path, cards: dict[str, dict[str, Any]]) -> None:
-    """Write cards into a folder's data.json; what it tells of other tasks stays."""
+def write_cards(folder: Path, names: Iterable[str]) -> None:
+    """Write what is new of tasks into a folder's data.json; the rest of it stays."""
+    cards = changed_cards(folder, names)
     with suppress(FslibError):  # where it is damaged, these are all that is known
         cards = read_cards(folder / FILE) | cards
     content = {"tasks": {name: cards[name] for name in sorted(cards)}}

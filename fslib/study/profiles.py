@@ -98,8 +98,8 @@ class Profile(FineTuning):
     encoder_seeds: Seeds = 1
     # where it is not small_lr, or not encoder_seeds; an encoder that is named in one of these has
     # models of its own in 04, also if it is the one of 01 to 03
-    encoder_lrs: dict[EncoderName, Rate] = {}
-    encoder_seeds_of: dict[EncoderName, Seeds] = {}
+    encoder_lrs: dict[EncoderName, Rate] = Field({})
+    encoder_seeds_of: dict[EncoderName, Seeds] = Field({})
     pair_seeds: Seeds = 1
     pair_tasks: SeveralTasks | None = None  # notebook 05; None: tasks
     small_encoder: EncoderName

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,7 @@ from filelock import FileLock
 from fslib.errors import FslibError, first_line
 from fslib.model.devices import fixed_threads
 from fslib.study.config import Config
-from fslib.study.files import sweep, write_bytes, writing
+from fslib.study.files import set_aside, sweep, write_bytes, writing
 from fslib.study.fingerprints import cached_task, changed_cards, require, write_cards
 from fslib.study.provenance import ROOT, git_commit, machine, versions
 
@@ -236,7 +235,7 @@ class Store:
         """
         if changed_cards(self.folder, names := list(names)):
             with self._lock("data"):
-                write_cards(self.folder, changed_cards(self.folder, names))
+                write_cards(self.folder, names)
 
     def sweep(self) -> None:
         """Delete what killed processes have left half written under the folder."""
@@ -292,14 +291,10 @@ class Store:
 
     def _set_aside_if_damaged(self, unit: Unit) -> None:
         """Rename a damaged record, under its lock: a good new one must not be hit."""
-        path = self.path(unit.kind, unit.key)
         try:
             self.load(unit.kind, unit.key)
         except DamagedRecordError as error:
-            aside = path.with_suffix(".json.corrupt")
-            with writing(aside):
-                path.replace(aside)
-            warnings.warn(f"{error}: set aside as {aside.name}, to be computed again", stacklevel=3)
+            set_aside(self.path(unit.kind, unit.key), error)
 
     def save(self, record: Record) -> None:
         """Write a record: its arrays first and its JSON last."""

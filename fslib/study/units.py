@@ -5,13 +5,11 @@ choose heads, similarity of tasks, endings and transfer.
 """
 
 import os
-import shutil
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -21,6 +19,7 @@ from jaxtyping import Float
 from pydantic import AfterValidator, Field
 from scipy.sparse import hstack
 
+from fslib import similarity
 from fslib.claims import gate_half, score_half
 from fslib.data.batches import SAMPLINGS
 from fslib.data.loading import one_case
@@ -46,18 +45,8 @@ from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.model.multitask import MultiTaskModel
 from fslib.progress import hidden
 from fslib.pruning import prune_important_heads
-from fslib.similarity import (
-    cosine,
-    head_overlap,
-    importance_similarity,
-    linear_cka,
-    representations,
-    task_embedding,
-    task_similarity,
-    text_embedding,
-)
 from fslib.study.config import Config, one_of
-from fslib.study.files import writing
+from fslib.study.files import set_aside, writing
 from fslib.study.fingerprints import cached_task
 from fslib.study.store import Record, Result, Store, Unit
 from fslib.training import branch, train
@@ -235,7 +224,7 @@ class TrainUnit(SeededFineTuning):
         """Train, evaluate, and save the model in `folder` (None: do not)."""
         tasks = self.load()
         model = self.new_model(tasks)
-        curve = {
+        curve: dict[str, Any] = {
             "evaluate_every": max(1, self.steps // self.curve_points),
             "evaluate_on": {n: t.limited(eval=self.curve_examples) for n, t in tasks.items()},
         }
@@ -268,19 +257,10 @@ class TrainUnit(SeededFineTuning):
                 try:
                     return MultiTaskModel.load(folder).to(best_device())
                 except FslibError as error:
-                    _set_aside(folder, error)
+                    set_aside(folder, error)
             with fixed_threads(store.threads):
                 self._fit(folder)
             return MultiTaskModel.load(folder).to(best_device())
-
-
-def _set_aside(folder: Path, error: object) -> None:
-    """Rename a checkpoint that cannot be loaded, and warn of it."""
-    aside = folder.with_name(folder.name + ".corrupt")
-    with writing(aside):
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-    warnings.warn(f"{error}; set aside as {aside.name}, training again", stacklevel=3)
 
 
 def in_bytes(predictions: np.ndarray) -> np.ndarray:
@@ -422,8 +402,8 @@ def recorded_iap(record: Record, name: str = "") -> IAP:
     arrays = {k.removeprefix(prefix): v for k, v in record.arrays.items() if k.startswith(prefix)}
     if "heads" not in arrays:
         raise FslibError(f"record {record.kind}-{record.key} holds no pruning of {name!r}")
-    values = (record.result[k] for k in ("tasks", "metrics", "fractions"))
-    return IAP.from_arrays(*values, arrays)
+    tasks, metrics, fractions = (record.result[k] for k in ("tasks", "metrics", "fractions"))
+    return IAP.from_arrays(tasks, metrics, fractions, arrays)
 
 
 LESION_PARTS = ("labels", "predictions", "losses")  # of `HeadLesions`, a task each
@@ -644,33 +624,36 @@ class SimilarityUnit(SeededFineTuning):
         for name, task in tasks.items():
             train(model := self.new_model({name: task}), task, **self.options())
             seen["importance"].append(head_importance(model, task, **shared))
-            seen["TaskEmb"].append(task_embedding(model, task, **shared))
-            seen["TextEmb"].append(text_embedding(pretrained, task, **shared))
+            seen["TaskEmb"].append(similarity.task_embedding(model, task, **shared))
+            seen["TextEmb"].append(similarity.text_embedding(pretrained, task, **shared))
             # of pairs and single texts alike: all models see the texts of all tasks
-            seen["CKA"].append(np.concatenate([representations(model, part) for part in parts]))
+            read = [similarity.representations(model, part) for part in parts]
+            seen["CKA"].append(np.concatenate(read))
         seen["top heads"] = seen["importance"]
-        similarity: dict[str, Any] = {
-            "importance": importance_similarity,
-            "top heads": lambda a, b: head_overlap(a, b, self.fraction),
-            "TaskEmb": task_similarity,
-            "TextEmb": cosine,
-            "CKA": linear_cka,
+        measures: dict[str, Any] = {
+            "importance": similarity.importance_similarity,
+            "top heads": partial(similarity.head_overlap, fraction=self.fraction),
+            "TaskEmb": similarity.task_similarity,
+            "TextEmb": similarity.cosine,
+            "CKA": similarity.linear_cka,
         }
         matrices = {
-            m: [[float(similarity[m](a, b)) for b in seen[m]] for a in seen[m]] for m in MEASURES
+            m: [[float(alike(a, b)) for b in seen[m]] for a in seen[m]]
+            for m, alike in measures.items()
         }
         maps = zip(tasks, seen["importance"], strict=True)
         arrays = {f"importance/{t}": scores.astype(np.float32) for t, scores in maps}
         return Result({"tasks": list(tasks), "similarity": matrices}, arrays)
 
 
+Spec = dict[str, Any] | None  # of an ending: its kind and options; None is plain training
 ENDINGS: dict[str, Any] = {"IAT": IAT, "PCGrad": PCGrad, "Stop": Stop}
 TRUNK, PLAIN, TREATED, RANDOM = "trunk", "plain", "IAT", "IAT, random heads"
 AS_IT_WAS = "pre-trained"  # the encoder as it was, a source of transfer beside the endings
 
 
-def make_ending(spec: dict[str, Any] | None) -> Ending | None:
-    """Return an ending from its description; None is plain training.
+def make_ending(spec: Spec) -> Ending | None:
+    """Return an ending from its description.
 
     Raises:
         FslibError: for an unknown kind or option.
@@ -716,7 +699,7 @@ class EndingsUnit(SeededFineTuning):
     """
 
     kind: ClassVar[str] = "endings"
-    endings: dict[str, dict[str, Any] | None] = Field(min_length=1)
+    endings: dict[str, Spec] = Field(min_length=1)
     pruned: tuple[str, ...] = ()
     fractions: tuple[float, ...] = (0.3,)
     examples: int = Field(ge=1)
