@@ -1,8 +1,10 @@
 """Small tasks and units for the tests of records, engines and the command."""
 
+import itertools
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -111,22 +113,28 @@ def training(seed: int = 0) -> TrainUnit:
     return TrainUnit(tasks=TASKS, encoder="tiny-random", lr=1e-3, seed=seed, **sizes)
 
 
-def compute(folder: Path, what: str, data: Path) -> None:
-    """Compute units in a process of their own, with pauses in which a killer can strike.
+def compute(folder: Path, what: str, data: Path, die_at: int = 0) -> None:
+    """Compute units in a process of their own, which may kill itself while it writes.
 
     Args:
         folder: of the store.
         what: `numbers`, 40 quick ones, or `models`, three trainings and their importance.
         data: of the tasks.
+        die_at: which flush or renaming of a file it does not live to see; 0: it sees all.
     """
     os.environ["FSLIB_DATA"] = str(data)
-    flush = os.fsync
+    calls = itertools.count(1)
 
-    def slow_flush(descriptor: int) -> None:  # a file is written but has not its name yet
-        flush(descriptor)
-        time.sleep(0.01)
+    def deadly(call: Callable) -> Callable:
+        def counted(*words: object) -> object:
+            if next(calls) == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*words)
 
-    os.fsync = slow_flush
+        return counted
+
+    for place, name in ((os, "fsync"), (Path, "replace"), (Path, "rename")):
+        setattr(place, name, deadly(getattr(place, name)))
     store = Store(folder)
     for unit in units(what):
         store.get(unit)

@@ -1,5 +1,6 @@
 """Profiles: each is whole, and every notebook's plan can be made from it."""
 
+import inspect
 import shutil
 from types import SimpleNamespace
 
@@ -167,7 +168,7 @@ def test_a_notebook_takes_the_parameters_that_it_knows():
     assert (study.name, study.seed, study.overrides) == ("smoke", 0, {"steps": 7})
     with refused("parameter 'profil'", "did you mean 'profile'"):
         Study.from_parameters(cells(OWN, '# Parameters\nprofil = "smoke"\n'))
-    for injected in ("seed = True", "seed = -1", "seed = 2**31", "seed = 'one'"):
+    for injected in ("seed = True", "seed = -1", "seed = 2**31"):
         with refused("seed", "whole number"):
             Study.from_parameters(cells(OWN, f"# Parameters\n{injected}\n"))
 
@@ -185,7 +186,6 @@ def test_what_papermill_writes_is_what_is_looked_at(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ([1], ("settings [1]", "{field: value}")),
         ({"tasks": ["bbc"]}, ("at least two tasks",)),
         ({"tasks": ["bbc", "BBC"]}, ("tasks", "'bbc'", "twice")),
         ({"tasks": ["bbc", "bbc-pears"]}, ("task 'bbc-pears'", "did you mean 'bbc-pair'")),
@@ -219,10 +219,15 @@ def test_a_profile_is_refused_by_the_first_thing_wrong(changes, parts):
         make_profile("mini", changes)
 
 
-def test_an_unknown_profile_is_refused():
+def test_an_unknown_profile_and_what_is_none_are_refused():
+    make, start = inspect.unwrap(make_profile), inspect.unwrap(Study.__init__)  # no types checked
     for name in ("mimi", 3):
         with refused("unknown profile", "valid: smoke, mini"):
-            make_profile(name, {})
+            make(name, {})
+    with refused("settings [1]", "{field: value}"):
+        make("mini", [1])
+    with refused("seed 'one'", "whole number"):
+        start(Study.__new__(Study), seed="one")
 
 
 def test_transfer_needs_two_source_tasks():

@@ -5,7 +5,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import random
 import resource
 import shutil
 import signal
@@ -16,11 +15,15 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import ClassVar
 
+import matplotlib
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import small_units
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from refusal import refused
 from small_units import SMALL, TASKS, NumbersUnit, training, write_tasks
 from threadpoolctl import threadpool_info
@@ -31,7 +34,8 @@ from fslib.model.multitask import MultiTaskModel
 from fslib.study import files, fingerprints, provenance, verify
 from fslib.study import store as stores
 from fslib.study.config import checked, settings_of
-from fslib.study.files import save_table, write_bytes
+from fslib.study.files import save_figure, save_table, write_bytes
+from fslib.study.runner import tidy
 from fslib.study.store import Record, Result, Store, Unit, key_of
 from fslib.study.units import EndingsUnit, ImportanceUnit, PruneUnit, TrainUnit
 
@@ -307,65 +311,48 @@ def test_a_config_cannot_be_changed_after_its_check():
 # --- killed -----------------------------------------------------------------------------------
 
 
-def partials(folder: Path) -> set[Path]:
-    return {*folder.glob("runs/.*.partial-*"), *folder.glob("checkpoints/*.partial-*")}
-
-
 @pytest.fixture(scope="module")
 def start(data):
     """Start a process that computes units, forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["small_units"])
 
-    def start(folder: Path, what: str):
+    def start(folder: Path, what: str, **options):
         folder.mkdir(parents=True, exist_ok=True)
-        process = context.Process(target=small_units.compute, args=(folder, what, data))
+        words = {"args": (folder, what, data), "kwargs": options}
+        process = context.Process(target=small_units.compute, **words)
         process.start()
         return process
 
     return start
 
 
-def kill_while_writing(start, folder: Path, what: str) -> int:
-    """Kill as soon as a file is being written that was not before; return the exit code."""
-    known, process = partials(folder), start(folder, what)
-    end = time.perf_counter() + 60
-    while not partials(folder) - known:
-        assert time.perf_counter() < end, "nothing was written"
-    process.kill()
-    process.join()
-    return process.exitcode
-
-
-def finish(start, folder: Path, what: str, count: int = 1) -> None:
-    processes = [start(folder, what) for _ in range(count)]
+def finish(start, folder: Path, what: str, *, count: int = 1, code: int = 0, **options) -> None:
+    processes = [start(folder, what, **options) for _ in range(count)]
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0] * count
+    assert [process.exitcode for process in processes] == [code] * count
 
 
-@pytest.mark.parametrize(("what", "kills", "records"), [("numbers", 8, 40), ("models", 4, 6)])
+# a record is two files, each of which is flushed and renamed; a checkpoint is renamed before
+@pytest.mark.parametrize(
+    ("what", "kills", "records"),
+    [("numbers", (1, 2, 3, 4, 5, 7, 12), 40), ("models", (1, 2, 4, 5, 8), 6)],
+)
 def test_a_kill_at_any_moment_loses_one_unit_at_most(start, tmp_path, what, kills, records):
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     finish(start, calm, what)
-    moments, kept = random.Random(0), {}
-    for attempt in range(kills):
-        if attempt % 2:
-            process = start(rough, what)
-            time.sleep(moments.uniform(0, 0.2))
-            process.kill()
-            process.join()
-            assert process.exitcode == -signal.SIGKILL
-        else:
-            assert kill_while_writing(start, rough, what) == -signal.SIGKILL
+    kept: dict[str, Record] = {}
+    for kill in kills:
+        finish(start, rough, what, code=-signal.SIGKILL, die_at=kill)
         found = whole_records(rough)
         assert all(same(found[name], record) for name, record in kept.items())
         kept = found
-        for checkpoint in (rough / "checkpoints").glob("*[!.]"):
+        for checkpoint in (rough / "checkpoints").glob("train-*"):
             if ".partial-" not in checkpoint.name:
                 MultiTaskModel.load(checkpoint)
     before = len(computed(rough))
-    assert len(kept) < records and before <= len(kept) + kills, "each kill cost one unit at most"
+    assert 0 < len(kept) < records and before <= len(kept) + len(kills)
     finish(start, rough, what)
     if what == "numbers":
         assert len(computed(rough)) - before == records - len(kept), "it did not start over"
@@ -860,3 +847,81 @@ def test_the_profile_says_how_many_threads_and_no_key_knows(tmp_path):
     one, two = (Study("smoke", overrides={"threads": n}, results=tmp_path) for n in (1, 2))
     assert (Study("smoke").store.threads, one.store.threads, two.store.threads) == (1, 1, 2)
     assert [unit.key for unit in one.plan("08")] == [unit.key for unit in two.plan("08")]
+
+
+# --- tables, figures and notebooks ------------------------------------------------------------
+
+
+def test_a_table_is_whole_as_csv_and_rounded_as_markdown(tmp_path, monkeypatch):
+    texts = ["<script>x</script>", "a|b", "c\\d\ne"]
+    table = pd.DataFrame({"a|b": texts, "D": [1 / 3, -0.0001, 2.0], "n": [3, 4, 5]})
+    values = {"p": [0.0001, 0.0449, np.nan], "p, shared": 0.00051, "step": 0.0001}
+    table = table.assign(**values)
+    rounded = save_table(tmp_path, "t", table)
+    assert rounded["D"].tolist() == [0.333, 0.0, 2.0] and not np.signbit(rounded["D"][1])
+    assert rounded["p"].tolist() == ["< 0.001", "0.045", ""], "no p value is shown as 0"
+    assert rounded["p, shared"].tolist() == ["< 0.001"] * 3
+    assert rounded["step"].tolist() == [0.0] * 3, "no p value"
+    assert table["D"][0] == 1 / 3 and save_table(tmp_path, "u", table, digits=1)["D"][0] == 0.3
+    whole = pd.read_csv(tmp_path / "tables" / "t.csv")
+    assert whole["a|b"].tolist() == texts and whole["D"][0] == 0.3333333333
+    head, _, *rows = (tmp_path / "tables" / "t.md").read_text().splitlines()
+    first = [row.split(" | ")[0].strip("| ") for row in (head, *rows)]
+    assert first == ["a\\|b", "&lt;script>x&lt;/script>", "a\\|b", "c\\\\d e"]
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    Study("smoke", results=tmp_path).table("t", table, show=table["n"] == 3)
+    assert "&lt;script&gt;" in shown[0].data and "0.045" not in shown[0].data
+
+
+def drawing(shift: float = 0) -> Figure:
+    figure = Figure(figsize=(2, 1.5))
+    axes = figure.add_axes((0.1 + shift, 0.1, 0.8, 0.8))
+    axes.plot([0, 1], [1, 0], label="line")
+    axes.fill_between([0, 1], [0, 0], [1, 1], hatch="/")
+    axes.legend()
+    return figure
+
+
+def test_a_figure_has_the_same_bytes_twice_and_its_caption_inside(tmp_path):
+    caption = "Heads of layer 2 → α < 0.3 & more"
+    # a layout that is computed again may differ in its last digit
+    for place, shift in (("one", 0), ("two", 1e-13)):
+        with matplotlib.rc_context({"svg.hashsalt": place}):
+            save_figure(tmp_path / place, "f", drawing(shift), caption, "fslib run 03")
+    for kind in ("png", "svg"):
+        one, two = ((tmp_path / place / f"f.{kind}").read_bytes() for place in ("one", "two"))
+        assert one == two
+    with Image.open(tmp_path / "one" / "f.png") as image:
+        assert image.text["Title"] == caption
+        assert image.text["Description"] == "made by: fslib run 03"
+        assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+    svg = (tmp_path / "one" / "f.svg").read_text()
+    for part in ("α &lt; 0.3 &amp; more", "made by: fslib run 03", 'clipPath id="clip0"'):
+        assert part in svg
+    assert "url(#clip0)" in svg
+
+
+def tidied(folder: Path, stamp: str, said: str) -> bytes:
+    """An executed notebook, as papermill leaves it, made tidy."""
+    cell = nbformat.v4.new_code_cell("print(1)", execution_count=1)
+    cell["id"] = "random-" + stamp.replace(".", "-")
+    cell.outputs = [nbformat.v4.new_output("stream", text=said)]
+    cell.metadata = {"tags": [], "papermill": {"start_time": stamp}, "execution": {"at": stamp}}
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title"), cell])
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    language = {"name": "python", "version": stamp}
+    made.metadata = {"papermill": {"at": stamp}, "language_info": language, "kernelspec": kernel}
+    nbformat.write(made, folder / "notebook.ipynb")
+    return tidy(folder / "notebook.ipynb")
+
+
+def test_a_tidied_notebook_forgets_when_and_where_it_ran_but_not_what_it_said(tmp_path):
+    one, two = tidied(tmp_path, "3.11", "hello"), tidied(tmp_path, "3.12", "hello")
+    assert one == two != tidied(tmp_path, "3.11", "bye") and b"3.11" not in one
+    read = nbformat.reads(one.decode(), as_version=4)
+    nbformat.validate(read)
+    assert read.cells[1].outputs[0].text == "hello" and read.cells[1].execution_count == 1
+    assert read.metadata.kernelspec.name == "python3"
+    (tmp_path / "once.ipynb").write_bytes(one)
+    assert tidy(tmp_path / "once.ipynb") == one

@@ -18,6 +18,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -152,14 +153,10 @@ class Store:
         """
         key = unit.key
         if key not in self._open:
-            try:
-                record = self.load(unit.kind, key)
-            except DamagedRecordError:
-                return None
-            if record is None:
-                return None
-            self._open[key] = record
-        return self._open[key]
+            with suppress(DamagedRecordError):
+                if (record := self.load(unit.kind, key)) is not None:
+                    self._open[key] = record
+        return self._open.get(key)
 
     def get(self, unit: Unit) -> Record:
         """Return the unit's record, computed now if it is missing.
