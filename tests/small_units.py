@@ -1,14 +1,10 @@
-"""Small tasks and units for the tests of records, and a script that computes them in processes of their own.
+"""Small tasks and units for the tests of records, engines and the command."""
 
-Run as a script it imports fslib once and then obeys lines on standard input: `go FOLDER WHAT` forks a process
-that computes the units `WHAT` into FOLDER and prints its id; `wait` waits for all of them and prints their exit
-codes (-9: killed).
-"""
-
+import itertools
 import os
 import signal
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -36,13 +32,13 @@ SMALL = {
 
 
 class NumbersUnit(Data, Unit):
-    """A unit that takes no time to speak of and leaves a few hundred kilobytes."""
+    """A unit that takes little time and leaves a few hundred kilobytes."""
 
     kind: ClassVar[str] = "numbers"
     n: int = Field(ge=0)
 
     def compute(self, store: Store) -> Result:
-        """Draw random numbers, and say in the file `computed` beside the records that it was computed."""
+        """Draw random numbers, and note in the file `computed` that it was computed."""
         with (store.folder / "computed").open("a") as file:
             file.write(f"{self.n}\n")
         values = np.random.default_rng(self.n).random(20_000)
@@ -73,7 +69,7 @@ class KilledUnit(NumbersUnit):
 
 
 class PlacedUnit(NumbersUnit):
-    """A unit of a cluster that says where it is computed, in the file `log`, and takes its time."""
+    """A slow unit of a cluster that notes in the file `log` where it is computed."""
 
     kind: ClassVar[str] = "placed"
     log: str
@@ -112,62 +108,40 @@ def write_tasks(place: Path) -> Path:
 
 
 def training(seed: int = 0) -> TrainUnit:
-    return TrainUnit(
-        tasks=TASKS,
-        encoder="tiny-random",
-        max_length=16,
-        steps=2,
-        lr=1e-3,
-        seed=seed,
-        curve_points=1,
-        curve_examples=4,
-    )
+    """A training that takes a moment."""
+    sizes = {"max_length": 16, "steps": 2, "curve_points": 1, "curve_examples": 4}
+    return TrainUnit(tasks=TASKS, encoder="tiny-random", lr=1e-3, seed=seed, **sizes)
 
 
-def units(what: str) -> list[Unit]:
-    """`numbers`: 40 quick ones; `models`: three trainings and what is measured on them."""
-    if what == "numbers":
-        return [NumbersUnit(tasks=TASKS, n=n) for n in range(40)]
-    return [ImportanceUnit(model=training(seed), examples=4) for seed in range(3)]
+def compute(folder: Path, what: str, data: Path, die_at: int = 0) -> None:
+    """Compute units in a process of their own, which may kill itself while it writes.
 
+    Args:
+        folder: of the store.
+        what: `numbers`, 40 quick ones, or `models`, three trainings and their importance.
+        data: of the tasks.
+        die_at: which flush or renaming of a file it does not live to see; 0: it sees all.
+    """
+    os.environ["FSLIB_DATA"] = str(data)
+    calls = itertools.count(1)
 
-def compute(folder: Path, what: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    def deadly(call: Callable) -> Callable:
+        def counted(*words: object) -> object:
+            if next(calls) == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*words)
+
+        return counted
+
+    for place, name in ((os, "fsync"), (Path, "replace"), (Path, "rename")):
+        setattr(place, name, deadly(getattr(place, name)))
     store = Store(folder)
     for unit in units(what):
         store.get(unit)
 
 
-def main() -> None:
-    flush = os.fsync
-
-    def slow_flush(descriptor: int) -> None:
-        flush(descriptor)
-        time.sleep(
-            0.01
-        )  # a file is written but has not its name yet: give a killer time to strike here
-
-    os.fsync = slow_flush
-    children: list[int] = []
-    print("ready", flush=True)
-    for line in sys.stdin:
-        command, *rest = line.split()
-        if command == "wait":
-            codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-            children.clear()
-            print(*codes, flush=True)
-            continue
-        child = os.fork()
-        if not child:
-            code = 1
-            try:
-                compute(Path(rest[0]), rest[1])
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-        print(child, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def units(what: str) -> list[Unit]:
+    """The units that `compute` computes."""
+    if what == "numbers":
+        return [NumbersUnit(tasks=TASKS, n=n) for n in range(40)]
+    return [ImportanceUnit(model=training(seed), examples=4) for seed in range(3)]

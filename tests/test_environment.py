@@ -1,4 +1,4 @@
-"""The lock, pyproject.toml and environment.yml describe one environment; the code is installed whole, and checked."""
+"""Lock, pyproject.toml and environment.yml agree; the code is installed whole, and checked."""
 
 import ast
 import os
@@ -34,13 +34,15 @@ def locked() -> dict[str, str]:
     return {canonicalize_name(pin[1]): pin[2] for pin in pins if pin}
 
 
-@pytest.mark.parametrize("group", ["dependencies", *PROJECT["optional-dependencies"]])
-def test_every_direct_dependency_is_locked_within_its_bounds(group):
-    wanted = PROJECT[group] if group == "dependencies" else PROJECT["optional-dependencies"][group]
+OPTIONAL = PROJECT["optional-dependencies"]
+
+
+def test_every_direct_dependency_is_locked_within_its_bounds():
     versions = locked()
-    for text in wanted:
-        requirement = Requirement(text)
-        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), text
+    for group in (PROJECT["dependencies"], *OPTIONAL.values()):
+        for needed in map(Requirement, group):
+            pin = versions[canonicalize_name(needed.name)]
+            assert needed.specifier.contains(pin), needed
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -50,19 +52,23 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def test_what_the_package_imports_is_among_its_dependencies():
-    wanted = [
-        *PROJECT["dependencies"],
-        *PROJECT["optional-dependencies"]["cluster"],
-        *PROJECT["optional-dependencies"]["site"],
-    ]
+    wanted = [*PROJECT["dependencies"], *OPTIONAL["cluster"], *OPTIONAL["site"]]
     declared = {canonicalize_name(Requirement(text).name) for text in wanted}
     provided_by = packages_distributions()
-    for path in [*(ROOT / "fslib").rglob("*.py"), ROOT / "fslib_command.py"]:
-        others = imported(ast.parse(path.read_text())) - set(sys.stdlib_module_names) - {"fslib"}
-        missing = {
-            n for n in others if not {canonicalize_name(d) for d in provided_by[n]} & declared
-        }
-        assert not missing, path
+    for path in (ROOT / "fslib").rglob("*.py"):
+        for name in imported(ast.parse(path.read_text())) - set(sys.stdlib_module_names):
+            makers = {canonicalize_name(d) for d in provided_by.get(name, [])}
+            assert name == "fslib" or makers & declared, f"{name}, in {path}"
+
+
+def test_no_function_is_longer_than_a_screen():
+    """Its body, without the docstring."""
+    for path in (ROOT / "fslib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
+                lines = (node.end_lineno or 0) - first.lineno + 1
+                assert lines <= 60, f"{node.name} in {path}: {lines} lines"
 
 
 def test_the_version_is_said_once():
@@ -104,19 +110,20 @@ def test_linters_and_types(command):
 
 
 def isolation() -> list[str]:
-    """The option that lets pip build with the setuptools that is here, if it is the one pyproject.toml asks for."""
-    (needed,) = map(
-        Requirement,
-        tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"],
-    )
+    """Let pip build with the setuptools that is here, if pyproject.toml asks for it."""
+    text = (ROOT / "pyproject.toml").read_text()
+    (needed,) = map(Requirement, tomllib.loads(text)["build-system"]["requires"])
     try:
-        return ["--no-build-isolation"] if needed.specifier.contains(version(needed.name)) else []
+        here = needed.specifier.contains(version(needed.name))
     except PackageNotFoundError:
-        return []
+        here = False
+    return ["--no-build-isolation"] if here else []
 
 
-def modules(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in (folder / "fslib").rglob("*.py")}
+def contents(folder: Path) -> set[str]:
+    """What the package is made of: code, and what lies beside it."""
+    paths = (path for path in (folder / "fslib").rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)) for p in paths if "__pycache__" not in p.parts}
 
 
 def test_what_pip_installs_is_the_whole_package(tmp_path):
@@ -124,42 +131,19 @@ def test_what_pip_installs_is_the_whole_package(tmp_path):
     source, target, elsewhere = (tmp_path / name for name in ("source", "target", "elsewhere"))
     elsewhere.mkdir()
     shutil.copytree(ROOT / "fslib", source / "fslib", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "fslib_command.py"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        *isolation(),
-        "--target",
-        str(target),
-        ".",
-    ]
-    done = subprocess.run(pip, cwd=source, capture_output=True, text=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *isolation()]
+    run = {"capture_output": True, "text": True}
+    done = subprocess.run([*pip, "--target", str(target), "."], cwd=source, **run)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(target) == contents(ROOT)
+    endings = {Path(name).suffix for name in contents(target)}
+    assert endings == {".py", ".yaml", ".js", ".css"}
 
-    assert modules(target) == modules(ROOT)
-    folders = {path.parent.relative_to(target) for path in (target / "fslib").rglob("*.py")}
-    assert {str(folder) for folder in folders} == {
-        "fslib",
-        *(f"fslib/{n}" for n in ("data", "model", "study", "questions")),
-    }
-    code = "import fslib.questions; print(fslib.__file__, fslib.questions.__file__, len(fslib.Study('smoke').plan('03')))"
-    environment = os.environ | {"PYTHONPATH": str(target)}
-    used = subprocess.run(
-        [sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True
-    )
-    assert used.returncode == 0, used.stderr
-    package = target / "fslib"
-    assert used.stdout.split() == [
-        str(package / "__init__.py"),
-        str(package / "questions" / "__init__.py"),
-        "6",
-    ]
-    command = subprocess.run(
-        [target / "bin" / "fslib", "--help"], cwd=elsewhere, env=environment, capture_output=True
-    )
-    assert command.returncode == 0 and b"usage: fslib" in command.stdout
+    code = "import fslib; print(fslib.__file__, len(fslib.Study('smoke').plan('03')))"
+    run |= {"cwd": elsewhere, "env": os.environ | {"PYTHONPATH": str(target)}}
+    used = subprocess.run([sys.executable, "-c", code], **run)
+    assert used.stdout.split() == [str(target / "fslib" / "__init__.py"), "6"], used.stderr
+    command = subprocess.run([target / "bin" / "fslib", "--help"], **run)
+    assert command.returncode == 0 and "usage: fslib" in command.stdout.lower(), command.stderr

@@ -1,4 +1,4 @@
-"""Records open without their data: what data.json tells of them is enough for keys and tables, and for nothing else."""
+"""Records open without their data: data.json is enough for keys and tables, and no more."""
 
 import json
 import shutil
@@ -13,14 +13,14 @@ import fslib
 from fslib import Study
 from fslib.data.tasks import make_task
 from fslib.errors import NotAtHandError
-from fslib.questions import main, q01_multitask, q03_pruning
+from fslib.questions import q01_multitask, q03_pruning
 from fslib.study import fingerprints
 from fslib.study.files import save_table
 from fslib.study.fingerprints import FILE, cached_task, card_of, read_cards, recorded_task
 from fslib.study.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-GLUE = ROOT / "results" / "glue-mini"
+EVIDENCE = ROOT / "results" / "evidence"
 
 
 @pytest.fixture(autouse=True)
@@ -34,48 +34,37 @@ def no_data(monkeypatch):
 
 
 @pytest.fixture
-def glue(tmp_path) -> Path:
-    """A results folder with the committed records of glue-mini."""
-    shutil.copytree(
-        GLUE,
-        tmp_path / "glue-mini",
-        ignore=shutil.ignore_patterns("checkpoints", ".locks", "figures"),
-    )
+def evidence(tmp_path) -> Path:
+    """The results folder of `evidence` with no record."""
+    (tmp_path / "evidence").mkdir()
+    shutil.copy(EVIDENCE / FILE, tmp_path / "evidence")
     return tmp_path
 
 
 REGRESSION = make_task("length", (["a", "b c", "d"], [1.5, -2.0, 1e-9]), (["e", "f"], [0.1, 3.0]))
-CLASSES = make_task(
-    "mood", (list("abcdef"), list("xyzxyz")), (list("gh"), list("yx")), label_names=["x", "y", "z"]
-)
+PAIRS = (list("abcdef"), list("xyzxyz")), (list("gh"), list("yx"))
+CLASSES = make_task("mood", *PAIRS, label_names=["x", "y", "z"])
 
 
 @pytest.mark.parametrize("task", [REGRESSION, CLASSES], ids=lambda task: task.name)
 def test_a_card_tells_everything_of_a_task_but_its_texts(task):
     told = recorded_task(task.name, json.loads(json.dumps(card_of(task))), "they are elsewhere")
-    for field in (
-        "name",
-        "label_names",
-        "metric",
-        "description",
-        "source",
-        "fingerprint",
-        "n_outputs",
-    ):
+    kept = ("name", "label_names", "metric", "description", "source", "fingerprint", "n_outputs")
+    for field in kept:
         assert getattr(told, field) == getattr(task, field)
-    for side in ("train", "eval"):
-        one, two = getattr(told, side), getattr(task, side)
-        assert len(one) == len(two)
-        assert np.array_equal(one.labels, two.labels) and one.labels.dtype == two.labels.dtype
-        for what in ("texts", "pairs", "documents"):
-            with refused("they are elsewhere"):
-                getattr(one, what)
-    limited = told.limited(train=2, eval=1)
-    assert np.array_equal(limited.train.labels, task.limited(train=2).train.labels)
-    assert np.array_equal(limited.eval.labels, task.limited(eval=1).eval.labels)
-    with refused("they are elsewhere"):
-        limited.train.texts  # noqa: B018
-    assert "6 labels" in repr(told) or "3 labels" in repr(told)
+    limited, wanted = told.limited(train=2, eval=1), task.limited(train=2, eval=1)
+    for one, two in ((told, task), (limited, wanted)):
+        for side in ("train", "eval"):
+            labels = getattr(one, side).labels
+            assert np.array_equal(labels, getattr(two, side).labels)
+            assert labels.dtype == getattr(two, side).labels.dtype
+            assert len(getattr(one, side)) == len(getattr(two, side))
+            for what in ("texts", "pairs", "documents"):
+                with refused("they are elsewhere"):
+                    getattr(getattr(one, side), what)
+    assert f"{len(task.train)} labels" in repr(told)
+    with pytest.raises(AttributeError, match="nothing"):
+        told.train.nothing  # noqa: B018
 
 
 def test_a_model_cannot_be_trained_or_measured_on_labels_alone():
@@ -91,73 +80,69 @@ def test_a_model_cannot_be_trained_or_measured_on_labels_alone():
             call()
 
 
-def test_the_records_of_glue_mini_open_without_its_data(glue, capsys):
-    study = Study("glue-mini", results=glue)
+def test_records_open_without_their_data(capsys, tmp_path):
+    study = Study("evidence", results=ROOT / "results")
     units = [unit for notebook in ("01", "02", "03") for unit in study.plan(notebook)]
-    assert {f"{u.kind}-{u.key}" for u in units} == {
-        path.stem for path in (GLUE / "runs").glob("*.json")
-    }
     assert all(study.store.find(unit) for unit in units)
-    where = (
-        f"are not at hand: records are found by the fingerprint in {glue.name}/glue-mini/data.json"
-    )
+    where = "are not at hand: records are found by the fingerprint in results/evidence/data.json"
     said = sorted(capsys.readouterr().err.splitlines())
-    assert said == [f"fslib: data of {task} {where}" for task in ("ag-pair", "qnli", "sst-2")]
+    gone = ("qnli", "sst-2", "sst-shift")
+    assert [f"fslib: data of {task} {where}" for task in gone] == said
     tables = {"01_scores": q01_multitask.scores(study), "03_pruning": q03_pruning.pruning(study)}
     for name, table in tables.items():
-        save_table(study.folder, name, table)
-        written, committed = (
-            (folder / "tables" / f"{name}.md").read_text() for folder in (glue / "glue-mini", GLUE)
-        )
-        assert written == committed
+        save_table(tmp_path, name, table)
+        written, committed = (f / "tables" / f"{name}.md" for f in (tmp_path, EVIDENCE))
+        assert written.read_text() == committed.read_text()
     assert study.chance()["sst-2"] == pytest.approx(0.5, abs=0.1)
-    assert list(study.example_tasks) == fslib.task_names(), (
-        "texts to show a method on: the embedded ones"
-    )
-    assert capsys.readouterr().err == ""  # said once
+    # texts to show a method on: the embedded ones
+    assert [t for t in study.example_tasks if not t.startswith("bbc")] == []
+    assert capsys.readouterr().err == "", "said once"
 
 
-def test_nothing_is_computed_without_data(glue, capsys):
-    study = Study("glue-mini", results=glue)
+def test_nothing_is_computed_without_data(evidence):
+    study = Study("evidence", results=evidence)
+    gone = ("train-", "has no record and cannot be computed", "data of sst-2 are not at hand")
     for compute in (study.store.get, study.store.renew):
-        with refused(
-            "train-",
-            "has no record and cannot be computed",
-            "data of sst-2 are not at hand",
-            "FSLIB_DATA",
-        ):
+        with refused(*gone, "FSLIB_DATA"):
             compute(study.training(7))
-    capsys.readouterr()
-    before = {
-        p: p.stat().st_mtime_ns for p in glue.rglob("*") if p.is_file() and ".locks" not in str(p)
-    }
-    for words in (["run", "05"], ["run", "01", "--fresh"]):
-        assert main([*words, "--profile", "glue-mini", "--results", str(glue)]) == 2
-        said = capsys.readouterr().err.splitlines()
-        assert "has no record and cannot be computed: the data of" in said[-1]
-        assert sum("cannot be computed" in line for line in said) == 1
-    assert (
-        main(["verify", "01", "--profile", "glue-mini", "--sample", "1", "--results", str(glue)])
-        == 1
-    )
-    assert "cannot be computed again" in capsys.readouterr().out
-    assert before == {
-        p: p.stat().st_mtime_ns for p in glue.rglob("*") if p.is_file() and ".locks" not in str(p)
-    }
+    before = (study.folder / FILE).read_bytes()
+    study.store.tell_data(study.profile.tasks)  # nothing to tell of data that are not here
+    assert (study.folder / FILE).read_bytes() == before
+    files = [path for path in study.folder.rglob("*") if path.is_file()]
+    assert {path.name for path in files if ".locks" not in path.parts} == {FILE}
 
 
-def test_without_data_and_without_data_json_the_hub_is_named(glue):
-    (glue / "glue-mini" / FILE).unlink()
+def test_without_data_and_without_data_json_the_hub_is_named(tmp_path):
     with pytest.raises(NotAtHandError, match="task sst-2: the Hub did not supply"):
-        Study("glue-mini", results=glue).plan("02")[0].key  # noqa: B018
+        Study("evidence", results=tmp_path).plan("02")[0].key  # noqa: B018
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"tasks": {"sst-2": {}}}', '{"tasks": 3}'])
-def test_a_damaged_data_json_is_named(glue, content):
-    path = glue / "glue-mini" / FILE
+def test_a_damaged_data_json_is_named(evidence, content):
+    path = evidence / "evidence" / FILE
     path.write_text(content)
     with refused(path, "is damaged"):
-        Study("glue-mini", results=glue).plan("02")[0].key  # noqa: B018
+        Study("evidence", results=evidence).plan("02")[0].key  # noqa: B018
+
+
+def test_labels_that_are_too_few_are_damage(evidence):
+    path = evidence / "evidence" / FILE
+    cards = json.loads(path.read_text())
+    cards["tasks"]["qnli"]["eval"]["examples"] += 1
+    path.write_text(json.dumps(cards))
+    with refused(path, "is damaged", "labels for"):
+        read_cards(path)
+
+
+def test_the_folder_that_was_named_last_is_asked_first(evidence, tmp_path):
+    other = tmp_path / "other"
+    cards = json.loads((evidence / "evidence" / FILE).read_text())
+    cards["tasks"]["sst-2"]["fingerprint"] = "f" * 16
+    other.mkdir()
+    (other / FILE).write_text(json.dumps(cards))
+    for folder in (other, evidence / "evidence", other):
+        fingerprints.consult(folder)
+    assert cached_task("sst-2").fingerprint == "f" * 16
 
 
 def test_data_that_are_others_than_the_records_are_said(tmp_path, monkeypatch, capsys):
@@ -165,56 +150,45 @@ def test_data_that_are_others_than_the_records_are_said(tmp_path, monkeypatch, c
     store = Store(tmp_path / "runs")
     store.tell_data(TASKS)
     path = tmp_path / "runs" / FILE
-    before = path.read_bytes()
-    assert set(read_cards(path)) == set(TASKS)
-    assert str(tmp_path) not in path.read_text()
-    path.touch()
+    before = read_cards(path)
+    assert set(before) == set(TASKS) and str(tmp_path) not in path.read_text()
     stamp = path.stat().st_mtime_ns
     store.tell_data(TASKS[:1])
-    assert path.stat().st_mtime_ns == stamp  # nothing new
+    assert path.stat().st_mtime_ns == stamp, "nothing new"
 
     table = tmp_path / "data" / "right" / "dev.tsv"
     table.write_text(table.read_text().replace("dev number 3\t1", "dev number 3\t0"))
     cached_task.cache_clear()
     fingerprints.consult(tmp_path / "runs")
     NumbersUnit(tasks=TASKS, n=0).key  # noqa: B018
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert (
-        "data of right at hand" in said and "are not those in" in said and "computed anew" in said
-    )
-    store.tell_data(TASKS)
+    (said,) = capsys.readouterr().err.splitlines()
+    for part in ("data of right at hand", "are not those in", "computed anew"):
+        assert part in said
+    store.tell_data(TASKS[1:])
     after = read_cards(path)
-    assert (
-        after["right"]["fingerprint"]
-        == cached_task("right").fingerprint
-        != json.loads(before)["tasks"]["right"]["fingerprint"]
-    )
+    assert after["left"] == before["left"], "what it tells of other tasks stays"
+    now = cached_task("right").fingerprint
+    assert after["right"]["fingerprint"] == now != before["right"]["fingerprint"]
     path.write_text("damaged")
     store.tell_data(TASKS)
     assert read_cards(path) == after
 
 
-def test_run_writes_what_it_computes_on_beside_the_records(tmp_path, monkeypatch):
+def test_what_is_computed_on_is_written_beside_the_records(tmp_path, monkeypatch):
     monkeypatch.setenv("FSLIB_DATA", str(write_tasks(tmp_path / "data")))
     study = Study("smoke", overrides=SMALL, results=tmp_path)
     study.store.tell_data(TASKS)
     record = study.store.get(training())
-    assert {
-        name: card["fingerprint"] for name, card in read_cards(study.folder / FILE).items()
-    } == record.data
+    cards = read_cards(study.folder / FILE)
+    assert {name: card["fingerprint"] for name, card in cards.items()} == record.data
 
 
-@pytest.mark.parametrize("profile", ["mini", "glue-mini"])
+@pytest.mark.parametrize("profile", ["mini", "evidence"])
 def test_every_committed_record_is_of_the_data_that_data_json_tells(profile):
-    cards = read_cards(ROOT / "results" / profile / FILE)
-    records = [
-        json.loads(path.read_text())
-        for path in (ROOT / "results" / profile / "runs").glob("*.json")
-    ]
-    told = {name: card["fingerprint"] for name, card in cards.items()}
-    assert {item for record in records for item in record["data"].items()} == set(told.items())
-    if profile == "mini":
-        assert all(
-            cached_task(name).fingerprint == fingerprint for name, fingerprint in told.items()
-        )
+    folder = ROOT / "results" / profile
+    told = {name: card["fingerprint"] for name, card in read_cards(folder / FILE).items()}
+    paths = (folder / "runs").glob("*.json")
+    used = {item for path in paths for item in json.loads(path.read_text())["data"].items()}
+    assert used == set(told.items())
+    embedded = [name for name in told if name.startswith("bbc")]
+    assert all(cached_task(name).fingerprint == told[name] for name in embedded)

@@ -1,21 +1,20 @@
 """Profiles: each is whole, and every notebook's plan can be made from it."""
 
+import inspect
 import shutil
+from types import SimpleNamespace
 
-import nbformat
-import papermill
 import pytest
 from refusal import refused
 from small_units import write_tasks
 
 import fslib
 from fslib import Study
+from fslib.data.bbc import EMBEDDED
 from fslib.model.encoders import ENCODERS, PRETRAINED
-from fslib.questions import q06_iat, q07_transfer
-from fslib.questions.q04_models import SELECTIONS, encoder_units
-from fslib.questions.q05_similarity import similarity_unit, task_pairs
-from fslib.study.profiles import PROFILES, make_profile
-from fslib.study.units import source_unit
+from fslib.study import profiles
+from fslib.study.profiles import PROFILES, SHARED, make_profile, shared_by
+from fslib.study.units import SELECTIONS
 
 NOTEBOOKS = [f"{i:02d}" for i in range(10)]
 
@@ -25,29 +24,49 @@ def test_every_profile_is_whole(name):
     profile = make_profile(name, {})
     known = {*ENCODERS, *PRETRAINED}
     assert {profile.encoder, profile.small_encoder, *profile.encoders} <= known
-    assert profile.ending_seeds >= 2 and profile.transfer_seeds >= 2
     ending_tasks = set(profile.ending_tasks or profile.tasks)
     assert len(ending_tasks - set(profile.transfer_targets)) >= 2, "IAT needs two source tasks"
 
 
-def test_the_paper_has_seven_encoders_and_mini_the_seeds_that_an_interval_needs():
+def test_what_is_said_of_profiles_is_so():
+    assert list(PROFILES) == ["smoke", "mini", "evidence", "paper"]
     assert make_profile("paper", {}).encoders == tuple(PRETRAINED) and len(PRETRAINED) == 7
-    mini = make_profile("mini", {})
-    assert min(mini.seeds, mini.ending_seeds, mini.transfer_seeds) >= 3
-    assert not set(mini.transfer_targets) & set(mini.ending_tasks), (
-        "its own endings are the sources"
-    )
+    mini, evidence = make_profile("mini", {}), make_profile("evidence", {})
+    assert min(mini.seeds, mini.ending_seeds, mini.transfer_seeds) >= 3, "for an interval"
+    assert not set(mini.transfer_targets) & set(mini.ending_tasks), "its endings are the sources"
+    assert set(EMBEDDED) < set(evidence.pair_tasks) and len(evidence.pair_tasks) == 10
+    assert (mini.lr, evidence.encoder_lrs["minilm-l4"]) == (1e-4, 1.5e-4), "numbers, not texts"
+    assert next(iter(SELECTIONS.items())) == ("gradient", {}), "the default is the paper's"
+    estimators = {options.get("estimator", "gradient") for options in SELECTIONS.values()}
+    assert estimators | {"random"} == set(fslib.importance.ESTIMATORS)
+
+
+def test_a_profile_may_be_based_on_another(tmp_path):
+    file = tmp_path / "profiles.yaml"
+    file.write_text("a: {steps: 3, lr: 1e-4}\nb: {base: a, steps: 5}\nc: {steps: 1}\n")
+    found = profiles._read(file)
+    assert found["b"] == {"steps": 5, "lr": 1e-4} and found["c"] == {"steps": 1}
+    file.write_text("b: {base: a}\n")
+    with pytest.raises(KeyError):
+        profiles._read(file)
+
+
+def test_what_two_tasks_share():
+    pairs = {("bbc", "bbc-pair"): 0, ("bbc", "ag-pair"): 1, ("bbc", "bbc-shift"): 2}
+    for (a, b), place in (pairs | {("bbc", "sst-2"): 3}).items():
+        assert shared_by(a, b) == shared_by(b, a) == SHARED[place]
+    assert shared_by("bbc", "mine") is None
 
 
 @pytest.mark.parametrize("name", ["smoke", "mini"])
 def test_every_notebook_has_a_plan_without_repeats(name):
     study = Study(name)
-    for notebook in NOTEBOOKS:
-        keys = [unit.key for unit in study.plan(notebook)]
-        assert len(keys) == len(set(keys))
-        assert (notebook == "00") == (not keys)
-    everything = {unit.key for unit in study.plan("08")}
-    assert everything == {unit.key for notebook in NOTEBOOKS[:8] for unit in study.plan(notebook)}
+    plans = {number: [unit.key for unit in study.plan(number)] for number in NOTEBOOKS}
+    for number, keys in plans.items():
+        assert len(keys) == len(set(keys)) and (number == "00") == (not keys)
+    assert set(plans["08"]) == {key for number in NOTEBOOKS[:8] for key in plans[number]}
+    assert study.plan("03_important_attention_pruning") == study.plan("03")
+    assert study.plan("xx") == []
 
 
 def test_every_task_gets_as_many_steps_whatever_it_is_trained_with():
@@ -55,55 +74,67 @@ def test_every_task_gets_as_many_steps_whatever_it_is_trained_with():
     p = study.profile
     each = p.small_steps / len(p.tasks)
     assert study.training(0, small=True).steps == p.small_steps
-    assert all(study.small_units(tasks=pair).train.steps == 2 * each for pair in task_pairs(study))
-    assert similarity_unit(study).steps == each
-    assert q06_iat.deciding(study).units[0].steps == each * len(study.ending_tasks)
-    alone = [q06_iat.single_unit(study, 0, t).steps for t in study.ending_tasks]
+    chains = [chain for pair in study.pair_units().values() for chain in pair]
+    assert {chain.train.steps for chain in chains} == {2 * each}
+    assert study.similarity().steps == each
+    assert study.endings_unit(0).steps == each * len(study.ending_tasks)
+    alone = [study.single_unit(0, t).steps for t in study.ending_tasks]
     assert sum(alone) == each * len(study.ending_tasks), "as many as the task gets there"
-    other = Study("mini", overrides={"transfer_targets": ["bbc-shift"], "ending_tasks": p.tasks})
-    assert source_unit(other, 0).steps == each * (len(p.tasks) - 1)
+    changes = {"transfer_targets": ["bbc-shift"], "ending_tasks": list(p.tasks)}
+    other = Study("mini", overrides=changes).source_unit(0)
+    assert other.steps == each * (len(p.tasks) - 1) and "bbc-shift" not in other.tasks
 
 
-def test_an_encoder_has_seeds_and_a_learning_rate_of_its_own_and_the_main_models_serve_twice():
-    changes = {
-        "encoders": ["minilm-l3", "minilm-l4", "minilm-l6"],
-        "encoder_seeds": 2,
-        "first_seed": 7,
-        "steps": 600,
-    }
-    study = Study(
-        "mini",
-        overrides=changes
-        | {"encoder_seeds_of": {"minilm-l4": 1}, "encoder_lrs": {"minilm-l4": 0.5}},
-    )
-    chains = {name: encoder_units(study, name) for name in study.profile.encoders}
-    assert {name: [c.train.seed for c in each] for name, each in chains.items()} == {
-        "minilm-l3": [7, 8],
-        "minilm-l4": [7],
-        "minilm-l6": [7, 8],
-    }
-    assert [chains[name][0].train.lr for name in ("minilm-l3", "minilm-l4")] == [
-        study.profile.small_lr,
-        0.5,
-    ]
-    assert chains["minilm-l6"][0].train.steps == study.profile.small_steps != study.profile.steps
-    alike = {
-        "steps": study.profile.steps,
-        "small_steps": study.profile.steps,
-        "encoders": ["minilm-l6"],
-        "small_sampling": study.profile.sampling,
-    }
+def test_seeds_are_counted_from_the_first():
+    changes = {"first_seed": 7, "alone_seeds": 2, "lesion_seeds": 0, "dose_seeds": 3}
+    study = Study("mini", seed=100, overrides=changes)
+    assert study.seeds == [107, 108, 109, 110] == study.ending_seeds
+    assert (study.alone_seeds, study.lesion_seeds) == ([107, 108], [])
+    assert (study.dose_seeds, study.transfer_seeds) == ([107, 108, 109], [107, 108, 109])
+    last, first = study.endings_unit(110), study.endings_unit(107)
+    assert last.targets is None and first.targets is not None
+    assert set(last.endings) == {"trunk", "plain", "IAT", "IAT, random heads"} < set(first.endings)
+    assert "trunk" in first.pruned and "IAT, delta 0.3" in first.pruned
+    assert last.pruned == ("plain", "IAT", "IAT, random heads")
+
+
+def test_an_encoder_has_seeds_and_a_rate_of_its_own_and_the_main_models_serve_twice():
+    changes = {"encoders": ["minilm-l3", "minilm-l4", "minilm-l6"], "encoder_seeds": 2}
+    changes |= {"first_seed": 7, "steps": 600, "encoder_seeds_of": {"minilm-l4": 1}}
+    study = Study("mini", overrides=changes | {"encoder_lrs": {"minilm-l4": 0.5}})
+    chains = {name: study.encoder_units(name) for name in study.profile.encoders}
+    seeds = {name: [c.train.seed for c in each] for name, each in chains.items()}
+    assert seeds == {"minilm-l3": [7, 8], "minilm-l4": [7], "minilm-l6": [7, 8]}
+    lrs = [chains[name][0].train.lr for name in ("minilm-l3", "minilm-l4")]
+    assert lrs == [study.profile.small_lr, 0.5]
+    assert chains["minilm-l6"][0].train.steps == study.profile.small_steps != 600
+    alike = {"encoders": ["minilm-l6"], "steps": 500, "small_steps": 500}
+    alike |= {"small_sampling": study.profile.sampling}
     as_long = Study("mini", overrides=alike)
-    assert encoder_units(as_long, "minilm-l6") == [as_long.units(seed) for seed in as_long.seeds]
+    assert as_long.encoder_units("minilm-l6") == [as_long.units(s) for s in as_long.seeds]
     for change in (
         {"small_sampling": "sqrt"},
         {"encoder_lrs": {"minilm-l6": 0.1}},
         {"encoder_seeds_of": {"minilm-l6": 1}},
     ):
         other = Study("mini", overrides=alike | change)
-        assert encoder_units(other, "minilm-l6")[0] == other.small_units("minilm-l6", seed=0), (
-            "as the setting says"
-        )
+        own = other.small_units(0, encoder="minilm-l6")
+        assert other.encoder_units("minilm-l6")[0] == own, "as the setting says"
+
+
+def test_endings_are_those_that_the_profile_names():
+    study = Study("smoke")
+    mixed = {"PCGrad", "mixed batches"}
+    assert mixed < set(study.endings()) and study.left_out() == ""
+    few = Study("smoke", overrides={"batch_size": 3})
+    assert not mixed & set(few.endings()) and "a batch of 3" in few.left_out()
+    doses = Study("smoke", overrides={"doses": [0.5], "other_endings": [], "other_alphas": []})
+    added = {"IAT, delta 0.3", "IAT, delta 0.5", "IAT, random heads, delta 0.5"}
+    deciding = {"trunk", "plain", "IAT", "IAT, random heads"}
+    assert set(doses.endings()) == deciding | added and set(doses.endings(whole=False)) == deciding
+    floor = doses.floor_unit(3, 0.2)
+    assert (floor.lr_floor, floor.endings["IAT"]["delta"]) == (0.2, doses.profile.floor_delta)
+    assert floor.pruned == ("plain", "IAT", "IAT, random heads") and floor.targets is None
 
 
 def test_every_task_of_a_profile_is_shown_once():
@@ -111,18 +142,12 @@ def test_every_task_of_a_profile_is_shown_once():
         "tasks": ["bbc", "bbc-pair"],
         "pair_tasks": ["bbc", "bbc-somo"],
         "ending_tasks": ["bbc-next", "bbc-somo"],
+        "transfer_targets": ["bbc-shift"],
     }
-    changes |= {"transfer_targets": ["bbc-shift"]}
     limits = {"eval_examples": 10, "small_eval_examples": 12, "ending_examples": 14}
-    study = Study("mini", overrides=changes | limits)
-    assert list(study.every_task) == ["bbc", "bbc-pair", "bbc-somo", "bbc-next", "bbc-shift"]
-    assert [len(task.eval) for task in study.every_task.values()] == [10, 10, 12, 14, 14]
-
-
-def test_the_default_selection_is_the_papers():
-    assert next(iter(SELECTIONS.items())) == ("gradient", {})
-    estimators = {options.get("estimator", "gradient") for options in SELECTIONS.values()}
-    assert estimators | {"random"} == set(fslib.importance.ESTIMATORS)
+    found = Study("mini", overrides=changes | limits).every_task
+    sizes = {"bbc": 10, "bbc-pair": 10, "bbc-somo": 12, "bbc-next": 14, "bbc-shift": 14}
+    assert {name: len(task.eval) for name, task in found.items()} == sizes
 
 
 def cells(*sources: str) -> dict[str, object]:
@@ -148,47 +173,25 @@ def test_a_notebook_takes_the_parameters_that_it_knows():
             Study.from_parameters(cells(OWN, f"# Parameters\n{injected}\n"))
 
 
-def test_papermill_is_refused_a_parameter_that_the_notebook_does_not_know(tmp_path):
-    parameters = nbformat.v4.new_code_cell(OWN)
-    parameters.metadata["tags"] = ["parameters"]
-    asks = nbformat.v4.new_code_cell(
-        "import fslib\nstudy = fslib.Study.from_parameters(globals())\nprint(study.name)"
-    )
-    made = nbformat.v4.new_notebook(cells=[parameters, asks])
-    made.metadata["kernelspec"] = {
-        "name": "python3",
-        "display_name": "Python 3",
-        "language": "python",
-    }
-    nbformat.write(made, tmp_path / "one.ipynb")
-    paths = str(tmp_path / "one.ipynb"), str(tmp_path / "two.ipynb")
-    done = papermill.execute_notebook(*paths, {"profile": "smoke"}, progress_bar=False)
-    assert done.cells[-1].outputs[0].text == "smoke\n"
-    # of wrong types, which checked signatures would refuse in this process: one after the other in one kernel
-    made.cells[1].source = """import fslib
-for given in ({"overrides": [1]}, {"seed": "one"}, {"profile": ["mini"]}):
-    try:
-        fslib.Study.from_parameters({"profile": "mini", "seed": 0, "overrides": {}} | given)
-    except fslib.FslibError as error:
-        print(error)
-fslib.Study.from_parameters(globals())"""
-    nbformat.write(made, tmp_path / "one.ipynb")
-    with pytest.raises(
-        papermill.PapermillExecutionError,
-        match="unknown parameter 'profil': did you mean 'profile'",
-    ):
-        papermill.execute_notebook(*paths, {"profil": "smoke"}, progress_bar=False)
-    said = nbformat.read(tmp_path / "two.ipynb", 4).cells[-1].outputs[0].text.splitlines()
-    for line, beginning in zip(
-        said, ("settings [1]: give", "seed 'one': give a whole", "unknown profile"), strict=True
-    ):
-        assert beginning in line
+def test_what_papermill_writes_is_what_is_looked_at(monkeypatch):
+    from papermill.translators import papermill_translators as translators
+
+    given = {"profil": "smoke", "overrides": {"encoder": "a\nseed = 3"}}
+    cell = translators.find_translator("python3", "python").codify(given)
+    namespace = SimpleNamespace(**cells(OWN, cell))
+    with refused("unknown parameter 'profil'", "did you mean 'profile'"):
+        Study.from_parameters(vars(namespace))
 
 
-def test_a_profile_is_refused_by_the_first_thing_wrong():
-    for changes, parts in (
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
         ({"tasks": ["bbc"]}, ("at least two tasks",)),
-        ({"small_fractions": [0.1, 1.2]}, ("1.2", "(0, 1]")),
+        ({"tasks": ["bbc", "BBC"]}, ("tasks", "'bbc'", "twice")),
+        ({"tasks": ["bbc", "bbc-pears"]}, ("task 'bbc-pears'", "did you mean 'bbc-pair'")),
+        ({"small_fractions": [0.1, 1.2]}, ("fraction 1.2", "(0, 1]")),
+        ({"fractions": [0.1, 0.1]}, ("fractions", "0.1", "twice")),
+        ({"encoders": ["minilm-l1", "minilm-l1"]}, ("encoders", "minilm-l1", "twice")),
         ({"alpha": 0}, ("alpha",)),
         ({"delta": 1.0}, ("delta",)),
         ({"other_alphas": [1.5]}, ("alpha",)),
@@ -201,25 +204,36 @@ def test_a_profile_is_refused_by_the_first_thing_wrong():
         ({"dose_floors": [1.0]}, ("dose_floors",)),
         ({"other_endings": ["IAT, leeky"]}, ("other_endings", "IAT, leaky")),
         ({"lesioned_on": "half"}, ("lesioned_on",)),
-        (
-            {"encoder_lrs": {"minilm-l33": 0.1}},
-            ("encoder in encoder_lrs", "did you mean 'minilm-l3'"),
-        ),
+        ({"encoder_lrs": {"minilm-l33": 0.1}}, ("encoder in encoder_lrs", "'minilm-l3'")),
         ({"encoder_seeds_of": {"minilm-l33": 1}}, ("encoder in encoder_seeds_of", "minilm-l3")),
-        (
-            {"encoder_seeds_of": {"minilm-l3": True}},
-            ("encoder_seeds_of", "neither numbers nor names"),
-        ),
+        ({"encoder_seeds_of": {"minilm-l3": True}}, ("encoder_seeds_of", "integer")),
         ({"doses": [0.9]}, ("doses", "the dose that decides")),
         ({"lr_floor": 0.2, "dose_floors": [0.2]}, ("dose_floors", "the dose that decides")),
         ({"encoder_lrs": {"minilm-l3": 2.0}}, ("encoder_lrs",)),
         ({"small_sampling": "even"}, ("sampling 'even'", "uniform")),
-    ):
-        with refused(*parts):
-            Study("mini", overrides=changes)
+        ({"threads": 0}, ("threads=0",)),
+    ],
+)
+def test_a_profile_is_refused_by_the_first_thing_wrong(changes, parts):
+    with refused(*parts):
+        make_profile("mini", changes)
+
+
+def test_an_unknown_profile_and_what_is_none_are_refused():
+    make, start = inspect.unwrap(make_profile), inspect.unwrap(Study.__init__)  # no types checked
+    for name in ("mimi", 3):
+        with refused("unknown profile", "valid: smoke, mini"):
+            make(name, {})
+    with refused("settings [1]", "{field: value}"):
+        make("mini", [1])
+    with refused("seed 'one'", "whole number"):
+        start(Study.__new__(Study), seed="one")
+
+
+def test_transfer_needs_two_source_tasks():
     two = Study("mini", overrides={"tasks": ["bbc", "bbc-pair"], "transfer_targets": ["bbc"]})
     assert two.plan("06"), "two tasks are enough for all but transfer"
-    assert two.plan("07") == [] and "fewer than two tasks" in q07_transfer.not_testable(two)
+    assert two.plan("07") == [] and "fewer than two tasks" in two.no_transfer()
 
 
 def test_two_folders_of_one_name_are_refused_in_a_study(tmp_path, monkeypatch):

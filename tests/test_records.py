@@ -1,20 +1,15 @@
-"""Records: whole or not there, whoever is killed and whatever fails; computed once; known by their contents."""
+"""Records: whole or not there, computed once, known by their contents."""
 
-import copy
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
-import random
-import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-import warnings
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -36,14 +31,13 @@ from threadpoolctl import threadpool_info
 import fslib
 from fslib import Study
 from fslib.model.multitask import MultiTaskModel
-from fslib.plot import save_figure
-from fslib.study import provenance, records
-from fslib.study.config import checked
-from fslib.study.files import save_table, write_bytes
+from fslib.study import files, fingerprints, provenance, verify
+from fslib.study import store as stores
+from fslib.study.config import checked, settings_of
+from fslib.study.files import save_figure, save_table, write_bytes
 from fslib.study.runner import tidy
 from fslib.study.store import Record, Result, Store, Unit, key_of
-from fslib.study.units import ImportanceUnit, PruneUnit, TrainUnit
-from fslib.study.verify import differences, verify_unit
+from fslib.study.units import EndingsUnit, ImportanceUnit, PruneUnit, TrainUnit
 
 NUMBERS = small_units.units("numbers")
 UNIT = NUMBERS[0]
@@ -53,7 +47,7 @@ MODEL = training()
 @pytest.fixture(autouse=True)
 def small(small_tasks, monkeypatch):
     """Small tasks, on one thread, by code of no known commit."""
-    monkeypatch.setattr(records, "git_commit", lambda: "unknown")
+    monkeypatch.setattr(stores, "git_commit", lambda: "unknown")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -72,13 +66,13 @@ def computed(folder: Path) -> list[int]:
 
 
 def whole_records(folder: Path) -> dict[str, Record]:
-    """All records of a folder by file name; fails if one of them is damaged."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = {
-            p.stem: Store(folder).load(*p.stem.rsplit("-", 1))
-            for p in (folder / "runs").glob("*.json")
-        }
+    """All sound records of a folder by file name."""
+    found = {}
+    for path in (folder / "runs").glob("*.json"):
+        try:
+            found[path.stem] = Store(folder).load(*path.stem.rsplit("-", 1))
+        except stores.DamagedRecordError:
+            continue
     assert None not in found.values()
     return found
 
@@ -89,13 +83,13 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def same(one: Record, other: Record) -> bool:
-    """Whether two records hold the same, down to the last bit, but for where, when and how fast they were made."""
-    bits = [
-        {k: (v.dtype, v.shape, v.tobytes()) for k, v in record.arrays.items()}
-        for record in (one, other)
-    ]
-    rest = [(r.kind, r.key, r.config, r.data, r.result) for r in (one, other)]
-    return bits[0] == bits[1] and rest[0] == rest[1]
+    """Whether two records hold the same bits, wherever and whenever they were made."""
+
+    def bits(record: Record) -> list:
+        arrays = {k: (v.dtype, v.shape, v.tobytes()) for k, v in record.arrays.items()}
+        return [arrays, record.kind, record.key, record.config, record.data, record.result]
+
+    return bits(one) == bits(other)
 
 
 KEY = key_of("numbers", {"n": 1}, {"left": "f"})
@@ -106,59 +100,41 @@ def record_of(arrays: dict[str, np.ndarray] | None = None, **result) -> Record:
     return Record("numbers", KEY, {"n": 1}, {"left": "f"}, result, arrays or {}, 0.5, **about)
 
 
-def weights(model: MultiTaskModel) -> list[torch.Tensor]:
-    """Copies, since a loaded model may still read from its file."""
-    return [p.detach().clone() for p in model.parameters()]
+def weights(model: MultiTaskModel) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+# --- there and back ---------------------------------------------------------------------------
+
+ARRAYS = {
+    "floats": np.array([0.1, -0.0, np.nan, np.inf, 1e-320]),
+    "small": np.arange(6, dtype=np.int8).reshape(2, 3),
+    "flags": np.array([[True, False]]),
+    "empty": np.empty((0, 3), np.float32),
+    "predictions/bbc-pair": np.array([1, 2], np.int64),
+}
 
 
-# There and back
-
-
-def test_a_record_comes_back_bit_by_bit(tmp_path):
-    arrays = {
-        "floats": np.array([0.1, -0.0, np.nan, np.inf, 1e-320]),
-        "small": np.arange(6, dtype=np.int8).reshape(2, 3),
-        "flags": np.array([[True, False]]),
-        "empty": np.empty((0, 3), np.float32),
-        "predictions/bbc-pair": np.array([1, 2], np.int64),
-    }
+@pytest.mark.parametrize("arrays", [ARRAYS, {}], ids=["arrays", "no arrays"])
+def test_a_record_comes_back_bit_by_bit(store, arrays):
     record = record_of(arrays, mean=0.1 + 0.2, none=None, list=[1, 2.5, {"é": "…"}], yes=True)
-    Store(tmp_path).save(record)
-    found = Store(tmp_path).load(record.kind, record.key)
-    assert same(found, record)
-    assert (found.seconds, found.versions, found.commit) == (0.5, {"python": "3"}, "unknown")
-    assert found.machine == {"threads": 1}
-    assert {p.name for p in (tmp_path / "runs").iterdir()} == {
-        f"numbers-{record.key}.{s}" for s in ("json", "npz")
-    }
+    store.save(record)
+    found = Store(store.folder).load("numbers", KEY)
+    assert same(found, record) and replace(found, arrays={}) == replace(record, arrays={})
+    ends = {path.suffix for path in (store.folder / "runs").iterdir()}
+    assert ends == ({".json", ".npz"} if arrays else {".json"})
 
 
-def test_a_record_without_arrays_is_one_file(tmp_path):
-    Store(tmp_path).save(record_of(mean=1.5))
-    assert [p.suffix for p in (tmp_path / "runs").iterdir()] == [".json"]
-    assert same(Store(tmp_path).load("numbers", KEY), record_of(mean=1.5))
-
-
-def test_a_unit_is_computed_once_and_then_read(store):
+def test_a_unit_is_computed_once_and_then_read_until_it_is_renewed(store):
     assert store.find(UNIT) is None
     first = store.get(UNIT)
     assert store.get(UNIT) is first
-    again = Store(store.folder).get(UNIT)
-    assert same(again, first)
-    assert computed(store.folder) == [0]
+    assert same(Store(store.folder).get(UNIT), first)
     assert first.config == {"tasks": list(TASKS), "eval_examples": None, "n": 0}
     assert set(first.data) == set(TASKS)
     assert set(first.machine) >= {"processor", "capability", "threads"}
     assert {"torch", "numpy", "transformers"} <= set(first.versions)
-
-
-def test_a_renewed_unit_is_computed_again_and_the_others_stay(store):
-    for unit in NUMBERS[:2]:
-        store.get(unit)
+    store.get(NUMBERS[1])
     store.renew(UNIT)
     store.get(UNIT)
     store.get(NUMBERS[1])
@@ -175,8 +151,36 @@ def test_a_unit_that_fails_leaves_no_record_and_no_lock(store, monkeypatch):
         patch.setattr(NumbersUnit, "compute", broken)
         with pytest.raises(ZeroDivisionError):
             store.get(UNIT)
-    assert whole_records(store.folder) == {}
+    assert not list((store.folder / "runs").glob("*.*z*"))
     assert store.get(UNIT).result["n"] == 0
+
+
+def test_what_another_process_has_written_is_read_anew_when_that_is_said(store):
+    first = store.get(UNIT)
+    Store(store.folder).save(replace(first, result={"n": 7}))
+    assert store.get(UNIT) is first
+    store.reread(UNIT)
+    assert store.get(UNIT).result == {"n": 7}
+
+
+def test_records_can_take_the_place_of_those_on_the_disk(store):
+    other = replace(store.get(UNIT), result={"n": 7})
+    assert store.with_records([other]).get(UNIT).result == {"n": 7}
+    assert store.get(UNIT).result["n"] == 0
+
+
+def test_the_files_of_a_record_can_be_adopted_by_another_store_and_nothing_else(store, tmp_path):
+    first, second = store.get(UNIT), store.get(NUMBERS[1])
+    content, arrays = store.files(UNIT)
+    other = Store(tmp_path / "other")
+    for wrong in ((content, arrays[:-1]), (content[:-9], arrays), store.files(NUMBERS[1])):
+        with refused(f"record numbers-{UNIT.key} came damaged"):
+            other.adopt(UNIT, wrong)
+    assert not (other.folder / "runs").is_dir()
+    other.adopt(UNIT, (content, arrays))
+    assert same(other.get(UNIT), first) and other.find(NUMBERS[1]) is None and second
+    with refused("there is no record", other.path("numbers", NUMBERS[1].key)):
+        other.files(NUMBERS[1])
 
 
 @pytest.mark.parametrize("unit", [NumbersUnit, TrainUnit, ImportanceUnit, PruneUnit, Unit])
@@ -187,25 +191,8 @@ def test_a_unit_that_computes_something_of_its_own_needs_a_kind_of_its_own(unit)
             def compute(self, store: Store) -> Result:
                 return Result({})
 
-    class Owned(unit):
-        kind: ClassVar[str] = "owned"
 
-        def compute(self, store: Store) -> Result:
-            return Result({})
-
-    assert Owned.kind == "owned"
-
-
-def test_a_unit_that_computes_what_another_does_has_its_kind(store):
-    class Same(NumbersUnit):
-        """The same work under another name."""
-
-    unit = Same(tasks=TASKS, n=0)
-    assert (unit.kind, unit.key) == (UNIT.kind, UNIT.key)
-    assert store.get(unit) is store.get(UNIT)
-
-
-# What a key depends on
+# --- what a key depends on --------------------------------------------------------------------
 
 
 class OtherKind(TrainUnit):
@@ -217,56 +204,48 @@ class OtherKind(TrainUnit):
 def test_the_key_knows_kind_and_every_part_of_the_config():
     base = training().model_dump()
     changes = [
-        {"steps": 3}, {"seed": 1}, {"lr": 2e-3}, {"encoder": "minilm-l1"}, {"sampling": "sqrt"}, {"epochs": 1},
-        {"batch_size": 4}, {"max_length": 8}, {"eval_examples": 4}, {"curve_points": 2}, {"curve_examples": 2},
-        {"tasks": ["left"]}, {"tasks": ["right", "left"]}, {"lr_floor": 0.5},
+        {"steps": 3}, {"seed": 1}, {"lr": 2e-3}, {"encoder": "minilm-l1"}, {"sampling": "sqrt"},
+        {"epochs": 1}, {"batch_size": 4}, {"max_length": 8}, {"eval_examples": 4},
+        {"curve_points": 2}, {"curve_examples": 2}, {"tasks": ["left"]},
+        {"tasks": ["right", "left"]}, {"lr_floor": 0.5}, {"precision": "bf16"},
     ]  # fmt: skip
     assert {field for change in changes for field in change} == set(TrainUnit.model_fields)
     units = [TrainUnit(**base | change) for change in [{}, *changes]]
     units.append(OtherKind(**base))
     scored = ImportanceUnit(model=training(), examples=4)
     units += [scored, ImportanceUnit(model=training(1), examples=4)]
-    for change in (
-        {},
-        {"controls": 2},
-        {"fractions": (0.5,)},
-        {"ablation": "mean"},
-        {"normalize": "layer"},
-    ):
-        units.append(
-            PruneUnit(**{"importance": scored, "fractions": (0.25,), "controls": 1} | change)
-        )
+    pruning = {"importance": scored, "fractions": (0.25,), "controls": 1}
+    others = [{"controls": 2}, {"fractions": (0.5,)}, {"ablation": "mean"}, {"normalize": "layer"}]
+    for change in ({}, *others, {"reduction": "example"}, {"on": "scored"}):
+        units.append(PruneUnit(**pruning | change))
     assert len({unit.key for unit in units}) == len(units)
 
 
-def test_a_floor_of_nothing_is_no_part_of_the_key():
-    plain, same = training(), TrainUnit(**training().model_dump() | {"lr_floor": 0.0})
-    assert same.key == plain.key and "lr_floor" not in same.model_dump(mode="json")
-    assert (
-        same.options()["lr_floor"]
-        == 0
-        == Study("smoke", overrides={"lr_floor": 0}).overrides["lr_floor"]
-    )
+def test_fields_that_are_younger_than_records_are_no_part_of_the_key_at_their_defaults():
+    base = training().model_dump()
+    younger = {"lr_floor": 0.0, "precision": "float32"}
+    assert TrainUnit(**base | younger).key == training().key and not base.keys() & younger
+    endings = EndingsUnit(**base, endings={"plain": None}, examples=4)
+    assert not endings.model_dump().keys() & {"on", "targets", *younger}
+    study = Study("smoke", overrides=younger)
+    assert study.overrides == younger, "a profile names them"
+    assert training().options() == {k: base[k] for k in training().options()}
 
 
-def test_the_key_depends_neither_on_spelling_nor_on_where_the_data_lie(tmp_path, monkeypatch):
+def test_the_key_depends_neither_on_spelling_nor_on_where_things_lie(tmp_path, monkeypatch):
     key = UNIT.key
     assert NumbersUnit(n=0, eval_examples=None, tasks=["LEFT", "Right"]).key == key
-    monkeypatch.setenv("FSLIB_DATA", str(write_tasks(tmp_path)))
-    records.cached_task.cache_clear()
+    monkeypatch.setenv("FSLIB_DATA", str(write_tasks(tmp_path / "data")))
+    fingerprints.cached_task.cache_clear()
     assert UNIT.key == key
-
-
-def test_the_key_of_a_local_encoder_does_not_depend_on_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "my" / "encoder").mkdir(parents=True)
+    (tmp_path / "minilm-l1").mkdir()
     monkeypatch.chdir(tmp_path)
     base = training().model_dump()
     spellings = ("my/encoder", "./my/../my/encoder", str(tmp_path / "my/encoder"))
     assert len({TrainUnit(**base | {"encoder": spelling}).key for spelling in spellings}) == 1
-    (tmp_path / "minilm-l1").mkdir()
-    assert TrainUnit(**base | {"encoder": "minilm-l1"}).encoder == "minilm-l1", (
-        "a name comes before a folder"
-    )
+    named = TrainUnit(**base | {"encoder": "minilm-l1"})
+    assert named.encoder == "minilm-l1", "a name comes before a folder"
 
 
 def test_the_key_knows_the_data_of_its_own_tasks(tmp_path, monkeypatch):
@@ -275,10 +254,13 @@ def test_the_key_knows_the_data_of_its_own_tasks(tmp_path, monkeypatch):
     file = write_tasks(tmp_path) / "right" / "dev.tsv"
     file.write_text(file.read_text().replace("dev number 3\t1", "dev number 3\t0"))
     monkeypatch.setenv("FSLIB_DATA", str(tmp_path))
-    records.cached_task.cache_clear()
+    fingerprints.cached_task.cache_clear()
     after = [unit.key for unit in units]
-    assert before[0] == after[0]
-    assert before[1] != after[1]
+    assert before[0] == after[0] and before[1] != after[1]
+
+
+CIRCLE: list = []
+CIRCLE.append(CIRCLE)
 
 
 @pytest.mark.parametrize(
@@ -286,17 +268,25 @@ def test_the_key_knows_the_data_of_its_own_tasks(tmp_path, monkeypatch):
     [
         ({"stepz": 3}, ["'stepz'", "did you mean 'steps'"]),
         ({"learning": 1}, ["'learning'"]),
+        ({3: 1}, ["setting '3'"]),
         ({"steps": 0}, ["steps=0", "greater than or equal to 1"]),
         ({"steps": 2.5}, ["steps=2.5", "integer"]),
-        ({"steps": "many"}, ["steps='many'", "integer"]),
+        ({"steps": "3"}, ["steps='3'", "integer"]),
+        ({"steps": True}, ["steps=True", "integer"]),
+        ({"steps": {1, 2}}, ["steps={1, 2}", "set"]),
+        ({"steps": CIRCLE}, ["steps=", "Circular"]),
         ({"lr": 0}, ["lr=0", "greater than 0"]),
         ({"lr": -1e-3}, ["lr=-0.001"]),
+        ({"lr": float("nan")}, ["lr=nan", "finite"]),
         ({"seed": -1}, ["seed=-1"]),
+        ({"sampling": "anealed"}, ["sampling='anealed'", "did you mean 'annealed'"]),
+        ({"precision": "float16"}, ["precision='float16'", "bf16"]),
         ({"eval_examples": 1}, ["eval_examples=1"]),
         ({"tasks": []}, ["tasks"]),
         ({"tasks": "bbc"}, ["tasks='bbc'"]),
         ({"tasks": ["some/where"]}, ["some/where", "FSLIB_DATA"]),
         ({"encoder": None}, ["encoder=None", "string"]),
+        ({"encoder": "\ud800"}, ["setting"]),
     ],
 )
 def test_a_config_refuses_what_it_does_not_know(change, parts):
@@ -304,149 +294,114 @@ def test_a_config_refuses_what_it_does_not_know(change, parts):
         checked(TrainUnit, training().model_dump() | change, "setting")
 
 
+def test_settings_of_the_command_line_are_values_in_yaml():
+    words = ["lr=1e-4", "doses=[.5, 1.0e-1]", "tasks=[bbc, sst-2]", "eval_examples=null", "a=b=c"]
+    wanted = {"lr": 1e-4, "doses": [0.5, 0.1], "tasks": ["bbc", "sst-2"], "eval_examples": None}
+    assert settings_of(words) == wanted | {"a": "b=c"}
+    for pairs in (["steps"], ["=3"], ["tasks=[bbc"], ["steps=3", "steps=4"], ["a=2020-13-45"]):
+        with refused("--set", pairs[-1]):
+            settings_of(pairs)
+
+
 def test_a_config_cannot_be_changed_after_its_check():
     with pytest.raises(ValueError, match="frozen"):
         training().steps = 5
 
 
-# Killed
-
-
-def partials(folder: Path) -> set[Path]:
-    return {*folder.glob("runs/.*.partial-*"), *folder.glob("checkpoints/*.partial-*")}
-
-
-class Workers:
-    """Processes that compute units, forked from one that has imported everything."""
-
-    def __init__(self, data: Path) -> None:
-        calm = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "7"}
-        self.process = subprocess.Popen(
-            [sys.executable, small_units.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | calm | {"FSLIB_DATA": str(data)},
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
-    def ask(self, line: str) -> list[int]:
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        return [int(word) for word in self.process.stdout.readline().split()]
-
-    def start(self, folder: Path, what: str) -> int:
-        return self.ask(f"go {folder} {what}")[0]
-
-    def wait(self) -> list[int]:
-        return self.ask("wait")
-
-    def run(self, folder: Path, what: str) -> float:
-        """Compute without disturbance; returns seconds."""
-        begun = time.perf_counter()
-        self.start(folder, what)
-        assert self.wait() == [0]
-        return time.perf_counter() - begun
-
-    def kill_while_writing(self, folder: Path, what: str) -> list[int]:
-        """Kill as soon as a file is being written that was not before."""
-        known = partials(folder)
-        child = self.start(folder, what)
-        end = time.perf_counter() + 20
-        while not partials(folder) - known:
-            assert time.perf_counter() < end, "nothing was written"
-        os.kill(child, signal.SIGKILL)
-        return self.wait()
-
-    def kill_after(self, seconds: float, folder: Path, what: str) -> list[int]:
-        child = self.start(folder, what)
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-        return self.wait()
+# --- killed -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def workers(data):
-    workers = Workers(data)
-    yield workers
-    workers.process.communicate(timeout=30)
+def start(data):
+    """Start a process that computes units, forked from one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["small_units"])
+
+    def start(folder: Path, what: str, **options):
+        folder.mkdir(parents=True, exist_ok=True)
+        words = {"args": (folder, what, data), "kwargs": options}
+        process = context.Process(target=small_units.compute, **words)
+        process.start()
+        return process
+
+    return start
 
 
-def test_a_kill_at_any_moment_loses_the_unit_under_way_and_nothing_else(workers, tmp_path):
+def finish(start, folder: Path, what: str, *, count: int = 1, code: int = 0, **options) -> None:
+    processes = [start(folder, what, **options) for _ in range(count)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [code] * count
+
+
+# a record is two files, each of which is flushed and renamed; a checkpoint is renamed before
+@pytest.mark.parametrize(
+    ("what", "kills", "records"),
+    [("numbers", (1, 2, 3, 4, 5, 7, 12), 40), ("models", (1, 2, 4, 5, 8), 6)],
+)
+def test_a_kill_at_any_moment_loses_one_unit_at_most(start, tmp_path, what, kills, records):
     calm, rough = tmp_path / "calm", tmp_path / "rough"
-    each = workers.run(calm, "numbers") / len(NUMBERS)
-    moments, kept, kills = random.Random(0), {}, 0
-    for attempt in range(12):
-        if attempt % 2:
-            codes = workers.kill_while_writing(rough, "numbers")
-        else:
-            codes = workers.kill_after(moments.uniform(0, 4 * each), rough, "numbers")
-        kills += codes == [-signal.SIGKILL]
+    finish(start, calm, what)
+    kept: dict[str, Record] = {}
+    for kill in kills:
+        finish(start, rough, what, code=-signal.SIGKILL, die_at=kill)
         found = whole_records(rough)
         assert all(same(found[name], record) for name, record in kept.items())
         kept = found
-    assert kills == 12
-    assert 0 < len(kept) < len(NUMBERS)
-    before = len(computed(rough))
-    assert before - len(kept) <= kills  # each kill cost one unit at most
-    workers.run(rough, "numbers")
-    assert len(computed(rough)) - before == len(NUMBERS) - len(
-        kept
-    )  # it went on and did not start over
-    ended, undisturbed = whole_records(rough), whole_records(calm)
-    # The names hold the keys: processes with another seed of the hash function find the same ones.
-    assert ended.keys() == undisturbed.keys() == {f"numbers-{unit.key}" for unit in NUMBERS}
-    assert all(same(ended[name], undisturbed[name]) for name in ended)
-
-
-def test_a_kill_during_training_or_saving_leaves_models_whole(workers, tmp_path):
-    calm, rough = tmp_path / "calm", tmp_path / "rough"
-    seconds = workers.run(calm, "models")
-    moments, kept = random.Random(1), {}
-    for attempt in range(6):
-        if attempt % 3 == 0:
-            assert workers.kill_while_writing(rough, "models") == [-signal.SIGKILL]
-        else:
-            workers.kill_after(moments.uniform(0, seconds / 6), rough, "models")
-        found = whole_records(rough)
-        assert all(same(found[name], record) for name, record in kept.items())
-        kept = found
-        for checkpoint in (rough / "checkpoints").iterdir():
+        for checkpoint in (rough / "checkpoints").glob("train-*"):
             if ".partial-" not in checkpoint.name:
                 MultiTaskModel.load(checkpoint)
-    workers.run(rough, "models")
+    before = len(computed(rough))
+    assert 0 < len(kept) < records and before <= len(kept) + len(kills)
+    finish(start, rough, what)
+    if what == "numbers":
+        assert len(computed(rough)) - before == records - len(kept), "it did not start over"
     ended, undisturbed = whole_records(rough), whole_records(calm)
-    assert len(ended) == 6
-    assert ended.keys() == undisturbed.keys()
+    # the names hold the keys: they are the same in every process
+    assert ended.keys() == undisturbed.keys() and len(ended) == records
     assert all(same(ended[name], undisturbed[name]) for name in ended)
-    checkpoints = [{p.name for p in (folder / "checkpoints").iterdir()} for folder in (rough, calm)]
-    assert checkpoints[0] == checkpoints[1]  # what killed processes left is cleared away
+    for folder in ("runs", "checkpoints"):
+        left, right = ({p.name for p in (f / folder).glob("*")} for f in (rough, calm))
+        assert left == right, "what killed processes left is swept"
 
 
-def test_processes_at_once_compute_each_unit_once(workers, tmp_path):
-    for _ in range(3):
-        workers.start(tmp_path, "numbers")
-    assert workers.wait() == [0, 0, 0]
-    assert sorted(computed(tmp_path)) == list(range(len(NUMBERS)))
-    assert len(whole_records(tmp_path)) == len(NUMBERS)
-    assert not leftovers(tmp_path)
+@pytest.mark.parametrize(("what", "records"), [("numbers", 40), ("models", 6)])
+def test_processes_at_once_compute_each_unit_once(start, tmp_path, what, records):
+    finish(start, tmp_path, what, count=2)
+    assert len(whole_records(tmp_path)) == records and not leftovers(tmp_path)
+    if what == "numbers":
+        assert sorted(computed(tmp_path)) == list(range(records))
+    else:
+        trained = {f"train-{training(seed).key}" for seed in range(3)}
+        assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == trained
 
 
-def test_processes_at_once_train_whole_models(workers, tmp_path):
-    for _ in range(2):
-        workers.start(tmp_path, "models")
-    assert workers.wait() == [0, 0]
-    assert len(whole_records(tmp_path)) == 6
-    trained = {f"train-{training(seed).key}" for seed in range(3)}
-    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == trained
+@pytest.mark.parametrize(
+    ("name", "swept"),
+    [
+        (".a.json.partial-{here}-{dead}", True),
+        (".a.json.partial-{here}-{alive}", False),
+        (".a.json.partial-elsewhere-{dead}", False),
+        (".a.json", False),
+        (".b.json.partial-{here}-{dead}", False),
+    ],
+)
+def test_only_what_a_dead_process_of_this_host_was_writing_is_swept(tmp_path, name, swept):
+    dead = multiprocessing.get_context("fork").Process(target=int)
+    dead.start()
+    dead.join()
+    here = files.platform.node()
+    path = tmp_path / name.format(here=here, dead=dead.pid, alive=os.getpid())
+    path.mkdir()
+    files.sweep(tmp_path, "a.")
+    assert path.exists() != swept
 
 
-# Damaged
+# --- damaged ----------------------------------------------------------------------------------
 
 
 def put(path: Path, content: bytes) -> None:
-    """A new file in the place of an old one, which a loaded model may still read from."""
+    """Put a new file in the place of an old one, from which a loaded model may still read."""
     path.unlink()
     path.write_bytes(content)
 
@@ -461,17 +416,31 @@ def flip(path: Path) -> None:
     put(path, bytes(content))
 
 
-def edit(**changes):
-    """Change fields of a record's JSON."""
-    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def edit(*, honest: bool = False, **changes):
+    """Change fields of a record's JSON; `honest`: and its checksum."""
+
+    def change(path: Path) -> None:
+        values = json.loads(path.read_text()) | changes
+        if honest:
+            values["content_sha256"] = stores.content_checksum(values)
+        path.write_text(json.dumps(values))
+
+    return change
 
 
 def arrays_in(path: Path, content: bytes) -> None:
     """Put other arrays in the place of a record's, checksums and all."""
     path.write_bytes(content)
-    record = path.with_suffix(".json")
-    values = json.loads(record.read_text()) | {"arrays_sha256": hashlib.sha256(content).hexdigest()}
-    record.write_text(json.dumps(values | {"content_sha256": records.content_checksum(values)}))
+    checksum = hashlib.sha256(content).hexdigest()
+    edit(honest=True, arrays_sha256=checksum)(path.with_suffix(".json"))
+
+
+OTHER = {"tasks": list(TASKS), "eval_examples": None, "n": 1}
+
+
+def of_another_unit(path: Path) -> None:
+    data = json.loads(path.read_text())["data"]
+    edit(honest=True, config=OTHER, key=key_of("numbers", OTHER, data))(path)
 
 
 DAMAGES = {
@@ -480,17 +449,18 @@ DAMAGES = {
     "not a record": (".json", lambda p: p.write_text("[]")),
     "a number": (".json", lambda p: p.write_text("3")),
     "not UTF-8": (".json", lambda p: p.write_bytes(b"\xff\xfe")),
-    "field too many": (".json", edit(extra=1)),
-    "wrong checksum": (".json", edit(arrays_sha256="0" * 64)),
-    "another config": (".json", edit(config={"tasks": list(TASKS), "eval_examples": None, "n": 1})),
-    "other data": (".json", edit(data={"left": "0", "right": "0"})),
+    "deep JSON": (".json", lambda p: p.write_text("[" * 100_000)),
+    "field too many": (".json", edit(honest=True, extra=1)),
+    "wrong checksum": (".json", edit(honest=True, arrays_sha256="0" * 64)),
+    "another config": (".json", edit(honest=True, config=OTHER)),
+    "other data": (".json", edit(honest=True, data={"left": "0", "right": "0"})),
+    "another key": (".json", edit(honest=True, key="f" * 16)),
+    "another kind": (".json", edit(honest=True, kind="train")),
+    "another unit's": (".json", of_another_unit),
     "another commit": (".json", edit(commit="0" * 40)),
     "another result": (".json", edit(result={"mean": 1.0, "n": 0})),
     "a text for seconds": (".json", edit(seconds="long")),
-    "deep JSON": (".json", lambda p: p.write_text("[" * 100_000)),
     "arrays that are no zip": (".npz", lambda p: arrays_in(p, b"PK\x03\x04 and no more")),
-    "another key": (".json", edit(key="f" * 16)),
-    "another kind": (".json", edit(kind="train")),
     "cut arrays": (".npz", cut),
     "one bit of the arrays": (".npz", flip),
     "no arrays": (".npz", Path.unlink),
@@ -499,31 +469,22 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_who_only_reads_renames_nothing(store, damage):
-    store.get(UNIT)
+def test_a_damaged_record_is_never_used_and_set_aside_only_to_be_computed_again(store, damage):
+    good = store.get(UNIT)
     suffix, hurt = DAMAGES[damage]
     path = store.path(UNIT.kind, UNIT.key)
     hurt(path.with_suffix(suffix))
-    before = sorted(p.name for p in path.parent.iterdir())
-    reader = Store(store.folder)
+    left, names = path.read_bytes(), sorted(p.name for p in path.parent.iterdir())
     with refused(path, "is damaged"):
-        reader.load(UNIT.kind, UNIT.key)
-    assert reader.find(UNIT) is None
-    assert sorted(p.name for p in path.parent.iterdir()) == before
-
-
-@pytest.mark.parametrize("field", ["config", "data", "kind"])
-def test_a_record_without_a_checksum_of_itself_must_still_have_its_key(store, field):
-    store.get(UNIT)
-    path = store.path(UNIT.kind, UNIT.key)
-    content = json.loads(path.read_text())
-    del content["content_sha256"]
-    path.write_text(json.dumps(content))
-    assert Store(store.folder).find(UNIT).result["n"] == 0
-    other = {"config": {}, "data": {}, "kind": "others"}[field]
-    path.write_text(json.dumps(content | {field: other}))
-    with refused(path, "is damaged"):
-        store.load(UNIT.kind, UNIT.key)
+        Store(store.folder).load(UNIT.kind, UNIT.key)
+    assert Store(store.folder).find(UNIT) is None
+    assert sorted(p.name for p in path.parent.iterdir()) == names, "a reader renames nothing"
+    with pytest.warns(UserWarning, match=f"{path.name}.*damaged.*set aside as {path.name}.corrupt"):
+        again = Store(store.folder).get(UNIT)
+    assert same(again, good) and computed(store.folder) == [0, 0]
+    assert store.set_aside() == [path.with_name(f"{path.name}.corrupt")]
+    assert store.set_aside()[0].read_bytes() == left
+    assert list(whole_records(store.folder)) == [path.stem]
 
 
 def test_what_cannot_be_read_is_not_taken_for_damaged(store, monkeypatch):
@@ -534,63 +495,10 @@ def test_what_cannot_be_read_is_not_taken_for_damaged(store, monkeypatch):
 
     before = sorted(p.name for p in (store.folder / "runs").iterdir())
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    for read in (store.load, lambda kind, key: Store(store.folder).get(UNIT)):
+    for read in (lambda: store.load(UNIT.kind, UNIT.key), lambda: Store(store.folder).get(UNIT)):
         with refused("cannot read", store.path(UNIT.kind, UNIT.key), "Input/output error"):
-            read(UNIT.kind, UNIT.key)
+            read()
     assert sorted(p.name for p in (store.folder / "runs").iterdir()) == before
-
-
-def test_a_checkpoint_is_not_renewed_while_another_process_has_it(store):
-    MODEL.trained(store)
-    before = store.path("train", MODEL.key).stat().st_mtime_ns
-    with store.lock(MODEL):
-        renewing = threading.Thread(target=Store(store.folder).renew, args=[MODEL])
-        renewing.start()
-        time.sleep(0.3)
-        assert (
-            store.checkpoint(MODEL).is_dir()
-            and store.path("train", MODEL.key).stat().st_mtime_ns == before
-        )
-    renewing.join(30)
-    assert (
-        store.checkpoint(MODEL).is_dir()
-        and store.path("train", MODEL.key).stat().st_mtime_ns > before
-    )
-
-
-def test_an_undefined_number_is_recorded_and_repeated_by_another(store):
-    store.save(record_of({"values": np.array([np.nan, 1.0])}, d=float("nan")))
-    found = store.load("numbers", KEY)
-    assert np.isnan(found.result["d"])
-    assert differences(found, found, True) == [] == differences(found, found, False)
-    defined = record_of({"values": np.array([0.0, 1.0])}, d=0.5)
-    assert len(differences(found, defined, True)) == len(differences(found, defined, False)) == 2
-
-
-def test_a_clone_that_is_not_installed_keeps_its_first_unit(store, monkeypatch):
-    def missing(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(provenance, "version", missing)
-    assert store.get(UNIT).versions | {"python": ""} == {
-        "python": "", "fslib": fslib.__version__, "torch": "unknown", "transformers": "unknown", "datasets": "unknown",
-        "numpy": "unknown", "scikit-learn": "unknown",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_record_is_said_set_aside_and_computed_again(store, damage):
-    good = store.get(UNIT)
-    suffix, hurt = DAMAGES[damage]
-    path = store.path(UNIT.kind, UNIT.key)
-    hurt(path.with_suffix(suffix))
-    left = path.read_bytes()
-    with pytest.warns(UserWarning, match=f"{path.name}.*damaged.*set aside as {path.name}.corrupt"):
-        again = Store(store.folder).get(UNIT)
-    assert same(again, good)
-    assert computed(store.folder) == [0, 0]
-    assert path.with_name(f"{path.name}.corrupt").read_bytes() == left
-    assert list(whole_records(store.folder)) == [path.stem]
 
 
 def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypatch):
@@ -605,18 +513,36 @@ def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypa
         return content
 
     monkeypatch.setattr(Path, "read_bytes", remove_after)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert Store(store.folder).load(UNIT.kind, UNIT.key) is None
-    assert not leftovers(store.folder)
-    assert not path.exists()
+    assert Store(store.folder).load(UNIT.kind, UNIT.key) is None
+    assert not leftovers(store.folder) and not path.exists()
 
 
-# Replaced
+def test_an_undefined_number_is_recorded_and_repeated_by_another(store):
+    store.save(record_of({"values": np.array([np.nan, 1.0])}, d=float("nan")))
+    found = store.load("numbers", KEY)
+    assert np.isnan(found.result["d"])
+    assert [verify.record_differences(found, found, exact) for exact in (True, False)] == [[], []]
+    defined = record_of({"values": np.array([0.0, 1.0])}, d=0.5)
+    for exact in (True, False):
+        assert len(verify.record_differences(found, defined, exact)) == 2
+
+
+def test_a_clone_that_is_not_installed_keeps_its_first_unit(store, monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(provenance, "version", missing)
+    found = store.get(UNIT).versions
+    assert found.pop("fslib") == fslib.__version__ and found.pop("python")
+    names = {"torch", "transformers", "datasets", "numpy", "scikit-learn"}
+    assert found == dict.fromkeys(names, "unknown")
+
+
+# --- replaced ---------------------------------------------------------------------------------
 
 
 def other_numbers(monkeypatch) -> None:
-    """From now on the units compute other arrays."""
+    """Let the units compute other arrays from now on."""
     compute = NumbersUnit.compute
 
     def another(unit, store):
@@ -626,149 +552,155 @@ def other_numbers(monkeypatch) -> None:
     monkeypatch.setattr(NumbersUnit, "compute", another)
 
 
-@pytest.mark.parametrize("moment", ["computing", "writing arrays", "writing JSON"])
-def test_what_stops_a_renewal_leaves_the_old_record(store, monkeypatch, moment):
+@pytest.mark.parametrize("moment", ["compute", ".npz", ".json"])
+def test_a_renewal_that_is_stopped_costs_one_recomputed_unit_at_most(store, monkeypatch, moment):
     old = store.get(UNIT)
     with monkeypatch.context() as patch:
         other_numbers(patch)
-        write, suffix = records.write_bytes, ".json" if moment == "writing JSON" else ".npz"
 
         def interrupt(*words):
-            if moment == "computing" or words[0].suffix == suffix:
+            if moment in ("compute", getattr(words[0], "suffix", "")):
                 raise KeyboardInterrupt
-            write(*words)
+            write_bytes(*words)
 
-        patch.setattr(
-            *((NumbersUnit, "compute") if moment == "computing" else (records, "write_bytes")),
-            interrupt,
-        )
+        place = NumbersUnit if moment == "compute" else stores
+        patch.setattr(place, "compute" if moment == "compute" else "write_bytes", interrupt)
         with pytest.raises(KeyboardInterrupt):
             store.renew(UNIT)
-    for reader in (store, Store(store.folder)):
-        assert same(reader.find(UNIT), old)
-    Store(store.folder).sweep()
-    assert same(Store(store.folder).find(UNIT), old)
-    assert {p.name for p in (store.folder / "runs").glob("*.*")} == {
-        f"numbers-{UNIT.key}.json", f"numbers-{UNIT.key}.npz", ".locks"
-    }  # fmt: skip
+    again = Store(store.folder)
+    if moment == ".json":  # the new arrays do not fit the old JSON
+        assert again.find(UNIT) is None
+        with pytest.warns(UserWarning, match="arrays do not match"):
+            again.get(UNIT)
+    assert same(again.find(UNIT), old)
 
 
-def test_a_renewal_that_was_killed_after_its_json_is_finished_by_the_next_run(store, monkeypatch):
+def test_a_reader_between_the_two_files_of_a_renewal_waits_for_the_second(store, monkeypatch):
     old = store.get(UNIT)
-    with monkeypatch.context() as patch:
-        other_numbers(patch)
-        patch.setattr(records, "_settle", lambda waiting: None)  # killed here
-        store.renew(UNIT)
-    waiting = store.path(UNIT.kind, UNIT.key).with_suffix(records.NEXT)
-    before = waiting.read_bytes()
-    new = Store(store.folder).find(UNIT)
-    assert not same(new, old) and np.array_equal(new.arrays["values"], old.arrays["values"] + 1)
-    assert waiting.is_file()  # who only reads renames nothing
-    with store.lock(UNIT):
-        Store(store.folder).sweep()
-    assert waiting.is_file()  # another process is at it
-    Store(store.folder).sweep()
-    assert (
-        not waiting.is_file()
-        and waiting.with_name(f"numbers-{UNIT.key}.npz").read_bytes() == before
-    )
-    assert same(Store(store.folder).find(UNIT), new)
+    other_numbers(monkeypatch)
+    written, go_on = threading.Event(), threading.Event()
+
+    def in_two_steps(path, content):
+        if path.suffix == ".json":
+            written.set()
+            go_on.wait(10)
+        write_bytes(path, content)
+
+    monkeypatch.setattr(stores, "write_bytes", in_two_steps)
+    monkeypatch.setattr(stores.time, "sleep", lambda seconds: seconds and finish_writing())
+
+    def finish_writing():
+        go_on.set()
+        writer.join(10)
+
+    writer = threading.Thread(target=Store(store.folder).renew, args=[UNIT])
+    writer.start()
+    assert written.wait(10)
+    found = Store(store.folder).load(UNIT.kind, UNIT.key)
+    assert np.array_equal(found.arrays["values"], old.arrays["values"] + 1)
 
 
-def test_a_reader_during_renewals_always_finds_a_whole_record(store, monkeypatch):
-    store.get(UNIT)
+def test_a_reader_during_renewals_never_gets_wrong_numbers(store, monkeypatch):
+    values = store.get(UNIT).arrays["values"]
     other_numbers(monkeypatch)
     renewing = threading.Thread(target=lambda: [Store(store.folder).renew(UNIT) for _ in range(10)])
     renewing.start()
     found = 0
     while renewing.is_alive():
-        assert Store(store.folder).load(UNIT.kind, UNIT.key) is not None
-        found += 1
-    assert found > 3
+        record = Store(store.folder).find(UNIT)
+        if record is not None:
+            assert any(np.array_equal(record.arrays["values"], values + k) for k in (0, 1))
+        found += record is not None
+    assert found > 3 and not leftovers(store.folder)
+
+
+def test_a_checkpoint_is_not_renewed_while_another_process_has_it(store):
+    MODEL.trained(store)
+    path = store.path("train", MODEL.key)
+    before = path.stat().st_mtime_ns
+    with store.lock(MODEL):
+        renewing = threading.Thread(target=Store(store.folder).renew, args=[MODEL])
+        renewing.start()
+        time.sleep(0.3)
+        assert store.checkpoint(MODEL).is_dir() and path.stat().st_mtime_ns == before
+    renewing.join(30)
+    assert store.checkpoint(MODEL).is_dir() and path.stat().st_mtime_ns > before
 
 
 @pytest.mark.parametrize(
-    "file",
-    ["fslib.json", "classifiers.safetensors", "encoder/model.safetensors", "encoder/config.json"],
+    ("file", "hurt"),
+    [
+        ("fslib.json", cut),
+        ("classifiers.safetensors", Path.unlink),
+        ("encoder/model.safetensors", cut),
+        ("encoder/config.json", Path.unlink),
+    ],
 )
-@pytest.mark.parametrize("hurt", [cut, Path.unlink])
 def test_a_damaged_checkpoint_is_set_aside_and_trained_again(store, file, hurt):
     good = weights(MODEL.trained(store))
     folder = store.checkpoint(MODEL)
     hurt(folder / file)
     with pytest.warns(UserWarning, match=f"{folder.name}.*set aside as {folder.name}.corrupt"):
         again = weights(MODEL.trained(Store(store.folder)))
-    assert equal(good, again)
-    assert folder.with_name(f"{folder.name}.corrupt").is_dir()
-    assert equal(good, weights(MultiTaskModel.load(folder)))
+    assert torch.equal(good, again)
+    assert store.set_aside() == [folder.with_name(f"{folder.name}.corrupt")]
+    assert torch.equal(good, weights(MultiTaskModel.load(folder)))
 
 
-def test_a_missing_checkpoint_is_trained_again_and_the_record_stays(store):
+def test_a_missing_checkpoint_is_trained_again_on_as_many_threads(store, monkeypatch):
     good = weights(MODEL.trained(store))
     path = store.path("train", MODEL.key)
     before = path.stat().st_mtime_ns
     shutil.rmtree(store.checkpoint(MODEL))
-    assert equal(good, weights(MODEL.trained(store)))
-    assert path.stat().st_mtime_ns == before
+    seen, fit = [], TrainUnit._fit
+
+    def spied(*words):
+        seen.append(torch.get_num_threads())
+        return fit(*words)
+
+    monkeypatch.setattr(TrainUnit, "_fit", spied)
+    torch.set_num_threads(2)
+    assert torch.equal(good, weights(MODEL.trained(store))) and seen == [1]
+    assert path.stat().st_mtime_ns == before, "the record stays"
 
 
-# No space, no permission
+# --- no space, no permission ------------------------------------------------------------------
 
 
-@pytest.fixture
-def full_disk(monkeypatch):
-    """Nothing can be flushed to the disk for want of space, until `.undo()`."""
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(store, monkeypatch):
+    path = store.folder / "table.csv"
+    path.write_bytes(b"good")
 
-    def fail(descriptor):
+    def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
-        yield patch
-
-
-def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(store, full_disk):
-    with refused("cannot write", store.folder, "No space left on device", "free some space"):
-        store.get(UNIT)
-    assert not leftovers(store.folder)
-    assert not list((store.folder / "runs").glob("*-*"))
-    full_disk.undo()
+        patch.setattr(os, "fsync", full)
+        with refused("cannot write", store.folder, "No space left on device", "free some space"):
+            store.get(UNIT)
+        with refused("cannot write", path, "free some space"):
+            write_bytes(path, b"better")
+    assert path.read_bytes() == b"good"
+    assert not leftovers(store.folder) and not list((store.folder / "runs").glob("*-*"))
     assert store.get(UNIT).result["n"] == 0
 
 
-def test_a_full_disk_keeps_the_earlier_file(tmp_path, full_disk):
-    path = tmp_path / "table.csv"
-    path.write_bytes(b"good")
-    with refused("cannot write", path, "free some space"):
-        write_bytes(path, b"better")
-    assert path.read_bytes() == b"good"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.fixture
-def small_files():
-    """No file of this process may grow beyond 100 kB, until called: what a full disk looks like to any library."""
+@pytest.mark.parametrize("unit", [UNIT, MODEL], ids=["record", "checkpoint"])
+def test_a_file_that_cannot_grow_is_told_in_one_line(store, unit):
+    """What a full disk looks like to any library: no file may grow beyond 100 kB."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.parametrize("unit", [UNIT, MODEL], ids=["record", "checkpoint"])
-def test_a_file_that_cannot_grow_is_told_in_one_line_and_nothing_is_half_written(
-    store, small_files, unit
-):
-    with refused("cannot write", store.folder, "free some space"):
-        store.get(unit)
-    small_files()
-    assert not leftovers(store.folder)
-    assert whole_records(store.folder) == {}
+    try:
+        with refused("cannot write", store.folder, "free some space"):
+            store.get(unit)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not leftovers(store.folder) and whole_records(store.folder) == {}
     assert store.get(unit).kind == unit.kind
 
 
-@pytest.fixture
-def make_read_only(monkeypatch):
-    """Call it, and no file can be opened for writing and no folder made: a read-only disk, for root as well."""
+def test_records_of_a_read_only_folder_can_be_read(store, monkeypatch):
+    good = store.get(UNIT)
     opened, made = Path.open, Path.mkdir
 
     def refuse(path: Path):
@@ -780,16 +712,8 @@ def make_read_only(monkeypatch):
     def make(self, *args, **kwargs):
         return made(self, *args, **kwargs) if self.is_dir() else refuse(self)
 
-    def start() -> None:
-        monkeypatch.setattr(Path, "open", open_to_read)
-        monkeypatch.setattr(Path, "mkdir", make)
-
-    return start
-
-
-def test_records_of_a_read_only_folder_can_be_read(store, make_read_only):
-    good = store.get(UNIT)
-    make_read_only()
+    monkeypatch.setattr(Path, "open", open_to_read)  # for root as well
+    monkeypatch.setattr(Path, "mkdir", make)
     again = Store(store.folder)
     assert same(again.get(UNIT), good)
     with refused("cannot write", store.folder, "Read-only file system", "--results"):
@@ -808,22 +732,7 @@ def test_a_file_where_the_results_folder_should_be_is_named(tmp_path):
     assert place.read_text() == "I was here first"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_named(store):
-    store.get(UNIT)
-    folder = store.folder / "runs"
-    for place in (folder, folder / ".locks"):
-        place.chmod(0o555)
-    try:
-        assert Store(store.folder).get(UNIT).result["n"] == 0
-        with refused("cannot write", folder, "Permission denied", "--results"):
-            store.get(NUMBERS[1])
-    finally:
-        for place in (folder, folder / ".locks"):
-            place.chmod(0o755)
-
-
-# Verified
+# --- verified ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -833,7 +742,7 @@ def recorded(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def study(recorded) -> Study:
-    """A study of small models with all records of 03, made by the first test and read anew by every test."""
+    """A study of small models with all records of 03, read anew by every test."""
     study = Study("smoke", overrides=SMALL, results=recorded)
     for unit in study.plan("03"):
         study.store.get(unit)
@@ -842,51 +751,27 @@ def study(recorded) -> Study:
 
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["train", "importance", "prune"])
 def test_an_honest_record_is_repeated_bit_by_bit(study, number):
-    verdict = verify_unit(study, study.plan("03")[number])
-    assert verdict.exact
-    assert verdict.problems == []
+    verdict = verify.verify_unit(study, study.plan("03")[number])
+    assert verdict.exact and verdict.problems == []
 
 
-def better_score(result: dict, arrays: dict) -> None:
-    result["scores"]["left"] = 0.123
-
-
-def other_loss(result: dict, arrays: dict) -> None:
-    arrays["losses"][0] = np.nextafter(arrays["losses"][0], np.float32(9))
-
-
-def other_prediction(result: dict, arrays: dict) -> None:
-    arrays["predictions/right"][0] = 1 - arrays["predictions/right"][0]
-
-
-def array_lost(result: dict, arrays: dict) -> None:
-    del arrays["order"]
-
-
-@pytest.mark.parametrize(
-    ("tamper", "named"),
-    [
-        (better_score, "result.scores.left"),
-        (other_loss, "losses: 50.0%"),
-        (other_prediction, "predictions/right: 10.0%"),
-        (array_lost, "order"),
-    ],
-)
-def test_a_tampered_record_is_found_out(study, tmp_path, tamper, named):
+def test_a_tampered_record_is_found_out_and_none_is_refused(study, tmp_path):
     unit = study.plan("03")[0]
-    record = copy.deepcopy(study.store.get(unit))
-    tamper(record.result, record.arrays)
+    honest = study.store.get(unit)
+    losses = honest.arrays["losses"].copy()
+    losses[0] = np.nextafter(losses[0], np.float32(9))
     other = Study("smoke", overrides=SMALL, results=tmp_path)
-    other.store.save(record)
-    problems = verify_unit(other, unit).problems
-    assert len(problems) == 1
-    assert named in problems[0]
-
-
-def test_what_is_not_recorded_cannot_be_verified(tmp_path):
-    study = Study("smoke", overrides=SMALL, results=tmp_path)
     with refused("no record", "train-", "fslib run"):
-        verify_unit(study, study.plan("01")[1])
+        verify.verify_unit(other, unit)
+    other.store.save(replace(honest, arrays=honest.arrays | {"losses": losses}))
+    (problem,) = verify.verify_unit(other, unit).problems
+    assert "losses: 50.0%" in problem
+    elsewhere = [{"processor": "other"}, {"threads": 2}]
+    changes = [{"machine": honest.machine | change} for change in elsewhere]
+    for change in (*changes, {"versions": honest.versions | {"torch": "0"}}):
+        other.store.save(replace(honest, arrays=honest.arrays | {"losses": losses}, **change))
+        verdict = verify.verify_unit(other, unit)
+        assert not verdict.exact and verdict.problems == [], "held to the tolerance only"
 
 
 FLOATS = np.random.default_rng(0).random(50)
@@ -918,25 +803,12 @@ BITS = np.arange(20) % 2
 )
 def test_tolerance_on_this_machine_and_on_another(old, new, exact, alike):
     both = [record_of(**v) if isinstance(v, dict) else record_of({"values": v}) for v in (old, new)]
-    problems = differences(*both, exact)
+    problems = verify.record_differences(*both, exact)
     assert len(problems) == (0 if alike else 1)
     assert all(problem.startswith(("result", "values")) for problem in problems)
 
 
-def test_another_machine_or_version_is_held_to_the_tolerance_only(study, tmp_path):
-    unit = study.plan("03")[0]
-    honest = study.store.get(unit)
-    arrays = honest.arrays | {"losses": honest.arrays["losses"] * np.float32(1.00001)}
-    elsewhere = {"machine": honest.machine | {"processor": "other"}}
-    for change in (elsewhere, {"versions": honest.versions | {"torch": "0"}}):
-        other = Study("smoke", overrides=SMALL, results=tmp_path)
-        other.store.save(replace(honest, arrays=arrays, **change))
-        verdict = verify_unit(other, unit)
-        assert not verdict.exact
-        assert verdict.problems == []
-
-
-# Threads
+# --- threads ----------------------------------------------------------------------------------
 
 
 class ThreadsUnit(NumbersUnit):
@@ -952,12 +824,11 @@ class ThreadsUnit(NumbersUnit):
 
 
 def blas_threads() -> list[int]:
-    return sorted(
-        {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
-    )
+    blas = (library for library in threadpool_info() if library["user_api"] == "blas")
+    return sorted({library["num_threads"] for library in blas})
 
 
-@pytest.mark.parametrize("around", [1, 2, 3])
+@pytest.mark.parametrize("around", [1, 3])
 def test_a_unit_is_computed_with_its_own_threads_however_many_there_are(tmp_path, around):
     torch.set_num_threads(around)
     before = blas_threads()
@@ -972,103 +843,40 @@ def test_a_unit_is_computed_with_its_own_threads_however_many_there_are(tmp_path
     assert (torch.get_num_threads(), blas_threads()) == (around, before)
 
 
-def test_a_model_that_is_trained_again_has_the_same_threads(store, monkeypatch):
-    store.get(MODEL)
-    shutil.rmtree(store.checkpoint(MODEL))
-    seen, fit = [], TrainUnit._fit
-    monkeypatch.setattr(
-        TrainUnit, "_fit", lambda *words: seen.append(torch.get_num_threads()) or fit(*words)
-    )
-    torch.set_num_threads(2)
-    MODEL.trained(store)
-    assert seen == [1]
-
-
 def test_the_profile_says_how_many_threads_and_no_key_knows(tmp_path):
     one, two = (Study("smoke", overrides={"threads": n}, results=tmp_path) for n in (1, 2))
     assert (Study("smoke").store.threads, one.store.threads, two.store.threads) == (1, 1, 2)
     assert [unit.key for unit in one.plan("08")] == [unit.key for unit in two.plan("08")]
-    with refused("threads=0"):
-        Study("smoke", overrides={"threads": 0})
 
 
-def test_a_record_of_other_threads_is_verified_within_the_tolerance(study, tmp_path):
-    unit = study.plan("03")[0]
-    honest = study.store.get(unit)
-    other = Study("smoke", overrides=SMALL, results=tmp_path)
-    other.store.save(replace(honest, machine=honest.machine | {"threads": 2}))
-    assert not verify_unit(other, unit).exact
-    other.store.threads = 2
-    assert verify_unit(other, unit).exact
+# --- tables, figures and notebooks ------------------------------------------------------------
 
 
-# Tables, figures and notebooks
-
-
-def test_a_table_is_whole_as_csv_and_rounded_as_markdown(tmp_path):
-    table = pd.DataFrame({"task": ["bbc", "é"], "D": [1 / 3, -0.0001], "n": [3, 4]})
-    shown = save_table(tmp_path, "t", table)
-    assert shown["D"].tolist() == [0.333, 0.0]
-    assert not np.signbit(shown["D"][1])
-    assert (
-        tmp_path / "tables" / "t.csv"
-    ).read_text() == "task,D,n\nbbc,0.3333333333,3\né,-0.0001,4\n"
-    assert "| bbc    | 0.333 |   3 |" in (tmp_path / "tables" / "t.md").read_text()
-    assert table["D"][0] == 1 / 3
-    assert save_table(tmp_path, "t", table, digits=1)["D"][0] == 0.3
-
-
-def test_no_p_value_is_shown_as_0(tmp_path):
-    table = pd.DataFrame(
-        {"D": [1.0, 2.0, 3.0], "p": [0.0001, 0.0449, np.nan], "p, shared": 0.00051, "step": 0.0001}
-    )
-    shown = save_table(tmp_path, "t", table, digits=1)
-    assert (
-        shown["p"].tolist() == ["< 0.001", "0.045", ""]
-        and shown["p, shared"].tolist() == ["< 0.001"] * 3
-    )
-    assert shown["step"].tolist() == [0.0] * 3, "no p value"
-    rows = (tmp_path / "tables" / "t.md").read_text().splitlines()[2:]
-    assert [row.split("|")[2].strip() for row in rows] == ["< 0.001", "0.045", ""]
-    assert pd.read_csv(tmp_path / "tables" / "t.csv")["p"].tolist()[:2] == [0.0001, 0.0449]
-
-
-def test_a_table_in_markdown_holds_no_html_no_column_and_no_escape_of_its_texts(tmp_path):
-    table = pd.DataFrame(
-        {"a|b": ["<script>x</script>", "a|b", "c\\d\ne", "p < 0.05"], "n": [1, 2, 3, 4]}
-    )
-    assert save_table(tmp_path, "t", table)["a|b"][1] == "a|b"
-    rows = (tmp_path / "tables" / "t.md").read_text().splitlines()
-    cells = [re.split(r"(?<!\\)\|", row)[1].strip() for row in rows]
-    assert [cells[0], *cells[2:]] == [
-        "a\\|b",
-        "&lt;script>x&lt;/script>",
-        "a\\|b",
-        "c\\\\d e",
-        "p < 0.05",
-    ]
-
-
-def test_a_study_shows_a_table_without_html_of_its_texts(tmp_path, monkeypatch):
+def test_a_table_is_whole_as_csv_and_rounded_as_markdown(tmp_path, monkeypatch):
+    texts = ["<script>x</script>", "a|b", "c\\d\ne"]
+    table = pd.DataFrame({"a|b": texts, "D": [1 / 3, -0.0001, 2.0], "n": [3, 4, 5]})
+    values = {"p": [0.0001, 0.0449, np.nan], "p, shared": 0.00051, "step": 0.0001}
+    table = table.assign(**values)
+    rounded = save_table(tmp_path, "t", table)
+    assert rounded["D"].tolist() == [0.333, 0.0, 2.0] and not np.signbit(rounded["D"][1])
+    assert rounded["p"].tolist() == ["< 0.001", "0.045", ""], "no p value is shown as 0"
+    assert rounded["p, shared"].tolist() == ["< 0.001"] * 3
+    assert rounded["step"].tolist() == [0.0] * 3, "no p value"
+    assert table["D"][0] == 1 / 3 and save_table(tmp_path, "u", table, digits=1)["D"][0] == 0.3
+    whole = pd.read_csv(tmp_path / "tables" / "t.csv")
+    assert whole["a|b"].tolist() == texts and whole["D"][0] == 0.3333333333
+    head, _, *rows = (tmp_path / "tables" / "t.md").read_text().splitlines()
+    first = [row.split(" | ")[0].strip("| ") for row in (head, *rows)]
+    assert first == ["a\\|b", "&lt;script>x&lt;/script>", "a\\|b", "c\\\\d e"]
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
-    Study("smoke", results=tmp_path).table("t", pd.DataFrame({"a": ["<script>x</script>"]}))
-    assert "<script>" not in shown[0].data and "&lt;script&gt;" in shown[0].data
+    Study("smoke", results=tmp_path).table("t", table, show=table["n"] == 3)
+    assert "&lt;script&gt;" in shown[0].data and "0.045" not in shown[0].data
 
 
-def test_clip_paths_do_not_depend_on_the_last_digit_of_a_layout(tmp_path):
-    for place, shift in (("one", 0), ("two", 1e-13)):
-        figure = drawing()
-        figure.axes[0].set_position([0.1 + shift, 0.1, 0.8, 0.8])
-        save_figure(tmp_path / place, "f", figure, "", "")
-    one, two = ((tmp_path / place / "f.svg").read_text() for place in ("one", "two"))
-    assert one == two
-    assert 'clipPath id="clip0"' in one and "url(#clip0)" in one
-
-
-def drawing() -> Figure:
+def drawing(shift: float = 0) -> Figure:
     figure = Figure(figsize=(2, 1.5))
-    axes = figure.subplots()
+    axes = figure.add_axes((0.1 + shift, 0.1, 0.8, 0.8))
     axes.plot([0, 1], [1, 0], label="line")
     axes.fill_between([0, 1], [0, 0], [1, 1], hatch="/")
     axes.legend()
@@ -1077,9 +885,10 @@ def drawing() -> Figure:
 
 def test_a_figure_has_the_same_bytes_twice_and_its_caption_inside(tmp_path):
     caption = "Heads of layer 2 → α < 0.3 & more"
-    for place in ("one", "two"):
+    # a layout that is computed again may differ in its last digit
+    for place, shift in (("one", 0), ("two", 1e-13)):
         with matplotlib.rc_context({"svg.hashsalt": place}):
-            save_figure(tmp_path / place, "f", drawing(), caption, "fslib run 03")
+            save_figure(tmp_path / place, "f", drawing(shift), caption, "fslib run 03")
     for kind in ("png", "svg"):
         one, two = ((tmp_path / place / f"f.{kind}").read_bytes() for place in ("one", "two"))
         assert one == two
@@ -1088,48 +897,31 @@ def test_a_figure_has_the_same_bytes_twice_and_its_caption_inside(tmp_path):
         assert image.text["Description"] == "made by: fslib run 03"
         assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
     svg = (tmp_path / "one" / "f.svg").read_text()
-    assert "Heads of layer 2 → α &lt; 0.3 &amp; more" in svg
-    assert "made by: fslib run 03" in svg
+    for part in ("α &lt; 0.3 &amp; more", "made by: fslib run 03", 'clipPath id="clip0"'):
+        assert part in svg
+    assert "url(#clip0)" in svg
 
 
-def notebook(stamp: str, said: str) -> nbformat.NotebookNode:
-    """An executed notebook as papermill leaves it."""
+def tidied(folder: Path, stamp: str, said: str) -> bytes:
+    """An executed notebook, as papermill leaves it, made tidy."""
     cell = nbformat.v4.new_code_cell("print(1)", execution_count=1)
     cell["id"] = "random-" + stamp.replace(".", "-")
     cell.outputs = [nbformat.v4.new_output("stream", text=said)]
-    cell.metadata = {
-        "tags": [],
-        "papermill": {"start_time": stamp},
-        "execution": {"iopub.execute_input": stamp},
-    }
+    cell.metadata = {"tags": [], "papermill": {"start_time": stamp}, "execution": {"at": stamp}}
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title"), cell])
-    made.metadata = {
-        "papermill": {"duration": stamp, "input_path": f"/somewhere/{stamp}"},
-        "language_info": {"name": "python", "version": stamp},
-        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
-    }
-    return made
-
-
-def tidied(tmp_path: Path, stamp: str, said: str) -> bytes:
-    path = tmp_path / "notebook.ipynb"
-    nbformat.write(notebook(stamp, said), path)
-    return tidy(path)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    language = {"name": "python", "version": stamp}
+    made.metadata = {"papermill": {"at": stamp}, "language_info": language, "kernelspec": kernel}
+    nbformat.write(made, folder / "notebook.ipynb")
+    return tidy(folder / "notebook.ipynb")
 
 
 def test_a_tidied_notebook_forgets_when_and_where_it_ran_but_not_what_it_said(tmp_path):
     one, two = tidied(tmp_path, "3.11", "hello"), tidied(tmp_path, "3.12", "hello")
-    assert one == two != tidied(tmp_path, "3.11", "bye")
+    assert one == two != tidied(tmp_path, "3.11", "bye") and b"3.11" not in one
     read = nbformat.reads(one.decode(), as_version=4)
     nbformat.validate(read)
-    assert read.cells[1].outputs[0].text == "hello"
-    assert read.cells[1].execution_count == 1
+    assert read.cells[1].outputs[0].text == "hello" and read.cells[1].execution_count == 1
     assert read.metadata.kernelspec.name == "python3"
-    assert "3.11" not in one.decode()
-
-
-def test_tidying_twice_changes_nothing(tmp_path):
-    once = tidied(tmp_path, "3.11", "hello")
-    path = tmp_path / "once.ipynb"
-    path.write_bytes(once)
-    assert tidy(path) == once
+    (tmp_path / "once.ipynb").write_bytes(one)
+    assert tidy(tmp_path / "once.ipynb") == one

@@ -1,1 +1,1 @@
-"""What turns the method into a study: units and their records, profiles, evidence, plots, notebooks, commands."""
+"""What turns the method into a study: units of work, records, profiles, engines."""

@@ -1,24 +1,42 @@
-"""Values that were checked before they are used: what a unit of work and a profile are made of."""
+"""Values that are checked before use: the base of units and profiles."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from fslib.errors import FslibError, unknown
 
+C = TypeVar("C", bound="Config")
+
 
 class Config(BaseModel):
-    """Values that were checked: unknown keys are refused, and nothing changes afterwards."""
+    """Hold checked values: unknown keys are refused, nothing changes afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def check(self) -> None:
-        """Raise FslibError for what can be seen, before any work, not to work; what is nested checks itself."""
+        """Raise FslibError for values that together cannot work, before any work.
+
+        Nested configs check themselves.
+        """
         for value in vars(self).values():
             if isinstance(value, Config):
                 value.check()
+
+
+def one_of(what: str, valid: Collection[str]) -> AfterValidator:
+    """Return a check of a field: one of some names; another gets the nearest of them."""
+
+    def check(value: str) -> str:
+        if value not in valid:
+            raise unknown(what, value, valid)
+        return value
+
+    return AfterValidator(check)
 
 
 def shown(value: object) -> str:
@@ -30,43 +48,44 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def checked(config: type[Config], values: Mapping[str, Any], what: str) -> Any:
-    """Return a config of untrusted values. Raises FslibError for the first thing wrong, with the nearest valid name."""
+def checked(config: type[C], values: Mapping[str, Any], what: str) -> C:
+    """Return a config of untrusted values.
+
+    Args:
+        config: the class to make.
+        values: {field: value}; types are taken strictly: no text or flag stands for a number.
+        what: what a field is called in messages, such as "setting".
+
+    Raises:
+        FslibError: for the first thing wrong; an unknown field gets the nearest valid name.
+    """
     for name, value in values.items():
         if name not in config.model_fields:
-            raise unknown(
-                what, shown(name) if not isinstance(name, str) else name, config.model_fields
-            )
-        # pydantic would take True for the number 1; no field is a flag
-        inside = list(value.values()) if isinstance(value, Mapping) else value
-        if any(
-            isinstance(v, bool) for v in (inside if isinstance(inside, list | tuple) else [inside])
-        ):
-            raise FslibError(
-                f"{what} {name}={shown(value)}: true and false are neither numbers nor names"
-            )
+            raise unknown(what, name if isinstance(name, str) else shown(name), config.model_fields)
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise FslibError(f"{what} {name}={shown(value)}: {error}") from None
     try:
-        return config(**values)
+        # from JSON, since only there does strict mode take a list for a tuple
+        return config.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        message = (
-            f"{what} {name}={shown(first['input'])}: {first['msg'].removeprefix('Value error, ')}"
-        )
-        raise FslibError(message) from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise FslibError(f"{what} {name}={shown(first['input'])}: {reason}") from None
 
 
-class _PlainValues(yaml.SafeLoader):
-    """YAML without references, by which a short text may stand for an endless value."""
+class PlainLoader(yaml.SafeLoader):
+    """Load YAML with 1e-4 as a number, as JSON and Python have it."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("references are not supported")
-        return super().compose_node(parent, index)
+
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+PlainLoader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
 
 
 def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """Return {key: value} of settings as the command line has them, key=value, with values in YAML."""
+    """Return {key: value} of the command line's key=value, with values in YAML."""
     settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -75,14 +94,9 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
         if key in settings:
             raise FslibError(f"--set {shown(pair)}: {key} is set twice")
         try:
-            settings[key] = yaml.load(value, Loader=_PlainValues)
-        except (
-            yaml.YAMLError,
-            ValueError,
-            OverflowError,
-            RecursionError,
-        ):  # 2020-13-45 is a ValueError
-            raise FslibError(
-                f"--set {shown(pair)}: {shown(value)} is not a value in YAML"
-            ) from None
+            settings[key] = yaml.load(value, Loader=PlainLoader)
+        # the date 2020-13-45 is a ValueError
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
+            wrong = f"{shown(value)} is not a value in YAML"
+            raise FslibError(f"--set {shown(pair)}: {wrong}") from None
     return settings

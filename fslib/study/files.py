@@ -1,7 +1,8 @@
 """Files that are whole or not there, and what killed processes leave of them.
 
-A file is written under another name, which tells host and process, and renamed: a reader sees all of it or nothing,
-whenever the writer is killed, and what a killed writer has left can be told from what a live one is writing.
+A file is written under another name, which holds host and process, and then renamed. So a reader
+sees all of it or nothing, whenever the writer is killed; and what a dead writer has left can be
+told from what a live one is writing, and is swept.
 """
 
 import errno
@@ -10,7 +11,8 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +29,9 @@ from fslib.model.devices import partial_mark
 
 SCRATCH = "fslib-tmp-"  # begins the name of every temporary folder
 P_VALUES = re.compile(r"(.+ )?p(, .+)?")  # names of columns
+MENDS = {errno.EMFILE: "allow more open files (ulimit -n)"}
+MENDS[errno.ENFILE] = MENDS[errno.EMFILE]
+MENDS |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space")
 
 
 class CannotWriteError(FslibError):
@@ -35,41 +40,46 @@ class CannotWriteError(FslibError):
 
 @contextmanager
 def writing(path: Path, *, instead: str = "another folder with --results") -> Iterator[None]:
-    """Turn a failed write into one line that says what to do, or what to choose instead."""
+    """Turn a failed write into one line that says what to do.
+
+    Args:
+        path: the file or folder that is written.
+        instead: what the user may choose in its place.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # safetensors tells the system's error in its text only
-        number = getattr(error, "errno", None) or int(
-            (re.findall(r"os error (\d+)", str(error)) or [0])[0]
-        )
+        # safetensors says the system's error in its text only
+        told = re.search(r"os error (\d+)", str(error))
+        number = getattr(error, "errno", None) or int(told[1] if told else 0)
         reason = os.strerror(number) if number else str(error)
-        mend = "make it writable"
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            mend = "free some space"
-        elif number in (errno.EMFILE, errno.ENFILE):
-            mend = "allow more open files (ulimit -n)"
+        mend = MENDS.get(number, "make it writable")
         is_scratch = any(part.startswith(SCRATCH) for part in path.parts)
         other = "set TMPDIR to another folder" if is_scratch else f"choose {instead}"
         raise CannotWriteError(f"cannot write {path}: {reason}; {mend}, or {other}") from error
 
 
 def is_abandoned(name: str) -> bool:
-    """Tell whether a file under this name was being written by a process of this host that is no more."""
-    match = re.search(r"\.partial-(?:(.+)-)?(\d{1,9})$", name)
-    if match is None or match[1] not in (None, platform.node()) or os.name == "nt":
+    """Return whether a dead process of this host was writing under this name."""
+    match = re.search(r"\.partial-(.+)-(\d{1,9})$", name)
+    if match is None or match[1] != platform.node() or os.name == "nt":  # there, 0 is a real signal
         return False
     try:
         os.kill(int(match[2]), 0)
     except ProcessLookupError:
         return True
     except PermissionError:  # it lives, as another user's
-        return False
+        pass
     return False
 
 
 def sweep(folder: Path, stem: str = "") -> None:
-    """Delete what dead processes have left half written in a folder (only of files whose names begin with `stem`)."""
+    """Delete what dead processes have left half written in a folder.
+
+    Args:
+        folder: where to look; folders inside it are not searched.
+        stem: how the names of the files that are wanted begin.
+    """
     with suppress(OSError):
         for path in folder.iterdir():
             if path.name.lstrip(".").startswith(stem) and is_abandoned(path.name):
@@ -85,19 +95,27 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def set_aside(path: Path, error: Exception) -> None:
+    """Rename a damaged file or folder, to be looked at, and warn of it."""
+    aside = path.with_name(f"{path.name}.corrupt")
+    with writing(aside):
+        remove(aside)
+        path.rename(aside)
+    warnings.warn(f"{error}: set aside as {aside.name}, to be computed again", stacklevel=4)
+
+
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Give a temporary folder that is gone after the block; of a killed process, `sweep` deletes it."""
+    """Make a temporary folder for the block; a killed process's is left to `sweep`."""
+    options: dict[str, Any] = {"suffix": partial_mark(), "ignore_cleanup_errors": True}
     with writing(Path(os.environ.get("TMPDIR") or "/tmp") / SCRATCH):
-        folder = tempfile.TemporaryDirectory(
-            prefix=SCRATCH, suffix=partial_mark(), ignore_cleanup_errors=True
-        )
+        folder = tempfile.TemporaryDirectory(prefix=SCRATCH, **options)
     with folder as name:
         yield Path(name)
 
 
 def write_bytes(path: Path, content: bytes, **instead: str) -> None:
-    """Write a file whole or not at all, creating its folder; `instead`: see `writing`."""
+    """Write a file whole or not at all, and create its folder; `instead` as in `writing`."""
     partial = path.with_name(f".{path.name}{partial_mark()}")
     with writing(path, **instead):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,17 +126,16 @@ def write_bytes(path: Path, content: bytes, **instead: str) -> None:
                 os.fsync(file.fileno())
             partial.replace(path)
         finally:
-            with suppress(OSError):  # the first error tells more
-                partial.unlink(missing_ok=True)
+            remove(partial)
 
 
 def write_text(path: Path, content: str, **instead: str) -> None:
-    """Write a text in UTF-8; half of a pair of surrogates, which UTF-8 cannot hold, is written as its escape."""
+    """Write a text in UTF-8; what UTF-8 cannot hold is written as its escape."""
     write_bytes(path, content.encode("utf-8", "backslashreplace"), **instead)
 
 
 def in_markdown(cell: Any) -> Any:
-    """Return a cell as Markdown shows it letter by letter: no HTML tag, column or escape is read into it."""
+    """Return a cell so that Markdown reads no HTML tag, column or escape into it."""
     if not isinstance(cell, str):
         return cell
     plain = " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").split("\n"))
@@ -126,21 +143,23 @@ def in_markdown(cell: Any) -> Any:
 
 
 def save_table(folder: Path, name: str, table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
-    """Write tables/<name>.csv (full precision) and .md (rounded); returns the rounded table, for display.
+    """Write tables/<name>.csv (full precision) and .md (rounded).
 
-    A column that is named for p values ("p", "claim p", "p, shared") shows none of them as 0.
+    Returns:
+        The rounded table, for display. No p value is shown as 0, in columns that are named for
+        p values: "p", "claim p", "p, shared".
     """
     rounded = table.copy()
     numeric = rounded.select_dtypes("floating").columns
     rounded[numeric] = rounded[numeric].round(digits) + 0.0  # no -0.0
     for column in filter(P_VALUES.fullmatch, numeric):
         rounded[column] = table[column].map(_p_value)
-    shown = rounded.rename(columns=in_markdown)
-    for place in range(shown.shape[1]):
-        if not pd.api.types.is_numeric_dtype(shown.dtypes.iloc[place]):
-            shown.isetitem(place, shown.iloc[:, place].map(in_markdown))
+    plain = rounded.rename(columns=in_markdown)
+    for place, dtype in enumerate(plain.dtypes):
+        if not pd.api.types.is_numeric_dtype(dtype):
+            plain.isetitem(place, plain.iloc[:, place].map(in_markdown))
     write_text(folder / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.10g"))
-    write_text(folder / "tables" / f"{name}.md", shown.to_markdown(index=False) + "\n")
+    write_text(folder / "tables" / f"{name}.md", plain.to_markdown(index=False) + "\n")
     return rounded
 
 
@@ -150,29 +169,35 @@ def _p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def save_figure(folder: Path, name: str, figure: Figure, caption: str, command: str) -> Figure:
-    """Write <name>.png (200 dpi) and .svg, the same bytes every time, with caption and command inside."""
-    notes: Mapping[str, str | None] = {"Title": caption, "Description": f"made by: {command}"}
-    savers: dict[str, Callable[[], dict[str, Any]]] = {
-        "png": lambda: {"dpi": 200, "metadata": {**notes, "Software": None}},
-        "svg": lambda: {"metadata": {**notes, "Date": None, "Creator": "fslib"}},
+def save_figure(folder: Path, name: str, figure: Figure, caption: str, command: str) -> None:
+    """Write <name>.png (200 dpi) and .svg, the same bytes every time.
+
+    Args:
+        folder: where to.
+        name: the files' name without its end.
+        figure: what to draw.
+        caption: stands inside both files.
+        command: what makes the figure; stands there, too.
+    """
+    notes = {"Title": caption, "Description": f"made by: {command}"}
+    options: dict[str, dict[str, Any]] = {
+        "png": {"dpi": 200, "metadata": notes | {"Software": None}},
+        "svg": {"metadata": notes | {"Date": None, "Creator": "fslib"}},
     }
-    for kind, options in savers.items():
+    for kind, chosen in options.items():
         buffer = BytesIO()
         with rc_context({"svg.hashsalt": "fslib"}):
-            figure.savefig(buffer, format=kind, bbox_inches="tight", **options())
+            figure.savefig(buffer, format=kind, bbox_inches="tight", **chosen)
         content = buffer.getvalue()
-        write_bytes(
-            folder / f"{name}.{kind}", numbered_clips(content) if kind == "svg" else content
-        )
-    return figure
+        drawn = numbered_clips(content) if kind == "svg" else content
+        write_bytes(folder / f"{name}.{kind}", drawn)
 
 
 def numbered_clips(svg: bytes) -> bytes:
     """Name the clip paths of an SVG by their order.
 
-    matplotlib names each by a hash of its place with all digits, the last of which may differ when a layout is computed
-    again, where everything else is written rounded.
+    matplotlib names each by a hash of its place with all digits, the last of which may differ when
+    a layout is computed again; everything else is written rounded.
     """
     for number, name in enumerate(re.findall(rb'<clipPath id="(\w+)"', svg)):
         svg = re.sub(rb'(clipPath id="|url\(#)' + name + rb"\b", rb"\g<1>clip%d" % number, svg)

@@ -1,8 +1,8 @@
 """The data that records were computed on, as `data.json` beside the records tells it.
 
-The key of a record holds the fingerprints of its data, so that a reader without the data could not even find it. What
-tables need of the data beside their records, labels above all, is kept there as well; texts are not, and nothing is
-computed without them.
+The key of a record holds the fingerprints of its data, so a reader without the data could not even
+find it. What tables need of the data beside their records, labels above all, is kept there as well;
+texts are not, and nothing is computed without them.
 """
 
 import base64
@@ -29,67 +29,57 @@ _consulted: list[Path] = []  # the last one first
 
 
 def consult(folder: Path) -> None:
-    """Let a results folder tell of data that are not at hand. The folder that was named last is asked first."""
+    """Let a results folder tell of data that are not at hand, before those named earlier."""
     path = folder / FILE
     _consulted[:] = [path, *(p for p in _consulted if p != path)]
 
 
 @cache
 def cached_task(name: str) -> Task:
-    """Return a task by name, loaded once per process; if its data are not at hand, what data.json tells of it.
+    """Return a task by name, loaded once per process.
 
-    Says in a line that data are not at hand, or are others than the records'.
+    If its data are not at hand, it is what data.json tells of it. That is said in a line, and so is
+    it when the data are not those of the records.
     """
     try:
         task = load_task(name)
     except NotAtHandError as error:
         for path in _consulted:
             if card := read_cards(path).get(name):
-                _say(
-                    f"data of {name} are not at hand: records are found by the fingerprint in {_short(path)}"
-                )
-                return recorded_task(name, card, f"the data of {name} are not at hand: {error}")
+                gone = f"data of {name} are not at hand"
+                _say(f"{gone}: records are found by the fingerprint in {_short(path)}")
+                return recorded_task(name, card, f"the {gone}: {error}")
         raise
-    if (there := _recorded_fingerprint(name)) not in ("", task.fingerprint):
-        _say(
-            f"data of {name} at hand ({task.fingerprint}) are not those in {_short(_consulted[0])} ({there}): "
-            "records on those are not found, and would be computed anew"
-        )
+    recorded = ""
+    with suppress(FslibError, LookupError):
+        recorded = read_cards(_consulted[0])[name]["fingerprint"]
+    if recorded and recorded != task.fingerprint:
+        theirs = f"are not those in {_short(_consulted[0])} ({recorded})"
+        what = "records on those are not found, and would be computed anew"
+        _say(f"data of {name} at hand ({task.fingerprint}) {theirs}: {what}")
     return task
 
 
-def _recorded_fingerprint(name: str) -> str:
-    """Return the fingerprint that the folder named last tells, "" if it tells none."""
-    try:
-        return str(read_cards(_consulted[0])[name]["fingerprint"])
-    except (FslibError, LookupError):
-        return ""
-
-
 def _short(path: Path) -> str:
-    return os.path.join(*path.parts[-3:])  # noqa: PTH118 - no path to open
+    return "/".join(path.parts[-3:])
 
 
 def _say(line: str) -> None:
-    """Say a line on standard error; in a kernel, where that would stand as a warning, on standard output."""
+    """Print a line on standard error; in a kernel, where that would be a warning, not so."""
     ipython = sys.modules.get("IPython")
     kernel = ipython is not None and ipython.get_ipython() is not None
     if not os.environ.get(SAID):
-        print(
-            line if kernel else f"fslib: {line}",
-            file=sys.stdout if kernel else sys.stderr,
-            flush=True,
-        )
+        stream = sys.stdout if kernel else sys.stderr
+        print(line if kernel else f"fslib: {line}", file=stream, flush=True)
 
 
 class LabelsOnly(Split):
-    """A side of a task whose labels are known and no more: who asks for a text is told why there is none."""
+    """One side of a task of which only the labels are known; its texts raise FslibError."""
 
     why: str
 
     def __init__(self, labels: np.ndarray, why: str) -> None:
-        object.__setattr__(self, "labels", labels)
-        object.__setattr__(self, "why", why)
+        vars(self).update(labels=labels, why=why)  # its base is frozen
 
     def __getattr__(self, name: str) -> Any:
         if name in ("texts", "pairs", "documents"):
@@ -115,28 +105,35 @@ class RecordedTask(Task):
 
 
 def recorded_task(name: str, card: dict[str, Any], why: str) -> RecordedTask:
-    """Return the task that a card tells of; `why` is said where a text is asked for."""
-    sides = [LabelsOnly(_unpacked(card[side]), why) for side in ("train", "eval")]
-    names = tuple(card["label_names"])
-    task = RecordedTask(
-        name, sides[0], sides[1], names, card["metric"], card["description"], card["source"]
-    )
-    task.__dict__["fingerprint"] = card[
-        "fingerprint"
-    ]  # in the place of the one that would be made of the texts
+    """Return the task that a card tells of.
+
+    Args:
+        name: the task's.
+        card: of `card_of`.
+        why: the message of the error where a text is asked for.
+    """
+    train, held = (LabelsOnly(_unpacked(card[side]), why) for side in ("train", "eval"))
+    told = {k: card[k] for k in ("metric", "description", "source")}
+    task = RecordedTask(name, train, held, tuple(card["label_names"]), **told)
+    # in the place of the one that would be made of the texts
+    vars(task)["fingerprint"] = card["fingerprint"]
     return task
 
 
 def require(names: Iterable[str], what: str) -> None:
-    """Raise FslibError if `what` cannot be computed, since the data of a task are not at hand."""
+    """Raise FslibError if `what` cannot be computed since data are not at hand."""
     for name in names:
-        task = cached_task(name)
-        if isinstance(task.train, LabelsOnly):
-            raise FslibError(f"{what} has no record and cannot be computed: {task.train.why}")
+        train = cached_task(name).train
+        if isinstance(train, LabelsOnly):
+            raise FslibError(f"{what} has no record and cannot be computed: {train.why}")
 
 
 def read_cards(path: Path) -> dict[str, dict[str, Any]]:
-    """Return {task: its card} of a data.json, {} if there is none. Raises FslibError for one that is damaged."""
+    """Return {task: its card} of a data.json, {} if there is none.
+
+    Raises:
+        FslibError: if it is damaged.
+    """
     try:
         cards = json.loads(path.read_text(encoding="utf-8"))["tasks"]
         for card in cards.values():
@@ -145,27 +142,32 @@ def read_cards(path: Path) -> dict[str, dict[str, Any]]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except Exception as error:  # whatever a damaged file makes of itself
-        raise FslibError(
-            f"{path} is damaged ({first_line(error)}): restore it, or delete it and fslib run where the data are"
-        ) from error
+        mend = "restore it, or delete it and fslib run where the data are"
+        raise FslibError(f"{path} is damaged ({first_line(error)}): {mend}") from error
 
 
 def changed_cards(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the cards that a folder lacks, or has of other data or words, of those tasks whose data are at hand."""
-    try:
+    """Return the cards that a folder lacks, or has of other data or words.
+
+    Args:
+        folder: that data.json is in.
+        names: the tasks to look at; those whose data are not at hand are left out.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    with suppress(FslibError):  # where it is damaged, nothing is known
         known = read_cards(folder / FILE)
-    except FslibError:
-        known = {}
-    tasks = {name: cached_task(name) for name in names}
-    whole = {name: task for name, task in tasks.items() if not isinstance(task, RecordedTask)}
-    told = {
-        n: [known.get(n, {}).get(what) for what in ("fingerprint", "description")] for n in whole
-    }
-    return {n: card_of(t) for n, t in whole.items() if told[n] != [t.fingerprint, t.description]}
+    changed = {}
+    for name in names:
+        task, card = cached_task(name), known.get(name, {})
+        told = (card.get("fingerprint"), card.get("description"))
+        if told != (task.fingerprint, task.description) and not isinstance(task, RecordedTask):
+            changed[name] = card_of(task)
+    return changed
 
 
-def write_cards(folder: Path, cards: dict[str, dict[str, Any]]) -> None:
-    """Write cards into a folder's data.json; of other tasks it keeps what it tells."""
+def write_cards(folder: Path, names: Iterable[str]) -> None:
+    """Write what is new of tasks into a folder's data.json; the rest of it stays."""
+    cards = changed_cards(folder, names)
     with suppress(FslibError):  # where it is damaged, these are all that is known
         cards = read_cards(folder / FILE) | cards
     content = {"tasks": {name: cards[name] for name in sorted(cards)}}
@@ -177,7 +179,7 @@ def card_of(task: Task) -> dict[str, Any]:
     return {
         "fingerprint": task.fingerprint,
         "description": task.description,
-        # not a local path: it says nothing to others, and the fingerprint says which data it holds
+        # a local path says nothing to others; the fingerprint says which data it holds
         "source": "" if Path(task.source).exists() else task.source,
         "metric": task.metric,
         "label_names": list(task.label_names),

@@ -1,7 +1,8 @@
-"""What a result may depend on beside its config and its data: the machine, the packages, the commit of the code."""
+"""What a result may depend on beside config and data: machine, packages, code."""
 
 import hashlib
 import platform
+import re
 import subprocess
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -14,18 +15,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def machine() -> dict[str, Any]:
-    """Say what a result may depend on: two machines with equal entries give bit-equal records."""
-    processor = platform.processor()
+    """Return what a result may depend on here.
+
+    Two machines with equal entries give bit-equal records.
+    """
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text().splitlines()
-        processor = next(
-            (x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), processor
-        )
+    told = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    processor = re.search(r"^model name\s*:(.*)", told, re.M)
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
-        "processor": processor,
+        "processor": processor[1].strip() if processor else platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
@@ -34,10 +34,8 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
-    found = {
-        "python": platform.python_version(),
-        "fslib": import_module("fslib").__version__,
-    }  # installed or not
+    own = import_module("fslib").__version__  # installed or not
+    found = {"python": platform.python_version(), "fslib": own}
     for name in ("torch", "transformers", "datasets", "numpy", "scikit-learn"):
         try:
             found[name] = version(name)
@@ -47,7 +45,10 @@ def versions() -> dict[str, str]:
 
 
 def code_checksum() -> str:
-    """Return a checksum of the package's own code: two installations with equal ones compute the same."""
+    """Return a checksum of the package's own code.
+
+    Two installations with equal ones compute the same.
+    """
     digest = hashlib.sha256()
     for path in sorted((ROOT / "fslib").rglob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
@@ -55,15 +56,17 @@ def code_checksum() -> str:
 
 
 def git_commit() -> str:
-    """Return the commit the code is at, with "+changes" if fslib/ differs from it; "unknown" outside a checkout."""
+    """Return the commit the code is at; "unknown" outside a checkout.
+
+    It ends in "+changes" if fslib/ differs from it.
+    """
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        options: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True}
+        return subprocess.run(["git", *words], check=True, **options).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + (
-            "+changes" if git("status", "--porcelain", "--", "fslib") else ""
-        )
+        changes = "+changes" if git("status", "--porcelain", "--", "fslib") else ""
+        return git("rev-parse", "HEAD") + changes
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,21 +1,21 @@
 """Units of work, their records, and where both live: computed once, written whole.
 
-A *unit* is a config that computes itself: config in, record out, safe to repeat. Its key is a hash of its kind, its
-config and the fingerprints of its data. A `Store` finds a unit's record or computes it: present = reused, missing =
-computed, one process at a time. Trained models are kept as checkpoints beside the records.
+A *unit* is a config that computes itself: config in, record out, safe to repeat. Its key is a hash
+of its kind, its config and the fingerprints of its data. A `Store` finds a unit's record or
+computes it: present = reused, missing = computed, by one process at a time. Trained models are kept
+as checkpoints beside the records.
 
-A record is `<kind>-<key>.json` with `<kind>-<key>.npz` beside it; the JSON is written last and holds the checksums of
-the arrays and of itself. The arrays of a record that replaces another wait as `<kind>-<key>.next.npz` for its JSON, so
-that at any moment one of the two is whole. Reading checks the checksums, and that kind, config and data are those of
-the key: an edited or damaged record is never used. Only who computes sets it aside; who lists or verifies renames
-nothing.
+A record is `<kind>-<key>.json`, with its arrays beside it in `<kind>-<key>.npz`. The arrays are
+written first and the JSON last, which holds the checksums of the arrays and of itself; reading
+checks both, and that kind, config and data are those of the key. So an edited, damaged or half
+replaced record is never used: it costs one recomputed unit. Only a process that computes sets it
+aside; one that lists or verifies renames nothing.
 """
 
 import hashlib
 import json
 import os
 import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import suppress
@@ -25,20 +25,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from fslib.errors import FslibError, first_line
 from fslib.model.devices import fixed_threads
-from fslib.study.config import Config, shown
-from fslib.study.files import sweep, write_bytes, writing
+from fslib.study.config import Config
+from fslib.study.files import set_aside, sweep, write_bytes, writing
 from fslib.study.fingerprints import cached_task, changed_cards, require, write_cards
 from fslib.study.provenance import ROOT, git_commit, machine, versions
 
-NEXT = ".next.npz"  # ends the name of arrays that wait for their JSON
+TRIES, PAUSE = 3, 0.05  # of reading a record that may be about to be whole; seconds in between
 
 
 def results_root() -> Path:
-    """Return the results folder: FSLIB_RESULTS, else `results/` beside the package, else in the working folder."""
+    """Return the results folder.
+
+    FSLIB_RESULTS, else `results/` beside the package, else in the working folder.
+    """
     if chosen := os.environ.get("FSLIB_RESULTS"):
         return Path(chosen).absolute()
     return (ROOT if (ROOT / "notebooks").is_dir() else Path.cwd()) / "results"
@@ -53,20 +56,22 @@ class Result:
 
 
 class Unit(Config, ABC):
-    """One piece of work, whole in its config. Every subclass names its own `kind`, which is part of its key."""
+    """One piece of work, whole in its config.
+
+    Every subclass names its own `kind`, which is part of its key.
+    """
 
     kind: ClassVar[str]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "compute" in vars(cls) and "kind" not in vars(cls):
-            raise TypeError(
-                f"{cls.__name__} computes something of its own: give it a `kind` of its own"
-            )
+            own = "computes something of its own: give it a `kind` of its own"
+            raise TypeError(f"{cls.__name__} {own}")
 
     @abstractmethod
     def compute(self, store: "Store") -> Result:
-        """Do the work; records and models that it builds on are taken from the store, or computed there."""
+        """Do the work; take records and models that it builds on from the store."""
 
     @abstractmethod
     def task_names(self) -> list[str]:
@@ -88,9 +93,20 @@ class Unit(Config, ABC):
 
 @dataclass(frozen=True)
 class Record:
-    """What a unit has computed, from what, and where. config and result are JSON values; arrays are kept in the npz.
+    """What a unit has computed, from what, and where.
 
-    data: fingerprint of every task. sources: where those that were loaded from elsewhere came from (Hub id, commit).
+    Args:
+        kind: the unit's kind.
+        key: the unit's key.
+        config: the unit's fields, as JSON values.
+        data: {task: fingerprint of its data}.
+        result: JSON values.
+        arrays: by name; kept in the npz.
+        seconds: how long it took.
+        versions: of Python and packages.
+        commit: of the code.
+        machine: what results may depend on.
+        sources: {task: Hub id and commit}, of tasks that were loaded from elsewhere.
     """
 
     kind: str
@@ -113,7 +129,10 @@ class DamagedRecordError(FslibError):
 class Store:
     """Records and checkpoints under one folder: `runs/` and `checkpoints/`.
 
-    threads: with how many a unit is computed, whatever the machine has, so that its record is the same everywhere.
+    Args:
+        folder: where they are.
+        threads: with how many a unit is computed, whatever the machine has, so that its record is
+            the same everywhere.
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
@@ -121,45 +140,53 @@ class Store:
         self._open: dict[str, Record] = {}
 
     def with_records(self, records: Iterable[Record]) -> "Store":
-        """Return a store of the same folder that has these records in the place of those on the disk."""
+        """Return a store of the same folder with these records before those on the disk."""
         other = Store(self.folder, self.threads)
         other._open = self._open | {record.key: record for record in records}
         return other
 
     def find(self, unit: Unit) -> Record | None:
-        """Return the unit's record if there is a sound one; touches no file. Raises FslibError if it is unreadable."""
+        """Return the unit's record if there is a sound one; touch no file.
+
+        Raises:
+            FslibError: if it cannot be read.
+        """
         key = unit.key
         if key not in self._open:
-            try:
-                record = self.load(unit.kind, key)
-            except DamagedRecordError:
-                return None
-            if record is None:
-                return None
-            self._open[key] = record
-        return self._open[key]
+            with suppress(DamagedRecordError):
+                if (record := self.load(unit.kind, key)) is not None:
+                    self._open[key] = record
+        return self._open.get(key)
 
     def get(self, unit: Unit) -> Record:
-        """Return the unit's record, computed now if it is missing; nothing is written unless it is whole.
+        """Return the unit's record, computed now if it is missing.
 
-        A damaged record is set aside, with a warning, and computed again; one that cannot be read is left alone.
+        A damaged record is set aside, with a warning, and computed again; one that cannot be read
+        is left alone.
         """
         record = self.find(unit)
-        if record is not None:
-            return record
-        with self.lock(unit):
-            self._set_aside_if_damaged(unit)
-            record = self.find(unit)  # another run may have been first
-            return self._computed(unit) if record is None else record
+        if record is None:
+            with self.lock(unit):
+                self._set_aside_if_damaged(unit)
+                record = self.find(unit)  # another run may have been first
+                if record is None:
+                    record = self._computed(unit)
+        return record
 
     def renew(self, unit: Unit) -> Record:
-        """Return the unit's record, computed now in any case; the old one stays until the new one takes its place."""
+        """Return the unit's record, computed now in any case.
+
+        The old one stays until the new one takes its place.
+        """
         with self.lock(unit):
             self._set_aside_if_damaged(unit)
             return self._computed(unit)
 
     def reread(self, unit: Unit) -> None:
-        """Read the unit's record anew when it is next asked for: another process may have written it."""
+        """Read the unit's record anew when it is next asked for.
+
+        For another process may have written it.
+        """
         self._open.pop(unit.key, None)
 
     def _computed(self, unit: Unit) -> Record:
@@ -173,7 +200,11 @@ class Store:
         return record
 
     def _measured(self, unit: Unit) -> Record:
-        """Compute a unit, and return what is recorded of it. Raises FslibError if its data are not at hand."""
+        """Compute a unit, and return its record.
+
+        Raises:
+            FslibError: if its data are not at hand.
+        """
         require(unit.task_names(), f"{unit.kind}-{unit.key}")
         started = time.perf_counter()
         result = unit.compute(self)
@@ -190,38 +221,30 @@ class Store:
             versions(),
             git_commit(),
             machine(),
-            # not local paths: they say nothing to others, and a fingerprint says which data they hold
-            {
-                name: source
-                for name, source in sources.items()
-                if source and not Path(source).exists()
-            },
+            # a local path says nothing to others; the fingerprint says which data it holds
+            {name: where for name, where in sources.items() if where and not Path(where).exists()},
         )
 
     def tell_data(self, names: Iterable[str]) -> None:
-        """Write into data.json which data the records are computed on, for who has the records and not the data."""
+        """Write into data.json which data the records are computed on.
+
+        So they can be found where the data are not at hand.
+        """
         if changed_cards(self.folder, names := list(names)):
             with self._lock("data"):
-                write_cards(self.folder, changed_cards(self.folder, names))
+                write_cards(self.folder, names)
 
     def sweep(self) -> None:
-        """Delete what killed processes have left half written anywhere under the folder."""
+        """Delete what killed processes have left half written under the folder."""
         if (self.folder / "runs").is_dir():
             with self._lock("sweep"):
                 for part in ("", "runs", "checkpoints", "tables", "figures", "notebooks"):
                     sweep(self.folder / part)
-            for waiting in (self.folder / "runs").glob(f"*{NEXT}"):
-                with (
-                    suppress(Timeout),
-                    self._lock(waiting.name.removesuffix(NEXT)).acquire(timeout=0),
-                ):
-                    _settle(waiting)
 
     def set_aside(self) -> list[Path]:
-        """Return what was found damaged before, records and checkpoints, and is kept to be looked at."""
-        return sorted(
-            p for part in ("runs", "checkpoints") for p in (self.folder / part).glob("*.corrupt")
-        )
+        """Return the damaged records and checkpoints that are kept to be looked at."""
+        parts = (self.folder / part for part in ("runs", "checkpoints"))
+        return sorted(path for part in parts for path in part.glob("*.corrupt"))
 
     def checkpoint(self, unit: Unit) -> Path:
         """Return the folder of a unit's trained model, whether there is one or not."""
@@ -244,44 +267,34 @@ class Store:
         return FileLock(path)
 
     def load(self, kind: str, key: str) -> Record | None:
-        """Read a record, whatever it says; None if there is none. No file is touched.
+        """Read a record, whatever it says; None if there is none. Touch no file.
 
-        Raises DamagedRecordError for a record whose content cannot be trusted, FslibError for one that cannot be read.
+        Raises:
+            DamagedRecordError: if its content cannot be trusted.
+            FslibError: if it cannot be read.
         """
         path = self.path(kind, key)
-        content = _read(path)
-        if content is None:
-            return None
-        stored, wrong = path.with_suffix(".npz"), Exception()
-        # new arrays wait beside the old ones until their JSON is there; while this looks, they may take their place
-        for place in (stored, path.with_suffix(NEXT), stored):
-            arrays = _read(place)
+        wrong = Exception()
+        for attempt in range(TRIES):  # another process may be between its two files
+            time.sleep(PAUSE if attempt else 0)
+            content, arrays = _read(path), _read(path.with_suffix(".npz"))
+            if content is None:
+                return None
             try:
-                record = _parsed(content, arrays)
-                if (record.kind, record.key) != (kind, key):
-                    raise ValueError(f"it holds {record.kind}-{record.key}")
-                return record
-            except (
-                Exception
-            ) as error:  # both files were read: whatever goes wrong now lies in their content
+                return _parsed(content, arrays, kind, key)
+            except Exception as error:  # both files were read: the fault is in their content
                 wrong = error
-        if _read(path) != content:  # another process has removed it, or computed it anew
-            return self.load(kind, key)
         raise DamagedRecordError(f"record {path} is damaged ({first_line(wrong)})") from wrong
 
     def _set_aside_if_damaged(self, unit: Unit) -> None:
-        """Rename a damaged record; only under its lock, or a good one could be hit that another process has made."""
-        path = self.path(unit.kind, unit.key)
+        """Rename a damaged record, under its lock: a good new one must not be hit."""
         try:
             self.load(unit.kind, unit.key)
         except DamagedRecordError as error:
-            aside = path.with_suffix(".json.corrupt")
-            with writing(aside):
-                path.replace(aside)
-            warnings.warn(f"{error}: set aside as {aside.name}, to be computed again", stacklevel=3)
+            set_aside(self.path(unit.kind, unit.key), error)
 
     def save(self, record: Record) -> None:
-        """Write a record; one that it replaces is there, and whole, until the new one is."""
+        """Write a record: its arrays first and its JSON last."""
         content = {k: v for k, v in asdict(record).items() if k != "arrays"} | {"arrays_sha256": ""}
         arrays = BytesIO()
         if record.arrays:
@@ -289,23 +302,20 @@ class Store:
             content["arrays_sha256"] = hashlib.sha256(arrays.getvalue()).hexdigest()
         content["content_sha256"] = content_checksum(content)
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        self._write(
-            self.path(record.kind, record.key),
-            text.encode("utf-8", "backslashreplace"),
-            arrays.getvalue(),
-        )
+        encoded = text.encode("utf-8", "backslashreplace")
+        self._write(self.path(record.kind, record.key), encoded, arrays.getvalue())
 
     def _write(self, path: Path, content: bytes, arrays: bytes) -> None:
-        """Write a record's files, its arrays first and its JSON last: one without its arrays is never seen."""
-        place = path.with_suffix(NEXT if path.is_file() else ".npz")
         if arrays:
-            write_bytes(place, arrays)
+            write_bytes(path.with_suffix(".npz"), arrays)
         write_bytes(path, content)
-        if place.name.endswith(NEXT) and place.is_file():
-            _settle(place)
 
     def files(self, unit: Unit) -> tuple[bytes, bytes]:
-        """Return a record as its files hold it, JSON and arrays. Raises FslibError if there is no sound one."""
+        """Return the content of a record's files, JSON and arrays.
+
+        Raises:
+            FslibError: if there is no sound record.
+        """
         path = self.path(unit.kind, unit.key)
         content, arrays = _read(path), _read(path.with_suffix(".npz"))
         if content is None or self.find(unit) is None:
@@ -315,97 +325,71 @@ class Store:
     def adopt(self, unit: Unit, files: tuple[bytes, bytes]) -> None:
         """Write a unit's record that another store has computed, as it is.
 
-        Raises DamagedRecordError, before anything is written, for files that are not this unit's record, or not whole.
+        Raises:
+            DamagedRecordError: for files that are not this unit's record, or not whole; nothing
+                is written then.
         """
-        content, arrays = files
         try:
-            record = _parsed(content, arrays)
-        except Exception as error:  # whatever is wrong lies in their content
-            raise DamagedRecordError(
-                f"record {unit.kind}-{unit.key} came damaged ({first_line(error)})"
-            ) from error
-        if (record.kind, record.key) != (unit.kind, unit.key):
-            raise DamagedRecordError(
-                f"instead of record {unit.kind}-{unit.key} came {record.kind}-{record.key}"
-            )
+            _parsed(*files, unit.kind, unit.key)
+        except Exception as error:  # the fault is in their content
+            name = f"{unit.kind}-{unit.key}"
+            raise DamagedRecordError(f"record {name} came damaged ({first_line(error)})") from error
         with self.lock(unit):
-            self._write(self.path(unit.kind, unit.key), content, arrays)
+            self._write(self.path(unit.kind, unit.key), *files)
         self.reread(unit)
 
 
-def _settle(waiting: Path) -> None:
-    """Put arrays that wait for their JSON where they belong, or delete them if it was not written."""
-    path = waiting.with_name(waiting.name.removesuffix(NEXT) + ".json")
-    with writing(waiting):
-        try:
-            is_theirs = (
-                json.loads(path.read_bytes())["arrays_sha256"]
-                == hashlib.sha256(waiting.read_bytes()).hexdigest()
-            )
-        except Exception:  # no JSON, or one that is damaged: it is dealt with where it is read
-            is_theirs = False
-        waiting.replace(path.with_suffix(".npz")) if is_theirs else waiting.unlink(missing_ok=True)
-
-
 def _read(path: Path) -> bytes | None:
-    """Return a file's content, None if there is no such file. Raises FslibError if it cannot be read."""
+    """Return a file's content, None if there is no such file.
+
+    Raises:
+        FslibError: if it cannot be read.
+    """
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise FslibError(
-            f"cannot read {path}: {error.strerror}; it was left as it is, make it readable"
-        ) from error
+        mend = "it was left as it is, make it readable"
+        raise FslibError(f"cannot read {path}: {error.strerror}; {mend}") from error
 
 
-# What a record's JSON must hold. Records of older versions lack the last two of `Record` and the checksum of the whole.
-_TYPES: dict[str, tuple[type, ...]] = {
-    "config": (dict,), "data": (dict,), "result": (dict,), "versions": (dict,), "machine": (dict,), "sources": (dict,),
-    "commit": (str,), "seconds": (int, float),
-}  # fmt: skip
-
-
-def _parsed(content: bytes, arrays: bytes | None) -> Record:
-    """Make a record of its two files. Raises whatever is wrong with them."""
+def _parsed(content: bytes, arrays: bytes | None, kind: str, key: str) -> Record:
+    """Return the record that two files hold. Raise whatever is wrong with them."""
     values = json.loads(content.decode("utf-8"))
-    stated = values.pop("content_sha256", None)
-    if stated is not None and stated != content_checksum(values):
+    if values.pop("content_sha256") != content_checksum(values):
         raise ValueError("it was edited: its content does not match its checksum")
     checksum = values.pop("arrays_sha256")
-    if checksum and arrays is None:
-        raise ValueError("its arrays are lost")
-    if checksum and hashlib.sha256(arrays or b"").hexdigest() != checksum:
-        raise ValueError("its arrays do not match their checksum")
     loaded = {}
     if checksum:
-        with np.load(BytesIO(arrays or b""), allow_pickle=False) as stored:
+        if arrays is None:
+            raise ValueError("its arrays are lost")
+        if hashlib.sha256(arrays).hexdigest() != checksum:
+            raise ValueError("its arrays do not match their checksum")
+        with np.load(BytesIO(arrays), allow_pickle=False) as stored:
             loaded = {name: stored[name] for name in stored.files}
-    record = Record(arrays=loaded, **values)
-    for name, types in _TYPES.items():
-        value = getattr(record, name)
-        if not isinstance(value, types) or isinstance(value, bool):
-            raise TypeError(f"its {name} is {shown(value)}")
+    record = Record(arrays=loaded, **values | {"seconds": float(values["seconds"])})
+    if (record.kind, record.key) != (kind, key):
+        raise ValueError(f"it holds {record.kind}-{record.key}")
     if key_of(record.kind, record.config, record.data) != record.key:
         raise ValueError("its kind, config and data are not those of its key")
     return record
 
 
 def content_checksum(values: dict[str, Any]) -> str:
-    """Return the checksum of all that a record's JSON says but for the seconds it took, which no result depends on."""
-    rest = {
-        k: v
-        for k, v in json.loads(json.dumps(values)).items()
-        if k not in ("seconds", "content_sha256")
-    }
+    """Return the checksum of a record's JSON, all but its seconds.
+
+    No result depends on the seconds it took.
+    """
+    known = json.loads(json.dumps(values))
+    rest = {k: v for k, v in known.items() if k not in ("seconds", "content_sha256")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def key_of(kind: str, config: dict[str, Any], data: dict[str, str]) -> str:
     """Return sixteen hex digits that say which piece of work this is."""
-    return hashlib.sha256(json.dumps([kind, config, data], sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
+    whole = json.dumps([kind, config, data], sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 def distinct(units: Iterable[Unit]) -> list[Unit]:

@@ -1,11 +1,9 @@
 """`Study`: what a notebook asks for results.
 
-A study is a profile, a first seed and a results folder. It makes the units of the profile's models, hands out their
-records in a form that a notebook can use, and saves tables and figures. Which units a notebook needs is the
-business of its question (`fslib.questions`), which registers a plan.
+A study is a profile, a first seed and a results folder. It makes the units of the profile's models
+(`Design`), hands out their records in a form that a notebook can use, and saves tables and figures.
 """
 
-import ast
 import copy
 import hashlib
 import json
@@ -39,10 +37,15 @@ PARAMETERS = ("profile", "seed", "overrides")  # of every notebook
 class Study(Design):
     """One profile's results.
 
-    profile: smoke, mini, evidence or paper. seed: added to the profile's seeds. overrides: {field: value} of
-    the profile; an overridden profile keeps its results in a folder of its own, named by a hash of the settings, which
-    are written there in settings.json. results: default `results_root()`.
-    Raises FslibError for an unknown profile, field, task, sampling or a value out of range.
+    Args:
+        profile: smoke, mini, evidence or paper.
+        seed: added to the profile's seeds.
+        overrides: {field: value} of the profile. An overridden profile keeps its results in a
+            folder of its own, named by a hash of the settings, which stand there in settings.json.
+        results: the folder of all results; default `results_root()`.
+
+    Raises:
+        FslibError: for an unknown profile, field or task, and for a value out of range.
     """
 
     def __init__(
@@ -60,38 +63,39 @@ class Study(Design):
         # as they were understood: in one spelling, and with whole paths
         understood = self.profile.model_dump(mode="json")
         self.name, self.overrides = profile, {k: understood[k] for k in sorted(changes)}
-        self.folder = checked_path(
-            "results folder", results or results_root()
-        ).absolute() / folder_name(profile, seed, self.overrides)
+        root = checked_path("results folder", results or results_root()).absolute()
+        self.folder = root / folder_name(profile, seed, self.overrides)
         self.store = Store(self.folder, self.profile.threads)
         consult(self.folder)
 
     @classmethod
     def from_parameters(cls, namespace: Mapping[str, Any]) -> "Study":
-        """Return the study that a notebook's parameters ask for: `fslib.Study.from_parameters(globals())`.
+        """Return the study that a notebook's parameters ask for.
 
-        papermill puts its parameters into a cell of their own after the notebook's. A name there that no notebook
-        knows would change nothing and say nothing: FslibError, with the nearest valid name.
+        Used as `fslib.Study.from_parameters(globals())`. papermill puts its parameters into a cell
+        of their own after the notebook's; a name there that no notebook knows would change nothing
+        and say nothing.
+
+        Raises:
+            FslibError: for such a name, with the nearest valid one.
         """
         for cell in namespace.get("In", ()):  # what IPython has executed so far
             if cell.startswith("# Parameters\n"):
-                for name in _assigned(cell):
+                for name in re.findall(r"^(\w+) *=", cell, re.M):
                     if name not in PARAMETERS:
                         raise unknown("parameter", name, PARAMETERS)
         return cls(namespace["profile"], seed=namespace["seed"], overrides=namespace["overrides"])
 
     def write_settings(self) -> None:
-        """Write profile, seed and settings into the results folder of an overridden profile."""
+        """Write profile, seed and settings into the folder of an overridden profile."""
         if self.overrides:
             settings = {"profile": self.name, "seed": self.seed, "overrides": self.overrides}
-            write_text(
-                self.folder / "settings.json",
-                json.dumps(settings, indent=1, ensure_ascii=False) + "\n",
-            )
+            text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
+            write_text(self.folder / "settings.json", text)
 
     @property
     def is_plain(self) -> bool:
-        """Whether this is the default profile without other settings, which the committed notebooks show."""
+        """Whether this is what the committed notebooks show: mini, without other settings."""
         return self.name == "mini" and self.seed == 0 and not self.overrides
 
     @cached_property
@@ -101,32 +105,32 @@ class Study(Design):
 
     @cached_property
     def every_task(self) -> dict[str, Task]:
-        """All tasks that some notebook takes: the study's own, then those of pairs, endings and transfer.
+        """All tasks of some notebook: the study's own, of pairs, endings and transfer.
 
         Each with as many evaluation examples as the first notebook that takes it evaluates.
         """
         p, found = self.profile, dict(self.tasks)
         ending = (*self.ending_tasks, *p.transfer_targets)
         for names, limit in ((self.pair_tasks, p.small_eval_examples), (ending, p.ending_examples)):
-            found |= {
-                name: cached_task(name).limited(eval=limit) for name in names if name not in found
-            }
+            new = [name for name in names if name not in found]
+            found |= {name: cached_task(name).limited(eval=limit) for name in new}
         return found
 
     @cached_property
     def example_tasks(self) -> dict[str, Task]:
-        """Real texts to show a method on: the study's tasks, or the embedded ones where their data are not at hand."""
+        """Real texts to show a method on.
+
+        Those of the study's tasks, or of the embedded ones where their data are not at hand.
+        """
         at_hand = not any(isinstance(task, RecordedTask) for task in self.tasks.values())
         return self.tasks if at_hand else load_tasks(list(EMBEDDED))
 
     def chance(self) -> dict[str, float]:
-        """Return, per task, the score of the best constant answer on the evaluation examples."""
-        return {
-            name: chance_level(task.metric, task.eval.labels) for name, task in self.tasks.items()
-        }
+        """Return, per task, the score of the best constant answer."""
+        return {n: chance_level(task.metric, task.eval.labels) for n, task in self.tasks.items()}
 
     def with_records(self, records: Sequence[Record]) -> "Study":
-        """Return the same study with these records in the place of its own; nothing is written."""
+        """Return the same study with these records in the place of its own; write nothing."""
         other = copy.copy(self)
         other.store = self.store.with_records(records)
         return other
@@ -146,38 +150,49 @@ class Study(Design):
     def figure(
         self, name: str, figure: Figure, caption: str, *, feature: str | None = None
     ) -> None:
-        """Save a figure as PNG and SVG under the study's folder, and show it with its caption.
+        """Save a figure as PNG and SVG under the study's folder, and show it.
 
-        feature: of the reference results, also keep it in the repository's figures/ under this name.
+        Args:
+            name: of the files; it begins with the notebook's number.
+            figure: what to save.
+            caption: shown below it.
+            feature: of the reference results, also keep it in figures/ under this name.
         """
         from IPython.display import Markdown, display  # only notebooks show figures
 
-        command = f"fslib run {name[:2]} --profile {self.name}"
-        save_figure(self.folder / "figures", name, figure, caption, command)
+        folder = self.folder / "figures"
+        save_figure(folder, name, figure, caption, f"fslib run {name[:2]} --profile {self.name}")
         if feature and self.is_plain and self.folder.parent.resolve() == ROOT / "results":
-            for kind in (
-                "png",
-                "svg",
-            ):  # copied: drawn again, a layout may differ in the last digit
-                drawn = (self.folder / "figures" / f"{name}.{kind}").read_bytes()
+            # copied: drawn again, a layout may differ in the last digit
+            for kind in ("png", "svg"):
+                drawn = (folder / f"{name}.{kind}").read_bytes()
                 write_bytes(ROOT / "figures" / f"{feature}.{kind}", drawn)
         display(figure, Markdown(f"*{caption}*"))
 
     def table(
         self, name: str, table: pd.DataFrame, digits: int = 3, *, show: pd.Series | None = None
     ) -> None:
-        """Save a table as CSV and Markdown under the study's folder, and show it rounded (`show`: only these rows)."""
+        """Save a table as CSV and Markdown under the study's folder, and show it rounded.
+
+        Args:
+            name: of the files.
+            table: what to save.
+            digits: to round to.
+            show: show only these rows.
+        """
         from IPython.display import HTML, display
 
         rounded = save_table(self.folder, name, table, digits)
+        rows = rounded if show is None else rounded[show]
         with pd.option_context("display.max_colwidth", None):
-            display(
-                HTML((rounded if show is None else rounded[show]).to_html(index=False, border=0))
-            )
+            display(HTML(rows.to_html(index=False, border=0)))
 
 
 def folder_name(profile: str, seed: int, overrides: Mapping[str, Any]) -> str:
-    """Return the name of a study's results folder: readable, of bounded length, and no two settings have one."""
+    """Return the name of a study's results folder.
+
+    Readable, of bounded length, and another for other settings.
+    """
     name = profile
     if overrides:
         words = "+".join(f"{k}={v}" for k, v in overrides.items())
@@ -185,14 +200,3 @@ def folder_name(profile: str, seed: int, overrides: Mapping[str, Any]) -> str:
         whole = json.dumps([profile, overrides], sort_keys=True)
         name += f"+{readable}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
     return name + (f"+seed={seed}" if seed else "")
-
-
-def _assigned(cell: str) -> list[str]:
-    """Return the names that a cell of assignments assigns to."""
-    targets = [
-        target
-        for node in ast.parse(cell).body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-    ]
-    return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -1,13 +1,15 @@
-"""The units of work: train a model, score its heads, prune them; endings; heads one by one; similarity of tasks."""
+"""The units of work: train a model, score its heads, prune them, and all that follows.
+
+In the order of the notebooks: words and training, importance, pruning, heads one by one, ways to
+choose heads, similarity of tasks, endings and transfer.
+"""
 
 import os
-import shutil
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -17,6 +19,7 @@ from jaxtyping import Float
 from pydantic import AfterValidator, Field
 from scipy.sparse import hstack
 
+from fslib import similarity
 from fslib.claims import gate_half, score_half
 from fslib.data.batches import SAMPLINGS
 from fslib.data.loading import one_case
@@ -42,29 +45,20 @@ from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.model.multitask import MultiTaskModel
 from fslib.progress import hidden
 from fslib.pruning import prune_important_heads
-from fslib.similarity import (
-    cosine,
-    head_overlap,
-    importance_similarity,
-    linear_cka,
-    representations,
-    task_embedding,
-    task_similarity,
-    text_embedding,
-)
-from fslib.study.config import Config
-from fslib.study.files import writing
+from fslib.study.config import Config, one_of
+from fslib.study.files import set_aside, writing
 from fslib.study.fingerprints import cached_task
 from fslib.study.store import Record, Result, Store, Unit
 from fslib.training import branch, train
+
+Arrays = dict[str, np.ndarray]
 
 
 def _plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if os.sep in name:
-            raise ValueError(
-                f"{name} is a path; point FSLIB_DATA at the folder that holds it, and give its name"
-            )
+            where = "point FSLIB_DATA at the folder that holds it, and give its name"
+            raise ValueError(f"{name} is a path; {where}")
     return tuple(one_case(name) for name in names)
 
 
@@ -79,9 +73,18 @@ def _one_path(name: str) -> str:
 TaskNames = Annotated[tuple[str, ...], AfterValidator(_plain_names), Field(min_length=1)]
 Steps = Annotated[int, Field(le=10_000_000)]  # the task of every step is drawn before the first
 Precision = Literal["float32", "bf16"]
+Sampling = Annotated[str, one_of("sampling", SAMPLINGS)]
 LesionedOn = Literal["all", "scored"]  # evaluation examples: all, or the half that scores are from
-# A local folder by its whole path, so that it has one key, and is one folder, wherever a process works.
+# A local folder by its whole path: one key, and one folder, wherever a process works.
 EncoderName = Annotated[str, Field(min_length=1), AfterValidator(_one_path)]
+
+
+def optional(default: Any, **limits: Any) -> Any:
+    """Return a field that is left out of the key at its default.
+
+    So a unit keeps the key that it had before there was a choice.
+    """
+    return Field(default, exclude_if=lambda value: value == default, **limits)
 
 
 class Data(Config):
@@ -111,24 +114,20 @@ class FineTuning(Data):
     steps: Steps = Field(ge=1)
     batch_size: int = Field(16, ge=1)
     lr: float = Field(gt=0, le=1)
-    # left out where it is 0: a unit without a floor keeps the key that it had before there was one
-    lr_floor: float = Field(0.0, ge=0, lt=1, exclude_if=lambda value: value == 0)
-    # as lr_floor: a unit in float32 keeps the key that it had before there was a choice
-    precision: Precision = Field("float32", exclude_if=lambda value: value == "float32")
-    sampling: str = "annealed"
+    lr_floor: float = optional(0.0, ge=0, lt=1)
+    precision: Precision = optional("float32")
+    sampling: Sampling = "annealed"
     epochs: int = Field(5, ge=1)
     curve_points: int = Field(8, ge=1)
     curve_examples: int = Field(128, ge=2)
 
     def check(self) -> None:
-        """Raise FslibError for an unknown sampling and for an encoder that cannot be loaded."""
+        """Raise FslibError for an encoder that cannot be loaded."""
         super().check()
-        if self.sampling not in SAMPLINGS:
-            raise unknown("sampling", self.sampling, SAMPLINGS)
         self.shape()
 
     def shape(self) -> tuple[int, int]:
-        """Return how many layers the encoder has, and how many heads a layer."""
+        """Return (layers, heads per layer) of the encoder."""
         return encoder_shape(self.encoder, self.max_length, self.tasks[0])
 
     def evaluated(self, task: str) -> int:
@@ -138,13 +137,13 @@ class FineTuning(Data):
 
 @cache
 def encoder_shape(encoder: str, max_length: int, task: str) -> tuple[int, int]:
-    """Return (layers, heads a layer) of an encoder, loaded once. Raises FslibError for one that cannot be loaded."""
+    """Return (layers, heads per layer) of an encoder, loaded once per process."""
     model = MultiTaskModel.from_pretrained(encoder, cached_task(task), max_length=max_length)
     return model.n_layers, model.n_heads
 
 
-class SeededFineTuning(FineTuning):
-    """One fine-tuning, with the seed of all that is drawn in it."""
+class SeededFineTuning(FineTuning, Unit):
+    """A unit of one fine-tuning, with the seed of all that is drawn in it."""
 
     seed: int = Field(0, ge=0)
 
@@ -153,30 +152,66 @@ class SeededFineTuning(FineTuning):
         return f"{super().describe()}, seed {self.seed}"
 
     def options(self) -> dict[str, Any]:
-        """Return the settings of `fslib.train`."""
-        return {
-            k: getattr(self, k)
-            for k in (
-                "steps",
-                "batch_size",
-                "lr",
-                "lr_floor",
-                "precision",
-                "sampling",
-                "epochs",
-                "seed",
-            )
-        }
+        """Return the settings of `fslib.train`, those at their defaults perhaps left out."""
+        schedule = {"steps", "batch_size", "lr", "lr_floor", "sampling", "epochs"}
+        return self.model_dump(include=schedule | {"precision", "seed"})
 
     def new_model(self, tasks: dict[str, Task]) -> MultiTaskModel:
         """Return the model that training begins with."""
-        return MultiTaskModel.from_pretrained(
-            self.encoder, tasks, max_length=self.max_length, seed=self.seed
-        )
+        options: dict[str, Any] = {"max_length": self.max_length, "seed": self.seed}
+        return MultiTaskModel.from_pretrained(self.encoder, tasks, **options)
 
 
-class TrainUnit(SeededFineTuning, Unit):
-    """One training run, on one or more tasks; the model of several tasks is kept as a checkpoint."""
+class WordsUnit(Data, Unit):
+    """The baseline that knows words and nothing else: a linear model on TF-IDF, per task."""
+
+    kind: ClassVar[str] = "words"
+
+    def compute(self, store: Store) -> Result:
+        """Fit logistic or ridge regression to each task's bag of words, and predict."""
+        result = Result({})
+        for name, task in self.load().items():
+            predictions, features = predict_from_words(task)
+            result.arrays[f"predictions/{name}"] = in_bytes(predictions)
+            result.values[name] = {"features": features}
+        return result
+
+
+def predict_from_words(task: Task) -> tuple[np.ndarray, int]:
+    """Predict a task's evaluation examples from their words.
+
+    Returns:
+        The predictions, and from how many features; from none, they are the best constant.
+    """
+    from sklearn.dummy import DummyClassifier, DummyRegressor  # every kernel would wait for them
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    vectorizer, y = TfidfVectorizer(sublinear_tf=True), task.train.labels
+    texts = [*task.train.texts, *(task.train.pairs or ())]
+    if not any(map(vectorizer.build_analyzer(), texts)):  # signs and single letters are no words
+        constant = DummyRegressor() if task.is_regression else DummyClassifier()
+        nothing, neither = np.zeros((len(y), 1)), np.zeros((len(task.eval), 1))
+        return constant.fit(nothing, y).predict(neither), 0
+    x = bag_of_words(vectorizer.fit(texts), task.train)
+    learner = Ridge() if task.is_regression else LogisticRegression(max_iter=2000)
+    return learner.fit(x, y).predict(bag_of_words(vectorizer, task.eval)), int(x.shape[1])
+
+
+def bag_of_words(vectorizer: Any, split: Split) -> Any:
+    """Return sparse features, (n, features).
+
+    Those of the text; for pairs, of both texts, and their elementwise product.
+    """
+    first = vectorizer.transform(split.texts)
+    if split.pairs is None:
+        return first
+    second = vectorizer.transform(split.pairs)
+    return hstack([first, second, first.multiply(second)]).tocsr()
+
+
+class TrainUnit(SeededFineTuning):
+    """One training run; the model of several tasks is kept as a checkpoint."""
 
     kind: ClassVar[str] = "train"
 
@@ -189,13 +224,11 @@ class TrainUnit(SeededFineTuning, Unit):
         """Train, evaluate, and save the model in `folder` (None: do not)."""
         tasks = self.load()
         model = self.new_model(tasks)
-        history = train(
-            model,
-            tasks,
-            **self.options(),
-            evaluate_every=max(1, self.steps // self.curve_points),
-            evaluate_on={n: t.limited(eval=self.curve_examples) for n, t in tasks.items()},
-        )
+        curve: dict[str, Any] = {
+            "evaluate_every": max(1, self.steps // self.curve_points),
+            "evaluate_on": {n: t.limited(eval=self.curve_examples) for n, t in tasks.items()},
+        }
+        history = train(model, tasks, **self.options(), **curve)
         scores = evaluate(model, tasks)
         if folder is not None:
             with writing(folder):
@@ -208,34 +241,32 @@ class TrainUnit(SeededFineTuning, Unit):
             "shape": [model.n_layers, model.n_heads],
         }
         arrays = {f"predictions/{n}": in_bytes(s.predictions) for n, s in scores.items()}
-        arrays |= {
-            "losses": np.array(history.losses, np.float32),
-            "order": np.array(history.order, np.int8),
-        }
+        arrays["losses"] = np.array(history.losses, np.float32)
+        arrays["order"] = np.array(history.order, np.int8)
         return Result(values, arrays)
 
     def trained(self, store: Store) -> MultiTaskModel:
-        """Return the trained model on this process's device, from its checkpoint or trained now."""
+        """Return the trained model on this process's device.
+
+        From its checkpoint, or trained now.
+        """
         folder = store.checkpoint(self)
         store.get(self)
-        with store.lock(self):  # the lock of whoever else writes, reads or deletes this checkpoint
+        with store.lock(self):  # of every process that writes, reads or deletes this checkpoint
             if folder.is_dir():
                 try:
                     return MultiTaskModel.load(folder).to(best_device())
                 except FslibError as error:
-                    _set_aside(folder, error)
+                    set_aside(folder, error)
             with fixed_threads(store.threads):
                 self._fit(folder)
             return MultiTaskModel.load(folder).to(best_device())
 
 
-def _set_aside(folder: Path, error: object) -> None:
-    """Rename a checkpoint that cannot be loaded, and warn of it."""
-    aside = folder.with_name(folder.name + ".corrupt")
-    with writing(aside):
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-    warnings.warn(f"{error}; set aside as {aside.name}, training again", stacklevel=3)
+def in_bytes(predictions: np.ndarray) -> np.ndarray:
+    """Return class predictions in one byte each (up to 127 classes); values as they are."""
+    is_small = predictions.dtype.kind == "i" and predictions.max() < 128
+    return predictions.astype(np.int8) if is_small else predictions
 
 
 class OneModelUnit(Unit):
@@ -261,23 +292,17 @@ class ImportanceUnit(OneModelUnit):
     def compute(self, store: Store) -> Result:
         """Score every head, and keep every example's part."""
         model = self.model.trained(store)
-        arrays: dict[str, np.ndarray] = {}
+        result = Result({"examples": {}})
         for name, task in self.model.load().items():
             parts = contributions(model, task, examples=self.examples, seed=self.model.seed)
-            arrays |= {
-                f"{part}/{name}": getattr(parts, part) for part in ("absolute", "signed", "tokens")
-            }
-        return Result(
-            {"examples": {n: len(arrays[f"tokens/{n}"]) for n in self.model.tasks}}, arrays
-        )
+            result.arrays.update({f"{part}/{name}": x for part, x in vars(parts).items()})
+            result.values["examples"][name] = len(parts.tokens)
+        return result
 
     def contributions(self, store: Store) -> dict[str, Contributions]:
         """Return every task's per-example contributions, from the record."""
-        arrays = store.get(self).arrays
-        parts = ("absolute", "signed", "tokens")
-        return {
-            t: Contributions(*(arrays[f"{part}/{t}"] for part in parts)) for t in self.model.tasks
-        }
+        arrays, parts = store.get(self).arrays, ("absolute", "signed", "tokens")
+        return {t: Contributions(*(arrays[f"{p}/{t}"] for p in parts)) for t in self.model.tasks}
 
 
 class PruneUnit(Unit):
@@ -290,8 +315,7 @@ class PruneUnit(Unit):
     reduction: str = "token"
     normalize: str | None = None
     ablation: str = "zero"
-    # left out where it is "all": such a unit keeps the key that it had before there was another
-    on: LesionedOn = Field("all", exclude_if=lambda value: value == "all")
+    on: LesionedOn = optional("all")
 
     def task_names(self) -> list[str]:
         """Name the model's tasks."""
@@ -302,25 +326,25 @@ class PruneUnit(Unit):
         return self.importance.describe()
 
     def check(self) -> None:
-        """Raise FslibError for fractions and controls that the encoder's heads do not allow."""
+        """Raise FslibError for fractions and controls that the heads do not allow."""
         super().check()
         checked_fractions(self.fractions, self.importance.model.shape(), self.controls)
 
     def compute(self, store: Store) -> Result:
         """Prune, and keep every prediction."""
-        model = self.importance.model
-        options: dict[str, Any] = {"reduction": self.reduction, "normalize": self.normalize}
-        maps = {
-            t: parts.importance(**options)
-            for t, parts in self.importance.contributions(store).items()
-        }
-        options = {
-            "ablation": self.ablation,
-            "examples": self.importance.examples,
-            "seed": model.seed,
-        }
-        sets = {"fractions": self.fractions, "controls": self.controls, "importance": maps}
-        iap = lesioned(model.trained(store), model.load(), self.on, **sets, **options)
+        model, scored = self.importance.model, self.importance.contributions(store)
+        how: dict[str, Any] = {"reduction": self.reduction, "normalize": self.normalize}
+        iap = prune_on(
+            self.on,
+            model.trained(store),
+            model.load(),
+            fractions=self.fractions,
+            controls=self.controls,
+            importance={t: parts.importance(**how) for t, parts in scored.items()},
+            ablation=self.ablation,
+            examples=self.importance.examples,
+            seed=model.seed,
+        )
         return Result(iap_values(iap), iap_arrays(iap))
 
     def iap(self, store: Store) -> IAP:
@@ -328,137 +352,68 @@ class PruneUnit(Unit):
         return recorded_iap(store.get(self))
 
 
-def lesioned(model: MultiTaskModel, tasks: dict[str, Task], on: str, **options: Any) -> IAP:
-    """Return `prune_important_heads` on all evaluation examples, or, on "scored", on the half that scores are from.
+def prune_on(on: str, model: MultiTaskModel, tasks: dict[str, Task], **options: Any) -> IAP:
+    """Prune important heads, on all evaluation examples or on half of them.
 
-    The other half, which decides on gates, then needs no lesion: it costs one pass of the unpruned model.
-    options: of `prune_important_heads`.
+    Args:
+        on: "all", or "scored": the half that scores are from. The other half, which decides on
+            gates, then needs no lesion: it costs one pass of the unpruned model.
+        model: what is pruned.
+        tasks: by name.
+        options: of `prune_important_heads`.
     """
     if on == "all":
         return prune_important_heads(model, tasks, **options)
-    halves = [
-        {name: with_half(task, half) for name, task in tasks.items()}
+    scored, gating = (
+        {name: _with_half(task, half) for name, task in tasks.items()}
         for half in (score_half, gate_half)
-    ]
-    gates = evaluate(model, halves[1])
-    apart = {
-        name: Unlesioned(score.labels, score.predictions[None]) for name, score in gates.items()
-    }
-    return replace(prune_important_heads(model, halves[0], **options), apart=apart)
-
-
-def with_half(task: Task, half: Callable[[int], np.ndarray]) -> Task:
-    """Return a task with one half of its evaluation examples; half: `score_half` or `gate_half`."""
-    return replace(task, eval=task.eval.take(half(len(task.eval))))
-
-
-class Chain(NamedTuple):
-    """One trained model and what is computed on it, each unit built on the one before."""
-
-    train: TrainUnit
-    importance: ImportanceUnit
-    prune: PruneUnit
-
-
-def chain(
-    model: TrainUnit, examples: int, fractions: Sequence[float], controls: int, on: LesionedOn
-) -> Chain:
-    """Return the units of one model: its training, the importance of its heads, their pruning."""
-    scored = ImportanceUnit(model=model, examples=examples)
-    return Chain(
-        model,
-        scored,
-        PruneUnit(importance=scored, fractions=tuple(fractions), controls=controls, on=on),
     )
+    gates = evaluate(model, gating)
+    apart = {u: Unlesioned(score.labels, score.predictions[None]) for u, score in gates.items()}
+    return replace(prune_important_heads(model, scored, **options), apart=apart)
+
+
+def scored_on(task: Task, on: str) -> Task:
+    """Return a task with the evaluation examples of `prune_on`."""
+    return task if on == "all" else _with_half(task, score_half)
+
+
+def _with_half(task: Task, half: Callable[[int], np.ndarray]) -> Task:
+    return replace(task, eval=task.eval.take(half(len(task.eval))))
 
 
 def iap_values(iap: IAP) -> dict[str, Any]:
     """Return what a record says of an `IAP` in JSON."""
-    return {
-        "tasks": list(iap.tasks),
-        "metrics": list(iap.metrics),
-        "fractions": list(iap.fractions),
-    }
+    return {k: list(getattr(iap, k)) for k in ("tasks", "metrics", "fractions")}
 
 
-def iap_arrays(iap: IAP, name: str = "") -> dict[str, np.ndarray]:
-    """Return the arrays of an `IAP` as a record keeps them, under a name where it holds several."""
-    prefix = f"{name}/" if name else ""
+def iap_arrays(iap: IAP, prefix: str = "") -> Arrays:
+    """Return the arrays of an `IAP` as a record keeps them, under names with a prefix."""
     return {prefix + k: in_bytes(v) if k != "heads" else v for k, v in iap.arrays().items()}
 
 
 def recorded_iap(record: Record, name: str = "") -> IAP:
-    """Return the `IAP` that a record keeps under a name. Raises FslibError where it keeps none."""
+    """Return the `IAP` that a record keeps, under a name where it keeps several.
+
+    Raises:
+        FslibError: if it keeps none.
+    """
     prefix = f"{name}/" if name else ""
     arrays = {k.removeprefix(prefix): v for k, v in record.arrays.items() if k.startswith(prefix)}
     if "heads" not in arrays:
         raise FslibError(f"record {record.kind}-{record.key} holds no pruning of {name!r}")
-    return IAP.from_arrays(
-        **{k: record.result[k] for k in ("tasks", "metrics", "fractions")}, arrays=arrays
-    )
+    tasks, metrics, fractions = (record.result[k] for k in ("tasks", "metrics", "fractions"))
+    return IAP.from_arrays(tasks, metrics, fractions, arrays)
 
 
-def in_bytes(predictions: np.ndarray) -> np.ndarray:
-    """Return class predictions in one byte each (up to 127 classes); values as they are."""
-    return (
-        predictions.astype(np.int8)
-        if predictions.dtype.kind == "i" and predictions.max() < 128
-        else predictions
-    )
-
-
-class WordsUnit(Data, Unit):
-    """The baseline that knows words and nothing else: a linear model on TF-IDF, per task."""
-
-    kind: ClassVar[str] = "words"
-
-    def compute(self, store: Store) -> Result:
-        """Fit logistic or ridge regression to each task's bag of words, and predict."""
-        values: dict[str, Any] = {}
-        arrays: dict[str, np.ndarray] = {}
-        for name, task in self.load().items():
-            predictions, features = predict_from_words(task)
-            arrays[f"predictions/{name}"], values[name] = (
-                in_bytes(predictions),
-                {"features": features},
-            )
-        return Result(values, arrays)
-
-
-def predict_from_words(task: Task) -> tuple[np.ndarray, int]:
-    """Return predictions of the evaluation examples, and from how many features; from none, the constant answer."""
-    from sklearn.dummy import DummyClassifier, DummyRegressor  # every kernel would wait for them
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression, Ridge
-
-    vectorizer, y = TfidfVectorizer(sublinear_tf=True), task.train.labels
-    texts = [*task.train.texts, *(task.train.pairs or ())]
-    if not any(map(vectorizer.build_analyzer(), texts)):  # signs and single letters are no words
-        constant = (
-            DummyRegressor() if task.is_regression else DummyClassifier(strategy="most_frequent")
-        )
-        return constant.fit(np.zeros((len(y), 1)), y).predict(np.zeros((len(task.eval), 1))), 0
-    x = bag_of_words(vectorizer.fit(texts), task.train)
-    learner = Ridge() if task.is_regression else LogisticRegression(max_iter=2000)
-    return learner.fit(x, y).predict(bag_of_words(vectorizer, task.eval)), int(x.shape[1])
-
-
-def bag_of_words(vectorizer: Any, split: Split) -> Any:
-    """Return sparse features, (n, features): of the text; for pairs of both texts and their elementwise product."""
-    first = vectorizer.transform(split.texts)
-    if split.pairs is None:
-        return first
-    second = vectorizer.transform(split.pairs)
-    return hstack([first, second, first.multiply(second)]).tocsr()
-
-
-TEXTS = 2  # of every task, to show attention on
-LONGEST = 32  # tokens of a text whose attention is shown, special ones included
-LESION_PARTS = ("labels", "predictions", "losses")
+LESION_PARTS = ("labels", "predictions", "losses")  # of `HeadLesions`, a task each
 
 
 class LesionUnit(OneModelUnit):
-    """Every head switched off alone, on the first of the evaluation examples that the model's pruning is scored on."""
+    """Every head switched off alone.
+
+    On the first of the evaluation examples that the model's pruning is scored on.
+    """
 
     kind: ClassVar[str] = "lesion"
     on: LesionedOn
@@ -467,58 +422,41 @@ class LesionUnit(OneModelUnit):
     def check(self) -> None:
         """Raise FslibError for a task of which a single example would be scored."""
         super().check()
-        check_several(self._sizes())
-
-    def _sizes(self) -> dict[str, int]:
-        """Return how many examples of each task are scored."""
         half = 2 if self.on == "scored" else 1
         most = self.examples or sys.maxsize
-        return {task: min(most, self.model.evaluated(task) // half) for task in self.model.tasks}
-
-    def tasks(self) -> dict[str, Task]:
-        """Return the model's tasks, with the evaluation examples that are used."""
-        return {
-            name: scored_on(task, self.on).limited(eval=self.examples)
-            for name, task in self.model.load().items()
-        }
+        check_several({u: min(most, self.model.evaluated(u) // half) for u in self.model.tasks})
 
     def compute(self, store: Store) -> Result:
         """Switch off one head after the other, and keep every prediction and loss."""
-        found = lesion_heads(self.model.trained(store), self.tasks())
-        arrays = {
-            f"{part}/{u}": in_bytes(rows)
-            for part in LESION_PARTS
-            for u, rows in getattr(found, part).items()
+        tasks = {
+            name: scored_on(task, self.on).limited(eval=self.examples)
+            for name, task in self.model.load().items()
         }
-        return Result(
-            {
-                "tasks": list(found.tasks),
-                "metrics": list(found.metrics),
-                "shape": list(found.shape),
-            },
-            arrays,
-        )
+        found = lesion_heads(self.model.trained(store), tasks)
+        result = Result({k: list(getattr(found, k)) for k in ("tasks", "metrics", "shape")})
+        for part in LESION_PARTS:
+            named = getattr(found, part).items()
+            result.arrays.update({f"{part}/{u}": in_bytes(rows) for u, rows in named})
+        return result
 
     def lesions(self, store: Store) -> HeadLesions:
         """Return what every head alone is worth, from the record."""
         record = store.get(self)
-        tasks = tuple(record.result["tasks"])
+        tasks, metrics, shape = (tuple(record.result[k]) for k in ("tasks", "metrics", "shape"))
         parts = [{u: record.arrays[f"{part}/{u}"] for u in tasks} for part in LESION_PARTS]
-        layers, heads = record.result["shape"]
-        return HeadLesions(tasks, tuple(record.result["metrics"]), (layers, heads), *parts)
-
-
-def scored_on(task: Task, on: str) -> Task:
-    """Return a task with all of its evaluation examples, or, on "scored", with the half that scores are from."""
-    return task if on == "all" else with_half(task, score_half)
+        return HeadLesions(tasks, metrics, shape, *parts)
 
 
 class Pattern(NamedTuple):
     """What a model makes of one text of a task.
 
-    tokens: as the encoder reads them. label, predicted: an answer's name, or a value. weights: (layers, heads, seq,
-    seq), how much each token (row) attends to each (column). importance: (layers, heads, seq), |<ctx, grad>| of every
-    token: summed over tokens and texts, and divided by their tokens, it is the head's importance.
+    Args:
+        tokens: as the encoder reads them.
+        label: the right answer's name, or a value.
+        predicted: the model's.
+        weights: (layers, heads, seq, seq), how much each token (row) attends to each (column).
+        importance: (layers, heads, seq), |<ctx, grad>| of every token; summed over tokens and
+            texts, and divided by their tokens, it is the head's importance.
     """
 
     tokens: tuple[str, ...]
@@ -529,9 +467,9 @@ class Pattern(NamedTuple):
 
 
 class PatternUnit(OneModelUnit):
-    """What heads attend to in the first evaluation texts of every task that are short enough to be shown.
+    """What heads attend to in evaluation texts that are short enough to be shown.
 
-    Of an architecture whose attention weights are not seen (`attention_weights`), no text.
+    The first few of every task; none for an architecture whose attention weights are not seen.
     """
 
     kind: ClassVar[str] = "pattern"
@@ -541,53 +479,50 @@ class PatternUnit(OneModelUnit):
     def compute(self, store: Store) -> Result:
         """Look at the texts, and keep weights and importance."""
         model = self.model.trained(store)
-        texts: dict[str, Any] = {}
-        arrays: dict[str, np.ndarray] = {}
-        is_seen = model.encoder.config.model_type not in HOOKED
+        result = Result({"texts": {name: [] for name in self.model.tasks}})
+        if model.encoder.config.model_type in HOOKED:
+            return result
         for name, task in self.model.load().items():
-            chosen = short_texts(model, task, self.examples, self.longest) if is_seen else []
-            found = [pattern(model, task, text) for text in chosen]
-            texts[name] = [
-                {k: v for k, v in p._asdict().items() if isinstance(v, str | tuple)} for p in found
-            ]
-            for number, p in enumerate(found):
+            for number, text in enumerate(short_texts(model, task, self.examples, self.longest)):
+                found = pattern(model, task, text)
+                words = ("tokens", "label", "predicted")
+                result.values["texts"][name].append({k: getattr(found, k) for k in words})
                 # sixteen bits: four digits of a weight are more than can be seen
-                arrays |= {f"weights/{name}/{number}": p.weights.astype(np.float16)}
-                arrays |= {f"importance/{name}/{number}": p.importance}
-        return Result({"texts": texts}, arrays)
+                result.arrays[f"weights/{name}/{number}"] = found.weights.astype(np.float16)
+                result.arrays[f"importance/{name}/{number}"] = found.importance
+        return result
 
     def patterns(self, store: Store) -> dict[str, list[Pattern]]:
         """Return every task's texts, from the record."""
-        return recorded_patterns(store.get(self))
+        record = store.get(self)
 
+        def kept(number: int, name: str, text: dict[str, Any]) -> Pattern:
+            weights = record.arrays[f"weights/{name}/{number}"].astype(np.float32)
+            importance = record.arrays[f"importance/{name}/{number}"]
+            words = text | {"tokens": tuple(text["tokens"])}
+            return Pattern(**words, weights=weights, importance=importance)
 
-def recorded_patterns(record: Record) -> dict[str, list[Pattern]]:
-    """Return the texts that a record holds, by task."""
-    found: dict[str, list[Pattern]] = {}
-    for name, texts in record.result["texts"].items():
-        found[name] = [
-            Pattern(
-                tuple(text["tokens"]),
-                text["label"],
-                text["predicted"],
-                record.arrays[f"weights/{name}/{number}"].astype(np.float32),
-                record.arrays[f"importance/{name}/{number}"],
-            )
-            for number, text in enumerate(texts)
-        ]
-    return found
+        told = record.result["texts"].items()
+        return {u: [kept(i, u, text) for i, text in enumerate(texts)] for u, texts in told}
 
 
 def short_texts(model: MultiTaskModel, task: Task, examples: int, longest: int) -> list[Split]:
-    """Return the first evaluation examples with at most so many tokens, one by one; the shortest where none has."""
+    """Return the first evaluation examples with at most `longest` tokens, one by one.
+
+    Where there is none, the shortest.
+    """
     first = task.eval.take(np.arange(min(len(task.eval), 100 * examples)))
     lengths = np.array([len(ids) for ids in model.encode(first).columns["input_ids"]])
     chosen = np.flatnonzero(lengths <= longest)[:examples]
-    return [first.take([int(i)]) for i in (chosen if len(chosen) else [int(lengths.argmin())])]
+    return [first.take([int(i)]) for i in (chosen if len(chosen) else [lengths.argmin()])]
 
 
 def pattern(model: MultiTaskModel, task: Task, text: Split) -> Pattern:
-    """Return what a model makes of one example of a task. Raises FslibError where its weights cannot be seen."""
+    """Return what a model makes of one example of a task.
+
+    Raises:
+        FslibError: if its attention weights cannot be seen.
+    """
     if len(text) != 1:
         raise FslibError(f"{len(text)} examples: a pattern is of one")
     encoded = model.encode(text)
@@ -596,13 +531,11 @@ def pattern(model: MultiTaskModel, task: Task, text: Split) -> Pattern:
     with gradients_for(model):
         products = head_products(model, batch, task.name)  # (layers, 1, seq, heads)
     importance = products[:, 0].abs().transpose(1, 2).float().cpu().numpy()
-    tokens = tuple(
-        str(t) for t in model.tokenizer.convert_ids_to_tokens(batch.inputs["input_ids"][0].tolist())
-    )
-    answer = predict(model, task, [encoded.batch([0])], 1)[0]
-    return Pattern(
-        tokens, named_answer(task, text.labels[0]), named_answer(task, answer), weights, importance
-    )
+    ids = batch.inputs["input_ids"][0].tolist()
+    tokens = tuple(str(token) for token in model.tokenizer.convert_ids_to_tokens(ids))
+    answers = text.labels[0], predict(model, task, [encoded.batch([0])], 1)[0]
+    label, predicted = (named_answer(task, answer) for answer in answers)
+    return Pattern(tokens, label, predicted, weights, importance)
 
 
 def named_answer(task: Task, answer: Any) -> str:
@@ -610,16 +543,138 @@ def named_answer(task: Task, answer: Any) -> str:
     return f"{float(answer):.2f}" if task.is_regression else task.label_names[int(answer)]
 
 
+# Ways to choose heads: the first is the default.
+# Michel et al. divide by layer norms; the paper's code does not.
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "gradient": {},
+    "gradient, layer-normalized": {"normalize": "layer"},
+    "gradient, by example": {"reduction": "example"},
+    "ablation": {"estimator": "ablation"},
+    "integrated": {"estimator": "integrated"},
+    "norm": {"estimator": "norm"},
+}
+UNMATCHED = "unmatched"  # in the names of random draws over all layers
+
+
+class SelectionUnit(OneModelUnit):
+    """One trained model, its heads chosen in several ways.
+
+    selections: {name: options of `head_importance`}.
+    """
+
+    kind: ClassVar[str] = "selection"
+    selections: dict[str, dict[str, Any]] = Field(min_length=1)
+    examples: int = Field(ge=1)
+    fraction: float = Field(gt=0, le=1)
+    randoms: int = Field(ge=1)
+
+    def check(self) -> None:
+        """Raise FslibError for what the encoder's heads do not allow."""
+        super().check()
+        checked_fractions([self.fraction], self.model.shape(), self.randoms)
+
+    def compute(self, store: Store) -> Result:
+        """Prune by every selection, and by random sets.
+
+        `randoms` sets per task are matched by layer, and as many are not.
+        """
+        model, tasks, seed = self.model.trained(store), self.model.load(), self.model.seed
+        shared: dict[str, Any] = {"examples": self.examples, "seed": seed}
+        ways = {name: shared | options for name, options in self.selections.items()}
+        for draw in range(self.randoms):
+            ways[f"{UNMATCHED} {draw}"] = {"estimator": "random", "seed": 1000 + draw}
+        arrays: Arrays = {}
+        for number, (name, options) in enumerate(ways.items()):
+            maps = {t: head_importance(model, task, **options) for t, task in tasks.items()}
+            if name in self.selections:
+                arrays |= {f"importance/{name}/{t}": x.astype(np.float32) for t, x in maps.items()}
+            controls = 0 if number else self.randoms
+            sets: dict[str, Any] = {"importance": maps, "seed": seed}
+            iap = prune_important_heads(model, tasks, [self.fraction], controls, **sets)
+            arrays |= iap_arrays(iap, f"{name}/")
+        return Result({"shape": [model.n_layers, model.n_heads], **iap_values(iap)}, arrays)
+
+
+MEASURES = ("importance", "top heads", "TaskEmb", "TextEmb", "CKA")
+
+
+class SimilarityUnit(SeededFineTuning):
+    """Similarity of every two tasks, from models trained on one task each."""
+
+    kind: ClassVar[str] = "similarity"
+    examples: int = Field(ge=2)
+    fraction: float = Field(0.3, gt=0, le=1)
+
+    def check(self) -> None:
+        """Raise FslibError for what the encoder's heads do not allow."""
+        super().check()
+        checked_fractions([self.fraction], self.shape())
+
+    def compute(self, store: Store) -> Result:
+        """Measure on models that never saw a pair of tasks.
+
+        So no measure shares noise with the pair's dissociation.
+        """
+        tasks = self.load()
+        shared: dict[str, Any] = {"examples": self.examples, "seed": self.seed}
+        parts = [task.part("train", self.examples, self.seed) for task in tasks.values()]
+        pretrained = MultiTaskModel.from_pretrained(self.encoder, tasks, max_length=self.max_length)
+        pretrained.to(best_device())
+        seen: dict[str, list] = {measure: [] for measure in MEASURES}
+        for name, task in tasks.items():
+            train(model := self.new_model({name: task}), task, **self.options())
+            seen["importance"].append(head_importance(model, task, **shared))
+            seen["TaskEmb"].append(similarity.task_embedding(model, task, **shared))
+            seen["TextEmb"].append(similarity.text_embedding(pretrained, task, **shared))
+            # of pairs and single texts alike: all models see the texts of all tasks
+            read = [similarity.representations(model, part) for part in parts]
+            seen["CKA"].append(np.concatenate(read))
+        seen["top heads"] = seen["importance"]
+        measures: dict[str, Any] = {
+            "importance": similarity.importance_similarity,
+            "top heads": partial(similarity.head_overlap, fraction=self.fraction),
+            "TaskEmb": similarity.task_similarity,
+            "TextEmb": similarity.cosine,
+            "CKA": similarity.linear_cka,
+        }
+        matrices = {
+            m: [[float(alike(a, b)) for b in seen[m]] for a in seen[m]]
+            for m, alike in measures.items()
+        }
+        maps = zip(tasks, seen["importance"], strict=True)
+        arrays = {f"importance/{t}": scores.astype(np.float32) for t, scores in maps}
+        return Result({"tasks": list(tasks), "similarity": matrices}, arrays)
+
+
+Spec = dict[str, Any] | None  # of an ending: its kind and options; None is plain training
 ENDINGS: dict[str, Any] = {"IAT": IAT, "PCGrad": PCGrad, "Stop": Stop}
 TRUNK, PLAIN, TREATED, RANDOM = "trunk", "plain", "IAT", "IAT, random heads"
 AS_IT_WAS = "pre-trained"  # the encoder as it was, a source of transfer beside the endings
 
 
+def make_ending(spec: Spec) -> Ending | None:
+    """Return an ending from its description.
+
+    Raises:
+        FslibError: for an unknown kind or option.
+    """
+    if spec is None:
+        return None
+    kind = spec.get("kind", "")
+    if kind not in ENDINGS:
+        raise unknown("kind of ending", kind, ENDINGS)
+    try:
+        ending: Ending = ENDINGS[kind](**{k: v for k, v in spec.items() if k != "kind"})
+    except TypeError as error:
+        raise FslibError(f"ending {spec}: {error}") from None
+    return ending
+
+
 class Targets(Config):
     """New tasks that are learned from some endings' encoders, and from the encoder as it was.
 
-    sources: names of endings. sizes: training examples; None for all. A training set is gone through `passes` times,
-    in at least `min_steps` and at most `max_steps` steps.
+    sources: names of endings. sizes: training examples; None for all. A training set is gone
+    through `passes` times, in at least `min_steps` and at most `max_steps` steps.
     """
 
     tasks: TaskNames
@@ -635,28 +690,29 @@ class Targets(Config):
         return min(self.max_steps, max(self.min_steps, self.passes * size // batch_size))
 
 
-class EndingsUnit(SeededFineTuning, Unit):
-    """One trunk and its endings: {name: {"kind": IAT, PCGrad or Stop, and its options}, or None for plain training}.
+class EndingsUnit(SeededFineTuning):
+    """One trunk and its endings, each pruned, or taken as a source of transfer, or both.
 
-    pruned: the endings whose dissociation is measured, at `fractions`, on the first `prune_examples` of evaluation.
-    targets: new tasks to be learned from some of the endings.
+    endings: {name: {"kind": IAT, PCGrad or Stop, and its options}, or None for plain training}.
+    pruned: the endings whose dissociation is measured, at `fractions`, on the first
+    `prune_examples` of evaluation. targets: new tasks to be learned from some of the endings.
     """
 
     kind: ClassVar[str] = "endings"
-    endings: dict[str, dict[str, Any] | None] = Field(min_length=1)
+    endings: dict[str, Spec] = Field(min_length=1)
     pruned: tuple[str, ...] = ()
     fractions: tuple[float, ...] = (0.3,)
     examples: int = Field(ge=1)
     prune_examples: int | None = Field(None, ge=2)
-    on: LesionedOn = Field("all", exclude_if=lambda value: value == "all")
-    targets: Targets | None = Field(None, exclude_if=lambda value: value is None)
+    on: LesionedOn = optional("all")
+    targets: Targets | None = optional(None)
 
     def task_names(self) -> list[str]:
         """Name the trunk's tasks, and the new ones."""
         return [*self.tasks, *(self.targets.tasks if self.targets else ())]
 
     def check(self) -> None:
-        """Raise FslibError for what the encoder's heads, the number of steps or the tasks do not allow."""
+        """Raise FslibError for what the heads, the steps or the tasks do not allow."""
         super().check()
         checked_fractions(self.fractions, self.shape())
         for spec in self.endings.values():
@@ -669,83 +725,68 @@ class EndingsUnit(SeededFineTuning, Unit):
                 raise unknown("ending", name, self.endings)
         for name in self.targets.tasks if self.targets else ():
             if name in self.tasks:
-                raise FslibError(
-                    f"target {name!r} is one of the source's tasks {list(self.tasks)}: leave it out there"
-                )
+                theirs = f"one of the source's tasks {list(self.tasks)}"
+                raise FslibError(f"target {name!r} is {theirs}: leave it out there")
 
     def made(self) -> dict[str, Ending | None]:
         """Return the endings by name, made of their descriptions."""
         return {name: make_ending(spec) for name, spec in self.endings.items()}
 
     def compute(self, store: Store) -> Result:
-        """Train the trunk, then every ending from it; score each, prune and transfer from those that are named."""
-        tasks = self.load()
+        """Train the trunk, then every ending from it; score each, and do what is asked."""
+        tasks, endings = self.load(), self.made()
         model = self.new_model(tasks)
-        endings = self.made()
-        values: dict[str, Any] = {"branched": {}, "parameters": {}, "moved": {}}
-        arrays: dict[str, np.ndarray] = {}
+        branched: dict[str, int] = {}
+        moved: dict[str, dict[str, float]] = {}
+        parameters: dict[str, int] = {}
         movement: Movement | None = None
-        if self.targets:
-            arrays |= self._learned(model, AS_IT_WAS)
+        arrays = self._learned(model, AS_IT_WAS)
         for name, history in branch(model, tasks, endings, **self.options()):
-            values["branched"][name], values["parameters"][name] = (
-                history.branched,
-                model.n_parameters(),
-            )
-            scores = evaluate(model, tasks)
-            arrays |= {
-                f"predictions/{name}/{t}": in_bytes(s.predictions) for t, s in scores.items()
-            }
+            branched[name], parameters[name] = history.branched, model.n_parameters()
+            for t, score in evaluate(model, tasks).items():
+                arrays[f"predictions/{name}/{t}"] = in_bytes(score.predictions)
             arrays |= {f"heads/{name}/{t}": heads for t, heads in history.heads.items()}
             if isinstance(endings[name], Stop):
                 movement = Movement(model, history.branched)
             # plain training went on from the same step, however late other endings branch off
-            elif movement is not None and (
-                history.branched == movement.step or endings[name] is None
-            ):
-                values["moved"][name] = movement.since(history.heads)
+            elif movement and (history.branched == movement.step or endings[name] is None):
+                moved[name] = movement.since(history.heads)
             if name in self.pruned:
-                arrays |= iap_arrays(self._prune(model), name)
+                arrays |= iap_arrays(self._prune(model), f"{name}/")
             if self.targets and name in self.targets.sources:
                 arrays |= self._learned(model, name)
+        values: dict[str, Any] = {"branched": branched, "parameters": parameters, "moved": moved}
         metrics = [task.metric for task in tasks.values()]
-        return Result(
-            values
-            | {"tasks": list(tasks), "metrics": metrics, "fractions": sorted(self.fractions)},
-            arrays,
-        )
+        values |= {"tasks": list(tasks), "metrics": metrics, "fractions": sorted(self.fractions)}
+        return Result(values, arrays)
 
     def _prune(self, model: MultiTaskModel) -> IAP:
         """Score every task's heads as the model is now, and prune them."""
-        tasks = self.load()
-        maps = {
-            t: head_importance(model, task, examples=self.examples, seed=self.seed)
-            for t, task in tasks.items()
-        }
+        tasks, seed = self.load(), self.seed
+        scoring: dict[str, Any] = {"examples": self.examples, "seed": seed}
+        maps = {t: head_importance(model, task, **scoring) for t, task in tasks.items()}
         limited = {n: t.limited(eval=self.prune_examples) for n, t in tasks.items()}
-        options: dict[str, Any] = {"importance": maps, "seed": self.seed}
-        return lesioned(model, limited, self.on, fractions=self.fractions, controls=0, **options)
+        sets: dict[str, Any] = {"fractions": self.fractions, "controls": 0, "importance": maps}
+        return prune_on(self.on, model, limited, seed=seed, **sets)
 
-    def _learned(self, source: MultiTaskModel, name: str) -> dict[str, np.ndarray]:
-        """Return predictions of every target, learned from a copy of the source at every size and in both ways."""
+    def _learned(self, source: MultiTaskModel, name: str) -> Arrays:
+        """Return predictions of every target, at every size and in both ways.
+
+        Each is learned from a copy of the source.
+        """
         plan, found = self.targets, {}
-        assert plan is not None
+        if plan is None:
+            return {}
         for target in plan.tasks:
             task = cached_task(target).limited(eval=plan.eval_examples)
             for size in plan.sizes:
-                n = len(task.train) if size is None else size
-                options: dict[str, Any] = {
-                    "size": size,
-                    "seed": self.seed,
-                    "batch_size": self.batch_size,
-                }
-                options |= {"steps": plan.steps(n, self.batch_size), "lr": self.lr}
+                steps = plan.steps(size or len(task.train), self.batch_size)
+                shared = self.model_dump(include={"batch_size", "lr", "seed"}) | {"steps": steps}
                 for part in PARTS:
                     with hidden():
-                        learned = transfer(source, task, part=part, **options)
-                    found[transfer_name(target, name, part, size)] = in_bytes(
-                        learned.score.predictions
-                    )
+                        learned = transfer(source, task, part=part, size=size, **shared)
+                    where = transfer_name(target, name, part, size)
+                    found[where] = in_bytes(learned.score.predictions)
         return found
 
 
@@ -754,155 +795,29 @@ def transfer_name(target: str, source: str, part: str, size: int | None) -> str:
     return f"transfer/{target}/{source}/{part}/{size or 'all'}"
 
 
-def make_ending(spec: dict[str, Any] | None) -> Ending | None:
-    """Return an ending from its description. Raises FslibError for an unknown kind or option."""
-    if spec is None:
-        return None
-    options = dict(spec)
-    kind = options.pop("kind", "")
-    if kind not in ENDINGS:
-        raise unknown("kind of ending", kind, ENDINGS)
-    try:
-        ending: Ending = ENDINGS[kind](**options)
-    except TypeError as error:
-        raise FslibError(f"ending {spec}: {error}") from None
-    return ending
-
-
 class Movement:
-    """How far rows of heads move between a step and now, as a root mean square over weights."""
+    """How far rows of heads move between a step and now: a root mean square over weights."""
 
     def __init__(self, model: MultiTaskModel, step: int) -> None:
         self.step, self.rows = step, head_rows(model)
         self.then = {row.parameter: row.parameter.detach().clone() for row in self.rows}
         self.inside: np.ndarray | None = None
 
-    def since(self, heads: dict[str, np.ndarray]) -> dict[str, float]:
-        """Return how far rows moved of heads in some task's set, and in none; the first sets given say which."""
+    def since(self, heads: Arrays) -> dict[str, float]:
+        """Return how far rows moved, of heads in some task's set, and of those in none.
+
+        The first sets that are given say which.
+        """
         if heads and self.inside is None:
             self.inside = np.logical_or.reduce(list(heads.values()))
         if self.inside is None:
             return {}
-        parts = {"in no set": [r for r in self.rows if not r.belong_to(self.inside)]}
-        parts["in a set"] = [r for r in self.rows if r.belong_to(self.inside)]
+        parts: dict[str, list[HeadRows]] = {"in no set": [], "in a set": []}
+        for row in self.rows:
+            parts["in a set" if row.belong_to(self.inside) else "in no set"].append(row)
         return {what: self._rms(rows) for what, rows in parts.items() if rows}
 
     def _rms(self, rows: list[HeadRows]) -> float:
-        changes = [
-            (r.of(r.parameter.detach()) - r.of(self.then[r.parameter])).flatten() for r in rows
-        ]
-        return float(torch.cat(changes).double().square().mean().sqrt())
-
-
-# Ways to choose heads: the first is the default. Michel et al. divide by layer norms; the paper's code does not.
-SELECTIONS: dict[str, dict[str, Any]] = {
-    "gradient": {},
-    "gradient, layer-normalized": {"normalize": "layer"},
-    "gradient, by example": {"reduction": "example"},
-    "ablation": {"estimator": "ablation"},
-    "integrated": {"estimator": "integrated"},
-    "norm": {"estimator": "norm"},
-}
-UNMATCHED = "unmatched"  # in the names of random draws over all layers
-
-
-class SelectionUnit(Unit):
-    """One trained model, its heads chosen in several ways: {name: options of `head_importance`}."""
-
-    kind: ClassVar[str] = "selection"
-    model: TrainUnit
-    selections: dict[str, dict[str, Any]] = Field(min_length=1)
-    examples: int = Field(ge=1)
-    fraction: float = Field(gt=0, le=1)
-    randoms: int = Field(ge=1)
-
-    def task_names(self) -> list[str]:
-        """Name the model's tasks."""
-        return self.model.task_names()
-
-    def describe(self) -> str:
-        """Say which tasks and seed the model is of."""
-        return self.model.describe()
-
-    def check(self) -> None:
-        """Raise FslibError for what the encoder's heads do not allow."""
-        super().check()
-        checked_fractions([self.fraction], self.model.shape(), self.randoms)
-
-    def compute(self, store: Store) -> Result:
-        """Prune by every selection, and by random sets: `randoms` per task matched by layer, and as many unmatched."""
-        model, tasks, seed = self.model.trained(store), self.model.load(), self.model.seed
-        arrays: dict[str, np.ndarray] = {}
-
-        def prune(name: str, maps: dict[str, np.ndarray], controls: int = 0) -> IAP:
-            iap = prune_important_heads(
-                model, tasks, [self.fraction], controls, importance=maps, seed=seed
-            )
-            arrays.update(iap_arrays(iap, name))
-            return iap
-
-        shared: dict[str, Any] = {"examples": self.examples, "seed": seed}
-        for number, (name, options) in enumerate(self.selections.items()):
-            maps = {
-                t: head_importance(model, task, **shared | options) for t, task in tasks.items()
-            }
-            arrays |= {
-                f"importance/{name}/{t}": scores.astype(np.float32) for t, scores in maps.items()
-            }
-            iap = prune(name, maps, 0 if number else self.randoms)
-        for draw in range(self.randoms):
-            maps = {
-                t: head_importance(model, task, estimator="random", seed=1000 + draw)
-                for t, task in tasks.items()
-            }
-            prune(f"{UNMATCHED} {draw}", maps)
-        return Result({"shape": [model.n_layers, model.n_heads], **iap_values(iap)}, arrays)
-
-
-MEASURES = ("importance", "top heads", "TaskEmb", "TextEmb", "CKA")
-
-
-class SimilarityUnit(SeededFineTuning, Unit):
-    """Similarity of every two of `tasks`, from models trained on one of them each, for `steps` steps."""
-
-    kind: ClassVar[str] = "similarity"
-    examples: int = Field(ge=2)
-    fraction: float = Field(0.3, gt=0, le=1)
-
-    def check(self) -> None:
-        """Raise FslibError for what the encoder's heads do not allow."""
-        super().check()
-        checked_fractions([self.fraction], self.shape())
-
-    def compute(self, store: Store) -> Result:
-        """Measure on models that never saw the pair, so that no measure shares noise with the pair's dissociation."""
-        tasks = self.load()
-        shared: dict[str, Any] = {"examples": self.examples, "seed": self.seed}
-        parts = [task.part("train", self.examples, self.seed) for task in tasks.values()]
-        pretrained = MultiTaskModel.from_pretrained(self.encoder, tasks, max_length=self.max_length)
-        pretrained.to(best_device())
-        evidence: dict[str, list] = {measure: [] for measure in MEASURES}
-        for name, task in tasks.items():
-            train(model := self.new_model({name: task}), task, **self.options())
-            evidence["importance"].append(head_importance(model, task, **shared))
-            evidence["TaskEmb"].append(task_embedding(model, task, **shared))
-            evidence["TextEmb"].append(text_embedding(pretrained, task, **shared))
-            # of one task's pairs and another's single texts alike: all models see the texts of all tasks
-            evidence["CKA"].append(np.concatenate([representations(model, part) for part in parts]))
-        evidence["top heads"] = evidence["importance"]
-        similarity: dict[str, Any] = {
-            "importance": importance_similarity,
-            "top heads": lambda a, b: head_overlap(a, b, self.fraction),
-            "TaskEmb": task_similarity,
-            "TextEmb": cosine,
-            "CKA": linear_cka,
-        }
-        matrices = {
-            m: [[float(similarity[m](a, b)) for b in evidence[m]] for a in evidence[m]]
-            for m in MEASURES
-        }
-        arrays = {
-            f"importance/{t}": m.astype(np.float32)
-            for t, m in zip(tasks, evidence["importance"], strict=True)
-        }
-        return Result({"tasks": list(tasks), "similarity": matrices}, arrays)
+        changes = [r.of(r.parameter.detach()) - r.of(self.then[r.parameter]) for r in rows]
+        whole = torch.cat([change.flatten() for change in changes])
+        return float(whole.double().square().mean().sqrt())
