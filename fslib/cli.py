@@ -23,34 +23,34 @@ from typing import TYPE_CHECKING, Any
 import click  # and nothing else: help is there at once, and torch is not
 
 if TYPE_CHECKING:
-    from fslib.errors import FslibError
-    from fslib.study.parallel import Engine, Failure
+    from fslib.study.parallel import Done, Engine
     from fslib.study.store import Record, Unit
     from fslib.study.study import Study
 
 FILE_HANDLES = 256  # a run and its kernel use about 100 each
-HEAVY = ("fslib.errors", "fslib.checks", "fslib.study.runner", "fslib.study.verify")
-HEAVY += ("fslib.study.parallel",)
-say = partial(print, flush=True)  # at once, also into a pipe
+HEAVY = ["fslib.checks", *(f"fslib.study.{name}" for name in ("parallel", "runner", "verify"))]
 Action = Callable[..., int]
+say = partial(print, flush=True)  # at once, also into a pipe
+_begun = True
+
+
+def _stop(number: int, frame: Any) -> None:
+    """Answer Ctrl-C and SIGTERM with an exception, or at once while heavy modules are imported.
+
+    Inside a library's start-up an exception can abort or be lost, and nothing was begun.
+    """
+    if _begun:
+        raise KeyboardInterrupt(number)
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    os.write(2, f"fslib: {word} before anything was begun\n".encode())
+    os._exit(128 + number)
 
 
 @contextmanager
-def _opening() -> Iterator[None]:
-    """Answer a signal in one line while heavy modules are imported, and a missing one as well.
-
-    An exception inside a library's start-up can abort or be lost; and nothing was begun.
-    """
-
-    def end(number: int, frame: Any) -> None:
-        word = "interrupted" if number == signal.SIGINT else "terminated"
-        os.write(2, f"fslib: {word} before anything was begun\n".encode())
-        os._exit(128 + number)
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, end)
+def _importing() -> Iterator[None]:
+    """Say in one line what stops an import inside the block."""
+    global _begun
+    _begun = False
     try:
         yield
     except (ImportError, OSError) as error:
@@ -58,23 +58,17 @@ def _opening() -> Iterator[None]:
         mend = "install it with pip install -r requirements.lock -e ."
         raise click.ClickException(f"{reason}; {mend}") from error
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM)."""
-
-
-def _terminate(number: int, frame: Any) -> None:
-    raise Terminated
+        _begun = True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     with suppress(AttributeError):  # there is no output, or a stream of another kind
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _stop)
     try:
         return _obey(list(sys.argv[1:] if arguments is None else arguments))
     except click.ClickException as error:
@@ -82,11 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # too few file handles, a folder that may not be read, no reader
         return _unwritten() or _fail(": ".join(filter(None, [error.strerror, error.filename])))
     except KeyboardInterrupt as error:
-        word = "terminated" if isinstance(error, Terminated) else "interrupted"
-        line = f"{word}; finished units are recorded, run again to go on"
-        return _fail(line, 143 if isinstance(error, Terminated) else 130)
+        number = error.args[0] if error.args else signal.SIGINT
+        word = "interrupted" if number == signal.SIGINT else "terminated"
+        return _fail(f"{word}; finished units are recorded, run again to go on", 128 + number)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if arguments is None:  # all is said: Python's own end would answer in a traceback
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -130,7 +125,7 @@ def _opened(action: Action) -> Action:
 
     @wraps(action)
     def opened(*words: Any, **options: Any) -> int:
-        with _opening():
+        with _importing():
             for name in HEAVY:
                 import_module(name)
         from fslib.errors import FslibError
@@ -154,13 +149,12 @@ def _on_study(action: Action) -> Action:
     @wraps(action)
     def on_study(profile: str, results: Path, seed: int, settings: Any, **options: Any) -> int:
         from fslib.model.devices import keep_freed_memory
-        from fslib.study.config import settings_of
-        from fslib.study.study import Study
+        from fslib.study import config, study
 
         keep_freed_memory()
-        overrides = settings_of(settings)
-        study = Study(profile, seed=seed, overrides=overrides, results=results)
-        return action(study, **options)
+        changes = config.settings_of(settings)
+        asked = study.Study(profile, seed=seed, overrides=changes, results=results)
+        return action(asked, **options)
 
     return on_study
 
@@ -181,10 +175,7 @@ def run(
     study: "Study", notebooks: tuple[str, ...], fresh: bool, in_place: bool, **where: Any
 ) -> int:
     """Compute what is missing and execute NOTEBOOKS, given by number or name (default: all)."""
-    from fslib.study import runner
-    from fslib.study.files import sweep
-    from fslib.study.parallel import compute
-    from fslib.study.provenance import ROOT
+    from fslib.study import files, parallel, provenance, runner
 
     _check_file_handles()
     _check_where(**where)
@@ -192,18 +183,20 @@ def run(
     if in_place:
         runner.check_in_place(study)
     planned = _units(study, sources)
-    units = _to_compute(study, planned, fresh=fresh)
-    for folder in (runner.notebooks_folder(), ROOT / "figures", Path(tempfile.gettempdir())):
-        sweep(folder)
+    units = _to_compute(study, planned, fresh)
+    figures = provenance.ROOT / "figures"
+    for folder in (runner.notebooks_folder(), figures, Path(tempfile.gettempdir())):
+        files.sweep(folder)
     study.store.sweep()
     started = time.perf_counter()
     titles = {s: f"[{n}/{len(sources)}] {s.stem}" for n, s in enumerate(sources, start=1)}
     _announce(study, titles, units)
     recorded = len({unit.key for unit in planned} - {unit.key for unit in units})
     say(f"{recorded + len(units)} units: {recorded} recorded, {len(units)} to compute")
-    failures: dict[str, Failure] = {}
+    failures: dict[str, Done] = {}
     if units:
-        failures = compute(study.store, units, _engine(study, units, fresh, **where), say)
+        engine = _engine(study, units, fresh, **where)
+        failures = parallel.compute(study.store, units, engine, say)
         say(f"{len(units) - len(failures)} units computed, {len(failures)} failed")
     say("executing the notebooks on their records")
     failed = [s.stem for s in sources if not _execute(study, s, titles[s], failures, in_place)]
@@ -239,23 +232,16 @@ def _check_where(workers: int | None, ray: str | None, gpus: float | None) -> No
         raise click.ClickException(f"--gpus-per-unit {gpus:g}: {mend}")
 
 
-def _engine(
-    study: "Study",
-    units: Sequence["Unit"],
-    fresh: bool = False,
-    workers: int | None = None,
-    ray: str | None = None,
-    gpus: float | None = None,
-) -> "Engine":
+def _engine(study: "Study", units: Sequence["Unit"], fresh: bool = False, **where: Any) -> "Engine":
     """Return what computes a study's units: a Ray cluster, or this machine."""
-    from fslib.study.parallel import default_workers, local_engine
+    from fslib.study import parallel
 
-    if ray is not None:
+    if where.get("ray") is not None:
         from fslib.study.ray import Cluster
 
-        return Cluster(study.store, ray, gpus or 0)
-    workers = workers or default_workers(study.profile.threads)
-    return local_engine(study.store, units, workers, fresh=fresh)
+        return Cluster(study.store, where["ray"], where["gpus"] or 0)
+    workers = where.get("workers") or parallel.default_workers(study.profile.threads)
+    return parallel.local_engine(study.store, units, workers, fresh=fresh)
 
 
 def _units(study: "Study", sources: Sequence[Path]) -> list["Unit"]:
@@ -267,12 +253,11 @@ def _units(study: "Study", sources: Sequence[Path]) -> list["Unit"]:
 
 def _to_compute(study: "Study", planned: Sequence["Unit"], fresh: bool = False) -> list["Unit"]:
     """Return the units without a record, or all; refuse now what cannot be computed."""
-    from fslib.study.fingerprints import require
-    from fslib.study.parallel import missing
+    from fslib.study import fingerprints, parallel
 
-    units = missing(study.store, planned, fresh=fresh)
+    units = parallel.missing(study.store, planned, fresh=fresh)
     for unit in units:
-        require(unit.task_names(), f"{unit.kind}-{unit.key}")
+        fingerprints.require(unit.task_names(), f"{unit.kind}-{unit.key}")
         unit.check()
     study.store.tell_data(dict.fromkeys(name for unit in planned for name in unit.task_names()))
     return units
@@ -288,16 +273,14 @@ def _announce(study: "Study", titles: Mapping[Path, str], units: Sequence["Unit"
 
 
 def _execute(
-    study: "Study", source: Path, title: str, failures: Mapping[str, "Failure"], in_place: bool
+    study: "Study", source: Path, title: str, failures: Mapping[str, "Done"], in_place: bool
 ) -> bool:
     """Execute one notebook on its records, say how it went, and return whether it ran through."""
     from fslib.study.runner import NotebookError, run_notebook
 
     begun = time.perf_counter()
-    lacking = [failures[unit.key] for unit in study.plan(source.stem) if unit.key in failures]
-    if lacking:
-        unit, reason = lacking[0].unit, lacking[0].reason
-        _fail(f"notebook {source.stem} failed, computing {unit.kind}-{unit.key}: {reason}")
+    for done in [failures[u.key] for u in study.plan(source.stem) if u.key in failures][:1]:
+        _fail(f"notebook {source.stem} failed, computing {done}")
         return False
     try:
         run_notebook(study, source, in_place=in_place)
@@ -308,14 +291,17 @@ def _execute(
     return True
 
 
-def _state(study: "Study", unit: "Unit") -> "Record | FslibError | None":
-    """Return the unit's record, None if there is none, or the error that says why."""
+def _states(study: "Study", units: Sequence["Unit"]) -> dict[str, "Record | ValueError | None"]:
+    """Return each unit's record, None if there is none, or the FslibError that says why."""
     from fslib.errors import FslibError
 
-    try:
-        return study.store.load(unit.kind, unit.key)
-    except FslibError as error:
-        return error
+    states: dict[str, Record | ValueError | None] = {}
+    for unit in units:
+        try:
+            states[unit.key] = study.store.load(unit.kind, unit.key)
+        except FslibError as error:
+            states[unit.key] = error
+    return states
 
 
 @command.command("list")
@@ -323,36 +309,33 @@ def _state(study: "Study", unit: "Unit") -> "Record | FslibError | None":
 @_on_study
 def list_units(study: "Study", notebooks: tuple[str, ...]) -> int:
     """List the units of NOTEBOOKS, recorded or missing, and how long the missing ones take."""
-    from fslib.study.parallel import default_workers, typical_seconds
-    from fslib.study.runner import find_notebooks
-    from fslib.study.store import DamagedRecordError, Record
+    from fslib.study import parallel, runner, store
 
     say(f"profile {study.name}, seeds {study.seeds}, results in {study.folder}")
-    plans = {source.stem: study.plan(source.stem) for source in find_notebooks(notebooks)}
-    units = {unit.key: unit for plan in plans.values() for unit in plan}
-    states = {key: _state(study, unit) for key, unit in units.items()}  # a record is read once
-    recorded = [state for state in states.values() if isinstance(state, Record)]
-    typical = typical_seconds((record.kind, record.seconds) for record in recorded)
+    sources = runner.find_notebooks(notebooks)
+    states = _states(study, _units(study, sources))
+    recorded = [state for state in states.values() if isinstance(state, store.Record)]
+    typical = parallel.typical_seconds((record.kind, record.seconds) for record in recorded)
     said, left = set(), 0.0
-    for name, plan in plans.items():
-        say(name)
-        for unit in plan:
+    for source in sources:
+        say(source.stem)
+        for unit in study.plan(source.stem):
             state, seconds = states[unit.key], typical.get(unit.kind, 0.0)
             words = f"missing, about {seconds:6.0f} s" if seconds else "missing"
-            if isinstance(state, Record):
+            if isinstance(state, store.Record):
                 words, seconds = f"recorded {state.seconds:12.1f} s", 0.0
             elif state is not None:
-                words = "DAMAGED" if isinstance(state, DamagedRecordError) else "UNREADABLE"
+                words = "DAMAGED" if isinstance(state, store.DamagedRecordError) else "UNREADABLE"
             again = "  (as above)" if unit.key in said else ""
             left += 0.0 if again else seconds
             said.add(unit.key)
             say(f"    {unit.kind:11} {unit.key}  {words:23}  {unit.describe()}{again}")
-    workers = default_workers(study.profile.threads)
+    workers = parallel.default_workers(study.profile.threads)
     hours = f"; about {left / 3600 / workers:.1f} hours with --workers {workers}" if left else ""
-    say(f"{len(recorded)} of {len(units)} units recorded{hours}")
-    for state in states.values():
-        if isinstance(state, Exception):
-            say(str(state))
+    say(f"{len(recorded)} of {len(states)} units recorded{hours}")
+    for trouble in states.values():
+        if isinstance(trouble, ValueError):
+            say(str(trouble))
     for path in study.store.set_aside():
         say(f"set aside, damaged: {path}")
     return 0
@@ -370,14 +353,13 @@ def verify(study: "Study", notebooks: tuple[str, ...], sample: int, draw: int) -
     import numpy as np
 
     from fslib.questions.q08_claims import decide
-    from fslib.study.runner import find_notebooks
-    from fslib.study.store import Record
+    from fslib.study import runner, store
     from fslib.study.verify import told, told_claims
 
-    units = _units(study, find_notebooks(notebooks))
-    states = [(unit, _state(study, unit)) for unit in units]
-    recorded = [unit for unit, state in states if isinstance(state, Record)]
-    unread = [state for _, state in states if isinstance(state, Exception)]
+    units = _units(study, runner.find_notebooks(notebooks))
+    states = _states(study, units)
+    recorded = [unit for unit in units if isinstance(states[unit.key], store.Record)]
+    unread = [state for state in states.values() if isinstance(state, ValueError)]
     if not recorded and not unread:
         mend = f"run fslib run --profile {study.name} first"
         raise click.ClickException(f"no record in {study.folder}: {mend}")
@@ -421,14 +403,14 @@ def check(models: tuple[str, ...]) -> int:
 def explore(study: "Study", out: Path, seed: int | None) -> int:
     """Write a page that shows a model's heads."""
     from fslib.explorer import widget  # widgets take a second to import
-    from fslib.study.parallel import compute
+    from fslib.study import parallel
 
     widget.checked_file(out)
     if units := _to_compute(study, widget.shown_units(study, seed)):
         say(f"{len(units)} units have no record: computing them first")
-        failures = compute(study.store, units, _engine(study, units), say)
-        for failure in failures.values():
-            return _fail(f"{failure.unit.kind}-{failure.unit.key}: {failure.reason}", 1)
+        failures = parallel.compute(study.store, units, _engine(study, units), say)
+        for done in failures.values():
+            return _fail(str(done), 1)
     path = widget.explore(study, seed=seed).to_html(out)
     say(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0

@@ -37,7 +37,10 @@ def bar(items: Iterable[T], what: str, unit: str, total: int | None = None) -> I
     kernel = ipython is not None and ipython.get_ipython() is not None
     stream = sys.stdout if kernel else sys.stderr
     live = kernel or (stream is not None and stream.isatty())
-    options = {"disable": stream is None or not _shown, "mininterval": 0.2 if live else 60}
+    options: dict[str, Any] = {
+        "disable": stream is None or not _shown,
+        "mininterval": 0.2 if live else 60,
+    }
     options |= {"leave": False, "dynamic_ncols": True, "file": _Forgiving(stream)}
     return tqdm(items, desc=what, unit=f" {unit}", total=total, **options)
 
@@ -73,7 +76,11 @@ class Count:
     def __init__(self, total: int, say: Callable[[str], None]) -> None:
         self._say, self._said = say, -self.quiet
         self.is_live = sys.stderr is not None and sys.stderr.isatty()
-        options = {"leave": False, "dynamic_ncols": True, "file": _Forgiving(sys.stderr)}
+        options: dict[str, Any] = {
+            "leave": False,
+            "dynamic_ncols": True,
+            "file": _Forgiving(sys.stderr),
+        }
         options |= {"bar_format": "{n_fmt}/{total_fmt} |{bar:20}| {elapsed}{postfix}"}
         self._bar = tqdm(total=total, disable=not (self.is_live and _shown), **options)
         self._done, self._total = 0, total

@@ -43,14 +43,6 @@ Pace = tuple[str, float]  # the kind of a unit, and how many seconds it took
 
 
 @dataclass(frozen=True)
-class Failure:
-    """The unit that failed, and why, in one line."""
-
-    unit: Unit
-    reason: str
-
-
-@dataclass(frozen=True)
 class Done:
     """A unit that a worker is through with.
 
@@ -65,6 +57,10 @@ class Done:
     seconds: float
     failure: str = ""
     again: bool = False
+
+    def __str__(self) -> str:
+        """Name the unit, and why it has no record."""
+        return f"{self.unit.kind}-{self.unit.key}: {self.failure}"
 
 
 @dataclass
@@ -334,7 +330,7 @@ def local_engine(store: Store, units: Sequence[Unit], workers: int, *, fresh: bo
 
 def compute(
     store: Store, units: Sequence[Unit], engine: Engine, say: Callable[[str], None] = print
-) -> dict[str, Failure]:
+) -> dict[str, Done]:
     """Compute units, and close the engine.
 
     A unit that fails takes those that are built on it with it, and no others.
@@ -346,7 +342,7 @@ def compute(
         say: takes a line of the log.
 
     Returns:
-        {key: failure} of those that have no record now.
+        {key: what failed} of those that have no record now.
 
     Raises:
         CannotWriteError: nothing can be written any more.
@@ -445,7 +441,7 @@ class Backlog:
         bases = {key: {base.key for base in built_on(u)} for key, u in self._units.items()}
         self._needs = {key: found & self._units.keys() for key, found in bases.items()}
         self._chains = self._grouped(bases) if chains else {k: [u] for k, u in self._units.items()}
-        self.failures: dict[str, Failure] = {}
+        self.failures: dict[str, Done] = {}
         self.running: dict[str, Unit] = {}
         self._settled: set[str] = set()
         self._sorter = TopologicalSorter(self._needs)
@@ -511,7 +507,7 @@ class Backlog:
         """Take note of a unit that is through."""
         self._store.reread(done.unit)
         if done.failure:
-            self.failures[done.unit.key] = Failure(done.unit, done.failure)
+            self.failures[done.unit.key] = done
         self._settle(done.unit.key)
         self._release()
 

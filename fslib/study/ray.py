@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,25 +40,6 @@ LOST_BY = {
 
 
 @dataclass(frozen=True)
-class Order:
-    """A chain for a worker.
-
-    Args:
-        code: what the worker must have as well, of `code`.
-        units: pickled, since other code could not read them.
-        keys: what the units' keys must be on the worker's data.
-        records: pickled, [(unit, its files)] of what the chain is built on.
-        threads: with how many a unit is computed.
-    """
-
-    code: dict[str, str]
-    units: bytes
-    keys: tuple[str, ...]
-    records: bytes
-    threads: int
-
-
-@dataclass(frozen=True)
 class Word:
     """What a worker says: why it refuses, or how a unit went, with the files of its record."""
 
@@ -74,42 +55,48 @@ def code() -> dict[str, str]:
     return {"commit": git_commit(), "code": code_checksum(), **versions()}
 
 
-def obey(order: Order) -> Iterator[Word]:
-    """Compute a chain in a scratch store, and say how each unit went."""
+def obey(
+    wanted: dict[str, str], units: bytes, keys: list[str], records: bytes, threads: int
+) -> Iterator[Word]:
+    """Compute a chain in a scratch store, and say how each unit went.
+
+    Args:
+        wanted: what `code` must be here as well.
+        units: pickled, since other code could not read them.
+        keys: what the units' keys must be on the data here.
+        records: pickled, [(unit, its files)] of what the chain is built on.
+        threads: with how many a unit is computed.
+    """
     node, failed = platform.node(), set[str]()
-    if refusal := _refusal(order):
+    if refusal := _refusal(wanted, units, keys):
         yield Word(node, refusal)
         return
-    torch.set_num_threads(order.threads)
+    torch.set_num_threads(threads)
     keep_freed_memory()
     with hidden(), scratch_folder() as folder:
-        store = Store(folder, order.threads)
-        for unit, files in pickle.loads(order.records):
+        store = Store(folder, threads)
+        for unit, files in pickle.loads(records):
             store.adopt(unit, files)
-        for unit in pickle.loads(order.units):
+        for unit in pickle.loads(units):
             if failed & {base.key for base in built_on(unit)}:
                 continue
             try:
                 failure = attempt(store, unit)
             except CannotWriteError as error:
                 failure = f"{error} (on {node})"
-            if failure:
-                failed.add(unit.key)
-            files = (b"", b"") if failure else store.files(unit)
-            yield Word(node, "", unit.key, failure, files)
+            failed |= {unit.key} if failure else set()
+            yield Word(node, "", unit.key, failure, (b"", b"") if failure else store.files(unit))
 
 
-def _refusal(order: Order) -> str:
+def _refusal(wanted: dict[str, str], pickled: bytes, keys: list[str]) -> str:
     """Say why this machine cannot compute a chain as the sender would, "" if it can."""
-    pairs = [(name, mine, order.code.get(name)) for name, mine in code().items()]
-    others = [
-        f"{name} {mine} instead of {wanted}" for name, mine, wanted in pairs if mine != wanted
-    ]
+    mine = code()
+    others = [f"{k} {mine[k]} instead of {wanted.get(k)}" for k in mine if mine[k] != wanted.get(k)]
     if others:
         return f"it has {', '.join(others)}: install the same there"
-    units = pickle.loads(order.units)
+    units = pickle.loads(pickled)
     try:
-        if tuple(unit.key for unit in units) == order.keys:
+        if [unit.key for unit in units] == keys:
             return ""
     except FslibError as error:
         return f"it cannot load the data: {error}"
@@ -136,7 +123,7 @@ class Cluster(Engine):
     def __init__(self, store: Store, address: str, gpus: int | float = 0) -> None:
         super().__init__(store)
         self._gpus, self._code, self._ray = gpus, code(), _started(address)
-        options = {"num_cpus": store.threads, "num_gpus": gpus}
+        options: dict[str, Any] = {"num_cpus": store.threads, "num_gpus": gpus}
         options |= {"max_retries": 0, "num_returns": "streaming"}
         # a decorator, as tests put on every function, would hide that it is a generator
         self._remote = self._ray.remote(inspect.unwrap(obey)).options(**options)
@@ -163,13 +150,13 @@ class Cluster(Engine):
 
     def send(self, chain: Chain) -> None:
         """Send out what is left of a chain, with the records that it is built on."""
-        keys = tuple(unit.key for unit in chain.units)
+        keys = [unit.key for unit in chain.units]
         bases = {base.key: base for unit in chain.units for base in built_on(unit)}
         outside = [base for key, base in bases.items() if key not in keys]
         records = [(base, self._store.files(base)) for base in outside if self._store.find(base)]
         units, files = pickle.dumps(chain.units), pickle.dumps(records)
-        order = Order(self._code, units, keys, files, self._store.threads)
-        self.under_way[self._remote.remote(order)] = chain
+        words = self._remote.remote(self._code, units, keys, files, self._store.threads)
+        self.under_way[words] = chain
         chain.since = time.perf_counter()
 
     def ended(self, patience: float) -> list[Done]:
@@ -226,12 +213,15 @@ def _started(address: str) -> Any:
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": True}
     if address == "local":
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    with _own_sigterm():
-        try:
-            _reach(address)
-            ray.init(address=address, logging_level=logging.ERROR, **options)
-        except Exception as error:  # Ray's own, and whatever the network says
-            raise FslibError(f"no Ray cluster at {address!r}: {first_line(error)}") from error
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        _reach(address)
+        ray.init(address=address, logging_level=logging.ERROR, **options)
+    except Exception as error:  # Ray's own, and whatever the network says
+        raise FslibError(f"no Ray cluster at {address!r}: {first_line(error)}") from error
+    finally:  # Ray puts an answer of its own in the place of this process's
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
     return ray
 
 
@@ -240,14 +230,3 @@ def _reach(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM, which Ray puts its own in the place of."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)

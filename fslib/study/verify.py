@@ -97,7 +97,7 @@ def _array_difference(old: np.ndarray, new: np.ndarray, exact: bool) -> str:
     """Say how two arrays differ, "" if they do not or not beyond what is allowed."""
     if old.shape != new.shape:
         return f"shape {old.shape} became {new.shape}"
-    gone, gone_now = _nan(old), _nan(new)
+    gone, gone_now = old != old, new != new  # NaN alone differs from itself
     share = float(np.mean((old != new) & ~(gone & gone_now))) if old.size else 0.0
     if not share:
         return ""
@@ -110,11 +110,6 @@ def _array_difference(old: np.ndarray, new: np.ndarray, exact: bool) -> str:
         return "other values are undefined (NaN)"
     r = rank_correlation(old[~gone], new[~gone])
     return f"rank correlation {r:.3f}, below {RANK_TOLERANCE}" if r < RANK_TOLERANCE else ""
-
-
-def _nan(values: np.ndarray) -> np.ndarray:
-    """Tell, per value, whether it is NaN."""
-    return np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, dtype=bool)
 
 
 def _result_differences(old: Any, new: Any, exact: bool, where: str) -> list[str]:
@@ -131,29 +126,21 @@ def _result_differences(old: Any, new: Any, exact: bool, where: str) -> list[str
     return [f"{where}: {old} became {new}"]
 
 
-@dataclass(frozen=True)
-class Claims:
-    """What becomes of the claims with recomputed records in the place of the stored ones.
-
-    Args:
-        lines: one per number that a claim stands on.
-        changed: the claims whose verdict is another.
-    """
-
-    lines: list[str]
-    changed: list[str]
-
-
-def compare_claims(study: Study, records: Sequence[Record], decide: Decider) -> Claims | None:
+def compare_claims(
+    study: Study, records: Sequence[Record], decide: Decider
+) -> tuple[list[str], list[str]]:
     """Return how estimates and verdicts move if these records replace the stored ones.
 
     Args:
-        study: must have the records of all claims; otherwise None is returned.
+        study: where it lacks records that a claim stands on, nothing is compared.
         records: recomputed ones.
         decide: returns what there is on every claim.
+
+    Returns:
+        A line per number that a claim stands on, and a line per verdict that is another.
     """
-    if not all(study.store.find(unit) for unit in study.plan(DECIDING)):
-        return None
+    if not records or not all(study.store.find(unit) for unit in study.plan(DECIDING)):
+        return [], []
     before, after = decide(study), decide(study.with_records(records))
     lines, changed = [], []
     for claim, old in before.items():
@@ -164,18 +151,16 @@ def compare_claims(study: Study, records: Sequence[Record], decide: Decider) -> 
             lines.append(f"{claim}, {part.what}: {moved}, {least}")
         if old.verdict != new.verdict:
             changed.append(f"{claim}: {old.verdict!r} became {new.verdict!r}")
-    return Claims(lines, changed)
+    return lines, changed
 
 
 def told_claims(
     study: Study, again: Sequence[Record], decide: Decider, say: Callable[[str], None]
 ) -> bool:
     """Say what becomes of the claims with these records; return whether a verdict is another."""
-    claims = compare_claims(study, again, decide) if again else None
-    if claims is None:
-        return False
-    for line in claims.lines:
+    lines, changed = compare_claims(study, again, decide)
+    for line in lines:
         say(f"    {line}")
-    for change in claims.changed:
+    for change in changed:
         say(f"with the records of this machine, the verdict on {change}")
-    return bool(claims.changed)
+    return bool(changed)
