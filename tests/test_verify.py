@@ -1,4 +1,4 @@
-"""What becomes of the claims if records that another machine has computed take the place of the stored ones."""
+"""What becomes of the claims with records of another machine in the place of the stored ones."""
 
 from dataclasses import replace
 

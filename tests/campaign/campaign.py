@@ -77,7 +77,7 @@ def run(words: list[str], **changes: str) -> tuple[int, str, str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Everything under a results folder but locks and checkpoints; of a record's JSON, all but when and how fast."""
+    """All of a results folder but locks and checkpoints, and of a record when and how fast."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = str(path.relative_to(folder))
@@ -280,9 +280,8 @@ def main() -> int:
         seconds = time.perf_counter() - begun
         print(f"{name}: {tallies[-1].trials} trials in {seconds:.0f} s", flush=True)
         tallies[-1].report()
-    print(
-        "\n| what | trials | wrong in silence | tracebacks | lost |\n| --- | --- | --- | --- | --- |"
-    )
+    print("\n| what | trials | wrong in silence | tracebacks | lost |")
+    print("| --- | --- | --- | --- | --- |")
     for tally in tallies:
         print(tally.row())
     return int(any(t.silent or t.tracebacks or t.lost for t in tallies))
