@@ -13,8 +13,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FILE_HANDLES = 256  # a run and its kernel use about 100 each
 HEAVY = ["fslib.checks", *(f"fslib.study.{name}" for name in ("parallel", "runner", "verify"))]
 Action = Callable[..., int]
+Names = tuple[str, ...]
 say = partial(print, flush=True)  # at once, also into a pipe
 _begun = True
 
@@ -44,21 +45,6 @@ def _stop(number: int, frame: Any) -> None:
     word = "interrupted" if number == signal.SIGINT else "terminated"
     os.write(2, f"fslib: {word} before anything was begun\n".encode())
     os._exit(128 + number)
-
-
-@contextmanager
-def _importing() -> Iterator[None]:
-    """Say in one line what stops an import inside the block."""
-    global _begun
-    _begun = False
-    try:
-        yield
-    except (ImportError, OSError) as error:
-        reason = f"cannot be started ({' '.join(str(error).split())})"
-        mend = "install it with pip install -r requirements.lock -e ."
-        raise click.ClickException(f"{reason}; {mend}") from error
-    finally:
-        _begun = True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,9 +111,17 @@ def _opened(action: Action) -> Action:
 
     @wraps(action)
     def opened(*words: Any, **options: Any) -> int:
-        with _importing():
+        global _begun
+        _begun = False
+        try:
             for name in HEAVY:
                 import_module(name)
+        except (ImportError, OSError) as error:
+            reason = f"cannot be started ({' '.join(str(error).split())})"
+            mend = "install it with pip install -r requirements.lock -e ."
+            raise click.ClickException(f"{reason}; {mend}") from error
+        finally:
+            _begun = True
         from fslib.errors import FslibError
 
         try:
@@ -147,7 +141,7 @@ def _on_study(action: Action) -> Action:
     @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting.")
     @_opened
     @wraps(action)
-    def on_study(profile: str, results: Path, seed: int, settings: Any, **options: Any) -> int:
+    def on_study(profile: str, results: Any, seed: int, settings: Any, **options: Any) -> int:
         from fslib.model.devices import keep_freed_memory
         from fslib.study import config, study
 
@@ -171,9 +165,7 @@ AT_LEAST = {least: click.IntRange(min=least) for least in (0, 1)}
 @click.option("--fresh", is_flag=True, help="Compute everything anew, record by record.")
 @click.option("--in-place", is_flag=True, help="Also write the outputs into notebooks/.")
 @_on_study
-def run(
-    study: "Study", notebooks: tuple[str, ...], fresh: bool, in_place: bool, **where: Any
-) -> int:
+def run(study: "Study", notebooks: Names, fresh: bool, in_place: bool, **where: Any) -> int:
     """Compute what is missing and execute NOTEBOOKS, given by number or name (default: all)."""
     from fslib.study import files, parallel, provenance, runner
 
@@ -221,15 +213,16 @@ def _check_file_handles() -> None:
 
 def _check_where(workers: int | None, ray: str | None, gpus: float | None) -> None:
     """Refuse options that say two things about where units are computed."""
+    wrong = ""
     if ray is None and gpus is not None:
-        here = "on this machine a unit takes the GPU that there is"
-        raise click.ClickException(f"--gpus-per-unit goes with --ray: {here}")
+        wrong = "goes with --ray: on this machine a unit takes the GPU that there is"
+    elif gpus is not None and not (0 <= gpus < 1 or (gpus > 0 and gpus % 1 == 0)):
+        wrong = f"{gpus:g}: give a whole number, or a share of one between 0 and 1"
+    if wrong:
+        raise click.ClickException(f"--gpus-per-unit {wrong}")
     if ray is not None and workers is not None:
-        mend = "leave it out with --ray, which counts its own"
-        raise click.ClickException(f"--workers are processes of this machine: {mend}")
-    if gpus is not None and not (0 <= gpus < 1 or (gpus > 0 and gpus % 1 == 0)):
-        mend = "give a whole number, or a share of one between 0 and 1"
-        raise click.ClickException(f"--gpus-per-unit {gpus:g}: {mend}")
+        wrong = "are processes of this machine: leave it out with --ray, which counts its own"
+        raise click.ClickException(f"--workers {wrong}")
 
 
 def _engine(study: "Study", units: Sequence["Unit"], fresh: bool = False, **where: Any) -> "Engine":
@@ -307,7 +300,7 @@ def _states(study: "Study", units: Sequence["Unit"]) -> dict[str, "Record | Valu
 @command.command("list")
 @NOTEBOOKS
 @_on_study
-def list_units(study: "Study", notebooks: tuple[str, ...]) -> int:
+def list_units(study: "Study", notebooks: Names) -> int:
     """List the units of NOTEBOOKS, recorded or missing, and how long the missing ones take."""
     from fslib.study import parallel, runner, store
 
@@ -348,7 +341,7 @@ def list_units(study: "Study", notebooks: tuple[str, ...]) -> int:
 )
 @click.option("--draw", default=0, type=AT_LEAST[0], help="Seed of that draw (default: 0).")
 @_on_study
-def verify(study: "Study", notebooks: tuple[str, ...], sample: int, draw: int) -> int:
+def verify(study: "Study", notebooks: Names, sample: int, draw: int) -> int:
     """Compute some records of NOTEBOOKS again, and compare."""
     import numpy as np
 
@@ -379,7 +372,7 @@ def verify(study: "Study", notebooks: tuple[str, ...], sample: int, draw: int) -
 @command.command()
 @click.argument("models", nargs=-1, required=True)
 @_opened
-def check(models: tuple[str, ...]) -> int:
+def check(models: Names) -> int:
     """Say whether the heads of MODELS can be switched off and trained, or why not.
 
     A model is a name of fslib's, a local folder or an id of the Hub.

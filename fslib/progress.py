@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
+QUIET: dict[str, Any] = {"leave": False, "dynamic_ncols": True}
 _shown = True
 
 
@@ -37,11 +38,8 @@ def bar(items: Iterable[T], what: str, unit: str, total: int | None = None) -> I
     kernel = ipython is not None and ipython.get_ipython() is not None
     stream = sys.stdout if kernel else sys.stderr
     live = kernel or (stream is not None and stream.isatty())
-    options: dict[str, Any] = {
-        "disable": stream is None or not _shown,
-        "mininterval": 0.2 if live else 60,
-    }
-    options |= {"leave": False, "dynamic_ncols": True, "file": _Forgiving(stream)}
+    options = dict(QUIET, disable=stream is None or not _shown, file=_Forgiving(stream))
+    options["mininterval"] = 0.2 if live else 60
     return tqdm(items, desc=what, unit=f" {unit}", total=total, **options)
 
 
@@ -76,13 +74,9 @@ class Count:
     def __init__(self, total: int, say: Callable[[str], None]) -> None:
         self._say, self._said = say, -self.quiet
         self.is_live = sys.stderr is not None and sys.stderr.isatty()
-        options: dict[str, Any] = {
-            "leave": False,
-            "dynamic_ncols": True,
-            "file": _Forgiving(sys.stderr),
-        }
-        options |= {"bar_format": "{n_fmt}/{total_fmt} |{bar:20}| {elapsed}{postfix}"}
-        self._bar = tqdm(total=total, disable=not (self.is_live and _shown), **options)
+        options = dict(QUIET, disable=not (self.is_live and _shown), file=_Forgiving(sys.stderr))
+        options["bar_format"] = "{n_fmt}/{total_fmt} |{bar:20}| {elapsed}{postfix}"
+        self._bar = tqdm(total=total, **options)
         self._done, self._total = 0, total
 
     def show(self, words: Iterable[str]) -> None:

@@ -104,7 +104,7 @@ def computed(data, tmp_path_factory) -> Path:
 @pytest.fixture
 def recorded(computed, results) -> Path:
     """The study's folder, with the records of notebook 02."""
-    shutil.copytree(computed, results[1])
+    shutil.copytree(computed, results[1], ignore=shutil.ignore_patterns("checkpoints"))
     return Study("smoke", overrides=SMALL, results=results[1]).folder
 
 

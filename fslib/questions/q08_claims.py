@@ -127,7 +127,7 @@ def claims(study: Study) -> pd.DataFrame:
     p: of the part by itself. claim p: of the whole claim, corrected for five claims (Holm). why: the gate that failed.
     """
     rows, counts = [], seeds(study)
-    for claim, found in evidence(study).items():
+    for claim, found in decide(study).items():
         shared: dict[str, object] = {"claim": claim, "the paper says": SAYS[claim]}
         last = {
             "claim p": found.claim_p,

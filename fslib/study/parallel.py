@@ -92,6 +92,7 @@ class Engine(ABC):
         takes_chains: whether units measured on one model are sent as one chain, since models
             do not travel from machine to machine; otherwise a chain is a single unit.
         tries: how often a chain is sent before it is given up, if its worker is lost.
+        workers: how many chains are computed at a time.
         under_way: the chains under way, by whatever the engine waits for.
     """
 
@@ -99,13 +100,8 @@ class Engine(ABC):
     tries = 1
 
     def __init__(self, store: Store, workers: int = 1) -> None:
-        self._store, self._workers = store, workers
+        self._store, self.workers = store, workers
         self.under_way: dict[Any, Chain] = {}
-
-    @property
-    def workers(self) -> int:
-        """How many chains are computed at a time."""
-        return self._workers
 
     def has_room(self) -> bool:
         """Return whether a worker is idle."""
@@ -228,7 +224,7 @@ class Workers(Engine):
 
     def _bury(self, worker: _Worker) -> str:
         """Say how a worker died, and clear up after it."""
-        del self._crew[worker]
+        self._crew.pop(worker, None)
         code = worker.end()
         _clear_up(self._store)
         hint = ": out of memory? try fewer --workers" if code == -9 else ""
@@ -365,7 +361,7 @@ def compute(
                 elif done.unit.key in backlog.running:  # else it went with one that failed
                     backlog.end(done)
                     seconds += [] if done.failure else [(done.unit.kind, done.seconds)]
-                    left = _time_left(seconds, backlog.rest(), engine.workers)
+                    left = _time_left(seconds, backlog.rest(), max(engine.workers, 1))
                     how = f"failed after {span(done.seconds)}: {done.failure}"
                     how = how if done.failure else f"done in {span(done.seconds)}"
                     line = "; ".join(filter(None, [f"{named(done.unit)} {how}", left]))
@@ -437,29 +433,27 @@ class Backlog:
 
     def __init__(self, store: Store, units: Sequence[Unit], *, chains: bool = False) -> None:
         self._store, self._ready = store, set[str]()
-        self._units = {unit.key: unit for unit in units}
-        bases = {key: {base.key for base in built_on(u)} for key, u in self._units.items()}
-        self._needs = {key: found & self._units.keys() for key, found in bases.items()}
-        self._chains = self._grouped(bases) if chains else {k: [u] for k, u in self._units.items()}
+        self._left = {unit.key: unit for unit in units}
+        bases = {key: [base.key for base in built_on(u)] for key, u in self._left.items()}
+        self._needs = {key: set(found) & self._left.keys() for key, found in bases.items()}
+        self._chains = {unit.key: [unit] for unit in units}
+        if chains:
+            self._chains = self._grouped(bases)
         self.failures: dict[str, Done] = {}
         self.running: dict[str, Unit] = {}
-        self._settled: set[str] = set()
         self._sorter = TopologicalSorter(self._needs)
         self._sorter.prepare()
         self._release()
 
-    def _grouped(self, bases: Mapping[str, set[str]]) -> dict[str, list[Unit]]:
-        """Return {key of the first: chain}: only its first unit needs what is outside of it."""
+    def _grouped(self, bases: Mapping[str, Sequence[str]]) -> dict[str, list[Unit]]:
+        """Return {key of the first: chain} of units with one root, which need no other chain."""
         chains: dict[str, list[Unit]] = {}
-        homes: dict[str, str] = {}  # of a unit, or of a recorded one that a chain is built on
-        for key, unit in self._units.items():
-            shared = self._needs[key] or bases[key]
-            found = {homes[base] for base in shared if base in homes}
-            head = found.pop() if len(found) == 1 else key
-            chains.setdefault(head, []).append(unit)
-            for name in (key, *bases[key]):
-                homes.setdefault(name, head)
-        return chains
+        homes: dict[str, str] = {}
+        for key, unit in self._left.items():
+            root = [*bases[key], key][0]  # recorded or not: its model is trained once a chain
+            homes[key] = root if all(homes[base] == root for base in self._needs[key]) else key
+            chains.setdefault(homes[key], []).append(unit)
+        return {chain[0].key: chain for chain in chains.values()}
 
     def _release(self) -> None:
         """Note what need not wait any more; what is built on a failure fails with it."""
@@ -474,23 +468,23 @@ class Backlog:
 
     def _settle(self, key: str) -> None:
         self.running.pop(key, None)
-        self._settled.add(key)
+        del self._left[key]
         self._sorter.done(key)
 
     def is_active(self) -> bool:
         """Return whether a unit is under way or still to come."""
-        return self._sorter.is_active()
+        return bool(self._left)
 
     def rest(self) -> list[Unit]:
         """Return the units that are not through."""
-        return [unit for key, unit in self._units.items() if key not in self._settled]
+        return list(self._left.values())
 
     def next(self) -> list[Unit]:
         """Take a chain that can be begun; none if all that is left waits for what is under way.
 
         Rather one that needs no model that a unit under way may be training: it would wait there.
         """
-        ready = [unit for key, unit in self._units.items() if key in self._ready]
+        ready = [unit for key, unit in self._left.items() if key in self._ready]
         if not ready:
             return []
         taken = {key for unit in self.running.values() for key in self._untrained(unit)}

@@ -128,20 +128,19 @@ class Cluster(Engine):
         # a decorator, as tests put on every function, would hide that it is a generator
         self._remote = self._ray.remote(inspect.unwrap(obey)).options(**options)
         self._looked = -LOOK_EVERY
-        if not self.workers:
+        if not self.has_room():
             self.close()
             wanted = f"{store.threads} processors" + (f" and {gpus:g} GPUs" if gpus else "")
             none = f"no machine of the Ray cluster {address} has {wanted}"
             raise FslibError(f"{none}, which a unit is to have")
 
-    @property
-    def workers(self) -> int:
-        """How many chains the machines that are there now can compute at a time."""
+    def has_room(self) -> bool:
+        """Return whether a worker is idle on the machines that are there now."""
         now = time.monotonic()
         if now - self._looked >= LOOK_EVERY:
             alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-            self._looked, self._workers = now, sum(map(self._fit, alive))
-        return self._workers
+            self._looked, self.workers = now, sum(map(self._fit, alive))
+        return super().has_room()
 
     def _fit(self, resources: dict[str, float]) -> int:
         """Return how many chains fit on one machine."""
