@@ -275,7 +275,7 @@ def test_help_is_there_before_anything_heavy():
 def test_list_says_what_is_missing_and_run_computes_it_and_executes_notebooks(results, capsys):
     assert main(["list", *SMOKE, *results]) == 0
     said = capsys.readouterr().out
-    assert "00_hello" in said and said.count("missing") == 2  # train and importance of one seed
+    assert "00_hello" in said and said.count("  missing  ") == 2  # train and importance of one seed
     assert "0 of 2 units recorded" in said and "about" not in said, "nothing is known of the time"
     assert not Path(results[1]).exists()
 

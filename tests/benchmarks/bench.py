@@ -33,8 +33,7 @@ from fslib.evaluation import length_batches, predict
 from fslib.importance import contributions, gradients_for, head_products
 from fslib.model.attention import tapped
 from fslib.progress import hidden
-from fslib.study.engine import Engine
-from fslib.study.schedule import Where, open_engine
+from fslib.study.parallel import Engine, Here, Workers
 from fslib.study.store import Store
 from fslib.study.units import TrainUnit
 from fslib.training import Settings, Training
@@ -310,14 +309,14 @@ def workers() -> bool:
                 running -= 1
 
     def rate(number: int, threads: int) -> float:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            closing(
-                open_engine(Store(Path(folder), threads), Where(number), fresh=False)
-            ) as engine,
-        ):
-            through(engine, units[:2])  # workers start, and everybody loads the data
-            return count * steps / seconds(lambda: through(engine, units[2:]))
+        with tempfile.TemporaryDirectory() as folder:
+            store = Store(Path(folder), threads)
+            with closing(Here(store) if number == 1 else Workers(store, number)) as engine:
+                return speed(engine)
+
+    def speed(engine: Engine) -> float:
+        through(engine, units[:2])  # workers start, and everybody loads the data
+        return count * steps / seconds(lambda: through(engine, units[2:]))
 
     side_by_side, one_by_one = rate(2, 1), rate(1, 2)
     print(f"    {side_by_side:.2f} steps/s by 2 workers x 1 thread, {one_by_one:.2f} by 1 x 2")
