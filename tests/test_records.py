@@ -43,7 +43,7 @@ from fslib.study.files import save_table, write_bytes
 from fslib.study.runner import tidy
 from fslib.study.store import Record, Result, Store, Unit, key_of
 from fslib.study.units import ImportanceUnit, PruneUnit, TrainUnit
-from fslib.study.verify import differences, verify_unit
+from fslib.study.verify import record_differences, verify_unit
 
 NUMBERS = small_units.units("numbers")
 UNIT = NUMBERS[0]
@@ -562,9 +562,9 @@ def test_an_undefined_number_is_recorded_and_repeated_by_another(store):
     store.save(record_of({"values": np.array([np.nan, 1.0])}, d=float("nan")))
     found = store.load("numbers", KEY)
     assert np.isnan(found.result["d"])
-    assert differences(found, found, True) == [] == differences(found, found, False)
+    assert record_differences(found, found, True) == [] == record_differences(found, found, False)
     defined = record_of({"values": np.array([0.0, 1.0])}, d=0.5)
-    assert len(differences(found, defined, True)) == len(differences(found, defined, False)) == 2
+    assert len(record_differences(found, defined, True)) == len(record_differences(found, defined, False)) == 2
 
 
 def test_a_clone_that_is_not_installed_keeps_its_first_unit(store, monkeypatch):
@@ -918,7 +918,7 @@ BITS = np.arange(20) % 2
 )
 def test_tolerance_on_this_machine_and_on_another(old, new, exact, alike):
     both = [record_of(**v) if isinstance(v, dict) else record_of({"values": v}) for v in (old, new)]
-    problems = differences(*both, exact)
+    problems = record_differences(*both, exact)
     assert len(problems) == (0 if alike else 1)
     assert all(problem.startswith(("result", "values")) for problem in problems)
 
