@@ -1,4 +1,4 @@
-"""Progress of all long work: live in a terminal and in a notebook, sparse lines in a log."""
+"""Progress of long work: live in a terminal and in a notebook, sparse lines in a log."""
 
 import sys
 import time
@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
+QUIET: dict[str, Any] = {"leave": False, "dynamic_ncols": True}
 _shown = True
 
 
 class _Forgiving:
-    """A stream that loses what it cannot write: no work is given up for a bar that nobody can see."""
+    """A stream that loses what it cannot write: no work is given up for a bar."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -37,17 +38,9 @@ def bar(items: Iterable[T], what: str, unit: str, total: int | None = None) -> I
     kernel = ipython is not None and ipython.get_ipython() is not None
     stream = sys.stdout if kernel else sys.stderr
     live = kernel or (stream is not None and stream.isatty())
-    return tqdm(
-        items,
-        desc=what,
-        unit=f" {unit}",
-        total=total,
-        file=_Forgiving(stream),
-        leave=False,
-        mininterval=0.2 if live else 60,
-        disable=stream is None or not _shown,
-        dynamic_ncols=True,
-    )
+    options = dict(QUIET, disable=stream is None or not _shown, file=_Forgiving(stream))
+    options["mininterval"] = 0.2 if live else 60
+    return tqdm(items, desc=what, unit=f" {unit}", total=total, **options)
 
 
 @contextmanager
@@ -68,72 +61,43 @@ def span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
-class Board:
-    """What several workers are on, and how much is done: live lines in a terminal, a plain line now and then in a log.
+class Count:
+    """How many units are done, and which are under way: a bar, or lines of a log.
 
-    say: takes a line of the log. workers: of how many there is a line each; of others only what is done is told.
+    Args:
+        total: how many there are.
+        say: takes a line of the log.
     """
 
     quiet = 5.0  # seconds between two lines of a log
 
-    def __init__(self, total: int, workers: int, say: Callable[[str], None]) -> None:
-        self._say, self._total, self._done, self._said = say, total, 0, -self.quiet
-        self._on: list[tuple[str, float]] = [("", 0.0)] * workers
-        self._left = ""
-        stream = _Forgiving(sys.stderr)
-        self._lines = [
-            tqdm(
-                total=0,
-                bar_format="{desc}",
-                position=i,
-                leave=False,
-                file=stream,
-                dynamic_ncols=True,
-            )
-            for i in range((workers + 1) * (self.is_live() and _shown))
-        ]
-        self.tick()
+    def __init__(self, total: int, say: Callable[[str], None]) -> None:
+        self._say, self._said = say, -self.quiet
+        self.is_live = sys.stderr is not None and sys.stderr.isatty()
+        options = dict(QUIET, disable=not (self.is_live and _shown), file=_Forgiving(sys.stderr))
+        options["bar_format"] = "{n_fmt}/{total_fmt} |{bar:20}| {elapsed}{postfix}"
+        self._bar = tqdm(total=total, **options)
+        self._done, self._total = 0, total
 
-    @staticmethod
-    def is_live() -> bool:
-        """Whether lines can be written over."""
-        return sys.stderr is not None and sys.stderr.isatty()
+    def show(self, words: Iterable[str]) -> None:
+        """Show on the bar what is under way, and what else there is to say."""
+        self._bar.set_postfix_str(", ".join(filter(None, words)))
 
-    def begin(self, worker: int, what: str) -> None:
-        """Show that a worker, counted from 0, is on something."""
-        self._set(worker, what)
-        self.tick()
-
-    def end(self, worker: int, how: str, left: str, *, urgent: bool, skipped: int) -> None:
-        """Show how it ended. skipped: how many will not be begun. urgent: an end that no log may leave out."""
-        self._set(worker, "")
-        self._left = left
+    def end(self, line: str, *, urgent: bool) -> None:
+        """Count a unit that is through; a line is said now and then, an urgent one always."""
         self._done += 1
-        now, is_last = time.perf_counter(), self._done + skipped == self._total
-        if not self._lines and (urgent or is_last or now - self._said >= self.quiet):
-            self._say(f"[{self._done}/{self._total}] {how}{left}")
-            self._said = now
-        self.tick()
+        self._bar.update()
+        if urgent or (not self.is_live and time.perf_counter() - self._said >= self.quiet):
+            self.tell(line)
 
-    def _set(self, worker: int, what: str) -> None:
-        if worker < len(self._on):
-            self._on[worker] = (what, time.perf_counter())
+    def tell(self, line: str) -> None:
+        """Say a line, above the bar."""
+        with tqdm.external_write_mode():
+            self._say(f"[{self._done}/{self._total}] {line}")
+        self._said = time.perf_counter()
 
-    def tick(self) -> None:
-        """Bring live lines up to date."""
-        if not self._lines:
-            return
-        self._lines[0].set_description_str(f"{self._done}/{self._total} units{self._left}")
-        for number, (line, (what, begun)) in enumerate(
-            zip(self._lines[1:], self._on, strict=True), start=1
-        ):
-            line.set_description_str(
-                f"worker {number}: {what}, {span(time.perf_counter() - begun)}" if what else ""
-            )
-
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "Count":
         return self
 
     def __exit__(self, *error: object) -> None:
-        for line in reversed(self._lines):
-            line.close()
+        self._bar.close()

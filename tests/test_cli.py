@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import platform
-import re
 import resource
 import shutil
 import signal
@@ -22,22 +21,30 @@ import pytest
 import torch
 from small_units import SMALL
 
-from fslib import Study
-from fslib.questions import main
+from fslib import Study, cli
+from fslib.cli import main
 from fslib.study import runner
+from fslib.study.fingerprints import cached_task
 from fslib.study.store import Store, content_checksum
 from fslib.study.units import ImportanceUnit, TrainUnit
 
-SETTINGS = [
-    word for key, value in SMALL.items() for word in ("--set", f"{key}={json.dumps(value)}")
-]
-SMOKE = ["--profile", "smoke", *SETTINGS]
 READS_RECORD = """
 import json, os
 from pathlib import Path
 runs = Path(os.environ["FSLIB_RESULTS"]).glob(f"{profile}*/runs/importance-*.json")
-print("examples", [json.loads(r.read_text())["result"]["examples"] for r in runs], "steps", overrides["steps"])
+found = [json.loads(run.read_text())["result"]["examples"] for run in runs]
+print("examples", found, overrides["steps"])
 """
+
+
+def small(**changes: object) -> list[str]:
+    """The settings of small studies, some changed, as words of the command line."""
+    pairs = (SMALL | changes).items()
+    settings = [word for key, value in pairs for word in ("--set", f"{key}={json.dumps(value)}")]
+    return ["--profile", "smoke", *settings]
+
+
+SMOKE = small()
 
 
 def write_notebook(path: Path, *cells: str) -> None:
@@ -45,11 +52,8 @@ def write_notebook(path: Path, *cells: str) -> None:
     parameters = nbformat.v4.new_code_cell('profile = "mini"\nseed = 0\noverrides = {}')
     parameters.metadata["tags"] = ["parameters"]
     made = nbformat.v4.new_notebook(cells=[parameters, *map(nbformat.v4.new_code_cell, cells)])
-    made.metadata["kernelspec"] = {
-        "name": "python3",
-        "display_name": "Python 3",
-        "language": "python",
-    }
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    made.metadata["kernelspec"] = kernel
     nbformat.write(made, path)
 
 
@@ -73,14 +77,40 @@ def results(tmp_path) -> list[str]:
     return ["--results", str(tmp_path / "results")]
 
 
-def folder_of(results: list[str]) -> Path:
-    """Where the settings of these tests put their results."""
+@pytest.fixture
+def no_kernel(monkeypatch) -> list[str]:
+    """Give the names of notebooks that would be executed: a kernel takes seconds."""
+    executed = []
+    run = lambda study, source, **options: executed.append(source.stem)  # noqa: E731
+    monkeypatch.setattr(runner, "run_notebook", run)
+    return executed
+
+
+@pytest.fixture(scope="module")
+def computed(data, tmp_path_factory) -> Path:
+    """A results folder with the records of notebook 02."""
+    place = tmp_path_factory.mktemp("computed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FSLIB_DATA", str(data))
+        patch.setattr("fslib.study.store.git_commit", lambda: "unknown")
+        cached_task.cache_clear()
+        study = Study("smoke", overrides=SMALL, results=place)
+        for unit in study.plan("02"):
+            study.store.get(unit)
+        cached_task.cache_clear()
+    return place
+
+
+@pytest.fixture
+def recorded(computed, results) -> Path:
+    """The study's folder, with the records of notebook 02."""
+    shutil.copytree(computed, results[1], ignore=shutil.ignore_patterns("checkpoints"))
     return Study("smoke", overrides=SMALL, results=results[1]).folder
 
 
-def records(results: list[str]) -> dict[str, int]:
+def records(folder: Path) -> dict[str, int]:
     """Records by name, with the time they were written."""
-    return {p.name: p.stat().st_mtime_ns for p in sorted(folder_of(results).glob("runs/*.json"))}
+    return {p.name: p.stat().st_mtime_ns for p in sorted(folder.glob("runs/*.json"))}
 
 
 def outputs(path: Path) -> str:
@@ -89,451 +119,118 @@ def outputs(path: Path) -> str:
     return "".join(o.get("text", "") for c in cells if c.cell_type == "code" for o in c.outputs)
 
 
+def refuses(words: list[str], *parts: str, code: int = 2, capsys: pytest.CaptureFixture) -> None:
+    """The command ends with a code and one line on standard error that holds all parts."""
+    capsys.readouterr()
+    assert main(words) == code
+    said = capsys.readouterr().err
+    assert said.startswith("fslib: ") and said.count("\n") == 1
+    for part in parts:
+        assert part in said
+
+
 # Bad input
 
+BAD = [
+    (["--profile", "smok"], ["profile 'smok'", "did you mean 'smoke'"]),
+    (["04"], ["notebook '04'", "00_hello", "02_heads"]),
+    (["02_haeds"], ["notebook '02_haeds'", "did you mean '02_heads'"]),
+    (["--set", "stepps=3"], ["setting 'stepps'", "did you mean 'steps'"]),
+    (["--set", "steps"], ["--set 'steps'", "key=value"]),
+    (["--set", "tasks=[bbc"], ["--set 'tasks=[bbc'", "YAML"]),
+    (["--set", "steps=0"], ["steps=0"]),
+    (["--set", "sampling=anealed"], ["sampling 'anealed'", "did you mean 'annealed'"]),
+    (["--set", "tasks=[bbc, bbc-pears]", "00"], ["task 'bbc-pears'", "did you mean 'bbc-pair'"]),
+    (["--set", "steps=3", "--set", "steps=4"], ["steps=4", "twice"]),
+    (["--set", "steps=2020-13-45"], ["2020-13-45", "YAML"]),
+    (["--set", "tasks=" + "[" * 5000], ["--set", "YAML"]),
+    (["--set", "tasks=[&a [x, x], *a]"], ["--set", "YAML"]),
+    (["--seed", "-1"], ["seed -1"]),
+    (["--seed", "9" * 30], ["seed 999", "2**31"]),
+    (["--seed", "one"], ["'--seed'", "'one'"]),
+    (["--profil", "mini"], ["'--profil'", "Did you mean '--profile'"]),
+]
 
-@pytest.mark.parametrize("action", ["run", "list", "verify"])
+
+@pytest.mark.parametrize(("words", "parts"), BAD)
+def test_bad_input_gets_one_line_and_exit_code_2(words, parts, results, capsys):
+    refuses(["list", *words, *results], *parts, capsys=capsys)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "parts"),
+    ("words", "parts"),
     [
-        (["--profile", "smok"], ["profile 'smok'", "did you mean 'smoke'"]),
-        (["04"], ["notebook '04'", "00_hello", "02_heads"]),
-        (["02_haeds"], ["notebook '02_haeds'", "did you mean '02_heads'"]),
-        (["--set", "stepps=3"], ["setting 'stepps'", "did you mean 'steps'"]),
-        (["--set", "steps"], ["--set 'steps'", "key=value"]),
-        (["--set", "=3"], ["--set '=3'", "key=value"]),
-        (["--set", "tasks=[bbc"], ["--set 'tasks=[bbc'", "YAML"]),
-        (["--set", "steps=0"], ["steps=0"]),
-        (["--set", "steps="], ["steps=None"]),
-        (["--set", "steps=many"], ["steps='many'"]),
-        (["--set", "sampling=anealed"], ["sampling 'anealed'", "did you mean 'annealed'"]),
-        (["--set", "fractions=[0.5, 1.5]"], ["fraction 1.5"]),
-        (["--set", "tasks=[bbc]"], ["bbc", "at least two"]),
-        (["--set", "tasks=[bbc, BBC]"], ["two tasks", "'bbc'"]),
-        (
-            ["--set", "tasks=[bbc, bbc-pears]", "02"],
-            ["task 'bbc-pears'", "did you mean 'bbc-pair'"],
-        ),
-        (["--seed", "-1"], ["seed -1"]),
-        (["--seed", "9" * 30], ["seed 999", "2**31"]),
-        (["--set", "steps=3", "--set", "steps=4"], ["steps=4", "twice"]),
-        (["--set", "steps=true"], ["steps=True", "true and false"]),
-        (["--set", "fractions=[true]"], ["fractions", "true and false"]),
-        (["--set", "lr=.inf"], ["lr=inf", "finite"]),
-        (["--set", "lr=2.5"], ["lr=2.5", "less than or equal to 1"]),
-        (["--set", "fractions=[]"], ["fractions=[]"]),
-        (["--set", "small_fractions=[]"], ["small_fractions=[]"]),
-        (["--set", "transfer_sizes=[]"], ["transfer_sizes=[]"]),
-        (["--set", "transfer_sizes=[0]"], ["transfer_sizes", "=0"]),
-        (["--set", "encoders=[]"], ["encoders=[]"]),
-        (["--set", "encoders=[minilm-l1, minilm-l1]"], ["encoders", "minilm-l1", "twice"]),
-        (["--set", "fractions=[.1, .1]"], ["fractions", "0.1", "twice"]),
-        (
-            ["--set", "tasks=[bbc, bbc-pears]", "00"],
-            ["task 'bbc-pears'", "did you mean 'bbc-pair'"],
-        ),
-        (["--set", "seeds=1000000000000"], ["seeds=1000000000000"]),
-        (["--set", "steps=2020-01-01"], ["steps=", "date"]),
-        (["--set", "steps=2020-13-45"], ["2020-13-45", "YAML"]),
-        (["--set", "steps=" + "9" * 5000], ["--set", "YAML"]),
-        (["--set", "tasks=" + "[" * 5000], ["--set", "YAML"]),
-        (["--set", "tasks=[&a [x, x], *a]"], ["--set", "YAML"]),
-        (["--set", "tasks=[" + "x, " * 5000 + "y z]"], ["task", "'x'"]),
+        (["rum"], ["'rum'", "Did you mean 'run'"]),
+        (["run", "--frsh"], ["'--frsh'", "Did you mean '--fresh'"]),
+        (["run", "--workers", "0"], ["'--workers'", "0", "x>=1"]),
+        (["run", "--workers", "x"], ["'--workers'", "'x'"]),
+        (["run", "--ray", "local", "--workers", "2"], ["--workers are processes of this machine"]),
+        (["run", "--gpus-per-unit", "1"], ["--gpus-per-unit goes with --ray"]),
+        (["run", "--ray", "x", "--gpus-per-unit", "1.5"], ["--gpus-per-unit 1.5: give a whole"]),
+        (["run", "--ray", "x", "--gpus-per-unit", "nan"], ["--gpus-per-unit nan"]),
+        (["run", "--ray", "x", "--gpus-per-unit", "-1"], ["--gpus-per-unit -1"]),
+        (["run", "--in-place", "--profile", "smoke"], ["--in-place is for the default"]),
+        (["run", "--in-place", "--seed", "1"], ["--in-place"]),
+        (["run", "--in-place", "--fresh", "--set", "steps=3"], ["--in-place"]),
+        (["run", "05", "--profile", "smok"], ["profile 'smok'"]),
+        (["verify", "--sample", "-1"], ["'--sample'", "-1"]),
+        (["verify", "--draw", "-1"], ["'--draw'", "-1"]),
+        (["verify"], ["no record in", "run fslib run --profile mini first"]),
+        (["explore"], ["'--out'"]),
+        (["check"], ["'MODELS...'"]),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(action, arguments, parts, results, capsys):
-    assert main([action, *arguments, *results]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("fslib: ")
-    assert said.err.count("\n") == 1
-    for part in parts:
-        assert part in said.err
+def test_what_no_command_takes_is_refused_before_anything_is_written(
+    clone, words, parts, results, capsys
+):
+    source = (clone / "notebooks" / "00_hello.ipynb").read_bytes()
+    where = results if words[0] in ("run", "verify") else []
+    refuses([*words, *where], *parts, capsys=capsys)
     assert not Path(results[1]).exists()
+    assert (clone / "notebooks" / "00_hello.ipynb").read_bytes() == source
 
 
-def test_no_command_at_all_shows_what_there_is(capsys):
-    with pytest.raises(SystemExit) as left:
-        main([])
-    assert left.value.code == 2
-    said = capsys.readouterr().err
-    assert all(
-        re.search(rf"^    {word} +\w", said, re.M)
-        for word in ("run", "list", "plan", "verify", "explore", "site")
-    )
+IMPOSSIBLE = [
+    ("02", {"encoder": "minilm-l7"}, ["'minilm-l7'", "did you mean 'minilm-l"]),
+    ("04", {"encoders": ["tiny-random", "minilm-l7"]}, ["'minilm-l7'", "did you mean 'minilm-l"]),
+    ("03", {"fractions": [0.01]}, ["fraction 0.01 of 2 x 12 heads", "no head"]),
+    ("03", {"fractions": [0.1, 0.11]}, ["fractions 0.1 and 0.11", "2 heads each"]),
+    ("03", {"fractions": [1.0]}, ["controls=1", "at most 0 other"]),
+    ("03", {"controls": 144, "fractions": [0.1]}, ["controls=144", "143 other sets of 2 heads"]),
+    (
+        "04",
+        {"selection_randoms": 100, "small_fractions": [0.05]},
+        ["fraction 0.05", "100", "11 other"],
+    ),
+    ("06", {"other_alphas": [0.02]}, ["alpha 0.02 of 2 x 12 heads", "no head"]),
+    ("01", {"steps": 2**63 - 1}, ["steps=9223372036854775807", "10000000"]),
+    ("06", {"alpha": 1}, ["alpha 1 takes all heads"]),
+    ("06", {"delta": 0.001}, ["delta 0.001 of", "steps"]),
+    ("06", {"alpha": 0.02}, ["0.02 of 2 x 12 heads", "no head"]),
+]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["rum"], ["run", "--seed", "one"], ["run", "--frsh"], ["verify", "--sample", "x"]],
-)
-def test_a_malformed_command_exits_with_2(arguments, capsys):
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    assert left.value.code == 2
-    assert "usage: fslib" in capsys.readouterr().err
-
-
-def test_an_unknown_encoder_is_told_before_anything_is_written(results, capsys):
-    assert main(["run", "02", *SMOKE, "--set", "encoder=minilm-l7", *results]) == 2
-    assert "did you mean 'minilm-l" in capsys.readouterr().err
-    assert not list(Path(results[1]).rglob("*.json"))
-    assert not list(Path(results[1]).rglob("*.ipynb"))
+@pytest.mark.parametrize(("notebook", "changes", "parts"), IMPOSSIBLE)
+def test_the_impossible_is_refused_before_the_first_training(
+    clone, notebook, changes, parts, results, monkeypatch, capsys
+):
+    monkeypatch.setattr(TrainUnit, "compute", None)
+    for number in ("01", "03", "04", "06"):
+        write_notebook(clone / "notebooks" / f"{number}_x.ipynb", "1")
+    refuses(["run", "00", notebook, *small(**changes), *results], *parts, capsys=capsys)
+    assert not Path(results[1]).exists()
 
 
 def test_notebooks_are_looked_for_in_a_clone(clone, results, capsys):
     (clone / "notebooks").rename(clone / "elsewhere")
-    assert main(["run", *results]) == 2
-    assert "clone of the repository" in capsys.readouterr().err
+    refuses(["run", *results], "clone of the repository", capsys=capsys)
 
 
-def test_an_interrupt_exits_with_130(monkeypatch, results, capsys):
-    def interrupt(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Store, "get", interrupt)
-    assert main(["run", "02", *SMOKE, *results]) == 130
-    assert "interrupted" in capsys.readouterr().err
-
-
-IMPOSSIBLE = [
-    (["02", "--set", "encoder=minilm-l7"], ["'minilm-l7'", "did you mean 'minilm-l"]),
-    (
-        ["04", "--set", "encoders=[tiny-random, minilm-l7]"],
-        ["'minilm-l7'", "did you mean 'minilm-l"],
-    ),
-    (["03", "--set", "fractions=[0.01]"], ["fraction 0.01 of 2 x 12 heads", "no head"]),
-    (["03", "--set", "fractions=[0.1, 0.11]"], ["fractions 0.1 and 0.11", "2 heads each"]),
-    (["03", "--set", "fractions=[1.0]"], ["controls=1", "at most 0 other"]),
-    (
-        ["03", "--set", "controls=144", "--set", "fractions=[0.1]"],
-        ["controls=144", "at most 143 other sets of 2 heads"],
-    ),
-    (
-        ["04", "--set", "selection_randoms=100", "--set", "small_fractions=[0.05]"],
-        ["fraction 0.05", "100", "11 other"],
-    ),
-    (["06", "--set", "other_alphas=[0.02]"], ["alpha 0.02 of 2 x 12 heads", "no head"]),
-    (["01", "--set", "steps=9223372036854775807"], ["steps=9223372036854775807", "10000000"]),
-    (["06", "--set", "alpha=1"], ["alpha 1 takes all heads"]),
-    (["06", "--set", "delta=0.001"], ["delta 0.001 of", "steps"]),
-    (["06", "--set", "alpha=0.02"], ["0.02 of 2 x 12 heads", "no head"]),
-]
-
-
-@pytest.mark.parametrize(("arguments", "parts"), IMPOSSIBLE)
-def test_the_impossible_is_refused_before_the_first_training(
-    clone, arguments, parts, results, monkeypatch, capsys
-):
-    def begin(unit, store):
-        raise AssertionError("something was computed")
-
-    monkeypatch.setattr(TrainUnit, "compute", begin)
-    for number in ("03", "04", "06"):
-        write_notebook(clone / "notebooks" / f"{number}_x.ipynb", "1")
-    assert (
-        main(
-            ["run", "00", *arguments, "--profile", "smoke", *without(SETTINGS, arguments), *results]
-        )
-        == 2
-    )
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1
-    for part in parts:
-        assert part in said.err
-    assert not Path(results[1]).exists()
-
-
-def without(settings: list[str], arguments: list[str]) -> list[str]:
-    """Settings (--set key=value ...) but for those that the arguments set."""
-    given = {word.partition("=")[0] for word in arguments}
-    pairs = zip(settings[::2], settings[1::2], strict=True)
-    return [
-        word for flag, pair in pairs if pair.partition("=")[0] not in given for word in (flag, pair)
-    ]
-
-
-@pytest.mark.parametrize("workers", ["0", "-2"])
-def test_run_refuses_fewer_than_one_worker(workers, results, capsys):
-    assert main(["run", "02", *SMOKE, *results, "--workers", workers]) == 2
-    assert capsys.readouterr().err == f"fslib: --workers {workers}: give 1 or more\n"
-
-
-@pytest.mark.parametrize("option", ["--sample", "--draw"])
-def test_verify_refuses_negative_numbers(option, results, capsys):
-    assert main(["run", "02", *SMOKE, *results]) == 0
-    assert main(["verify", "02", *SMOKE, *results, option, "-1"]) == 2
-    assert f"{option} -1: give 0" in capsys.readouterr().err
-
-
-# Run and list
-
-
-def test_list_shows_what_is_missing_then_what_run_recorded_and_run_reuses_it(results, capsys):
-    assert main(["list", *SMOKE, *results]) == 0
-    said = capsys.readouterr().out
-    assert "00_hello" in said
-    assert said.count("missing") == 2  # train and importance of one seed
-    assert "0 of 2 units recorded" in said and "about" not in said, (
-        "nothing is known of what they take"
-    )
-    assert not Path(results[1]).exists()
-
-    assert main(["run", *SMOKE, *results]) == 0
-    said = capsys.readouterr().out
-    assert "[1/2] 00_hello: nothing to compute" in said
-    assert "[2/2] 02_heads: 2 to compute" in said
-    folder = folder_of(results)
-    assert set(json.loads((folder / "data.json").read_text())["tasks"]) == {"left", "right"}
-    assert str(folder / "tables") in said
-    assert {p.name for p in (folder / "notebooks").iterdir()} == {
-        "00_hello.ipynb",
-        "02_heads.ipynb",
-    }
-    assert "hello from smoke 0" in outputs(folder / "notebooks" / "00_hello.ipynb")
-    assert "examples [{'left': 4, 'right': 4}] steps 2" in outputs(
-        folder / "notebooks" / "02_heads.ipynb"
-    )
-    cells = nbformat.read(folder / "notebooks" / "02_heads.ipynb", as_version=4).cells
-    assert [c.execution_count for c in cells] == [
-        1,
-        2,
-        3,
-    ]  # the parameters, those of this run, and the cell
-
-    before = records(results)
-    assert [name.split("-")[0] for name in before] == ["importance", "train"]
-    assert main(["list", *SMOKE, *results]) == 0
-    said = capsys.readouterr().out
-    assert "missing" not in said
-    seconds = json.loads((folder / "runs" / next(n for n in before if "train" in n)).read_text())[
-        "seconds"
-    ]
-    assert (
-        f"recorded {seconds:12.1f} s  left+right, seed 0" in said
-        and "2 of 2 units recorded" in said
-    )
-
-    assert main(["run", "heads", *SMOKE, *results]) == 0
-    assert "[1/1] 02_heads: nothing to compute" in capsys.readouterr().out
-    assert records(results) == before
-
-    assert main(["run", "02", "--fresh", *SMOKE, *results]) == 0
-    assert "02_heads: 2 to compute" in capsys.readouterr().out
-    after = records(results)
-    assert after.keys() == before.keys()
-    assert all(after[name] > before[name] for name in before)
-
-
-def test_settings_and_seed_write_into_a_folder_of_their_own(results, tmp_path):
-    for words in ([], ["--seed", "3"], ["--set", "steps=7"]):
-        assert main(["run", "00", "--profile", "smoke", *words, *results]) == 0
-    changed = Study("smoke", overrides={"steps": 7}, results=tmp_path / "results").folder
-    assert changed.name.startswith("smoke+steps=7-")
-    assert {p.name for p in (tmp_path / "results").iterdir()} == {
-        "smoke",
-        "smoke+seed=3",
-        changed.name,
-    }
-    settings = json.loads((changed / "settings.json").read_text())
-    assert settings == {"profile": "smoke", "seed": 0, "overrides": {"steps": 7}}
-    assert [p.parent for p in (tmp_path / "results").rglob("settings.json")] == [changed]
-    assert "hello from smoke 3" in outputs(
-        tmp_path / "results" / "smoke+seed=3" / "notebooks" / "00_hello.ipynb"
-    )
-
-
-def test_results_go_where_the_environment_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("FSLIB_RESULTS", str(tmp_path / "other"))
-    assert main(["run", "00", "--profile", "smoke"]) == 0
-    assert (tmp_path / "other" / "smoke" / "notebooks" / "00_hello.ipynb").is_file()
-    assert os.environ["FSLIB_RESULTS"] == str(tmp_path / "other")
-
-
-def test_the_source_is_not_changed_and_in_place_is_for_the_default_profile(clone, results, capsys):
-    source = clone / "notebooks" / "00_hello.ipynb"
-    before = source.read_bytes()
-    assert main(["run", "00", *results]) == 0
-    assert source.read_bytes() == before
-    assert main(["run", "00", "--in-place", *results]) == 0
-    assert outputs(source) == "hello from mini 0\n"
-    assert (
-        source.read_bytes()
-        == (Path(results[1]) / "mini" / "notebooks" / "00_hello.ipynb").read_bytes()
-    )
-
-
-@pytest.mark.parametrize("words", [["--profile", "smoke"], ["--seed", "1"], ["--set", "steps=3"]])
-def test_in_place_is_refused_for_other_settings_before_anything_is_lost(
-    clone, results, capsys, words
-):
-    source = clone / "notebooks" / "00_hello.ipynb"
-    before = source.read_bytes()
-    study = Study(results=results[1], **({"profile": "smoke"} if "smoke" in words else {}))
-    kept = study.folder / "runs" / "train-0.json"
-    kept.parent.mkdir(parents=True)
-    kept.write_text("{}")
-    assert main(["run", "--in-place", "--fresh", *words, *results]) == 2
-    assert "--in-place" in capsys.readouterr().err
-    assert source.read_bytes() == before
-    assert kept.is_file()
-    assert not list(Path(results[1]).rglob("*.ipynb"))
-
-
-def test_fresh_forgets_nothing_when_the_command_is_refused(results, capsys):
-    assert main(["run", "02", *SMOKE, *results]) == 0
-    before = records(results)
-    assert main(["run", "02", "--fresh", "--in-place", *SMOKE, *results]) == 2
-    assert main(["run", "02", "05", "--fresh", *SMOKE, *results]) == 2
-    assert records(results) == before
-
-
-def test_an_interrupted_fresh_run_leaves_what_it_has_not_replaced(results, monkeypatch, capsys):
-    assert main(["run", "02", *SMOKE, *results]) == 0
-    before = records(results)
-    (scored,), (trained,) = (
-        [name for name in before if name.startswith(kind)] for kind in ("importance", "train")
-    )
-
-    def interrupt(unit, store):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ImportanceUnit, "compute", interrupt)
-        assert main(["run", "02", "--fresh", *SMOKE, *results]) == 130
-    after = records(results)
-    assert after[scored] == before[scored] and after[trained] > before[trained]
-    capsys.readouterr()
-    assert main(["run", "02", *SMOKE, *results]) == 0
-    assert "nothing to compute" in capsys.readouterr().out
-    assert records(results) == after
-
-
-def test_a_fresh_run_measures_the_model_that_it_has_trained(results):
-    study = Study("smoke", overrides=SMALL, results=results[1])
-    unit = study.plan("02")[1]
-    honest = study.store.get(unit)
-    other = unit.model.model_copy(update={"seed": 9})
-    study.store.get(other)
-    checkpoint = study.store.checkpoint(unit.model)
-    shutil.rmtree(checkpoint)
-    shutil.copytree(
-        study.store.checkpoint(other), checkpoint
-    )  # as if the code that trains were another by now
-    assert main(["run", "02", "--fresh", *SMOKE, *results]) == 0
-    again = Store(study.folder).find(unit)
-    assert all((again.arrays[name] == values).all() for name, values in honest.arrays.items())
-
-
-def test_a_failing_notebook_exits_with_1_and_spoils_nothing(clone, results, capsys):
-    source = clone / "notebooks" / "00_hello.ipynb"
-    assert main(["run", "00", "--profile", "smoke", *results]) == 0
-    folder = Path(results[1]) / "smoke" / "notebooks"
-    good = (folder / "00_hello.ipynb").read_bytes()
-    write_notebook(source, 'print("so far")', 'raise RuntimeError("two\\nlines")', "print('never')")
-    broken = source.read_bytes()
-    write_notebook(clone / "notebooks" / "10_more.ipynb", 'print("went on")')
-    capsys.readouterr()
-
-    assert main(["run", "00", "10", "--profile", "smoke", *results]) == 1
-    said = capsys.readouterr()
-    line = next(x for x in said.err.splitlines() if x.startswith("fslib: "))
-    assert "00_hello failed in cell" in line
-    assert "RuntimeError: two lines" in line
-    assert "00_hello.failed.ipynb" in line
-    assert "all done" not in said.out
-    assert said.err.splitlines()[-1] == "fslib: 1 of 2 notebooks failed: 00_hello"
-    assert (folder / "00_hello.ipynb").read_bytes() == good
-    kept = nbformat.read(folder / "00_hello.failed.ipynb", as_version=4)
-    assert "so far" in outputs(folder / "00_hello.failed.ipynb")
-    assert any(
-        o.output_type == "error" for c in kept.cells if c.cell_type == "code" for o in c.outputs
-    )
-    assert source.read_bytes() == broken
-    assert outputs(folder / "10_more.ipynb") == "went on\n"
-
-    write_notebook(source, 'print("mended")')
-    assert main(["run", "00", "--profile", "smoke", *results]) == 0
-    assert "mended" in outputs(folder / "00_hello.ipynb")
-    assert not (folder / "00_hello.failed.ipynb").exists()
-
-
-def test_a_kernel_that_dies_exits_with_1(clone, results, capsys):
-    write_notebook(clone / "notebooks" / "00_hello.ipynb", "import os; os._exit(3)")
-    assert main(["run", "00", "--profile", "smoke", *results]) == 1
-    assert "00_hello failed: its kernel died (out of memory?)" in capsys.readouterr().err
-    assert not (Path(results[1]) / "smoke" / "notebooks" / "00_hello.ipynb").exists()
-
-
-def test_a_file_where_results_should_go_exits_with_2(results, capsys):
+def test_a_file_where_results_should_go_is_told(results, capsys):
     Path(results[1]).write_text("in the way")
-    assert main(["run", "02", *SMOKE, *results]) == 2
-    assert "cannot write" in capsys.readouterr().err
+    refuses(["run", "02", *SMOKE, *results], "cannot write", capsys=capsys)
     assert main(["list", *SMOKE, *results]) == 0
     assert Path(results[1]).read_text() == "in the way"
-
-
-def test_two_settings_never_share_a_folder_and_no_name_is_too_long(tmp_path):
-    def folder(**changes):
-        return Study("smoke", overrides=changes, results=tmp_path).folder.name
-
-    one, two = folder(encoder="a/b"), folder(encoder="a_b")
-    assert one != two and one.startswith("smoke+encoder=a_b-")
-    long = folder(encoders=[f"encoder-number-{i}" for i in range(100)])
-    assert len(long) < 80
-    assert long != folder(encoders=[f"encoder-number-{i}" for i in range(101)])
-    assert folder(tasks=["BBC", "bbc-pair"]) == folder(tasks=["bbc", "bbc-pair"])
-    assert Study("smoke", overrides={"steps": 7}, seed=2, results=tmp_path).folder.name.endswith(
-        "+seed=2"
-    )
-
-
-def test_relative_places_mean_the_same_in_the_command_and_in_the_kernel(
-    clone, data, tmp_path, monkeypatch
-):
-    told = "import os; print(os.environ['FSLIB_DATA'], os.environ['FSLIB_RESULTS'], overrides['encoder'])"
-    write_notebook(clone / "notebooks" / "00_hello.ipynb", told)
-    (tmp_path / "here" / "model").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("FSLIB_DATA", os.path.relpath(data))
-    monkeypatch.setenv("PYTHONPATH", os.path.relpath(Path(runner.__file__).parents[2]))
-    assert (
-        main(["run", "00", "--profile", "smoke", "--set", "encoder=model", "--results", "out"]) == 0
-    )
-    (executed,) = (tmp_path / "here" / "out").rglob("00_hello.ipynb")
-    data_there, results_there, encoder = outputs(executed).split()
-    assert Path(data_there).samefile(data) and Path(data_there).is_absolute()
-    assert (results_there, encoder) == (
-        str(tmp_path / "here" / "out"),
-        str(tmp_path / "here" / "model"),
-    )
-    monkeypatch.setenv("FSLIB_RESULTS", "out")
-    study = Study("smoke", overrides={"encoder": "model"})
-    monkeypatch.chdir(tmp_path)
-    assert study.folder == executed.parent.parent
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [["/nowhere/python", "-m", "none"], [sys.executable, "-c", "raise SystemExit('broken')"]],
-)
-def test_another_kernel_of_this_name_is_not_taken(argv, results, tmp_path, monkeypatch):
-    foreign = tmp_path / "share" / "kernels" / "python3"
-    foreign.mkdir(parents=True)
-    (foreign / "kernel.json").write_text(
-        json.dumps({"argv": argv, "display_name": "x", "language": "python"})
-    )
-    monkeypatch.setenv("JUPYTER_PATH", str(foreign.parents[1]))
-    assert main(["run", "00", "--profile", "smoke", *results]) == 0
-
-
-def test_a_kernel_that_cannot_be_started_is_told_in_one_line(results, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert main(["run", "00", "--profile", "smoke", *results]) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 2
-    assert (
-        "00_hello failed: FileNotFoundError" in said and "in the kernel of /nowhere/python" in said
-    )
 
 
 def test_a_full_temporary_folder_is_not_blamed_on_the_results(results, monkeypatch, capsys):
@@ -541,42 +238,199 @@ def test_a_full_temporary_folder_is_not_blamed_on_the_results(results, monkeypat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("fslib.study.files.tempfile.TemporaryDirectory", full)
-    assert main(["run", "00", "--profile", "smoke", *results]) == 2
-    said = capsys.readouterr().err
-    assert "set TMPDIR" in said and "--results" not in said and "No space left" in said
+    refuses(["run", "00", "--profile", "smoke", *results], "set TMPDIR", capsys=capsys)
 
 
-def test_an_error_in_one_unit_is_one_line_and_the_next_notebook_runs(
-    clone, results, monkeypatch, capsys
-):
-    def broken(unit, store):
-        raise RuntimeError("size mismatch\nand more")
+def test_other_trouble_of_the_system_names_the_file(results, monkeypatch, capsys):
+    def refuse(*arguments):
+        raise PermissionError(errno.EACCES, "Permission denied", "/x")
 
-    monkeypatch.setattr(TrainUnit, "compute", broken)
-    write_notebook(clone / "notebooks" / "10_more.ipynb", "print('went on')")
-    assert main(["run", *SMOKE, *results]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert (
-        "02_heads failed, computing train-" in said[0] and "RuntimeError: size mismatch" in said[0]
+    monkeypatch.setattr(runner, "find_notebooks", refuse)
+    refuses(["list", *results], "Permission denied: /x", capsys=capsys)
+
+
+# Help
+
+
+@pytest.mark.parametrize("words", [["--help"], []])
+def test_help_names_every_command_and_exit_code(words, capsys):
+    assert main(words) == (0 if words else 2)
+    said = " ".join(capsys.readouterr().out.split())
+    for part in ("0 done", "1 a notebook failed", "2 bad input", "130 inter", "143 term", "141 no"):
+        assert part in said
+    for name in ("run", "list", "verify", "check", "explore", "site"):
+        assert f" {name} " in said and main([name, "--help"]) == 0
+
+
+def test_help_is_there_before_anything_heavy():
+    code = "import sys; from fslib.cli import main; main(['run', '--help'])\n"
+    code += "print({'torch', 'numpy', 'pandas', 'fslib.errors'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("\nset()\n") and done.stdout.startswith("Usage: fslib run")
+
+
+# Run and list
+
+
+def test_list_says_what_is_missing_and_run_computes_it_and_executes_notebooks(results, capsys):
+    assert main(["list", *SMOKE, *results]) == 0
+    said = capsys.readouterr().out
+    assert "00_hello" in said and said.count("  missing  ") == 2  # train and importance of one seed
+    assert "0 of 2 units recorded" in said and "about" not in said, "nothing is known of the time"
+    assert not Path(results[1]).exists()
+
+    assert main(["run", *SMOKE, *results]) == 0
+    said = capsys.readouterr().out
+    assert "[1/2] 00_hello: nothing to compute" in said and "[2/2] 02_heads: 2 to compute" in said
+    folder = Study("smoke", overrides=SMALL, results=results[1]).folder
+    assert set(json.loads((folder / "data.json").read_text())["tasks"]) == {"left", "right"}
+    assert str(folder / "tables") in said and "2 units computed, 0 failed" in said
+    notebooks = folder / "notebooks"
+    assert {p.name for p in notebooks.iterdir()} == {"00_hello.ipynb", "02_heads.ipynb"}
+    assert "hello from smoke 0" in outputs(notebooks / "00_hello.ipynb")
+    assert "examples [{'left': 4, 'right': 4}] 2" in outputs(notebooks / "02_heads.ipynb")
+    cells = nbformat.read(notebooks / "02_heads.ipynb", as_version=4).cells
+    # the parameters, those of this run, and the cell
+    assert [cell.execution_count for cell in cells] == [1, 2, 3]
+
+
+def test_run_reuses_what_list_says_is_recorded(recorded, results, no_kernel, capsys):
+    before = records(recorded)
+    assert [name.split("-")[0] for name in before] == ["importance", "train"]
+    assert main(["list", *SMOKE, *results]) == 0
+    said = capsys.readouterr().out
+    seconds = json.loads(next(recorded.glob("runs/train-*.json")).read_text())["seconds"]
+    assert f"recorded {seconds:12.1f} s  left+right, seed 0" in said and "missing" not in said
+    assert said.endswith("2 of 2 units recorded\n")
+    for name in ("2", "02", "heads", "02_heads.ipynb"):
+        assert main(["run", name, *SMOKE, *results]) == 0
+    assert "[1/1] 02_heads: nothing to compute" in capsys.readouterr().out
+    assert records(recorded) == before and no_kernel == ["02_heads"] * 4
+
+
+def test_list_estimates_missing_units_by_those_of_their_kind(recorded, results, capsys):
+    for path in recorded.glob("runs/*.json"):
+        content = json.loads(path.read_text())
+        content["seconds"] = 5400.0 if path.name.startswith("train") else 1.0
+        path.write_text(json.dumps(content))
+    other = small(seeds=3)
+    shutil.copytree(
+        recorded, Study("smoke", overrides=SMALL | {"seeds": 3}, results=results[1]).folder
     )
-    assert said[1:] == ["fslib: 1 of 3 notebooks failed: 02_heads"]
-    assert (folder_of(results) / "notebooks" / "10_more.ipynb").is_file()
+    assert main(["list", "02", *other, *results]) == 0
+    said = capsys.readouterr().out
+    assert said.count("missing, about   5400 s") == 2 and said.count("missing, about      1 s") == 2
+    workers = len(os.sched_getaffinity(0))
+    assert f"2 of 6 units recorded; about {3 / workers:.1f} hours with --workers {workers}" in said
 
 
-def test_run_clears_away_what_dead_processes_left(results, monkeypatch, tmp_path):
+def test_a_fresh_run_replaces_records_one_by_one(recorded, results, no_kernel, monkeypatch, capsys):
+    def interrupt(unit, store):
+        raise KeyboardInterrupt
+
+    before = records(recorded)
+    scored, trained = sorted(before)
+    fresh = ["run", "02", "--fresh", *SMOKE, *results]
+    with monkeypatch.context() as patch:
+        patch.setattr(ImportanceUnit, "compute", interrupt)
+        refuses(fresh, "interrupted; finished units are recorded", code=130, capsys=capsys)
+    after = records(recorded)
+    assert after[scored] == before[scored] and after[trained] > before[trained]
+    assert main(["run", "02", *SMOKE, *results]) == 0
+    assert "nothing to compute" in capsys.readouterr().out and records(recorded) == after
+    assert main(fresh) == 0
+    assert "02_heads: 2 to compute" in capsys.readouterr().out
+    assert all(records(recorded)[name] > after[name] for name in after)
+
+
+def test_a_fresh_run_measures_the_model_that_it_has_trained(results, no_kernel):
+    study = Study("smoke", overrides=SMALL, results=results[1])
+    unit = study.plan("02")[1]
+    honest = study.store.get(unit)
+    other = unit.model.model_copy(update={"seed": 9})
+    study.store.get(other)
+    checkpoint = study.store.checkpoint(unit.model)
+    shutil.rmtree(checkpoint)
+    # as if the code that trains were another by now
+    shutil.copytree(study.store.checkpoint(other), checkpoint)
+    assert main(["run", "02", "--fresh", *SMOKE, *results]) == 0
+    again = Store(study.folder).find(unit)
+    assert all((again.arrays[name] == values).all() for name, values in honest.arrays.items())
+
+
+def test_settings_and_seed_write_into_a_folder_of_their_own(results, tmp_path, monkeypatch):
+    monkeypatch.setenv("FSLIB_RESULTS", results[1])
+    for words in ([], ["--seed", "3"], ["--set", "steps=7"]):
+        assert main(["run", "00", "--profile", "smoke", *words]) == 0
+    changed = Study("smoke", overrides={"steps": 7}, results=results[1]).folder
+    assert changed.name.startswith("smoke+steps=7-")
+    folders = {p.name for p in Path(results[1]).iterdir()}
+    assert folders == {"smoke", "smoke+seed=3", changed.name}
+    settings = json.loads((changed / "settings.json").read_text())
+    assert settings == {"profile": "smoke", "seed": 0, "overrides": {"steps": 7}}
+    assert [p.parent for p in Path(results[1]).rglob("settings.json")] == [changed]
+    hello = Path(results[1]) / "smoke+seed=3" / "notebooks" / "00_hello.ipynb"
+    assert "hello from smoke 3" in outputs(hello)
+
+
+def test_two_settings_never_share_a_folder_and_no_name_is_too_long(tmp_path):
+    def folder(seed=0, **changes):
+        return Study("smoke", overrides=changes, seed=seed, results=tmp_path).folder.name
+
+    one, two = folder(encoder="a/b"), folder(encoder="a_b")
+    assert one != two and one.startswith("smoke+encoder=a_b-")
+    long = folder(encoders=[f"encoder-number-{i}" for i in range(100)])
+    assert len(long) < 80
+    assert long != folder(encoders=[f"encoder-number-{i}" for i in range(101)])
+    assert folder(tasks=["BBC", "bbc-pair"]) == folder(tasks=["bbc", "bbc-pair"])
+    assert folder(steps=7, seed=2).endswith("+seed=2")
+
+
+def test_the_source_is_changed_in_place_only(clone, results):
+    source = clone / "notebooks" / "00_hello.ipynb"
+    before = source.read_bytes()
+    assert main(["run", "00", *results]) == 0
+    assert source.read_bytes() == before
+    assert main(["run", "00", "--in-place", *results]) == 0
+    assert outputs(source) == "hello from mini 0\n"
+    written = Path(results[1]) / "mini" / "notebooks" / "00_hello.ipynb"
+    assert source.read_bytes() == written.read_bytes()
+
+
+def test_relative_places_mean_the_same_in_the_command_and_in_the_kernel(
+    clone, data, tmp_path, monkeypatch
+):
+    """And another kernel of this name is not taken."""
+    shown = "import os; print(os.environ['FSLIB_DATA'], os.environ['FSLIB_RESULTS'], overrides)"
+    write_notebook(clone / "notebooks" / "00_hello.ipynb", shown)
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    foreign = tmp_path / "share" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    spec = {"argv": ["/nowhere/python", "-m", "none"], "display_name": "x", "language": "python"}
+    (foreign / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("JUPYTER_PATH", str(foreign.parents[1]))
+    monkeypatch.setenv("FSLIB_DATA", os.path.relpath(data))
+    monkeypatch.setenv("PYTHONPATH", os.path.relpath(Path(runner.__file__).parents[2]))
+    words = ["run", "00", "--profile", "smoke", "--set", "encoder=model", "--results", "out"]
+    assert main(words) == 0
+    (executed,) = (tmp_path / "here" / "out").rglob("00_hello.ipynb")
+    data_there, results_there, overrides = outputs(executed).split(maxsplit=2)
+    assert Path(data_there).samefile(data) and Path(data_there).is_absolute()
+    assert results_there == str(tmp_path / "here" / "out")
+    assert overrides == f"{{'encoder': {str(tmp_path / 'here' / 'model')!r}}}\n"
+
+
+def test_run_clears_away_what_dead_processes_left(recorded, results, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
-    assert main(["run", "02", *SMOKE, *results]) == 0
-    assert not list((tmp_path / "tmp").iterdir())
-    folder = folder_of(results)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    ours = [f".partial-{platform.node()}-{pid}" for pid in (dead.pid, os.getpid())] + [
-        ".partial-elsewhere-1"
-    ]
+    ours = [f".partial-{platform.node()}-{pid}" for pid in (dead.pid, os.getpid())]
+    ours.append(".partial-elsewhere-1")
     places = ["runs/.train-0.json", "tables/.a.csv", "figures/.a.svg", "notebooks/.02.ipynb"]
-    files = [folder / f"{place}{end}" for place in places for end in ours]
-    folders = [folder / "checkpoints" / f"train-0{end}" for end in ours]
+    files = [recorded / f"{place}{end}" for place in places for end in ours]
+    folders = [recorded / "checkpoints" / f"train-0{end}" for end in ours]
     folders += [tmp_path / "tmp" / f"fslib-tmp-x{end}" for end in ours]
     for path in files:
         path.parent.mkdir(exist_ok=True)
@@ -586,228 +440,66 @@ def test_run_clears_away_what_dead_processes_left(results, monkeypatch, tmp_path
     assert main(["run", "00", *SMOKE, *results]) == 0
     left = {path for path in [*files, *folders] if path.exists()}
     assert left == {path for path in [*files, *folders] if not path.name.endswith(ours[0])}
+    assert {p.name for p in (tmp_path / "tmp").iterdir()} == {p.name for p in folders[-2:]}
 
 
-# Verify
+# Notebooks and units that fail
 
 
-def test_what_cannot_be_read_is_counted_and_left_where_it_is(results, monkeypatch, capsys):
-    assert main(["run", "02", *SMOKE, *results]) == 0
-    folder = folder_of(results)
-    record = next(folder.glob("runs/train-*.json"))
-    good = record.read_bytes()
-    for hurt in (
-        lambda: record.write_bytes(good[:-40]),
-        lambda: edit(record, config={**json.loads(good)["config"], "steps": 9}),
-        lambda: edit(record, data={"left": "0", "right": "0"}),
-        lambda: edit(record, commit="0" * 40),
-        record.with_suffix(".npz").unlink,
-    ):
-        record.write_bytes(good)
-        hurt()
-        before = sorted(
-            (p.name, p.read_bytes()) for p in (folder / "runs").iterdir() if p.is_file()
-        )
-        capsys.readouterr()
-        assert main(["verify", "02", *SMOKE, *results, "--sample", "1"]) == 1
-        said = capsys.readouterr().out
-        assert f"record {record} is damaged" in said
-        assert "1 of 1 records verified, 0 differ, 1 more could not be read" in said
-        assert main(["list", "02", *SMOKE, *results]) == 0
-        said = capsys.readouterr().out
-        assert "DAMAGED" in said and str(record) in said
-        assert (
-            sorted((p.name, p.read_bytes()) for p in (folder / "runs").iterdir() if p.is_file())
-            == before
-        )
-
-    with pytest.warns(UserWarning, match="set aside"):
-        assert main(["run", "02", *SMOKE, *results]) == 0
-    capsys.readouterr()
-    assert main(["list", "02", *SMOKE, *results]) == 0
-    said = capsys.readouterr().out
-    assert f"set aside, damaged: {record}.corrupt" in said and "DAMAGED" not in said
+def test_a_failing_notebook_spoils_nothing_and_the_next_one_runs(clone, results, capsys):
+    source = clone / "notebooks" / "00_hello.ipynb"
+    folder = Path(results[1]) / "smoke" / "notebooks"
+    folder.mkdir(parents=True)
+    (folder / "00_hello.ipynb").write_text("good")
+    write_notebook(source, 'print("so far")', 'raise RuntimeError("two\\nlines")', "print('never')")
+    broken = source.read_bytes()
+    write_notebook(clone / "notebooks" / "09_dies.ipynb", "import os; os._exit(3)")
+    write_notebook(clone / "notebooks" / "10_more.ipynb", 'print("went on")')
+    words = ["run", "00", "09", "10", "--profile", "smoke", *results]
+    assert main(words) == 1
+    said = capsys.readouterr()
+    first, second, last = [x for x in said.err.splitlines() if x.startswith("fslib: ")]
+    for part in ("00_hello failed in cell", "RuntimeError: two lines", "00_hello.failed.ipynb"):
+        assert part in first
+    assert "09_dies failed: its kernel died (out of memory?)" in second
+    assert last == "fslib: 2 of 3 notebooks failed: 00_hello, 09_dies"
+    assert "all done" not in said.out and outputs(folder / "10_more.ipynb") == "went on\n"
+    assert (folder / "00_hello.ipynb").read_text() == "good" and source.read_bytes() == broken
+    assert "so far" in outputs(folder / "00_hello.failed.ipynb")
+    write_notebook(source, 'print("mended")')
+    assert main(["run", "00", "--profile", "smoke", *results]) == 0
+    assert "mended" in outputs(folder / "00_hello.ipynb")
+    assert not (folder / "00_hello.failed.ipynb").exists()
 
 
-def edit(record: Path, **changes) -> None:
-    """Change fields of a record's JSON, as an editor would."""
-    record.write_text(json.dumps(json.loads(record.read_text()) | changes))
+def test_a_kernel_that_cannot_be_started_is_told_in_one_line(results, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert main(["run", "00", "--profile", "smoke", *results]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 2 and "in the kernel of /nowhere/python" in said
+    assert "00_hello failed: FileNotFoundError" in said
 
 
-def test_a_record_that_may_not_be_read_is_left_alone_by_all(results, monkeypatch, capsys):
-    assert main(["run", "02", *SMOKE, *results]) == 0
-    before = records(results)
-    read = Path.read_bytes
+def test_an_error_in_one_unit_is_one_line_and_the_next_notebook_runs(
+    clone, results, monkeypatch, no_kernel, capsys
+):
+    def broken(unit, store):
+        raise RuntimeError("size mismatch\nand more")
 
-    def refuse(path):
-        if path.name.startswith("train-"):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    capsys.readouterr()
-    for action, code in (("run", 2), ("list", 0), ("verify", 1)):
-        assert main([action, "02", *SMOKE, *results]) == code
-        said = "".join(capsys.readouterr())
-        assert "cannot read" in said and "Permission denied" in said
-    assert records(results) == before
-    assert not list(folder_of(results).rglob("*.corrupt"))
-
-
-def test_verify_exits_with_0_then_1_after_tampering_and_2_without_records(results, capsys):
-    assert main(["verify", "02", *SMOKE, *results]) == 2
-    assert "no record" in capsys.readouterr().err
-    assert main(["run", "02", *SMOKE, *results]) == 0
-    capsys.readouterr()
-    assert main(["verify", "02", *SMOKE, *results, "--sample", "0"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("bit-equal") == 2
-    assert "2 of 2 records verified, 0 differ" in said
-
-    assert main(["verify", "02", *SMOKE, *results, "--sample", "1"]) == 0
-    assert "1 of 2 records verified" in capsys.readouterr().out
-    assert main(["verify", "02", *SMOKE, *results, "--sample", "-1"]) == 2
-
-    record = next(folder_of(results).glob("runs/train-*.json"))
-    content = json.loads(record.read_text())
-    content["result"]["scores"]["left"] += 0.01
-    content["content_sha256"] = content_checksum(content)
-    record.write_text(json.dumps(content))
-    capsys.readouterr()
-    assert main(["verify", "02", *SMOKE, *results, "--sample", "0"]) == 1
-    said = capsys.readouterr().out
-    assert "DIFFERS" in said
-    assert "result.scores.left" in said
-    assert "2 of 2 records verified, 1 differ" in said
-
-
-# In a process of its own
-
-
-def test_the_command_passes_its_exit_code_to_the_shell(results):
-    words = [Path(sys.executable).with_name("fslib"), "list", "--profile", "nano", *results]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert "valid: smoke, mini" in done.stderr
-
-
-COMMAND = [sys.executable, "-c", "import sys, fslib_command; sys.exit(fslib_command.main())"]
-
-
-def start(words: list[str], **options) -> subprocess.Popen:
-    """Start the command in a process of its own; the code under test is found first."""
-    here = str(Path(runner.__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": here} | options.pop("env", {})
-    # what a shell starts in the background ignores Ctrl-C, and so would what it starts
-    shared = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hear_interrupts}
-    return subprocess.Popen([*COMMAND, *words], env=environment, text=True, **shared | options)
-
-
-def hear_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-OPENED = """
-import signal, sys, fslib_command
-
-def noted(number, handler, change=signal.signal):
-    if handler is signal.default_int_handler:
-        print("fslib.cli" in sys.modules)
-    return change(number, handler)
-
-signal.signal, sys.argv = noted, ["fslib", "list", "--profile", "nano"]
-sys.exit(fslib_command.main())
-"""
-
-
-def test_nothing_is_left_to_open_when_an_interrupt_is_an_exception_again():
-    """One that came in the middle of an import would end in a traceback."""
-    done = subprocess.run(
-        [sys.executable, "-c", OPENED], capture_output=True, text=True, preexec_fn=hear_interrupts
-    )
-    assert (done.stdout, done.returncode) == ("True\n", 2)
-
-
-def test_a_reader_that_goes_away_ends_the_command_without_a_word(results):
-    process = start(["list", "--profile", "mini", *results])
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait(60) == 141
-
-
-@pytest.mark.parametrize("words", [["list", "--profile", "smoke"], ["--help"]])
-def test_an_output_that_is_full_is_told_in_one_line(words):
-    with Path("/dev/full").open("w") as full:
-        process = start(words, stdout=full)
-        said = process.stderr.read()
-    assert process.wait(60) == 2
-    assert said == "fslib: cannot write to standard output: No space left on device\n"
-
-
-@pytest.mark.parametrize(
-    "env",
-    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
-)
-def test_a_terminal_of_few_characters_shows_the_rest_as_escapes(env, tmp_path):
-    process = start(["list", "00", "--profile", "smoke", "--results", str(tmp_path / "é")], env=env)
-    said, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, "")
-    assert said.startswith("profile smoke") and said.isascii()
-    assert (
-        "\\xe9" in said or "\\udcc3\\udca9" in said
-    )  # é as a letter, or as the bytes of a name that cannot be read
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "word"),
-    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
-)
-@pytest.mark.parametrize("moment", ["while it is imported", "while it computes"])
-def test_a_signal_is_answered_in_one_line(number, code, word, moment, results):
-    words = ["run", "01", "--profile", "smoke", "--set", "steps=20000", "--workers", "2"]
-    process = start([*words, *results])
-    if moment == "while it computes":
-        assert "to compute" in process.stdout.readline()
-    time.sleep(1)
-    process.send_signal(number)
-    try:
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == code
-    said = [line for line in errors.replace("\r", "\n").splitlines() if line.startswith("fslib: ")]
-    assert len(said) == 1 and word in said[0]
-    assert "Traceback" not in errors
-    assert not [p for p in Path(results[1]).rglob("*") if ".partial-" in p.name]
-
-
-@pytest.mark.parametrize("limit", [40, 100])
-def test_too_few_file_handles_are_told_in_one_line(limit, results):
-    def few() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-
-    process = start(["run", "00", "--profile", "smoke", *results], preexec_fn=few)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert errors == f"fslib: too few open files are allowed ({limit}): ulimit -n 256, or more\n"
-
-
-def test_help_names_every_exit_code(capsys):
-    with pytest.raises(SystemExit) as left:
-        main(["--help"])
-    assert left.value.code == 0
-    said = " ".join(capsys.readouterr().out.split())
-    for code in ("0 done", "1 a notebook failed", "2 bad input", "130 interrupted"):
-        assert code in said
+    monkeypatch.setattr(TrainUnit, "compute", broken)
+    write_notebook(clone / "notebooks" / "10_more.ipynb", "1")
+    assert main(["run", *SMOKE, *results]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert "02_heads failed, computing train-" in said[0]
+    assert "RuntimeError: size mismatch" in said[0]
+    assert said[1:] == ["fslib: 1 of 3 notebooks failed: 02_heads"]
+    assert no_kernel == ["00_hello", "10_more"]
 
 
 def test_an_interrupt_inside_a_notebook_leaves_nothing_to_complain_of(
     tmp_path, monkeypatch, caplog
 ):
-    """nbclient's tasks then fail with nobody waiting for them, of which asyncio would print a traceback."""
+    """nbclient's tasks then fail with nobody waiting for them: asyncio would print a traceback."""
 
     def interrupted(*words, **options):
         async def wait():
@@ -830,3 +522,163 @@ def test_an_interrupt_inside_a_notebook_leaves_nothing_to_complain_of(
         assert not caplog.records
     finally:
         logging.getLogger("asyncio").setLevel(logging.NOTSET)
+
+
+# Verify
+
+
+def test_damage_is_counted_and_only_run_moves_it(recorded, results, no_kernel, capsys):
+    record = next(recorded.glob("runs/train-*.json"))
+    record.write_bytes(record.read_bytes()[:-40])
+    runs = recorded / "runs"
+    before = sorted((p.name, p.read_bytes()) for p in runs.iterdir() if p.is_file())
+    assert main(["verify", "02", *SMOKE, *results, "--sample", "1"]) == 1
+    said = capsys.readouterr().out
+    assert f"record {record} is damaged" in said
+    assert "1 of 1 records verified, 0 differ, 1 more could not be read" in said
+    assert main(["list", "02", *SMOKE, *results]) == 0
+    said = capsys.readouterr().out
+    assert "DAMAGED" in said and str(record) in said
+    assert sorted((p.name, p.read_bytes()) for p in runs.iterdir() if p.is_file()) == before
+    with pytest.warns(UserWarning, match="set aside"):
+        assert main(["run", "02", *SMOKE, *results]) == 0
+    capsys.readouterr()
+    assert main(["list", "02", *SMOKE, *results]) == 0
+    said = capsys.readouterr().out
+    assert f"set aside, damaged: {record}.corrupt" in said and "DAMAGED" not in said
+
+
+def test_a_record_that_may_not_be_read_is_left_alone_by_all(recorded, results, monkeypatch, capsys):
+    before, read = records(recorded), Path.read_bytes
+
+    def refuse(path):
+        if path.name.startswith("train-"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    for action, code in (("run", 2), ("list", 0), ("verify", 1)):
+        assert main([action, "02", *SMOKE, *results]) == code
+        said = "".join(capsys.readouterr())
+        assert "cannot read" in said and "Permission denied" in said
+        assert action != "list" or "UNREADABLE" in said
+    assert records(recorded) == before and not list(recorded.rglob("*.corrupt"))
+
+
+def test_verify_exits_with_0_then_1_after_tampering(recorded, results, capsys):
+    words = ["verify", "02", *SMOKE, *results, "--sample"]
+    assert main([*words, "0"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("bit-equal") == 2 and "2 of 2 records verified, 0 differ" in said
+    assert main([*words, "1"]) == 0
+    assert "1 of 2 records verified" in capsys.readouterr().out
+    record = next(recorded.glob("runs/train-*.json"))
+    content = json.loads(record.read_text())
+    content["result"]["scores"]["left"] += 0.01
+    content["content_sha256"] = content_checksum(content)
+    record.write_text(json.dumps(content))
+    assert main([*words, "0"]) == 1
+    said = capsys.readouterr().out
+    assert "DIFFERS" in said and "result.scores.left" in said
+    assert "2 of 2 records verified, 1 differ" in said
+
+
+# In a process of its own
+
+COMMAND = [sys.executable, "-c", "import sys; from fslib.cli import main; sys.exit(main())"]
+
+
+def hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def start(words: list[str], **options) -> subprocess.Popen:
+    """Start the command in a process of its own; the code under test is found first."""
+    here = str(Path(runner.__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": here} | options.pop("env", {})
+    # what a shell starts in the background ignores Ctrl-C, and so would what it starts
+    shared = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hear_interrupts}
+    return subprocess.Popen([*COMMAND, *words], env=environment, text=True, **shared | options)
+
+
+def test_a_reader_that_goes_away_ends_the_command_without_a_word(results):
+    process = start(["list", "--profile", "mini", *results])
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 141
+
+
+@pytest.mark.parametrize("words", [["list", "--profile", "smoke"], ["--help"], ["run", "--help"]])
+def test_an_output_that_is_full_is_told_in_one_line(words):
+    with Path("/dev/full").open("w") as full:
+        process = start(words, stdout=full)
+        said = process.stderr.read()
+    assert process.wait(60) == 2
+    assert said == "fslib: cannot write to standard output: No space left on device\n"
+
+
+def test_a_terminal_of_few_characters_shows_the_rest_as_escapes(tmp_path):
+    words = ["list", "00", "--profile", "smoke", "--results", str(tmp_path / "é")]
+    process = start(words, env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert said.startswith("profile smoke") and said.isascii()
+    assert "\\xe9" in said or "\\udcc3\\udca9" in said  # a letter, or bytes of an unreadable name
+
+
+def test_sigterm_while_it_computes_is_answered_in_one_line(results):
+    words = ["run", "02", *small(steps=20_000), "--workers", "2", *results]
+    process = start(words)
+    assert "to compute" in process.stdout.readline()
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    assert errors == "fslib: terminated; finished units are recorded, run again to go on\n"
+    assert not [p for p in Path(results[1]).rglob("*") if ".partial-" in p.name]
+
+
+STRUCK = """
+import os, signal, sys
+from fslib import cli
+
+def struck(name):
+    os.kill(os.getpid(), signal.{})
+    raise KeyError("lost in a library's start-up")
+
+cli.import_module = struck
+sys.argv = ["fslib", "list"]
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")]
+)
+def test_a_signal_ends_an_import_at_once(name, code, word):
+    words = [sys.executable, "-c", STRUCK.format(name)]
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=hear_interrupts)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == f"fslib: {word} before anything was begun\n"
+
+
+def test_a_missing_package_is_told_and_signals_are_given_back(monkeypatch, capsys):
+    def missing(name):
+        raise ImportError("no torch\nanywhere")
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "import_module", missing)
+        refuses(["list"], "cannot be started (no torch anywhere)", "pip install", capsys=capsys)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert cli._begun
+
+
+def test_too_few_file_handles_are_told_in_one_line(results, monkeypatch, capsys):
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (100, 100))
+    said = "too few open files are allowed (100): ulimit -n 256, or more"
+    refuses(["run", "00", "--profile", "smoke", *results], said, capsys=capsys)

@@ -1,4 +1,4 @@
-"""Units in parallel: after what they are built on, the same records whoever computes them, and a line per trouble."""
+"""Units in parallel: each after what it is built on, the same records whoever computes them."""
 
 import contextlib
 import json
@@ -12,19 +12,28 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from accelerate import PartialState
+import torch
 from small_units import SMALL, TASKS, FailingUnit, KilledUnit, NumbersUnit, training
 
 import fslib
-from fslib import FslibError, Study
-from fslib.progress import Board, span
-from fslib.study import schedule
-from fslib.study.engine import Done, Engine, built_on
+from fslib import FslibError, Study, progress
+from fslib.progress import Count, span
 from fslib.study.files import CannotWriteError
-from fslib.study.schedule import Backlog, Where, compute, missing, open_engine
+from fslib.study.parallel import (
+    Backlog,
+    Chain,
+    Done,
+    Engine,
+    Here,
+    Workers,
+    built_on,
+    compute,
+    default_workers,
+    local_engine,
+    missing,
+)
 from fslib.study.store import Result, Store, Unit
 from fslib.study.units import ImportanceUnit, PruneUnit
-from fslib.study.workers import Here, Processes, default_workers
 
 pytestmark = pytest.mark.usefixtures("small_tasks")
 
@@ -46,53 +55,36 @@ class Collection(NumbersUnit):
 
 
 class Pretended(Engine):
-    """An engine that computes nothing, ends what began last, and fails what it is told to."""
+    """An engine that computes nothing, ends what began last, and fails or loses what it is told."""
 
-    workers = 0
+    tries = 2
 
     def __init__(
-        self, workers: int, failing: tuple[Unit, ...] = (), *, takes_chains: bool = False
+        self, workers: int, failing: Sequence[Unit] = (), losing: Sequence[Unit] = (), **options
     ) -> None:
-        self.workers, self.failing, self.log, self.under_way, self.closed = (
-            workers,
-            failing,
-            [],
-            [],
-            False,
-        )
-        self.takes_chains = takes_chains
+        super().__init__(Store(Path("/nowhere")), workers)
+        self.failing, self.losing, self.log, self.closed = failing, list(losing), [], False
+        self.takes_chains = options.get("takes_chains", False)
 
-    def has_room(self) -> bool:
-        return len(self.under_way) < self.workers
-
-    def begin(self, units: Sequence[Unit]) -> int:
-        assert self.has_room() and (self.takes_chains or len(units) == 1)
-        self.log += [("begin", unit.key) for unit in units]
-        self.under_way.append(list(units))
-        return len(self.under_way) - 1
+    def send(self, chain: Chain) -> None:
+        assert self.has_room() and (self.takes_chains or len(chain.units) == 1)
+        self.log += [("begin", unit.key) for unit in chain.units]
+        self.under_way[len(self.log)] = chain
 
     def ended(self, patience: float) -> list[Done]:
-        chain, number = self.under_way.pop(), len(self.under_way)
-        self.log += [("end", unit.key) for unit in chain]
+        chain = self.under_way.pop(max(self.under_way))
+        if chain.units[0] in self.losing:
+            self.losing.remove(chain.units[0])
+            return self.lose(chain, "a fire")
+        self.log += [("end", unit.key) for unit in chain.units]
+        failing = [unit in self.failing for unit in chain.units]
         return [
-            Done(unit, number, 10.0, "it was told to" if unit in self.failing else "")
-            for unit in chain
+            Done(unit, 10.0, "it was told to" if fails else "")
+            for unit, fails in zip(chain.units, failing, strict=True)
         ]
 
     def close(self) -> None:
         self.closed = True
-
-
-@pytest.fixture
-def pretend(monkeypatch):
-    """Put a pretended engine in the place of the one that would be chosen."""
-
-    def put(*words, **options) -> Pretended:
-        pretended = Pretended(*words, **options)
-        monkeypatch.setattr(schedule, "open_engine", lambda *words, **options: pretended)
-        return pretended
-
-    return put
 
 
 # What is built on what
@@ -114,95 +106,138 @@ def test_what_a_missing_unit_is_built_on_is_computed_first_and_what_is_recorded_
     assert missing(store, [PRUNED[0]], fresh=True) == [training(0), SCORED[0], PRUNED[0]]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 9])
-def test_every_unit_begins_after_what_it_is_built_on(tmp_path, pretend, workers):
-    pretended = pretend(workers)
-    assert compute(Store(tmp_path), UNITS[::-1], Where(workers), say=[].append) == {}
-    assert pretended.closed
-    places = {entry: place for place, entry in enumerate(pretended.log)}
-    assert len(places) == 2 * len(UNITS)
+@pytest.mark.parametrize("workers", [1, 2, 9])
+@pytest.mark.parametrize("takes_chains", [True, False])
+def test_every_unit_begins_after_what_it_is_built_on(tmp_path, workers, takes_chains):
+    engine = Pretended(workers, takes_chains=takes_chains)
+    assert compute(Store(tmp_path), UNITS, engine, [].append) == {}
+    assert engine.closed
+    places = {entry: place for place, entry in enumerate(engine.log)}
+    assert len(places) == len(engine.log) == 2 * len(UNITS)
     for unit in UNITS:
         for base in built_on(unit):
-            assert places["end", base.key] < places["begin", unit.key]
+            before = "begin" if takes_chains else "end"  # in a chain, the order is the worker's
+            assert places[before, base.key] < places["begin", unit.key]
 
 
-def test_a_failure_takes_what_is_built_on_it_and_nothing_else(tmp_path, pretend):
-    pretended = pretend(2, (SCORED[0],))
-    lines = []
-    failures = compute(Store(tmp_path), [*UNITS, *NUMBERS], Where(2), say=lines.append)
+def test_a_failure_takes_what_is_built_on_it_and_nothing_else(tmp_path):
+    lines, planned = [], [*UNITS, *NUMBERS]
+    engine = Pretended(2, [SCORED[0]])
+    failures = compute(Store(tmp_path), planned, engine, lines.append)
     assert failures.keys() == {SCORED[0].key, PRUNED[0].key}
-    assert all((f.unit, f.reason) == (SCORED[0], "it was told to") for f in failures.values())
-    assert ("begin", PRUNED[0].key) not in pretended.log
-    assert len(pretended.log) == 2 * (len(UNITS) + len(NUMBERS) - 1)
-    assert [
-        line
-        for line in lines
-        if f"importance-{SCORED[0].key} (left+right, seed 0) failed after 10 s: it" in line
-    ]
-    assert "left" in lines[0] and f"[{len(UNITS) + len(NUMBERS) - 1}/" in lines[-1]
+    for done in failures.values():
+        assert str(done) == f"importance-{SCORED[0].key}: it was told to"
+    assert ("begin", PRUNED[0].key) not in engine.log
+    assert len(engine.log) == 2 * (len(planned) - 1)
+    failed = f"importance-{SCORED[0].key} (left+right, seed 0) failed after 10 s: it was told to"
+    assert any(failed in line for line in lines)
+    assert f"[{len(planned) - 1}/{len(planned)}]" in lines[-1] and "left" not in lines[-1][-20:]
+
+
+def test_a_lost_unit_is_computed_again_and_given_up_at_last(tmp_path):
+    lines, engine = [], Pretended(2, losing=[NUMBERS[1], NUMBERS[2], NUMBERS[2]])
+    failures = compute(Store(tmp_path), NUMBERS[:4], engine, lines.append)
+    assert failures.keys() == {NUMBERS[2].key}
+    assert failures[NUMBERS[2].key].failure == "it was lost 2 times, at last by a fire"
+    for unit in NUMBERS[1:3]:
+        again = f"numbers-{unit.key} ({unit.describe()}) was lost by a fire; it is computed again"
+        assert sum(again in line for line in lines) == 1
+
+
+def test_what_shares_a_model_is_one_chain_and_what_needs_two_waits_for_both(tmp_path):
+    store, other = Store(tmp_path), PruneUnit(importance=SCORED[0], fractions=(0.5,), controls=1)
+    both = Collection(tasks=TASKS, n=1, named={"a": SCORED[0], "b": SCORED[1]})
+    backlog = Backlog(store, [*UNITS, other, both, NUMBERS[0]], chains=True)
+    first, second, alone = (backlog.next() for _ in range(3))
+    assert first == [training(0), SCORED[0], PRUNED[0], other]
+    assert second == [training(1), SCORED[1], PRUNED[1]]
+    assert (alone, backlog.next()) == ([NUMBERS[0]], [])
+    for unit in (*first[:2], *second[:2]):
+        assert backlog.next() == []
+        backlog.end(Done(unit, 1.0))
+    assert backlog.next() == [both]
+    # recorded bases are shared as well: their models would be trained again on each machine
+    assert Backlog(store, [PRUNED[0], other], chains=True).next() == [PRUNED[0], other]
+
+
+def test_a_failure_within_a_chain_ends_what_is_built_on_it(tmp_path):
+    backlog = Backlog(Store(tmp_path), [*UNITS[::2], PRUNED[1]], chains=True)
+    backlog.next()
+    backlog.end(Done(training(0), 1.0, "no"))
+    assert backlog.failures.keys() == {unit.key for unit in (training(0), SCORED[0], PRUNED[0])}
+    assert backlog.rest() == backlog.next() == [PRUNED[1]] and backlog.is_active()
 
 
 def test_a_unit_waits_for_no_model_that_another_is_training_if_there_is_something_else(tmp_path):
-    store = Store(tmp_path)
     other = PruneUnit(importance=SCORED[0], fractions=(0.5,), controls=1)
-    backlog = Backlog(
-        store, [PRUNED[0], other, NUMBERS[0]]
-    )  # as if all that they are built on were recorded
+    backlog = Backlog(Store(tmp_path), [PRUNED[0], other, NUMBERS[0]])  # as if bases were recorded
     assert [backlog.next() for _ in range(4)] == [[PRUNED[0]], [NUMBERS[0]], [other], []]
 
 
-def test_the_time_left_is_that_of_units_of_the_same_kind(tmp_path):
-    backlog = Backlog(Store(tmp_path), [*NUMBERS[:3], *UNITS[:2]])
-    for unit, seconds in ((NUMBERS[0], 2.0), (training(0), 100.0)):
-        backlog.running[unit.key] = backlog.waiting.pop(unit.key)
-        backlog.end(Done(unit, 0, seconds))
-    assert backlog.seconds_left(1) == 2 + 2 + 100
-    assert backlog.seconds_left(2) == 52
-
-
-def test_one_worker_or_a_chain_needs_no_other_process(tmp_path, monkeypatch):
-    assert isinstance(open_engine(Store(tmp_path), Where(1), fresh=False), Here)
-    assert isinstance(open_engine(Store(tmp_path), Where(2), fresh=False), Processes)
-    monkeypatch.setattr(schedule, "Processes", None)
-    assert compute(Store(tmp_path), [UNITS[0], SCORED[0], PRUNED[0]], Where(2), say=[].append) == {}
+@pytest.mark.parametrize(
+    ("units", "workers", "engine"),
+    [
+        ([UNITS[0], SCORED[0], PRUNED[0]], 2, Here),  # a chain
+        (NUMBERS[:1], 2, Here),
+        (NUMBERS, 1, Here),
+        (NUMBERS, 2, Workers),
+    ],
+)
+def test_what_cannot_be_parallel_needs_no_other_process(tmp_path, units, workers, engine):
+    found = local_engine(Store(tmp_path), units, workers, fresh=False)
+    assert type(found) is engine and found.workers == (1 if engine is Here else 2)
 
 
 @pytest.mark.parametrize(("threads", "workers"), [(1, 6), (2, 3), (4, 1), (7, 1)])
 def test_there_are_as_many_workers_as_the_cores_have_threads_for(monkeypatch, threads, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
     assert default_workers(threads) == workers
-    monkeypatch.setattr(PartialState(), "num_processes", 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert default_workers(threads) == 1
 
 
 # Progress
 
 
-def test_a_log_gets_a_line_now_and_then_and_every_failure(monkeypatch):
+def test_the_time_left_is_that_of_units_of_the_same_kind(tmp_path, monkeypatch):
+    monkeypatch.setattr(Count, "quiet", 0.0)
+    seconds = {"numbers": 2.0, "train": 100.0}
+
+    class Timed(Pretended):
+        def ended(self, patience: float) -> list[Done]:
+            return [Done(d.unit, seconds[d.unit.kind]) for d in super().ended(patience)]
+
+    units, lines = [NUMBERS[0], training(0), NUMBERS[1], NUMBERS[2], training(1)], []
+    compute(Store(tmp_path), units, Timed(1), lines.append)
+    left = [line.partition("; about ")[2] for line in lines]
+    assert left == ["8 s left", "2 min left", "2 min left", "2 min left", ""]
+    lines.clear()
+    compute(Store(tmp_path), units[:1] + units[2:4], Timed(2), lines.append)
+    assert [line.partition("; about ")[2] for line in lines] == ["2 s left", "1 s left", ""]
+
+
+def test_a_log_gets_a_line_now_and_then_and_every_urgent_one(monkeypatch):
     lines, now = [], [0.0]
-    monkeypatch.setattr("fslib.progress.time.perf_counter", lambda: now[0])
-    with Board(6, 1, lines.append) as board:
-        for number, urgent in enumerate([False, False, True, False, False], start=1):
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    with Count(6, lines.append) as count:
+        for number, urgent in enumerate([False, False, True, False, False, False], start=1):
             now[0] += 2
-            board.begin(0, f"unit {number}")
-            board.end(0, f"unit {number} done", "; soon", urgent=urgent, skipped=number == 5)
-    assert lines == [
-        "[1/6] unit 1 done; soon",
-        "[3/6] unit 3 done; soon",
-        "[5/6] unit 5 done; soon",
-    ]
+            count.end(f"unit {number} done", urgent=urgent)
+    assert lines == [f"[{n}/6] unit {n} done" for n in (1, 3, 6)]
 
 
-def test_a_terminal_shows_what_every_worker_is_on(monkeypatch, capsys):
-    monkeypatch.setattr(Board, "is_live", staticmethod(lambda: True))
+def test_a_terminal_shows_one_bar_and_urgent_lines(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     lines = []
-    with Board(3, 2, lines.append) as board:
-        board.begin(1, "train-1 (bbc, seed 0)")
-        board.end(1, "train-1 done in 2 s", "; about 9 s left", urgent=False, skipped=0)
+    with Count(3, lines.append) as count:
+        count.show(["", "train-1 (bbc, seed 0)"])
+        count.end("train-1 done in 2 s", urgent=False)
+        count.end("prune-1 failed", urgent=True)
+        count.show(["about 9 s left", "train-2"])
     shown = capsys.readouterr().err
-    assert "0/3 units" in shown and "worker 2: train-1 (bbc, seed 0), 0 s" in shown
-    assert "1/3 units; about 9 s left" in shown
-    assert lines == []
+    assert "0/3 |" in shown and ", train-1 (bbc, seed 0)" in shown
+    assert "2/3 |" in shown and ", about 9 s left, train-2" in shown
+    assert lines == ["[2/3] prune-1 failed"]
 
 
 def test_times_are_said_as_people_do():
@@ -210,109 +245,113 @@ def test_times_are_said_as_people_do():
     assert [span(s) for s in times] == ["0 s", "59 s", "2 min", "50 min", "2.0 h", "25.0 h"]
 
 
-# Workers
+# Trouble
 
 
-def test_records_are_the_same_bits_from_workers_and_from_here_and_trouble_is_a_line_each(
-    tmp_path, capfd
-):
-    """One pool for all of it, since a worker takes seconds to start: it is sound, one fails, one is killed."""
-    study = Study("smoke", overrides=SMALL | {"seeds": 2}, results=tmp_path / "here")
+GONE = FileNotFoundError(2, "No such file", "/x")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(CannotWriteError("No space left"), "No space left"), (GONE, "No such file .*/x")],
+)
+def test_what_cannot_write_ends_all(tmp_path, monkeypatch, error, said):
+    def fail(unit, store):
+        raise error
+
+    monkeypatch.setattr(NumbersUnit, "compute", fail)
+    engine = Here(Store(tmp_path))
+    with pytest.raises(CannotWriteError, match=said):
+        compute(Store(tmp_path), NUMBERS, engine, [].append)
+    assert engine.under_way == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FslibError("mend this"), "mend this"),
+        (RuntimeError("a\nb"), "RuntimeError: a (at store.py:"),
+    ],
+)
+def test_any_other_error_is_the_units_own(tmp_path, monkeypatch, error, said):
+    def fail(unit, store):
+        raise error
+
+    monkeypatch.setattr(NumbersUnit, "compute", fail)
+    failures = compute(Store(tmp_path), NUMBERS[:2], Here(Store(tmp_path)), [].append)
+    assert all(done.failure.startswith(said) for done in failures.values()) and len(failures) == 2
+
+
+def test_what_is_recorded_is_computed_anew_when_it_is_to_be_fresh(tmp_path):
+    store = Store(tmp_path)
+    for fresh, times in ((False, 1), (False, 1), (True, 2)):
+        compute(store, NUMBERS[:1], Here(store, fresh), [].append)
+        assert len((tmp_path / "computed").read_text().split()) == times
+
+
+def test_workers_write_the_same_bits_and_trouble_is_a_line_each(tmp_path, capfd):
+    """One crew for all of it, since a worker takes seconds to start: sound, failing, killed."""
+    study = Study("smoke", overrides=SMALL, results=tmp_path / "here")
     units = study.plan("03")
-    assert len(units) == 6
-    assert compute(study.store, units, Where(1), say=[].append) == {}
-
-    other = Store(tmp_path / "workers")
-    trouble = [KilledUnit(tasks=TASKS, n=0), FailingUnit(tasks=TASKS, n=0)]
-    failures = compute(other, [*trouble, *units], Where(2), say=[].append)
-    assert failures.keys() == {unit.key for unit in trouble}
-    assert failures[trouble[0].key].reason.startswith(
-        "its worker was killed (SIGKILL; out of memory?"
-    )
-    assert failures[trouble[1].key].reason.startswith("RuntimeError: size mismatch (at ")
-
+    compute(study.store, units, Here(study.store), [].append)
+    other, lines = Store(tmp_path / "workers"), []
+    killed, failing = KilledUnit(tasks=TASKS, n=0), FailingUnit(tasks=TASKS, n=0)
+    engine = Workers(other, 2)
+    failures = compute(other, [killed, failing, *units], engine, lines.append)
+    assert failures.keys() == {killed.key, failing.key}
+    why = "the end of its worker (SIGKILL: out of memory? try fewer --workers)"
+    assert failures[killed.key].failure == f"it was lost 2 times, at last by {why}"
+    assert any(f"killed-{killed.key}" in x and f"lost by {why}; it is" in x for x in lines)
+    assert failures[failing.key].failure.startswith("RuntimeError: size mismatch (at ")
     for unit in units:
-        for suffix in (".json", ".npz"):
-            one, two = (
-                store.path(unit.kind, unit.key).with_suffix(suffix)
-                for store in (study.store, other)
-            )
-            if suffix == ".npz":
-                assert one.read_bytes() == two.read_bytes()
+        paths = [store.path(unit.kind, unit.key) for store in (study.store, other)]
+        one, two = (path.with_suffix(".npz") for path in paths)
+        assert not one.exists() or one.read_bytes() == two.read_bytes()
         record, again = study.store.find(unit), other.find(unit)
-        assert (record.result, record.machine, record.data) == (
-            again.result,
-            again.machine,
-            again.data,
-        )
+        for part in ("result", "machine", "data"):
+            assert getattr(record, part) == getattr(again, part)
         assert again.machine["threads"] == 1
     assert not [p for p in tmp_path.rglob("*") if ".partial-" in p.name]
     assert "".join(capfd.readouterr()) == ""
 
 
-def test_a_worker_that_cannot_write_ends_them_all(tmp_path, monkeypatch):
-    def full(unit, store):
-        raise CannotWriteError("cannot write /x: No space left on device")
-
-    monkeypatch.setattr(NumbersUnit, "compute", full)
-    with pytest.raises(CannotWriteError, match="No space left"):
-        compute(Store(tmp_path), NUMBERS, Where(1), say=[].append)
-
-    def gone(unit, store):
-        raise FileNotFoundError(2, "No such file", "/x")
-
-    monkeypatch.setattr(NumbersUnit, "compute", gone)
-    with pytest.raises(CannotWriteError, match=r"numbers-.*No such file \(/x\)"):
-        compute(Store(tmp_path), NUMBERS, Where(1), say=[].append)
-    monkeypatch.setattr(
-        NumbersUnit, "compute", lambda *words: (_ for _ in ()).throw(FslibError("mend this"))
-    )
-    failures = compute(Store(tmp_path), NUMBERS[:2], Where(1), say=[].append)
-    assert [f.reason for f in failures.values()] == ["mend this", "mend this"]
-
-
-COMMAND = [sys.executable, "-c", "import sys, fslib_command; sys.exit(fslib_command.main())"]
-LONG = [
-    w for k, v in (SMALL | {"steps": 20_000}).items() for w in ("--set", f"{k}={json.dumps(v)}")
-]
+def test_a_worker_that_dies_idle_or_in_a_full_disk_leaves_nobody_behind(tmp_path):
+    store = Store(tmp_path)
+    engine = Workers(store, 1)
+    engine.begin(NUMBERS[:1])
+    (done,) = wait_for(lambda: engine.ended(1.0))
+    assert done.failure == "" and store.find(NUMBERS[0])
+    (worker,) = engine._crew
+    threads = Path(f"/proc/{worker.process.pid}/environ").read_bytes()
+    assert b"OMP_NUM_THREADS=1" in threads
+    worker.process.kill()
+    worker.process.join()
+    time.sleep(0.5)
+    (tmp_path / "computed").unlink()
+    (tmp_path / "computed").mkdir()  # it cannot be written
+    engine.begin(NUMBERS[1:2])
+    with pytest.raises(CannotWriteError, match="computed"):
+        wait_for(lambda: engine.ended(1.0))
+    (worker,) = engine._crew
+    engine.close()
+    assert not worker.process.is_alive()
 
 
-def start_long_run(results: Path) -> subprocess.Popen:
-    """Start two workers on trainings that take for ever, in a process group of their own, as a terminal would."""
-    words = [
-        *COMMAND,
-        "run",
-        "01",
-        "--profile",
-        "smoke",
-        *LONG,
-        "--workers",
-        "2",
-        "--results",
-        str(results),
-    ]
-    here = str(Path(fslib.__file__).parents[1])
-    process = subprocess.Popen(
-        words,
-        env=os.environ | {"PYTHONPATH": here},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    wait_until(
-        lambda: process.poll() is not None or len(list(results.rglob("train-*.lock"))) == 2, 200
-    )
-    assert process.poll() is None, process.communicate()
-    return process
-
-
-def wait_until(happens, seconds: float) -> None:
+def wait_for(found, seconds: float = 200):
+    """Return what a call gives once it gives something."""
     end = time.monotonic() + seconds
-    while not happens():
+    while not (value := found()):
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.1)
+    return value
+
+
+COMMAND = [sys.executable, "-c", "import sys; from fslib.cli import main; sys.exit(main())"]
+LONG = [
+    w
+    for k, v in (SMALL | {"steps": 20_000, "seeds": 2}).items()
+    for w in ("--set", f"{k}={json.dumps(v)}")
+]
 
 
 def is_empty(group: int) -> bool:
@@ -323,32 +362,31 @@ def is_empty(group: int) -> bool:
     return True
 
 
+INTERRUPTED = "fslib: interrupted; finished units are recorded, run again to go on\n"
+
+
 @pytest.mark.parametrize(
     ("number", "to_all", "code", "said"),
-    [
-        (
-            signal.SIGINT,
-            True,
-            130,
-            "fslib: interrupted; finished units are recorded, run again to go on\n",
-        ),
-        (signal.SIGKILL, False, -9, ""),
-    ],
+    [(signal.SIGINT, True, 130, INTERRUPTED), (signal.SIGKILL, False, -9, "")],
 )
-def test_whatever_ends_the_command_ends_its_workers_in_at_most_one_line(
-    tmp_path, number, to_all, code, said
-):
-    process = start_long_run(tmp_path)
+def test_whatever_ends_the_command_ends_its_workers(tmp_path, number, to_all, code, said):
+    """Two workers on trainings that take for ever, in a process group as a terminal makes it."""
+    words = ["run", "3", "--profile", "smoke", *LONG, "--workers", "2", "--results", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(fslib.__file__).parents[1])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([*COMMAND, *words], env=environment, text=True, **pipes)
     try:
+        begun = lambda: len(list(tmp_path.rglob("train-*.lock"))) == 2  # noqa: E731
+        wait_for(lambda: process.poll() is not None or begun())
+        assert process.poll() is None, process.communicate()
         os.killpg(process.pid, number) if to_all else process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (code, said)
-        wait_until(lambda: is_empty(process.pid), 30)
+        wait_for(lambda: is_empty(process.pid), 30)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     if number is not signal.SIGKILL:
         assert not [p for p in tmp_path.rglob("*") if ".partial-" in p.name]
-    assert [p.name.split("-")[0] for p in tmp_path.rglob("*.json") if p.parent.name == "runs"] == [
-        "words"
-    ]
+    assert not [p for p in tmp_path.rglob("*.json") if p.parent.name == "runs"]

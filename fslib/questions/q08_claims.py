@@ -47,7 +47,7 @@ REACH = 8  # smallest effects of interest that the figure shows; an interval of 
 NOTEBOOK = {"C1": "03, 04", "C2": "05", "C3": "06", "C4": "06", "C5": "07", "C6": "06"}
 
 
-def evidence(study: Study) -> dict[str, Evidence]:
+def decide(study: Study) -> dict[str, Evidence]:
     """Return what there is on claims C1 to C5, with p corrected for their number."""
     iap = study.iap()
     c1 = q03_pruning.evidence(
@@ -127,7 +127,7 @@ def claims(study: Study) -> pd.DataFrame:
     p: of the part by itself. claim p: of the whole claim, corrected for five claims (Holm). why: the gate that failed.
     """
     rows, counts = [], seeds(study)
-    for claim, found in evidence(study).items():
+    for claim, found in decide(study).items():
         shared: dict[str, object] = {"claim": claim, "the paper says": SAYS[claim]}
         last = {
             "claim p": found.claim_p,

@@ -35,7 +35,7 @@ REPOSITORY = re.compile(r"[\w-]+/[\w.-]+", re.ASCII)
 LINK = re.compile(r"(?P<before>!?\[[^\]]*\])\((?P<target>[^)\s]+)\)")
 
 
-def build(out: Path, say: Callable[[str], None], repository: str = "") -> Path:
+def write_site(out: Path, say: Callable[[str], None], repository: str = "") -> Path:
     """Write the site into a folder, in the place of the one that is there, and return its landing page.
 
     repository: owner/name on GitHub, for a link that opens the notebooks on Binder; "" for no such link.

@@ -1,8 +1,9 @@
 """Units on a Ray cluster: chains go out, records come back, and this process alone writes them.
 
-No file system is shared. A chain is what is measured on one trained model: it is computed on one machine, in a scratch
-store that holds the records which the chain is built on. Models do not travel. A worker first says which code and
-versions it has: one that differs from this process is refused by name.
+No file system is shared. A chain is what is measured on one trained model: it is computed on one
+machine, in a scratch store that holds the records which the chain is built on. Models do not
+travel. A worker first says which code and versions it has: one that differs from this process is
+refused by name.
 """
 
 import inspect
@@ -14,9 +15,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,29 +25,18 @@ import torch
 from fslib.errors import FslibError, first_line
 from fslib.model.devices import keep_freed_memory
 from fslib.progress import hidden
-from fslib.study.engine import Done, Engine, attempt, built_on
 from fslib.study.files import CannotWriteError, scratch_folder
+from fslib.study.parallel import Chain, Done, Engine, attempt, built_on
 from fslib.study.provenance import code_checksum, git_commit, versions
-from fslib.study.store import DamagedRecordError, Store, Unit
+from fslib.study.store import DamagedRecordError, Store
 
-LOST_AT_MOST = 3  # times that a chain is lost with its machine before it is given up
 OBJECT_STORE = 256 * 2**20  # bytes; records are a few megabytes
 LOOK_EVERY = 5.0  # seconds between two looks at how large the cluster is
-
-
-@dataclass(frozen=True)
-class Order:
-    """A chain for a worker.
-
-    code: what the worker must have as well, of `code`. units: pickled, which other code could not read. keys: what they
-    must be on its data. records: pickled as well, [(unit, its files)] of what the chain is built on.
-    """
-
-    code: dict[str, str]
-    units: bytes
-    keys: tuple[str, ...]
-    records: bytes
-    threads: int
+LOST_BY = {
+    "NodeDiedError": "the end of its machine",
+    "WorkerCrashedError": "the end of its process",
+    "OutOfMemoryError": "too little memory on its machine",
+}
 
 
 @dataclass(frozen=True)
@@ -56,233 +46,181 @@ class Word:
     node: str
     refusal: str = ""
     key: str = ""
-    seconds: float = 0.0
     failure: str = ""
     files: tuple[bytes, bytes] = (b"", b"")
 
 
 def code() -> dict[str, str]:
-    """Return what decides on results beside config and data: the code of this package and versions of others."""
+    """Return what decides on results beside config and data: this code and versions of others."""
     return {"commit": git_commit(), "code": code_checksum(), **versions()}
 
 
-def obey(order: Order) -> Iterator[Word]:
-    """Compute a chain in a scratch store, and say how each unit went; in a worker, or anywhere else."""
-    node = platform.node()
-    pairs = [(name, mine, order.code.get(name)) for name, mine in code().items()]
-    if differing := [
-        f"{name} {mine} instead of {wanted}" for name, mine, wanted in pairs if mine != wanted
-    ]:
-        yield Word(node, f"it has {', '.join(differing)}: install the same there")
+def obey(
+    wanted: dict[str, str], units: bytes, keys: list[str], records: bytes, threads: int
+) -> Iterator[Word]:
+    """Compute a chain in a scratch store, and say how each unit went.
+
+    Args:
+        wanted: what `code` must be here as well.
+        units: pickled, since other code could not read them.
+        keys: what the units' keys must be on the data here.
+        records: pickled, [(unit, its files)] of what the chain is built on.
+        threads: with how many a unit is computed.
+    """
+    node, failed = platform.node(), set[str]()
+    if refusal := _refusal(wanted, units, keys):
+        yield Word(node, refusal)
         return
-    torch.set_num_threads(order.threads)
+    torch.set_num_threads(threads)
     keep_freed_memory()
-    units, failed = pickle.loads(order.units), set[str]()
-    try:
-        keys = tuple(unit.key for unit in units)
-    except FslibError as error:
-        yield Word(node, f"it cannot load the data: {error}")
-        return
-    if keys != order.keys:
-        names = ", ".join(dict.fromkeys(name for unit in units for name in unit.task_names()))
-        yield Word(node, f"its data are others, of some of the tasks {names}: give it the same")
-        return
     with hidden(), scratch_folder() as folder:
-        store = Store(folder, order.threads)
-        for unit, files in pickle.loads(order.records):
+        store = Store(folder, threads)
+        for unit, files in pickle.loads(records):
             store.adopt(unit, files)
-        for unit in units:
+        for unit in pickle.loads(units):
             if failed & {base.key for base in built_on(unit)}:
                 continue
-            begun = time.perf_counter()
             try:
-                failure = attempt(store, unit, fresh=False)
+                failure = attempt(store, unit)
             except CannotWriteError as error:
                 failure = f"{error} (on {node})"
-            seconds = time.perf_counter() - begun
-            if failure:
-                failed.add(unit.key)
-            yield Word(
-                node, "", unit.key, seconds, failure, (b"", b"") if failure else store.files(unit)
-            )
+            failed |= {unit.key} if failure else set()
+            yield Word(node, "", unit.key, failure, (b"", b"") if failure else store.files(unit))
 
 
-@dataclass
-class _Chain:
-    """A chain under way: the units still to come, the stream of words, when the last came, how often it was lost."""
-
-    units: list[Unit]
-    words: Any = None
-    since: float = field(default_factory=time.perf_counter)
-    lost: int = 0
+def _refusal(wanted: dict[str, str], pickled: bytes, keys: list[str]) -> str:
+    """Say why this machine cannot compute a chain as the sender would, "" if it can."""
+    mine = code()
+    others = [f"{k} {mine[k]} instead of {wanted.get(k)}" for k in mine if mine[k] != wanted.get(k)]
+    if others:
+        return f"it has {', '.join(others)}: install the same there"
+    units = pickle.loads(pickled)
+    try:
+        if [unit.key for unit in units] == keys:
+            return ""
+    except FslibError as error:
+        return f"it cannot load the data: {error}"
+    names = ", ".join(dict.fromkeys(name for unit in units for name in unit.task_names()))
+    return f"its data are others, of some of the tasks {names}: give it the same"
 
 
 class Cluster(Engine):
-    """The workers of a Ray cluster. A unit that it is given is computed, recorded or not.
+    """The workers of a Ray cluster. A unit is computed there, recorded here or not.
 
-    address: "local" for a cluster on this machine that ends with this process, "auto" for the one that is running
-    here, or a host and port. gpus: what a chain is given, 0 for none.
-    Raises FslibError where Ray is missing, no cluster is found, or none of its machines is enough.
+    Args:
+        store: where records go.
+        address: "local" for a cluster on this machine that ends with this process, "auto" for
+            the one that is running here, or a host and port.
+        gpus: what a chain is given, 0 for none.
+
+    Raises:
+        FslibError: Ray is missing, no cluster is found, or none of its machines is enough.
     """
 
     takes_chains = True
+    tries = 3
 
-    def __init__(self, store: Store, address: str, gpus: int | float) -> None:
-        self._store, self._gpus, self._code = store, gpus, code()
-        self._chains: dict[int, _Chain] = {}
-        self._ray = _started(address)
-        options = {
-            "num_cpus": store.threads,
-            "num_gpus": gpus,
-            "max_retries": 0,
-            "num_returns": "streaming",
-        }
+    def __init__(self, store: Store, address: str, gpus: int | float = 0) -> None:
+        super().__init__(store)
+        self._gpus, self._code, self._ray = gpus, code(), _started(address)
+        options: dict[str, Any] = {"num_cpus": store.threads, "num_gpus": gpus}
+        options |= {"max_retries": 0, "num_returns": "streaming"}
         # a decorator, as tests put on every function, would hide that it is a generator
         self._remote = self._ray.remote(inspect.unwrap(obey)).options(**options)
-        self._looked, self._workers = -LOOK_EVERY, 0
-        if not self.workers:
+        self._looked = -LOOK_EVERY
+        if not self.has_room():
             self.close()
             wanted = f"{store.threads} processors" + (f" and {gpus:g} GPUs" if gpus else "")
-            raise FslibError(
-                f"no machine of the Ray cluster {address} has {wanted}, which a unit is to have"
-            )
+            none = f"no machine of the Ray cluster {address} has {wanted}"
+            raise FslibError(f"{none}, which a unit is to have")
 
-    @property
-    def workers(self) -> int:
-        """How many chains the machines that are there now can compute at a time."""
-        if time.monotonic() - self._looked >= LOOK_EVERY:
-            self._looked, alive = (
-                time.monotonic(),
-                [n["Resources"] for n in self._ray.nodes() if n["Alive"]],
-            )
-            self._workers = sum(self._fit(resources) for resources in alive)
-        return self._workers
+    def has_room(self) -> bool:
+        """Return whether a worker is idle on the machines that are there now."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_EVERY:
+            alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+            self._looked, self.workers = now, sum(map(self._fit, alive))
+        return super().has_room()
 
     def _fit(self, resources: dict[str, float]) -> int:
         """Return how many chains fit on one machine."""
         fit = resources.get("CPU", 0) // self._store.threads
         return int(min(fit, resources.get("GPU", 0) // self._gpus) if self._gpus else fit)
 
-    def has_room(self) -> bool:
-        """Return whether a chain would find a worker."""
-        return len(self._chains) < self.workers
-
-    def begin(self, units: Sequence[Unit]) -> int:
-        """Send a chain out."""
-        number = next(n for n in range(len(self._chains) + 1) if n not in self._chains)
-        self._chains[number] = _Chain(list(units))
-        self._send(self._chains[number])
-        return number
-
-    def _send(self, chain: _Chain) -> None:
+    def send(self, chain: Chain) -> None:
         """Send out what is left of a chain, with the records that it is built on."""
-        mine = {unit.key for unit in chain.units}
-        bases = {
-            base.key: base
-            for unit in chain.units
-            for base in built_on(unit)
-            if base.key not in mine
-        }
-        records = [
-            (base, self._store.files(base)) for base in bases.values() if self._store.find(base)
-        ]
-        keys = tuple(unit.key for unit in chain.units)
-        order = Order(
-            self._code, pickle.dumps(chain.units), keys, pickle.dumps(records), self._store.threads
-        )
-        chain.words, chain.since = self._remote.remote(order), time.perf_counter()
+        keys = [unit.key for unit in chain.units]
+        bases = {base.key: base for unit in chain.units for base in built_on(unit)}
+        outside = [base for key, base in bases.items() if key not in keys]
+        records = [(base, self._store.files(base)) for base in outside if self._store.find(base)]
+        units, files = pickle.dumps(chain.units), pickle.dumps(records)
+        words = self._remote.remote(self._code, units, keys, files, self._store.threads)
+        self.under_way[words] = chain
+        chain.since = time.perf_counter()
 
     def ended(self, patience: float) -> list[Done]:
-        """Wait for a worker's word, or its end. Raises FslibError for a worker that must be refused."""
-        by_words = {chain.words: number for number, chain in self._chains.items()}
-        found: list[Done] = []
-        for words in self._ray.wait(list(by_words), num_returns=1, timeout=patience)[0]:
-            found += self._heard(by_words[words])
-        return found
+        """Wait for a worker's word, or its end.
 
-    def _heard(self, number: int) -> list[Done]:
+        Raises:
+            FslibError: a worker must be refused.
+        """
+        ready, _ = self._ray.wait(list(self.under_way), num_returns=1, timeout=patience)
+        return [done for words in ready for done in self._heard(words)]
+
+    def _heard(self, words: Any) -> list[Done]:
         """Take a chain's next word, which is there."""
-        chain, errors = self._chains[number], self._ray.exceptions
+        chain, errors = self.under_way[words], self._ray.exceptions
         try:
-            word = self._ray.get(next(chain.words))
+            word = self._ray.get(next(words))
             if word.refusal:
                 raise FslibError(f"the worker on {word.node} was refused: {word.refusal}")
             unit = next(unit for unit in chain.units if unit.key == word.key)
             if not word.failure:
                 self._store.adopt(unit, word.files)
+            return [chain.through(unit, word.failure)]
         except StopIteration:
-            del self._chains[number]
+            del self.under_way[words]
             return []
         except errors.RayTaskError as error:  # a mistake in `obey` itself
-            return self._give_up(number, first_line(error.cause or error))
+            del self.under_way[words]
+            return self.give_up(chain, first_line(error.cause or error))
         except (errors.RayError, DamagedRecordError) as error:
-            return self._lose(number, error)
-        seconds, chain.since = time.perf_counter() - chain.since, time.perf_counter()
-        chain.units = chain.units[chain.units.index(unit) + 1 :]
-        return [Done(unit, number, seconds, word.failure, next(iter(chain.units), None))]
-
-    def _lose(self, number: int, error: Exception) -> list[Done]:
-        """Send what is left of a chain out again: its machine, or its process there, is gone."""
-        chain = self._chains[number]
-        chain.lost += 1
-        if chain.lost >= LOST_AT_MOST:
-            return self._give_up(
-                number, f"it was lost {chain.lost} times, at last by {_reason(error)}"
-            )
-        self._looked = -LOOK_EVERY
-        self._send(chain)
-        return []
-
-    def _give_up(self, number: int, reason: str) -> list[Done]:
-        """Say of all that is left of a chain why it has no record."""
-        chain = self._chains.pop(number)
-        return [
-            Done(unit, number, time.perf_counter() - chain.since, reason) for unit in chain.units
-        ]
+            del self.under_way[words]
+            self._looked = -LOOK_EVERY
+            name = type(error).__name__
+            return self.lose(chain, LOST_BY.get(name, f"{name}: {first_line(error)}"))
 
     def close(self) -> None:
         """Cancel what is under way, and leave the cluster."""
-        for chain in self._chains.values():
+        for words in self.under_way:
             with suppress(Exception):  # it may have ended by itself, or with its machine
-                self._ray.cancel(chain.words, force=True)
-        self._chains.clear()
+                self._ray.cancel(words, force=True)
+        super().close()
         with suppress(Exception):
             self._ray.shutdown()
-
-
-def _reason(error: Exception) -> str:
-    """Say in a few words how a worker was lost."""
-    names = {
-        "NodeDiedError": "the end of its machine",
-        "WorkerCrashedError": "the end of its process",
-    }
-    names |= {"OutOfMemoryError": "too little memory on its machine"}
-    return names.get(type(error).__name__, f"{type(error).__name__}: {first_line(error)}")
 
 
 def _started(address: str) -> Any:
     """Return the module ray, connected to a cluster."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"
-    )  # a worker without a GPU sees none
+    # a worker without a GPU sees none
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     try:
         import ray
     except ImportError as error:
         raise FslibError("--ray needs Ray: pip install -e '.[cluster]'") from error
-    options: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "configure_logging": True,
-    }
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": True}
     if address == "local":
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    with _own_sigterm():
-        try:
-            _reach(address)
-            ray.init(address=address, **options)
-        except Exception as error:  # Ray's own, and whatever the network says
-            raise FslibError(f"no Ray cluster at {address!r}: {first_line(error)}") from error
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        _reach(address)
+        ray.init(address=address, logging_level=logging.ERROR, **options)
+    except Exception as error:  # Ray's own, and whatever the network says
+        raise FslibError(f"no Ray cluster at {address!r}: {first_line(error)}") from error
+    finally:  # Ray puts an answer of its own in the place of this process's
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
     return ray
 
 
@@ -291,16 +229,3 @@ def _reach(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM, which Ray puts its own in the place of."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,17 +1,18 @@
-"""Run notebooks through papermill: on records, in kernels of their own, tidied and put in place when they are whole."""
+"""Execute notebooks on records through papermill, each in a kernel of its own, and tidy them."""
 
 import errno
 import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from fslib.errors import FslibError, explained, unknown
-from fslib.study.engine import environment
 from fslib.study.files import remove, scratch_folder, write_bytes, writing
 from fslib.study.fingerprints import SAID
+from fslib.study.parallel import environment
 from fslib.study.provenance import ROOT
 from fslib.study.study import Study
 
@@ -22,6 +23,7 @@ LAUNCH = (
     "import os; os.dup2(os.open({log!r}, os.O_WRONLY | os.O_CREAT), 2); "
     "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
 )
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class NotebookError(FslibError):
@@ -32,9 +34,8 @@ def notebooks_folder() -> Path:
     """Return the folder of notebooks. Raises FslibError outside a clone."""
     folder = ROOT / "notebooks"
     if not folder.is_dir():
-        raise FslibError(
-            f"no notebooks at {folder}: run from a clone of the repository, installed with pip install -e ."
-        )
+        mend = "run from a clone of the repository, installed with pip install -e ."
+        raise FslibError(f"no notebooks at {folder}: {mend}")
     return folder
 
 
@@ -43,34 +44,38 @@ def notebooks_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9][0-9]_*.ipynb"))
 
 
-def find_notebooks(names: list[str] | None = None) -> list[Path]:
-    """Return notebooks by number (03), name or file name; all, in order, if none is named."""
+def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
+    """Return notebooks by number (3 or 03), name or file name; all, in order, if none is named."""
     all_notebooks = notebooks_in(notebooks_folder())
-    if not names:
-        return all_notebooks
     chosen = []
     for name in names:
         wanted = Path(name).name.removesuffix(".ipynb")
-        match = [p for p in all_notebooks if wanted in (p.stem, p.stem[:2], p.stem[3:])]
+        words = (wanted, wanted.zfill(2))
+        match = [p for p in all_notebooks if p.stem[:2] in words or wanted in (p.stem, p.stem[3:])]
         if not match:
             raise unknown("notebook", name, [p.stem for p in all_notebooks])
         chosen += match
-    return chosen
+    return chosen if names else all_notebooks
 
 
 def check_in_place(study: Study) -> None:
-    """Raise FslibError for a study whose outputs must not stand in the committed notebooks."""
+    """Refuse a study whose outputs must not stand in the committed notebooks."""
     if not study.is_plain:
-        raise FslibError(
-            "--in-place is for the default profile without other settings: the notebooks show its results"
-        )
+        why = "the notebooks show its results"
+        raise FslibError(f"--in-place is for the default profile without other settings: {why}")
 
 
 def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
     """Execute a notebook on records, and return where it is, as executed.
 
-    in_place: write the outputs into the source as well (only for a profile's plain results).
-    Raises FslibError, naming the cell, if the notebook fails; what it had done is kept as <name>.failed.ipynb.
+    Args:
+        study: what the notebook shows.
+        source: the notebook.
+        in_place: whether the outputs are written into the source as well.
+
+    Raises:
+        FslibError: the notebook fails. It names the cell; what was done until then is kept as
+            <name>.failed.ipynb.
     """
     if in_place:
         check_in_place(study)
@@ -96,9 +101,10 @@ def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
 
 
 def kernel_environment(study: Study, scratch: Path) -> dict[str, str]:
-    """Return the variables that a notebook's kernel needs to mean what this process means, in another working folder.
+    """Return the variables with which a kernel means what this process means, from elsewhere.
 
-    The kernel is this very Python: whatever else is registered as `python3` may be broken, or another's.
+    The kernel is this very Python: whatever else is registered as `python3` may be broken, or
+    another's.
     """
     argv = [sys.executable, "-c", LAUNCH.format(log=str(scratch / LOG)), "-f", "{connection_file}"]
     spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
@@ -107,25 +113,27 @@ def kernel_environment(study: Study, scratch: Path) -> dict[str, str]:
         folder.mkdir(parents=True)
         (folder / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
         (scratch / "runtime").mkdir(mode=0o700)
+    jupyter = [str(scratch), *filter(None, [os.environ.get("JUPYTER_PATH")])]
     wanted = {
         "FSLIB_RESULTS": str(study.folder.parent),
-        "JUPYTER_PATH": os.pathsep.join(
-            [str(scratch), *filter(None, [os.environ.get("JUPYTER_PATH")])]
-        ),
+        "JUPYTER_PATH": os.pathsep.join(jupyter),
         "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
         SAID: "yes",  # it need not stand in every notebook
     }
     if data := os.environ.get("FSLIB_DATA"):
         wanted["FSLIB_DATA"] = str(Path(data).absolute())
     if paths := os.environ.get("PYTHONPATH"):
-        wanted["PYTHONPATH"] = os.pathsep.join(
-            str(Path(p).absolute()) for p in paths.split(os.pathsep)
-        )
+        wholes = [str(Path(path).absolute()) for path in paths.split(os.pathsep)]
+        wanted["PYTHONPATH"] = os.pathsep.join(wholes)
     return wanted
 
 
 def execute(study: Study, source: Path, output: Path) -> None:
-    """Execute a notebook with the study's parameters. Raises NotebookError, in one line, if it does not run through."""
+    """Execute a notebook with the study's parameters.
+
+    Raises:
+        NotebookError: it does not run through; in one line.
+    """
     import papermill  # takes seconds, and no other command needs it
     from nbclient.exceptions import DeadKernelError
 
@@ -139,28 +147,24 @@ def execute(study: Study, source: Path, output: Path) -> None:
             progress_bar=False,
             cwd=str(ROOT),
             extra_arguments=["--log-level=CRITICAL"],
-            shutdown_kernel="immediate",  # all is written by then, and a kernel takes two seconds to say goodbye
+            shutdown_kernel="immediate",  # a kernel takes two seconds to say goodbye
         )
-    except papermill.PapermillExecutionError as error:
-        reason = " ".join(f"{error.ename}: {error.evalue}".split())[:500]
-        raise NotebookError(
-            f"notebook {source.stem} failed in cell {error.exec_count}: {reason}"
-        ) from error
-    except DeadKernelError as error:
-        reason = last_words(output.with_name(LOG)) or "out of memory?"
-        raise NotebookError(f"notebook {source.stem} failed: its kernel died ({reason})") from error
     except KeyboardInterrupt:
-        # what nbclient had begun is waited for by nobody now, and asyncio would complain of it at length
+        # nobody waits for what nbclient had begun, and asyncio would complain of it at length
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         raise
     except Exception as error:  # papermill, nbclient, jupyter and zmq have no error in common
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        if getattr(error, "errno", None) in FULL:
             with writing(output):
                 raise
-        reason = last_words(output.with_name(LOG)) or explained(error)
-        raise NotebookError(
-            f"notebook {source.stem} failed: {reason}, in the kernel of {sys.executable}"
-        ) from error
+        words, failed = last_words(output.with_name(LOG)), f"notebook {source.stem} failed"
+        how = f": {words or explained(error)}, in the kernel of {sys.executable}"
+        if isinstance(error, papermill.PapermillExecutionError):
+            reason = " ".join(f"{error.ename}: {error.evalue}".split())[:500]
+            how = f" in cell {error.exec_count}: {reason}"
+        elif isinstance(error, DeadKernelError):
+            how = f": its kernel died ({words or 'out of memory?'})"
+        raise NotebookError(failed + how) from error
 
 
 def last_words(log: Path) -> str:
@@ -172,9 +176,10 @@ def last_words(log: Path) -> str:
 
 
 def tidy(path: Path) -> bytes:
-    """Return a notebook without the time stamps and paths of its execution: the same run gives the same bytes.
+    """Return a notebook without what differs from run to run: time stamps, paths, cell ids.
 
-    Nor with widgets, whose state is gone with the kernel: their outputs keep what can be shown without one.
+    Nor with widgets, whose state is gone with the kernel: their outputs keep what can be shown
+    without one.
     """
     import nbformat  # as papermill
 

@@ -1,0 +1,533 @@
+"""Compute units, one after another or side by side, each after what it is built on.
+
+`compute` says which units are next, and what a failure takes with it. An `Engine` computes
+them: this process (`Here`), processes of this machine (`Workers`), or a Ray cluster
+(`fslib.study.ray`). Records are the same bits whichever it is.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from itertools import pairwise
+from multiprocessing import connection, resource_tracker
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from fslib.errors import FslibError, explained, first_line
+from fslib.model.devices import keep_freed_memory
+from fslib.progress import Count, hidden, span
+from fslib.study.config import Config
+from fslib.study.files import CannotWriteError
+from fslib.study.fingerprints import SAID
+from fslib.study.store import Store, Unit, distinct
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# Read by OpenMP, MKL and OpenBLAS when they are loaded: they make as many threads as there are
+# cores, unless told otherwise.
+THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+Pace = tuple[str, float]  # the kind of a unit, and how many seconds it took
+
+
+@dataclass(frozen=True)
+class Done:
+    """A unit that a worker is through with.
+
+    Args:
+        unit: the unit.
+        seconds: how long the worker took.
+        failure: why there is no record, "" if there is one.
+        again: whether the worker was lost and the unit is computed again.
+    """
+
+    unit: Unit
+    seconds: float
+    failure: str = ""
+    again: bool = False
+
+    def __str__(self) -> str:
+        """Name the unit, and why it has no record."""
+        return f"{self.unit.kind}-{self.unit.key}: {self.failure}"
+
+
+@dataclass
+class Chain:
+    """Units that one worker computes, one after another.
+
+    Args:
+        units: those still to come.
+        lost: how often its worker was lost.
+        since: when the unit that comes next was begun.
+    """
+
+    units: list[Unit]
+    lost: int = 0
+    since: float = field(default_factory=time.perf_counter)
+
+    def through(self, unit: Unit, failure: str = "") -> Done:
+        """Take note that the worker is through with a unit."""
+        now = time.perf_counter()
+        done = Done(unit, now - self.since, failure)
+        self.units, self.since = self.units[self.units.index(unit) + 1 :], now
+        return done
+
+
+class Engine(ABC):
+    """What computes chains of units, several at a time.
+
+    Attributes:
+        takes_chains: whether units measured on one model are sent as one chain, since models
+            do not travel from machine to machine; otherwise a chain is a single unit.
+        tries: how often a chain is sent before it is given up, if its worker is lost.
+        workers: how many chains are computed at a time.
+        under_way: the chains under way, by whatever the engine waits for.
+    """
+
+    takes_chains = False
+    tries = 1
+
+    def __init__(self, store: Store, workers: int = 1) -> None:
+        self._store, self.workers = store, workers
+        self.under_way: dict[Any, Chain] = {}
+
+    def has_room(self) -> bool:
+        """Return whether a worker is idle."""
+        return len(self.under_way) < self.workers
+
+    def begin(self, units: Sequence[Unit]) -> None:
+        """Give a chain to an idle worker."""
+        self.send(Chain(list(units)))
+
+    @abstractmethod
+    def send(self, chain: Chain) -> None:
+        """Have a worker compute what is left of a chain."""
+
+    @abstractmethod
+    def ended(self, patience: float) -> list[Done]:
+        """Return the units that are through, once there is one, or none after so many seconds.
+
+        Raises:
+            CannotWriteError: or another FslibError, after which no unit can be computed.
+        """
+
+    def lose(self, chain: Chain, how: str) -> list[Done]:
+        """Send what is left of a chain again, or give it up: its worker is gone."""
+        if not chain.units:  # it was gone after the last
+            return []
+        chain.lost += 1
+        if chain.lost >= self.tries:
+            return self.give_up(chain, f"it was lost {chain.lost} times, at last by {how}")
+        lost = Done(chain.units[0], 0.0, f"was lost by {how}; it is computed again", again=True)
+        self.send(chain)
+        return [lost]
+
+    def give_up(self, chain: Chain, reason: str) -> list[Done]:
+        """Return why each unit that is left of a chain has no record."""
+        return [chain.through(unit, reason) for unit in chain.units]
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        self.under_way.clear()
+
+
+class Here(Engine):
+    """This process, for one unit at a time."""
+
+    def __init__(self, store: Store, fresh: bool = False) -> None:
+        super().__init__(store)
+        self._fresh = fresh
+
+    def send(self, chain: Chain) -> None:
+        """Take note of the chain."""
+        self.under_way[0] = chain
+
+    def ended(self, patience: float) -> list[Done]:
+        """Compute it, however long that takes."""
+        chain = self.under_way.pop(0)
+        return [
+            chain.through(unit, attempt(self._store, unit, fresh=self._fresh))
+            for unit in chain.units
+        ]
+
+
+class _Worker:
+    """A process of this machine: a pool of one, so that its death is nobody else's."""
+
+    def __init__(self, threads: int) -> None:
+        before = set(multiprocessing.active_children())
+        # The tracker's own first start would let interrupts through. If this process is killed,
+        # it clears up, and need not say so.
+        with environment(PYTHONWARNINGS="ignore"):
+            resource_tracker.ensure_running()
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(1, context, _prepare, (threads,))
+        limits = dict.fromkeys(THREAD_LIMITS, str(threads))
+        with environment(**limits, **{SAID: "yes"}), _without_interrupts():
+            self.pool.submit(os.getpid)  # starts the process
+        (self.process,) = set(multiprocessing.active_children()) - before
+
+    def end(self) -> int:
+        """Kill the process if it lives, and return its exit code."""
+        self.process.kill()
+        self.pool.shutdown()
+        self.process.join()
+        return self.process.exitcode or 0
+
+
+class Workers(Engine):
+    """Processes of this machine, each spawned when it is first needed."""
+
+    tries = 2
+
+    def __init__(self, store: Store, workers: int, fresh: bool = False) -> None:
+        super().__init__(store, workers)
+        self._fresh = fresh
+        self._crew: dict[_Worker, Future[str] | None] = {}
+
+    def send(self, chain: Chain) -> None:
+        """Send the unit to an idle worker."""
+        worker = next((w for w, future in self._crew.items() if future is None), None)
+        worker = worker or _Worker(self._store.threads)
+        words = (self._store.folder, self._store.threads, chain.units[0], self._fresh)
+        try:
+            self._crew[worker] = future = worker.pool.submit(_compute, *words)
+        except BrokenProcessPool:  # it died while it was idle
+            self._bury(worker)
+            return self.send(chain)
+        self.under_way[future] = chain
+
+    def ended(self, patience: float) -> list[Done]:
+        """Wait for a worker that is through, or dead."""
+        found: list[Done] = []
+        for future in wait(self.under_way, patience, FIRST_COMPLETED).done:
+            chain = self.under_way.pop(future)
+            worker = next(w for w, busy in self._crew.items() if busy is future)
+            self._crew[worker] = None
+            try:
+                found.append(chain.through(chain.units[0], future.result()))
+            except BrokenProcessPool:
+                found += self.lose(chain, f"the end of its worker ({self._bury(worker)})")
+        return found
+
+    def _bury(self, worker: _Worker) -> str:
+        """Say how a worker died, and clear up after it."""
+        self._crew.pop(worker, None)
+        code = worker.end()
+        _clear_up(self._store)
+        hint = ": out of memory? try fewer --workers" if code == -9 else ""
+        return f"{signal.Signals(-code).name}{hint}" if code < 0 else f"exit code {code}"
+
+    def close(self) -> None:
+        """Kill the workers, and clear up what they leave half written."""
+        super().close()
+        crew, self._crew = self._crew, {}
+        for worker in crew:
+            worker.process.kill()
+        for worker in crew:
+            worker.end()
+        if crew:
+            _clear_up(self._store)
+
+
+def _clear_up(store: Store) -> None:
+    with suppress(FslibError):  # whatever is the matter, the error that led here says more
+        store.sweep()
+
+
+def _prepare(threads: int) -> None:
+    """Get a worker ready, once it has imported this."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has ended, in whatever way: nobody waits for its work."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _compute(folder: Path, threads: int, unit: Unit, fresh: bool) -> str:
+    """Compute a unit in a worker."""
+    with hidden():
+        return attempt(Store(folder, threads), unit, fresh=fresh)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back inside the block, and for ever from a process that begins there.
+
+    It is meant for the command alone: a worker would die of it in a traceback, even while it
+    imports this.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set environment variables inside the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def default_workers(threads: int) -> int:
+    """Return how many workers of so many threads this machine has cores for; 1 if it has a GPU."""
+    if torch.cuda.is_available():
+        return 1
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, cores // threads)
+
+
+def local_engine(store: Store, units: Sequence[Unit], workers: int, *, fresh: bool) -> Engine:
+    """Return the engine of this machine that suits these units.
+
+    Where each is built on the one before, more workers would wait, and starting one takes seconds.
+
+    Args:
+        store: where records go.
+        units: what will be computed, each after what it is built on.
+        workers: of how many processes at most.
+        fresh: whether what is recorded is computed anew.
+    """
+    is_chain = all(one in built_on(other) for one, other in pairwise(units))
+    workers = 1 if is_chain else min(workers, len(units))
+    return Here(store, fresh) if workers == 1 else Workers(store, workers, fresh)
+
+
+def compute(
+    store: Store, units: Sequence[Unit], engine: Engine, say: Callable[[str], None] = print
+) -> dict[str, Done]:
+    """Compute units, and close the engine.
+
+    A unit that fails takes those that are built on it with it, and no others.
+
+    Args:
+        store: where records go.
+        units: what `missing` has found.
+        engine: what computes them.
+        say: takes a line of the log.
+
+    Returns:
+        {key: what failed} of those that have no record now.
+
+    Raises:
+        CannotWriteError: nothing can be written any more.
+        FslibError: no worker can be had.
+    """
+    backlog, seconds = Backlog(store, units, chains=engine.takes_chains), list[Pace]()
+    with (
+        closing(engine),
+        Count(len(units), say) as count,
+        nullcontext() if count.is_live else hidden(),
+    ):
+        left = ""
+        while backlog.is_active():
+            while engine.has_room() and (chain := backlog.next()):
+                engine.begin(chain)
+            count.show([left, *map(named, backlog.running.values())])
+            for done in engine.ended(1.0):
+                if done.again:
+                    count.tell(f"{named(done.unit)} {done.failure}")
+                elif done.unit.key in backlog.running:  # else it went with one that failed
+                    backlog.end(done)
+                    seconds += [] if done.failure else [(done.unit.kind, done.seconds)]
+                    left = _time_left(seconds, backlog.rest(), max(engine.workers, 1))
+                    how = f"failed after {span(done.seconds)}: {done.failure}"
+                    how = how if done.failure else f"done in {span(done.seconds)}"
+                    line = "; ".join(filter(None, [f"{named(done.unit)} {how}", left]))
+                    count.end(line, urgent=bool(done.failure) or not backlog.is_active())
+    return backlog.failures
+
+
+def named(unit: Unit) -> str:
+    """Return a unit as lines of progress name it."""
+    return f"{unit.kind}-{unit.key} ({unit.describe()})"
+
+
+def typical_seconds(found: Iterable[Pace]) -> dict[str, float]:
+    """Return {kind: median seconds} of units that were computed."""
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for kind, seconds in found:
+        by_kind[kind].append(seconds)
+    return {kind: median(seconds) for kind, seconds in by_kind.items()}
+
+
+def _time_left(found: Sequence[Pace], rest: Sequence[Unit], workers: int) -> str:
+    """Say how long the rest takes, "" if there is none or nothing is known."""
+    if not rest or not found:
+        return ""
+    typical, usual = typical_seconds(found), median(seconds for _, seconds in found)
+    return f"about {span(sum(typical.get(u.kind, usual) for u in rest) / workers)} left"
+
+
+def missing(store: Store, units: Sequence[Unit], *, fresh: bool = False) -> list[Unit]:
+    """Return the units to compute, each after what it is built on.
+
+    Args:
+        store: where records are.
+        units: what is asked for.
+        fresh: whether what is recorded is computed anew.
+    """
+    wanted = [unit for unit in units if fresh or store.find(unit) is None]
+    every = distinct(inner for unit in wanted for inner in (*built_on(unit), unit))
+    return [unit for unit in every if fresh or store.find(unit) is None]
+
+
+def built_on(unit: Unit) -> list[Unit]:
+    """Return the units inside a unit's config, each after those that it is itself built on."""
+    found: list[Unit] = []
+
+    def look(value: object) -> None:
+        if isinstance(value, Config):
+            look(vars(value))
+            if isinstance(value, Unit) and value is not unit:
+                found.append(value)
+        elif isinstance(value, Mapping):
+            look(list(value.values()))
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                look(inner)
+
+    look(unit)
+    return found
+
+
+class Backlog:
+    """What is still to do: which chain is next, and what a failure takes with it.
+
+    Args:
+        store: where trained models are.
+        units: each after what it is built on.
+        chains: whether units measured on one model make one chain.
+    """
+
+    def __init__(self, store: Store, units: Sequence[Unit], *, chains: bool = False) -> None:
+        self._store, self._ready = store, set[str]()
+        self._left = {unit.key: unit for unit in units}
+        bases = {key: [base.key for base in built_on(u)] for key, u in self._left.items()}
+        self._needs = {key: set(found) & self._left.keys() for key, found in bases.items()}
+        self._chains = {unit.key: [unit] for unit in units}
+        if chains:
+            self._chains = self._grouped(bases)
+        self.failures: dict[str, Done] = {}
+        self.running: dict[str, Unit] = {}
+        self._sorter = TopologicalSorter(self._needs)
+        self._sorter.prepare()
+        self._release()
+
+    def _grouped(self, bases: Mapping[str, Sequence[str]]) -> dict[str, list[Unit]]:
+        """Return {key of the first: chain} of units with one root, which need no other chain."""
+        chains: dict[str, list[Unit]] = {}
+        homes: dict[str, str] = {}
+        for key, unit in self._left.items():
+            root = [*bases[key], key][0]  # recorded or not: its model is trained once a chain
+            homes[key] = root if all(homes[base] == root for base in self._needs[key]) else key
+            chains.setdefault(homes[key], []).append(unit)
+        return {chain[0].key: chain for chain in chains.values()}
+
+    def _release(self) -> None:
+        """Note what need not wait any more; what is built on a failure fails with it."""
+        while released := self._sorter.get_ready():
+            for key in released:
+                failed = [base for base in self._needs[key] if base in self.failures]
+                if failed:
+                    self.failures[key] = self.failures[failed[0]]
+                    self._settle(key)
+                elif key in self._chains:
+                    self._ready.add(key)
+
+    def _settle(self, key: str) -> None:
+        self.running.pop(key, None)
+        del self._left[key]
+        self._sorter.done(key)
+
+    def is_active(self) -> bool:
+        """Return whether a unit is under way or still to come."""
+        return bool(self._left)
+
+    def rest(self) -> list[Unit]:
+        """Return the units that are not through."""
+        return list(self._left.values())
+
+    def next(self) -> list[Unit]:
+        """Take a chain that can be begun; none if all that is left waits for what is under way.
+
+        Rather one that needs no model that a unit under way may be training: it would wait there.
+        """
+        ready = [unit for key, unit in self._left.items() if key in self._ready]
+        if not ready:
+            return []
+        taken = {key for unit in self.running.values() for key in self._untrained(unit)}
+        first = next((u for u in ready if not taken & self._untrained(u)), ready[0])
+        self._ready.remove(first.key)
+        chain = self._chains[first.key]
+        self.running |= {unit.key: unit for unit in chain}
+        return chain
+
+    def _untrained(self, unit: Unit) -> set[str]:
+        return {base.key for base in built_on(unit) if not self._store.checkpoint(base).is_dir()}
+
+    def end(self, done: Done) -> None:
+        """Take note of a unit that is through."""
+        self._store.reread(done.unit)
+        if done.failure:
+            self.failures[done.unit.key] = done
+        self._settle(done.unit.key)
+        self._release()
+
+
+def attempt(store: Store, unit: Unit, *, fresh: bool = False) -> str:
+    """Compute a unit; return "", or why it has no record, in one line.
+
+    Raises:
+        CannotWriteError: nothing can be written, which ends all units.
+    """
+    try:
+        store.renew(unit) if fresh else store.get(unit)
+    except (CannotWriteError, OSError) as error:
+        if isinstance(error, CannotWriteError):
+            raise
+        reason = f"{unit.kind}-{unit.key}: {error.strerror} ({error.filename})"
+        raise CannotWriteError(reason) from error
+    except FslibError as error:
+        return first_line(error)
+    except Exception as error:  # a mistake in one unit should not keep others from being computed
+        return f"{explained(error)}{_place_of(error)}"
+    return ""
+
+
+def _place_of(error: Exception) -> str:
+    """Say where in this package an error came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if frame.filename.startswith(str(PACKAGE))]
+    return f" (at {Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else ""
