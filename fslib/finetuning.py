@@ -12,9 +12,8 @@ import torch
 
 from fslib.data.tasks import Task, as_tasks
 from fslib.errors import FslibError, check_count, unknown
-from fslib.evaluation import evaluate
+from fslib.evaluation import Score, evaluate
 from fslib.model.multitask import Answer, MultiTaskModel, check_model
-from fslib.scoring import Score
 from fslib.similarity import representations
 from fslib.training import History, train
 
