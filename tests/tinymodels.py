@@ -16,7 +16,8 @@ import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from fslib import MultiTaskModel, Task, make_task
+from fslib import MultiTaskModel, make_task
+from fslib.data.tasks import Task
 from fslib.model.hooked import HOOKED
 
 LAYERS, HEADS, HEAD_DIM = 3, 4, 8
