@@ -352,7 +352,7 @@ def mantel(
 
 
 def changed_share(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
-    """Return the share of predictions that differ between two methods, mean over tasks.
+    """Return the share of predictions that two methods differ in, mean over tasks.
 
     A number (of a regression) counts as changed if it differs by more than a tenth of the numbers'
     standard deviation.

@@ -91,7 +91,7 @@ def evaluate(
 
 
 def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> np.ndarray:
-    """Return predicted classes (int64) or values (float32), (n,), in the split's order."""
+    """Return predicted classes (int64) or values (float32), (n,), in split order."""
     predictions = blank_predictions(task, n)
     with in_mode(model, training=False), torch.inference_mode():
         for batch in batches:

@@ -62,7 +62,7 @@ def checked_fractions(
 
 
 def head_name(layer: int, head: int) -> str:
-    """Return a head's name in tables and figures, L4H5; it counts from 1, arrays from 0."""
+    """Return a head's name in tables, L4H5: both count from 1, where arrays have 0."""
     return f"L{layer + 1}H{head + 1}"
 
 
@@ -112,7 +112,7 @@ def random_heads(
     *,
     others: bool = False,
 ) -> Bool[np.ndarray, "n *nested layers heads"]:
-    """Draw different random head sets with as many heads *in each layer*: the matched control.
+    """Draw random head sets with as many heads *in each layer*: matched controls.
 
     Matching by layer matters: early and late layers differ in what any head is worth, so an
     unmatched random set would answer which layers matter, not which heads. If `like` holds sets
@@ -180,7 +180,7 @@ def overlap(a: Bool[np.ndarray, "layers heads"], b: Bool[np.ndarray, "layers hea
 
 
 def _head_sets(given: object) -> Bool[np.ndarray, "*nested layers heads"]:
-    """Return head sets as they are. Raises FslibError for importance maps: any score is true."""
+    """Return head sets as they are; refuse importance maps, as any score is true."""
     wanted = "a head set is a bool array (layers, heads)"
     try:
         sets = np.asarray(given)

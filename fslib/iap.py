@@ -180,10 +180,6 @@ class IAP:
         """Return S0, the score of every task with nothing pruned."""
         return self._scores(self.unpruned)
 
-    def scores(self) -> Float[np.ndarray, "seeds fractions tasks sets tasks"]:
-        """Return S: third axis the task that was pruned for, last the scored task."""
-        return self._scores(self.lesioned)
-
     def _scores(self, predictions: Mapping[str, np.ndarray]) -> Float[np.ndarray, "*sets scored"]:
         pairs = zip(self.metrics, self.tasks, strict=True)
         return np.stack([metric_score(m, predictions[u], self.labels[u]) for m, u in pairs], -1)
@@ -509,7 +505,7 @@ def score_left(
 def double_dissociations(
     left: Float[np.ndarray, "pruned scored"],
 ) -> Bool[np.ndarray, "tasks tasks"]:
-    """Return for which pairs of tasks each is hurt more by its own lesion (Shallice, 1988).
+    """Return which pairs of tasks are hurt more by their own lesions (Shallice, 1988).
 
     Args:
         left: left[t, u] is what is left of task u's score with t's top heads pruned.

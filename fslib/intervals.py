@@ -98,7 +98,7 @@ class Measure:
         return weighted([self], [factor])
 
     def interval(self) -> Interval:
-        """Return the two-way t interval of the mean over seeds; of one seed, over examples.
+        """Return the two-way t interval of the mean; of one seed, over examples.
 
         A sum of squares that comes out below what the other parts make possible is chance: no
         component of the variance is taken as negative. Where two or three seeds happen to agree,
@@ -207,7 +207,7 @@ def mean_of(measures: Sequence[Measure]) -> Measure:
 def score_measure(
     name: str, metric: str, predictions: Num[np.ndarray, "seeds n"], labels: Num[np.ndarray, " n"]
 ) -> Measure:
-    """Return the score of every model on a task's examples, a fraction, with influences.
+    """Return every model's score on a task's examples, a fraction, with influences.
 
     Args:
         name: Of the task, which its examples are known by.
@@ -227,7 +227,7 @@ def constant(value: float, like: Measure) -> Measure:
 
 
 def pooled(intervals: Sequence[Interval]) -> Interval:
-    """Return the mean effect over a population of encoders of which these are a sample.
+    """Return the mean effect over the encoders of which these are a sample.
 
     Random effects, weights by Paule and Mandel (1982), interval by Hartung and Knapp (2001) with a
     t distribution of k - 1 degrees of freedom: several results are never counted as "k of n
@@ -257,7 +257,7 @@ def pooled(intervals: Sequence[Interval]) -> Interval:
 def relabelling_p(
     values: Float[np.ndarray, "labellings models *cells"], draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "draws *cells"]]:
-    """Return one-sided p of the first labelling: of models one by one, and of all alike.
+    """Return one-sided p of the first labelling, models relabelled singly and alike.
 
     Where the combinations of labellings are at most `draws`, they are all counted; else so many are
     drawn, the true one among them (Phipson and Smyth, 2010). NaN where the number is.

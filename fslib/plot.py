@@ -134,7 +134,7 @@ def forest(
 def matrices(
     frames: Mapping[str, pd.DataFrame], label: str, *, fmt: str = ".2f", diverging: bool = False
 ) -> Figure:
-    """Draw annotated matrices side by side on one colour scale (diverging: centred at 0)."""
+    """Draw annotated matrices on one colour scale (diverging: centred at 0)."""
     columns = min(3, len(frames))
     figure, axes = panels(len(frames), 1.1 + 4.2 / max(columns, 2), columns)
     values = np.concatenate([f.to_numpy(dtype=float).ravel() for f in frames.values()])

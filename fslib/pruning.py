@@ -46,7 +46,7 @@ def prune_important_heads(
     batch_size: int = EVAL_BATCH,
     seed: int = 0,
 ) -> IAP:
-    """Prune each task's most important heads, and matched random ones; score all tasks.
+    """Prune each task's top heads, and random ones like them, and score all tasks.
 
     Source: Li et al. (2023).
 
@@ -151,7 +151,7 @@ def _check_sets(
     chosen: Bool[np.ndarray, "fractions layers heads"],
     controls: int,
 ) -> None:
-    """Raise FslibError for top heads that are none, or that no other set compares with."""
+    """Raise FslibError for top heads that are none or have no other set like them."""
     for fraction, heads in zip(fractions, chosen, strict=True):
         if not heads.any():
             nothing = f"fraction {fraction} leaves no head of task {task} to prune"

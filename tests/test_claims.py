@@ -40,8 +40,8 @@ from fslib.claims import (
     mantel,
     score_half,
     scored,
-    shown,
-    shown_p,
+    interval_text,
+    p_text,
 )
 from fslib.iap import IAP, Unlesioned, double_dissociations
 from fslib.intervals import Interval, Measure
@@ -171,7 +171,7 @@ def test_it_says_its_verdict_and_every_number():
     assert str(found) == (
         "inconclusive: this +3.00 [+1.04, +4.96], p = 0.012, MDE 2.8; that -1.00 [-2.96, +0.96], p = 0.317, MDE 2.8"
     )
-    assert shown(Interval(3.0, 1.0, np.inf), 1) == "+3.0 [+1.0, +5.0]"
+    assert interval_text(Interval(3.0, 1.0, np.inf), 1) == "+3.0 [+1.0, +5.0]"
 
 
 # --- several claims
@@ -554,7 +554,7 @@ def test_a_number_counts_as_changed_from_a_tenth_of_the_spread_on():
 
 
 def test_a_p_value_is_never_written_as_0():
-    assert [shown_p(p) for p in (0.0, 0.0004, 0.001, 0.022, 1.0)] == [
+    assert [p_text(p) for p in (0.0, 0.0004, 0.001, 0.022, 1.0)] == [
         "p < 0.001",
         "p < 0.001",
         "p = 0.001",
