@@ -370,7 +370,7 @@ def test_the_width_of_one_seed_is_that_of_a_t_interval_over_examples():
 
 
 def test_models_that_differ_widen_it_where_examples_do_not_vary():
-    """Two models, one specialized (D = 100) and one not (D = 0): seeds can tell, examples cannot."""
+    """Two models, one specialized (D = 100) and one not (D = 0): only seeds tell."""
     right = np.full((2, 1, 2, 1, 2), N)
     right[0, 0, [0, 1], 0, [0, 1]] = 0
     d = made(right, np.full((2, 2), N)).dissociation().mean
