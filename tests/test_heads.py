@@ -229,8 +229,8 @@ def test_an_exception_leaves_the_model_whole_and_a_copy_has_a_control_of_its_own
 def test_a_head_set_may_be_a_tensor_or_a_list(bert, zoo):
     batch, chosen = padded_batch(bert, zoo.tasks["single"]), heads_at((0, 1), (2, 3))
     found = []
-    for given in (chosen, torch.from_numpy(chosen), chosen.tolist()):
-        with pruned(bert, given):
+    for form in (chosen, torch.from_numpy(chosen), chosen.tolist()):
+        with pruned(bert, form):
             found.append(logits_of(bert, batch))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
