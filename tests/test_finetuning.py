@@ -16,20 +16,8 @@ from fslib import finetuning
 from fslib.finetuning import fresh, training_subset, transfer
 from fslib.similarity import representations
 
-WORDS = [
-    "house",
-    "river",
-    "cloud",
-    "table",
-    "garden",
-    "window",
-    "paper",
-    "music",
-    "street",
-    "bread",
-    "stone",
-    "field",
-]
+WORDS = ("house", "river", "cloud", "table", "garden", "window", "paper", "music", "street")
+WORDS += ("bread", "stone", "field")
 EVERYTHING = np.ones((2, 12), dtype=bool)
 SETTINGS = {"steps": 5, "batch_size": 4, "lr": 3e-3}
 
