@@ -57,7 +57,7 @@ def not_testable(iap: IAP) -> str:
     return "" if iap.controls else "there are no random heads to compare with"
 
 
-def evidence(result: Dissociation, failed: str) -> Evidence:
+def decide(result: Dissociation, failed: str) -> Evidence:
     """Return what there is on C1: D specific to the task, and beyond what random heads of the same layers give."""
     specific = Part.of("own lesion against others'", result.measure(), result.mean.p)
     parts = [specific]
@@ -183,7 +183,7 @@ def by_seed(result: Dissociation, seeds: Sequence[int]) -> pd.DataFrame:
 
 def sentence(result: Dissociation, failed: str) -> str:
     """Say what becomes of C1 for these models by themselves, before p is corrected for the other claims."""
-    claim = evidence(result, failed)
+    claim = decide(result, failed)
     carry = [
         task
         for task in result.tasks

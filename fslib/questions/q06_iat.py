@@ -238,7 +238,7 @@ def _effects(study: Study, dose: Dose) -> dict[str, tuple[Part, Part]]:
     return found
 
 
-def evidence(study: Study) -> dict[str, Evidence]:
+def decide(study: Study) -> dict[str, Evidence]:
     """Return what there is on C3 and C4: IAT minus plain training, and minus IAT with random heads; both are needed."""
     dose = deciding(study)
     failed = {"C3": _too_weak(changed_beside_d(study, dose)), "C4": _too_weak(changed(study, dose))}
@@ -355,7 +355,7 @@ def counted_steps(study: Study) -> pd.DataFrame:
 def sentences(study: Study) -> str:
     """Say what becomes of C3 and C4 by themselves, before p is corrected for the other claims."""
     return "\n".join(
-        [*(f"{claim} {found}" for claim, found in evidence(study).items()), dose(study)]
+        [*(f"{claim} {found}" for claim, found in decide(study).items()), dose(study)]
     )
 
 

@@ -114,7 +114,7 @@ def learning_curves(study: Study) -> pd.DataFrame:
     return table.assign(seeds=len(study.transfer_seeds))[list(COLUMNS)]
 
 
-def evidence(study: Study) -> Evidence:
+def decide(study: Study) -> Evidence:
     """Return what there is on C5: the full model from IAT minus from plain training, and minus from random heads.
 
     Mean over targets and sizes.

@@ -47,15 +47,15 @@ REACH = 8  # smallest effects of interest that the figure shows; an interval of 
 NOTEBOOK = {"C1": "03, 04", "C2": "05", "C3": "06", "C4": "06", "C5": "07", "C6": "06"}
 
 
-def evidence(study: Study) -> dict[str, Evidence]:
+def decide(study: Study) -> dict[str, Evidence]:
     """Return what there is on claims C1 to C5, with p corrected for their number."""
     iap = study.iap()
-    c1 = q03_pruning.evidence(
+    c1 = q03_pruning.decide(
         entering(iap).dissociation(draws=study.profile.draws), q03_pruning.not_testable(iap)
     )
-    c2 = q05_similarity.evidence(q05_similarity.correlations(study, q05_similarity.pairs(study)))
+    c2 = q05_similarity.decide(q05_similarity.correlations(study, q05_similarity.pairs(study)))
     return decided(
-        {"C1": c1, "C2": c2, **q06_iat.evidence(study), "C5": q07_transfer.evidence(study)}
+        {"C1": c1, "C2": c2, **q06_iat.decide(study), "C5": q07_transfer.decide(study)}
     )
 
 
@@ -127,7 +127,7 @@ def claims(study: Study) -> pd.DataFrame:
     p: of the part by itself. claim p: of the whole claim, corrected for five claims (Holm). why: the gate that failed.
     """
     rows, counts = [], seeds(study)
-    for claim, found in evidence(study).items():
+    for claim, found in decide(study).items():
         shared: dict[str, object] = {"claim": claim, "the paper says": SAYS[claim]}
         last = {
             "claim p": found.claim_p,
