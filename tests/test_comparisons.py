@@ -9,10 +9,17 @@ from refusal import refused
 
 import fslib
 from fslib import Study
-from fslib.questions.q04_models import SelectionUnit
-from fslib.questions.q05_similarity import MEASURES, SimilarityUnit
 from fslib.study.store import Store, Unit
-from fslib.study.units import EndingsUnit, Targets, TrainUnit, make_ending, recorded_iap
+from fslib.study.units import (
+    MEASURES,
+    EndingsUnit,
+    SelectionUnit,
+    SimilarityUnit,
+    Targets,
+    TrainUnit,
+    make_ending,
+    recorded_iap,
+)
 
 pytestmark = pytest.mark.usefixtures("small_tasks")
 
