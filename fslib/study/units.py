@@ -328,7 +328,7 @@ class PruneUnit(Unit):
         return recorded_iap(store.get(self))
 
 
-def lesioned(model: MultiTaskModel, tasks: dict[str, Task], on: str, **options: Any) -> IAP:
+def prune_on(model: MultiTaskModel, tasks: dict[str, Task], on: str, **options: Any) -> IAP:
     """Return `prune_important_heads` on all evaluation examples, or, on "scored", on the half that scores are from.
 
     The other half, which decides on gates, then needs no lesion: it costs one pass of the unpruned model.
@@ -724,7 +724,7 @@ class EndingsUnit(SeededFineTuning, Unit):
         }
         limited = {n: t.limited(eval=self.prune_examples) for n, t in tasks.items()}
         options: dict[str, Any] = {"importance": maps, "seed": self.seed}
-        return lesioned(model, limited, self.on, fractions=self.fractions, controls=0, **options)
+        return prune_on(model, limited, self.on, fractions=self.fractions, controls=0, **options)
 
     def _learned(self, source: MultiTaskModel, name: str) -> dict[str, np.ndarray]:
         """Return predictions of every target, learned from a copy of the source at every size and in both ways."""
