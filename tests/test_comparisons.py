@@ -164,11 +164,3 @@ def test_a_target_that_is_in_the_source_is_refused(store):
         unit("endings", pruned=("IAP",)).check()
     with refused("transfer_targets", "'bbcs'"):
         Study("smoke", overrides={"transfer_targets": ["bbcs"]})
-
-
-def test_comparisons_are_units_like_others():
-    comparisons = {"selection", "endings", "similarity"}
-    assert {unit(kind).kind for kind in comparisons} == comparisons
-    assert all(isinstance(unit(kind), Unit) for kind in comparisons)
-    planned = {planned.kind for planned in Study("smoke").plan("08")}
-    assert planned == comparisons | {"train", "importance", "lesion", "prune", "words"}
