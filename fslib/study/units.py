@@ -320,7 +320,7 @@ class PruneUnit(Unit):
             "seed": model.seed,
         }
         sets = {"fractions": self.fractions, "controls": self.controls, "importance": maps}
-        iap = lesioned(model.trained(store), model.load(), self.on, **sets, **options)
+        iap = prune_on(model.trained(store), model.load(), self.on, **sets, **options)
         return Result(iap_values(iap), iap_arrays(iap))
 
     def iap(self, store: Store) -> IAP:
