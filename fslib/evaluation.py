@@ -1,6 +1,7 @@
 """Run a model over a split and score it."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,12 +10,51 @@ from torch import Tensor
 
 from fslib.data.batches import Batch
 from fslib.data.tasks import Split, Task, as_tasks
-from fslib.errors import FslibError, check_count
+from fslib.errors import FslibError, check_count, check_number
+from fslib.intervals import LEVEL, score_measure
 from fslib.model.modes import in_mode
 from fslib.model.multitask import MultiTaskModel, check_model
-from fslib.scoring import Score
+from fslib.scoring import metric_score
 
 EVAL_BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """One task's evaluation: a metric over predictions and labels, each (n,).
+
+    Args:
+        metric: A metric's name, as `fslib.scoring.metric_score` takes it.
+        predictions: (n,) classes or values.
+        labels: (n,) of the same kind.
+        doubts: Why the score means little, "" where it does not (`Task.doubts`); it is printed with
+            the score.
+    """
+
+    metric: str
+    predictions: np.ndarray
+    labels: np.ndarray
+    doubts: str = ""
+
+    @property
+    def value(self) -> float:
+        """The metric, a fraction (0.9 is 90 % for accuracy)."""
+        return float(metric_score(self.metric, self.predictions, self.labels))
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """Return the t interval (low, high) over examples; NaN for one example."""
+        check_number("level", level, "(0, 1)", "0.95 is the usual one")
+        measure = score_measure("examples", self.metric, self.predictions[None], self.labels)
+        return measure.interval().at(level)
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __repr__(self) -> str:
+        low, high = self.interval()
+        but = f"; {self.doubts}" if self.doubts else ""
+        found = f"{self.metric} {self.value:.3f}, 95 % [{low:.3f}, {high:.3f}]"
+        return f"Score({found}, n={len(self.labels)}{but})"
 
 
 def evaluate(
@@ -24,10 +64,19 @@ def evaluate(
     split: str = "eval",
     batch_size: int = EVAL_BATCH,
 ) -> dict[str, Score]:
-    """Score the model on every task and return {name: Score}; dropout is off, heads pruned around the call stay so.
+    """Score the model on every task and return {name: Score}.
 
-    split: "eval" or "train". Raises FslibError for a task the model has no classifier for, or one for other labels or
-    another metric under the same name, and for a model that gives NaN.
+    Dropout is off; heads that are pruned around the call stay so.
+
+    Args:
+        model: The model, with a classifier for every task.
+        tasks: A task or several.
+        split: "eval" or "train".
+        batch_size: Examples at once; it does not change what is predicted.
+
+    Raises:
+        FslibError: For a task the model has no classifier for, or one for other labels or another
+            metric under the same name, and for a model that gives NaN.
     """
     named = as_tasks(tasks)
     check_model(model, *named.values())
@@ -36,14 +85,13 @@ def evaluate(
     for name, task in named.items():
         part = pick_split(task, split)
         predictions = predict(model, task, length_batches(model, part, batch_size), len(part))
-        scores[name] = Score(
-            task.metric, predictions, part.labels, task.doubts if split == "eval" else ""
-        )
+        doubts = task.doubts if split == "eval" else ""
+        scores[name] = Score(task.metric, predictions, part.labels, doubts)
     return scores
 
 
 def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> np.ndarray:
-    """Return (n,) predicted classes (int64), or values (float32) for regression, in the split's order."""
+    """Return predicted classes (int64) or values (float32), (n,), in split order."""
     predictions = blank_predictions(task, n)
     with in_mode(model, training=False), torch.inference_mode():
         for batch in batches:
@@ -53,7 +101,7 @@ def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> 
 
 
 def blank_predictions(task: Task, *shape: int) -> np.ndarray:
-    """Return zeros in the type of a task's predictions: int64 for classes, float32 for the values of a regression."""
+    """Return zeros in the type of a task's predictions: int64, float32 for regression."""
     return np.zeros(shape, dtype=np.float32 if task.is_regression else np.int64)
 
 
@@ -63,34 +111,37 @@ def predicted(task: Task, logits: Float[Tensor, "batch outputs"]) -> np.ndarray:
 
 
 def check_finite(values: Tensor, task: str) -> Tensor:
-    """Return what a model gives for a task as it is. Raises FslibError where it is NaN: an argmax of NaN is class 0."""
+    """Return what a model gives for a task as it is.
+
+    Raises:
+        FslibError: Where it is NaN or infinite: an argmax of NaN is class 0.
+    """
     if not bool(torch.isfinite(values).all()):
-        raise FslibError(
-            f"the model gives NaN or infinity for task {task}: its weights are broken; train it again with a lower lr"
-        )
+        broken = f"the model gives NaN or infinity for task {task}: its weights are broken"
+        raise FslibError(f"{broken}; train it again with a lower lr")
     return values
 
 
 def check_several(sizes: Mapping[str, int]) -> None:
-    """Raise FslibError where fewer than two examples of a task are scored, as there is no interval over them."""
+    """Raise FslibError where fewer than two examples of a task are scored."""
     for name, size in sizes.items():
         if size < 2:
-            raise FslibError(
-                f"{size} evaluation example of task {name} is scored: an interval needs two or more"
-            )
+            scored = f"{size} evaluation example of task {name} is scored"
+            raise FslibError(f"{scored}: an interval needs two or more")
 
 
 def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list[Batch]:
     """Return all examples once, in batches of like length.
 
-    The longest come first: what they needed is then used again, and memory does not grow batch by batch.
+    The longest come first: what they needed is then used again, and memory does not grow batch by
+    batch.
     """
     encoded = model.encode(split)
     return [encoded.batch(indices) for indices in reversed(encoded.in_length_order(batch_size))]
 
 
 def pick_split(task: Task, split: str) -> Split:
-    """Return the split of that name. Raises FslibError for one that is neither "train" nor "eval"."""
+    """Return the split of that name. Raises FslibError for any but "train" and "eval"."""
     if split not in ("train", "eval"):
         raise FslibError(f"unknown split {split!r}: valid: train, eval")
     return task.train if split == "train" else task.eval
@@ -98,9 +149,9 @@ def pick_split(task: Task, split: str) -> Split:
 
 def sample(task: Task, split: str, examples: int | None, seed: int) -> Split:
     """Draw a random part of a split, or return all of it where `examples` is None."""
+    whole = pick_split(task, split)
     if examples is None:
-        return pick_split(task, split)
+        return whole
     check_count("examples", examples)
     check_count("seed", seed, 0)
-    pick_split(task, split)  # refuses an unknown split by name
     return task.part(split, examples, seed)

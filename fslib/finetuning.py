@@ -1,20 +1,21 @@
-"""Does an encoder that was trained on some tasks learn a new one better? (Claim C5, Li et al., 2023.)
+"""Does an encoder that was trained on some tasks learn a new one better?
 
-The new task must be none of the source's. Comparisons between sources are paired: for one seed, all of them get
-the same examples in the same order, and a classifier that begins with the same weights.
+Claim C5 of Li et al. (2023). The new task must be none of the source's. Comparisons between sources
+are paired: for one seed, all of them get the same examples in the same order, and a classifier that
+begins with the same weights.
 """
 
 import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from fslib.data.tasks import Task, as_tasks
 from fslib.errors import FslibError, check_count, unknown
-from fslib.evaluation import evaluate
+from fslib.evaluation import Score, evaluate
 from fslib.model.multitask import Answer, MultiTaskModel, check_model
-from fslib.scoring import Score
 from fslib.similarity import representations
 from fslib.training import History, train
 
@@ -23,9 +24,13 @@ PARTS = ("full", "classifier")
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """What came of a new task: its score on the eval split, after `size` training examples.
+    """What came of a new task.
 
-    part: what was trained. history: of the training, None for "classifier", which is solved and not stepped.
+    Args:
+        score: On the eval split.
+        size: How many training examples it took.
+        part: What was trained.
+        history: Of the training, None for "classifier", which is solved and not stepped.
     """
 
     score: Score
@@ -46,15 +51,27 @@ def transfer(
     seed: int = 0,
     evaluate_every: int | None = None,
 ) -> Transfer:
-    """Learn a task that the source was not trained on, from a copy of its encoder; the source stays as it is.
+    """Learn a task that the source was not trained on, from a copy of its encoder.
 
-    size: training examples, chosen by `training_subset`; None for all.
-    part: "full" fine-tunes encoder and new classifier with `fslib.train` (steps, batch_size, lr, evaluate_every
-        are its own, and for this part alone). "classifier" leaves the encoder frozen: logistic (for regression:
-        ridge) regression on its standardized text representations, L2 penalty 1, which has one solution.
-    seed: for the subset, the new classifier, and the order of batches and dropout.
-    Raises FslibError for a target that the source knows, a size that is too small or too large, an unknown part,
-    settings out of range, and, in "full", for a source whose heads are pruned around the call.
+    The source stays as it is.
+
+    Args:
+        source: A model of other tasks.
+        target: The new task.
+        size: Training examples, chosen by `training_subset`; None for all.
+        part: "full" fine-tunes encoder and new classifier. "classifier" leaves the encoder frozen:
+            logistic (for regression: ridge) regression on its standardized text representations, L2
+            penalty 1, which has one solution.
+        steps: As `fslib.train` takes it, for "full" alone; so are the next two and evaluate_every.
+        batch_size: Examples of a step.
+        lr: Learning rate.
+        seed: For the subset, the new classifier, and the order of batches and dropout.
+        evaluate_every: Steps between evaluations.
+
+    Raises:
+        FslibError: For a target that the source knows, a size that is too small or too large, an
+            unknown part, settings out of range, and, in "full", for a source whose heads are pruned
+            around the call.
     """
     if part not in PARTS:
         raise unknown("part to train", part, PARTS)
@@ -64,31 +81,31 @@ def transfer(
     if part == "classifier":
         return Transfer(_linear_score(source, task), len(task.train), part)
     model = fresh(source, task, seed)
-    history = train(
-        model,
-        task,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-        evaluate_every=evaluate_every,
-    )
+    options: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "seed": seed}
+    history = train(model, task, lr=lr, evaluate_every=evaluate_every, **options)
     return Transfer(evaluate(model, task)[task.name], len(task.train), part, history)
 
 
 def fresh(source: MultiTaskModel, target: Task, seed: int = 0) -> MultiTaskModel:
-    """Return a model with a copy of the source's encoder and one new classifier, for the target; in evaluation mode.
+    """Return a model with a copy of the source's encoder and one new classifier.
 
-    All its weights are trainable, and nothing done to one model's weights or heads reaches the other.
-    seed: for the classifier, the same for every source of one width.
-    Raises FslibError for a target that the source knows, and for a source whose heads are pruned around the call.
+    It is in evaluation mode. All its weights are trainable, and nothing done to one model's weights
+    or heads reaches the other.
+
+    Args:
+        source: A model of other tasks.
+        target: The task of the classifier.
+        seed: For the classifier, the same for every source of one width.
+
+    Raises:
+        FslibError: For a target that the source knows, and for a source whose heads are pruned
+            around the call.
     """
     _refuse_known(source, target)
     if source.control.gate is not None or source.control.tap is not None:
         # the copy would keep the gate after the block that ends it for the source
-        raise FslibError(
-            "the source's heads are pruned or listened to: copy its encoder outside of that block"
-        )
+        busy = "the source's heads are pruned or listened to"
+        raise FslibError(f"{busy}: copy its encoder outside of that block")
     model = copy.deepcopy(source)  # hooks and head control go along, the copy's own
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -97,11 +114,20 @@ def fresh(source: MultiTaskModel, target: Task, seed: int = 0) -> MultiTaskModel
 
 
 def training_subset(task: Task, size: int | None, seed: int = 0) -> Task:
-    """Return the task with `size` of its training examples, so that learning curves grow by adding, not by exchanging.
+    """Return the task with `size` of its training examples.
 
-    For one seed, a smaller subset lies inside every larger one (32 in 128 in 512). The order is random but for one
-    example of each class, which come first, so that no subset lacks a class. size None: the task itself.
-    Raises FslibError for a size below 2 or the number of classes, or above the number of training examples.
+    Learning curves grow by adding, not by exchanging: for one seed, a smaller subset lies inside
+    every larger one (32 in 128 in 512). The order is random but for one example of each class,
+    which come first, so that no subset lacks a class.
+
+    Args:
+        task: The task.
+        size: Number of examples; None for the task itself.
+        seed: For the order.
+
+    Raises:
+        FslibError: For a size below 2 or the number of classes, or above the number of training
+            examples.
     """
     check_count("seed", seed, 0)
     check_count(f"task {task.name}, size", size, none=True)
@@ -109,22 +135,20 @@ def training_subset(task: Task, size: int | None, seed: int = 0) -> Task:
         return task
     labels, (least, most) = task.train.labels, subset_sizes(task)
     if not least <= size <= most:
-        raise FslibError(
-            f"size {size} does not suit task {task.name}: give {least} (one example of each class) to {most} (all its "
-            "training examples)"
-        )
+        wanted = f"{least} (one example of each class) to {most} (all its training examples)"
+        raise FslibError(f"size {size} does not suit task {task.name}: give {wanted}")
     order = np.random.default_rng(seed).permutation(len(labels))
-    first = (
-        np.array([], dtype=np.int64)
-        if task.is_regression
-        else np.unique(labels[order], return_index=True)[1]
-    )
-    order = np.concatenate([order[first], np.delete(order, first)])
+    if not task.is_regression:
+        first = np.unique(labels[order], return_index=True)[1]
+        order = np.concatenate([order[first], np.delete(order, first)])
     return replace(task, train=task.train.take(np.sort(order[:size])))
 
 
 def subset_sizes(task: Task) -> tuple[int, int]:
-    """Return the smallest `training_subset` of a task, 2 examples or one of each class, and the largest."""
+    """Return the smallest and the largest size of a `training_subset`.
+
+    The smallest is 2 examples or one of each class.
+    """
     classes = 1 if task.is_regression else len(np.unique(task.train.labels))
     return max(2, classes), len(task.train)
 
@@ -133,23 +157,20 @@ def _refuse_known(source: MultiTaskModel, target: Task) -> None:
     check_model(source)
     as_tasks(target)  # refuses what is no task
     if target.name in source.classifiers:
-        raise FslibError(
-            f"task {target.name!r} is one of the source's own ({', '.join(source.classifiers)}): transfer needs a "
-            "task that the source was not trained on"
-        )
+        known = f"task {target.name!r} is one of the source's own ({', '.join(source.classifiers)})"
+        raise FslibError(f"{known}: transfer needs a task that the source was not trained on")
 
 
 def _linear_score(source: MultiTaskModel, task: Task) -> Score:
-    """Return the eval score of a linear model on frozen representations: the encoder runs once over each text."""
+    """Return the eval score of a linear model on frozen representations."""
     from sklearn.linear_model import LogisticRegression, Ridge  # every kernel would wait for them
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    train, test = (representations(source, part) for part in (task.train, task.eval))
     model = Ridge(alpha=1.0) if task.is_regression else LogisticRegression(C=1.0, max_iter=1000)
     # Without a common scale the same penalty would weigh differently on each source.
-    fitted = make_pipeline(StandardScaler(), model).fit(
-        representations(source, task.train), task.train.labels
-    )
-    predictions = fitted.predict(representations(source, task.eval))
+    fitted = make_pipeline(StandardScaler(), model).fit(train, task.train.labels)
+    predictions = fitted.predict(test)
     predictions = predictions.astype(np.float32) if task.is_regression else predictions
     return Score(task.metric, predictions, task.eval.labels, task.doubts)

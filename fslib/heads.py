@@ -1,7 +1,8 @@
-"""Which heads: the most important ones, random ones like them, and how far two sets overlap. Plain numpy.
+"""Which heads: the most important, random ones like them, how far sets overlap.
 
-A *head set* is a bool array (layers, heads), True = the head is in the set. What being in the set means is said where
-the set is used: in `fslib.pruned` it means switched off, in IAT trained.
+Plain numpy. A *head set* is a bool array (layers, heads), True = the head is in the set. What being
+in the set means is said where the set is used: in `fslib.pruned` it means switched off, in IAT
+trained.
 """
 
 import math
@@ -14,7 +15,7 @@ from fslib.errors import FslibError, check_count, check_flag, check_number, fini
 
 
 def head_count(fraction: float, total: int) -> int:
-    """Return k = floor(fraction * total), the number of heads in a fraction. Raises FslibError outside (0, 1]."""
+    """Return k = floor(fraction * total). Raises FslibError outside (0, 1]."""
     check_number("fraction", fraction, "(0, 1]", "0.3 means the top 30 % of all heads")
     return math.floor(fraction * total + 1e-9)  # 0.29 * 100 is 28.999999999999996 in floating point
 
@@ -22,54 +23,64 @@ def head_count(fraction: float, total: int) -> int:
 def checked_fractions(
     fractions: Sequence[float], shape: tuple[int, int], controls: int = 0, what: str = "fraction"
 ) -> tuple[float, ...]:
-    """Return fractions of all heads in rising order, each of which chooses some heads, and another count of them.
+    """Return fractions in rising order, each of some heads and of another number.
 
-    shape: (layers, heads per layer). controls: how many random sets are to be drawn like each fraction's top heads;
-    whether there are so many depends on how the top heads, not known yet, spread over the layers: evenly spread, they
-    leave most choice. what: the word for a fraction in a message.
-    Raises FslibError for no fraction, one of no head, two of one count of heads, and more controls than there are.
+    Args:
+        fractions: Shares of all heads, each in (0, 1].
+        shape: (layers, heads per layer).
+        controls: How many random sets are to be drawn like each fraction's top heads. Whether there
+            are so many depends on how the top heads, not known yet, spread over the layers: evenly
+            spread, they leave most choice.
+        what: The word for a fraction in a message.
+
+    Raises:
+        FslibError: For no fraction, one of no head, two of one number of heads, and more controls
+            than there are.
     """
-    if (
-        isinstance(fractions, str)
-        or not isinstance(fractions, Sequence | np.ndarray)
-        or not len(fractions)
-    ):
-        raise FslibError(f"{what}s {fractions!r}: give a list of at least one, such as [0.1, 0.3]")
+    listed = isinstance(fractions, Sequence | np.ndarray) and not isinstance(fractions, str)
+    if not listed or not len(fractions):
+        raise FslibError(f"{what}s {fractions!r}: give a list of at least one, such as [0.1]")
     layers, heads = shape
     counts: dict[int, float] = {}
     for fraction in fractions:
         k = head_count(fraction, layers * heads)
-        asked = f"{what} {fraction:g} of {layers} x {heads} heads"
+        asked = f"{fraction:g} of {layers} x {heads} heads"
         if k == 0:
-            raise FslibError(f"{asked} is no head: give at least {1 / (layers * heads):.3f}")
+            least = 1 / (layers * heads)
+            raise FslibError(f"{what} {asked} is no head: give at least {least:.3f}")
         if k in counts:
-            raise FslibError(
-                f"{what}s {counts[k]:g} and {asked.removeprefix(what + ' ')} are {k} heads each: leave one out"
-            )
+            both = f"{what}s {counts[k]:g} and {asked}"
+            raise FslibError(f"{both} are {k} heads each: leave one out")
         counts[k] = float(fraction)
         each, rest = divmod(k, layers)
-        others = math.comb(heads, each) ** (layers - rest) * math.comb(heads, each + 1) ** rest - 1
-        if controls > others:  # a set of its own is no control of itself
-            raise FslibError(
-                f"controls={controls} for {asked}: there are at most {others} other sets of {k} heads; ask for fewer"
-            )
+        # minus one: a set of its own is no control of itself
+        most = math.comb(heads, each) ** (layers - rest) * math.comb(heads, each + 1) ** rest - 1
+        if controls > most:
+            there_are = f"there are at most {most} other sets of {k} heads"
+            raise FslibError(f"controls={controls} for {what} {asked}: {there_are}; ask for fewer")
     return tuple(counts[k] for k in sorted(counts))
 
 
 def head_name(layer: int, head: int) -> str:
-    """Return the name of a head as it stands in tables and figures, L4H5: both count from 1, where arrays have 0."""
+    """Return a head's name in tables, L4H5: both count from 1, where arrays have 0."""
     return f"L{layer + 1}H{head + 1}"
 
 
 def top_heads(
     importance: Float[np.ndarray, "layers heads"], fraction: float, *, min_per_layer: int = 0
 ) -> Bool[np.ndarray, "layers heads"]:
-    """Return the k = floor(fraction * layers * heads) most important heads (Li et al., 2023).
+    """Return the k = floor(fraction * layers * heads) most important heads.
 
-    importance: (layers, heads), finite, higher = more important. Ties go to the lower (layer, head).
-    fraction: in (0, 1]. min_per_layer: heads that every layer keeps *out of* the set, so that pruning
-        the set leaves no layer without a head; the set is smaller than k if there is no room.
-    Returns bool (layers, heads), True = chosen.
+    Source: Li et al. (2023). Ties go to the lower (layer, head).
+
+    Args:
+        importance: (layers, heads), finite, higher = more important.
+        fraction: Share of all heads, in (0, 1].
+        min_per_layer: Heads that every layer keeps *out of* the set, so that pruning the set leaves
+            no layer without a head; the set is smaller than k if there is no room.
+
+    Returns:
+        Bool (layers, heads), True = chosen.
     """
     scores = finite_array("importance", importance)
     if scores.ndim != 2:
@@ -77,9 +88,7 @@ def top_heads(
     layers, heads = scores.shape
     check_count("min_per_layer", min_per_layer, 0)
     if min_per_layer > heads:
-        raise FslibError(
-            f"min_per_layer {min_per_layer} is outside 0..{heads}, the heads of a layer"
-        )
+        raise FslibError(f"min_per_layer {min_per_layer} is outside 0..{heads}, a layer's heads")
     k = head_count(fraction, layers * heads)
     chosen = np.zeros((layers, heads), dtype=bool)
     room = np.full(layers, heads - min_per_layer)
@@ -103,55 +112,53 @@ def random_heads(
     *,
     others: bool = False,
 ) -> Bool[np.ndarray, "n *nested layers heads"]:
-    """Draw `n` different random head sets with as many heads *in each layer* as `like`: the matched control.
+    """Draw random head sets with as many heads *in each layer*: matched controls.
 
-    Matching by layer matters: early and late layers differ in what any head is worth, so an unmatched
-    random set would answer which layers matter, not which heads. If `like` holds sets that grow, each inside the
-    next (the top heads at rising fractions), a control grows in the same way, and controls differ at every step.
-    others: leave out `like` itself, whose steps are no control of anything.
-    Raises FslibError if fewer than n such sets exist.
+    Matching by layer matters: early and late layers differ in what any head is worth, so an
+    unmatched random set would answer which layers matter, not which heads. If `like` holds sets
+    that grow, each inside the next (the top heads at rising fractions), a control grows in the same
+    way, and controls differ at every step.
+
+    Args:
+        like: The head set, or sets that grow, to be matched.
+        n: How many to draw.
+        rng: The generator that draws.
+        others: Leave out `like` itself, whose steps are no control of anything.
+
+    Raises:
+        FslibError: If fewer than n such sets exist.
     """
     check_count("controls", n, 0)
     check_flag("others", others)
     if not isinstance(rng, np.random.Generator):
-        raise FslibError(
-            f"rng {rng!r:.80} is no random generator: give numpy.random.default_rng(seed)"
-        )
+        raise FslibError(f"rng {rng!r:.80} is no generator: give numpy.random.default_rng(seed)")
     like = _head_sets(like)
     counts, heads = like.sum(-1), like.shape[-1]  # (*nested, layers)
-    distinct = min(
-        math.prod(math.comb(heads, int(c)) for c in row)
-        for row in counts.reshape(-1, counts.shape[-1])
-    )
-    distinct -= others
+    steps = counts.reshape(-1, counts.shape[-1])
+    distinct = min(math.prod(math.comb(heads, int(c)) for c in step) for step in steps) - others
+    asked = f"{n} controls asked, but"
     if n > distinct:
         kind = "other" if others else "distinct"
-        raise FslibError(
-            f"{n} controls asked, but only {distinct} {kind} head set(s) have these heads per layer"
-        )
+        raise FslibError(f"{asked} only {distinct} {kind} head set(s) have these heads per layer")
     drawn: list[np.ndarray] = []
     known = _steps(like) if others else set()
     seen = set(known)
     for attempt in range(1, 1000 * (n + 10)):
         if len(drawn) == n:
             break
-        if (
-            attempt % (100 * (n + 10)) == 0
-        ):  # sets that grow can leave no room for the last ones: begin again
+        if attempt % (100 * (n + 10)) == 0:
+            # sets that grow can leave no room for the last ones: begin again
             drawn.clear()
             seen = set(known)
-        order = rng.permuted(
-            np.tile(np.arange(heads), (like.shape[-2], 1)), axis=1
-        )  # each head's rank in its layer
+        places = np.tile(np.arange(heads), (like.shape[-2], 1))
+        order = rng.permuted(places, axis=1)  # each head's rank in its layer
         draw = order < counts[..., None]  # (*nested, layers, heads)
-        steps = _steps(draw)
-        if seen.isdisjoint(steps):
-            seen |= steps
+        taken = _steps(draw)
+        if seen.isdisjoint(taken):
+            seen |= taken
             drawn.append(draw)
     if len(drawn) < n:
-        raise FslibError(
-            f"{n} controls asked, but no {n} that differ at every step were found: ask for fewer"
-        )
+        raise FslibError(f"{asked} no {n} that differ at every step were found: ask for fewer")
     return np.array(drawn, dtype=bool).reshape(n, *like.shape)
 
 
@@ -161,7 +168,10 @@ def _steps(nested: Bool[np.ndarray, "*nested layers heads"]) -> set[tuple[int, b
 
 
 def overlap(a: Bool[np.ndarray, "layers heads"], b: Bool[np.ndarray, "layers heads"]) -> float:
-    """Return the Jaccard index |a and b| / |a or b| of two head sets, in [0, 1]; two empty sets overlap fully (1)."""
+    """Return the Jaccard index of two head sets, |a and b| / |a or b|, in [0, 1].
+
+    Two empty sets overlap fully (1).
+    """
     a, b = _head_sets(a), _head_sets(b)
     if a.shape != b.shape:
         raise FslibError(f"head sets of different shapes cannot overlap: {a.shape} and {b.shape}")
@@ -170,16 +180,13 @@ def overlap(a: Bool[np.ndarray, "layers heads"], b: Bool[np.ndarray, "layers hea
 
 
 def _head_sets(given: object) -> Bool[np.ndarray, "*nested layers heads"]:
-    """Return head sets as they are. Raises FslibError for others, such as importance maps: any score is true."""
+    """Return head sets as they are; refuse importance maps, as any score is true."""
+    wanted = "a head set is a bool array (layers, heads)"
     try:
         sets = np.asarray(given)
-    except ValueError:  # rows of different lengths
-        raise FslibError(
-            "a head set is a bool array (layers, heads), but its rows differ in length"
-        ) from None
+    except ValueError:
+        raise FslibError(f"{wanted}, but its rows differ in length") from None
     if sets.dtype != np.bool_ or sets.ndim < 2:
-        raise FslibError(
-            f"a head set is a bool array (layers, heads), not {sets.dtype} of shape {sets.shape}: "
-            "fslib.top_heads makes one of an importance map"
-        )
+        found = f"not {sets.dtype} of shape {sets.shape}"
+        raise FslibError(f"{wanted}, {found}: fslib.top_heads makes one of an importance map")
     return sets

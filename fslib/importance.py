@@ -2,23 +2,26 @@
 
 The estimate of Michel et al. (2019), as Li et al. (2023) use it, for task t:
 
-    I_t[l,h] = (1/N) * sum over examples x, tokens i of | < ctx[l,h,i](x), d loss(x) / d ctx[l,h,i](x) > |
+    I_t[l,h] = (1/N) * sum over x, i of | < ctx[l,h,i](x), d loss(x) / d ctx[l,h,i](x) > |
 
-ctx[l,h,i] is head h's output at token i of layer l, before the output projection, loss(x) the example's
-own loss, N the number of non-padding tokens. The inner product is the first-order change of the loss if
-that output were scaled away; summed over an example's tokens it is d loss / d gate.
+over examples x and tokens i. ctx[l,h,i] is head h's output at token i of layer l, before the output
+projection, loss(x) the example's own loss, N the number of non-padding tokens. The inner product is
+the first-order change of the loss if that output were scaled away; summed over an example's tokens
+it is d loss / d gate.
 
-Why other estimators: the gradient is a guess, made at gate 1, of what happens when a head is gone. These test it:
+Why other estimators: the gradient is a guess, made at gate 1, of what happens when a head is gone.
+These test it:
 
     gradient     < ctx, d loss / d ctx > at every token (the paper's)
     ablation     loss with the head zeroed minus loss: exact, but one pass per head
-    integrated   the mean of d loss / d gate while all gates go from 0 to 1 together (integrated gradients,
-                 Sundararajan et al., 2017): the heads' values sum to the change of the loss
+    integrated   the mean of d loss / d gate while all gates go from 0 to 1 together (integrated
+                 gradients, Sundararajan et al., 2017): the heads' values sum to the change of the
+                 loss
     norm         the length of the head's output, which knows the task's texts but not its labels
     random       measures nothing: what any other must beat
 
-All are measurements: the model leaves them exactly as it came. Heads are read and scaled before the gates of a
-surrounding `pruned` apply, so what is off stays as it is.
+All are measurements: the model leaves them exactly as it came. Heads are read and scaled before the
+gates of a surrounding `pruned` apply, so what is off stays as it is.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -37,49 +40,23 @@ from fslib.errors import FslibError, check_count, unknown
 from fslib.evaluation import EVAL_BATCH, check_finite, in_mode, length_batches, sample
 from fslib.model.attention import tapped
 from fslib.model.multitask import MultiTaskModel, check_model
+from fslib.model.reuse import reused_layers
 from fslib.progress import bar
 
 ESTIMATORS = ("gradient", "ablation", "integrated", "norm", "random")
 REDUCTIONS = ("token", "example")
 NORMALIZATIONS = (None, "layer")
-STEPS = 8  # of "integrated": in MiniLM the values then sum to the loss they change within 1 %, and rank as with 64
-
-
-@dataclass(frozen=True, eq=False)
-class Estimate:
-    """Every example's part in the scores of one estimator, so that subsets and resamples cost nothing.
-
-    values: (n, layers, heads), signed where the estimator is. weights: (n,), what the scores are per: an example's
-    tokens, or 1 for the example itself. unsigned: drop the sign example by example, so that no two cancel.
-    """
-
-    values: Float[np.ndarray, "n layers heads"]
-    weights: Int[np.ndarray, " n"]
-    unsigned: bool = False
-
-    def importance(
-        self, *, normalize: str | None = None, subset: np.ndarray | None = None
-    ) -> Float[np.ndarray, "layers heads"]:
-        """Return importance, (layers, heads), over all examples or a subset of them (positions; may repeat)."""
-        subset = np.arange(len(self.weights)) if subset is None else np.asarray(subset)
-        if subset.ndim != 1 or (subset.size and subset.dtype.kind not in "iub"):
-            raise FslibError(
-                f"subset of shape {subset.shape} must be positions of examples, one axis of whole numbers"
-            )
-        if not len(subset):
-            raise FslibError("importance needs at least one example")
-        parts = np.abs(self.values[subset]) if self.unsigned else self.values[subset]
-        scores = parts.sum(0, dtype=np.float64) / self.weights[subset].sum()
-        return normalized(scores, normalize)
+STEPS = 8  # of "integrated": in MiniLM the values then sum to the change of the loss within 1 %
 
 
 @dataclass(frozen=True, eq=False)
 class Contributions:
-    """Every example's part in the gradient scores, with and without signs: both reductions from one pass.
+    """Every example's part in the gradient scores: both reductions from one pass.
 
-    absolute: (n, layers, heads), sum over an example's tokens of |<ctx, grad>|.
-    signed: (n, layers, heads), the same without the bars: d loss / d gate.
-    tokens: (n,), non-padding tokens of each example.
+    Args:
+        absolute: (n, layers, heads), sum over an example's tokens of |<ctx, grad>|.
+        signed: (n, layers, heads), the same without the bars: d loss / d gate.
+        tokens: (n,), non-padding tokens of each example.
     """
 
     absolute: Float[np.ndarray, "n layers heads"]
@@ -93,22 +70,40 @@ class Contributions:
         normalize: str | None = None,
         subset: np.ndarray | None = None,
     ) -> Float[np.ndarray, "layers heads"]:
-        """Return importance, (layers, heads), over all examples or a subset of them (positions; may repeat)."""
-        return self.estimate(reduction).importance(normalize=normalize, subset=subset)
+        """Return importance, (layers, heads), over all examples or some of them.
 
-    def estimate(self, reduction: str = "token") -> Estimate:
-        """Return the same numbers under one reduction. Raises FslibError for an unknown one."""
-        if reduction not in REDUCTIONS:
-            raise unknown("reduction", reduction, REDUCTIONS)
-        if reduction == "token":
-            return Estimate(self.absolute, self.tokens)
-        return Estimate(self.signed, self.tokens, unsigned=True)
+        Args:
+            reduction: As `head_importance` takes it.
+            normalize: As `head_importance` takes it.
+            subset: Positions of examples, which may repeat; None for all.
+        """
+        _check_reduction(reduction)
+        subset = np.arange(len(self.tokens)) if subset is None else np.asarray(subset)
+        if subset.ndim != 1 or (subset.size and subset.dtype.kind not in "iub"):
+            wanted = "positions of examples, one axis of whole numbers"
+            raise FslibError(f"subset of shape {subset.shape} must be {wanted}")
+        values = (self.absolute if reduction == "token" else self.signed)[subset]
+        return _averaged(np.abs(values), self.tokens[subset], normalize)
+
+
+def _averaged(
+    values: Float[np.ndarray, "n layers heads"],
+    weights: Int[np.ndarray, " n"],
+    normalize: str | None,
+) -> Float[np.ndarray, "layers heads"]:
+    """Return the sum over examples of their values, per unit of their weights."""
+    if not len(weights):
+        raise FslibError("importance needs at least one example")
+    return normalized(values.sum(0, dtype=np.float64) / weights.sum(), normalize)
 
 
 def normalized(
     importance: Float[np.ndarray, "layers heads"], normalize: str | None
 ) -> Float[np.ndarray, "layers heads"]:
-    """Return importance as it is (None) or with each layer divided by its L2 norm ("layer", Michel et al.'s advice)."""
+    """Return importance as it is, or with each layer divided by its L2 norm ("layer").
+
+    The latter is the advice of Michel et al. (2019).
+    """
     check_normalize(normalize)
     if normalize is None:
         return importance
@@ -120,6 +115,11 @@ def check_normalize(normalize: str | None) -> None:
     """Raise FslibError for an unknown way to normalize."""
     if normalize not in NORMALIZATIONS:
         raise FslibError(f'unknown normalize {normalize!r}: valid: None, "layer"')
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS)
 
 
 def head_importance(
@@ -135,80 +135,61 @@ def head_importance(
     seed: int = 0,
     steps: int = STEPS,
 ) -> Float[np.ndarray, "layers heads"]:
-    """Return the importance of every head for a task, (layers, heads), higher = more important.
+    """Return the importance of every head for a task, higher = more important.
 
-    estimator: "gradient", the paper's, >= 0, in units of loss per token; "ablation", loss with the head zeroed minus
-        loss, mean over examples (< 0: better off without it); "integrated", mean over examples of |A|, A the mean of
-        d loss / d gate at `steps` points while all gates go from 0 to 1 together, loss per example; "norm", mean over
-        tokens of the length of the head's output; "random", uniform by `seed` and the task's name.
-    reduction: of "gradient": "token" takes the absolute value token by token (the released code), "example" after
-        summing an example's tokens. normalize: None, or "layer" to divide each layer by its L2 norm.
-    split: "train" by default, so that evaluation data chooses nothing. examples: a random part of the split
-        (`seed`), None for all.
-    Inside `pruned`, heads that are off score 0 (but by "random"). What each estimator costs: `passes`.
+    What each estimator costs: `passes`. Inside `pruned`, heads that are off score 0 (but by
+    "random").
+
+    Args:
+        model: The model, with a classifier for the task.
+        task: The task.
+        estimator: "gradient", the paper's, >= 0, in units of loss per token; "ablation", loss with
+            the head zeroed minus loss, mean over examples (< 0: better off without it);
+            "integrated", mean over examples of |A|, A the mean of d loss / d gate at `steps` points
+            while all gates go from 0 to 1 together, loss per example; "norm", mean over tokens of
+            the length of the head's output; "random", uniform by `seed` and the task's name.
+        reduction: Of "gradient": "token" takes the absolute value token by token (the released
+            code), "example" after summing an example's tokens.
+        normalize: None, or "layer" to divide each layer by its L2 norm.
+        split: "train" by default, so that evaluation data chooses nothing.
+        examples: A random part of the split, None for all of it.
+        batch_size: Examples at once.
+        seed: For that part, and for "random".
+        steps: Of "integrated".
+
+    Returns:
+        (layers, heads).
     """
     check_normalize(normalize)  # a misspelt word should not cost a pass
-    per_example = estimate(
-        model,
-        task,
-        estimator=estimator,
-        reduction=reduction,
-        split=split,
-        examples=examples,
-        batch_size=batch_size,
-        seed=seed,
-        steps=steps,
-    )
-    return per_example.importance(normalize=normalize)
-
-
-def estimate(
-    model: MultiTaskModel,
-    task: Task,
-    *,
-    estimator: str = "gradient",
-    reduction: str = "token",
-    split: str = "train",
-    examples: int | None = None,
-    batch_size: int = EVAL_BATCH,
-    seed: int = 0,
-    steps: int = STEPS,
-) -> Estimate:
-    """Make the passes behind `head_importance` and return their result example by example; the same options."""
+    _check_reduction(reduction)
     check_model(model, task)
-    passes(
-        estimator, model.n_layers, model.n_heads, steps
-    )  # refuses an unknown estimator and no steps
-    if reduction not in REDUCTIONS:
-        raise unknown("reduction", reduction, REDUCTIONS)
+    passes(estimator, model.n_layers, model.n_heads, steps)  # refuses an unknown estimator
     if estimator == "gradient":
-        parts = contributions(
-            model, task, split=split, examples=examples, batch_size=batch_size, seed=seed
-        )
-        return parts.estimate(reduction)
+        sampled = {"split": split, "examples": examples, "batch_size": batch_size, "seed": seed}
+        parts = contributions(model, task, **sampled)  # type: ignore[arg-type]
+        return parts.importance(reduction=reduction, normalize=normalize)
     if reduction != "token":
-        raise FslibError(
-            f'reduction {reduction!r} is for estimator "gradient" alone: leave it out with {estimator!r}'
-        )
+        mistaken = f'reduction {reduction!r} is for estimator "gradient" alone'
+        raise FslibError(f"{mistaken}: leave it out with {estimator!r}")
     part = sample(task, split, examples, seed)
-    values = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
-    weights = np.ones(len(part), dtype=np.int64)
     if estimator == "random":
-        values[:] = random_scores(model.n_layers, model.n_heads, task.name, seed)
-        return Estimate(values, weights)
-    score: dict[str, Callable[[MultiTaskModel, Batch, str], Tensor]] = {
+        scores = random_scores(model.n_layers, model.n_heads, task.name, seed)
+        return normalized(scores.astype(np.float64), normalize)
+    measures: dict[str, Callable[[MultiTaskModel, Batch, str], Tensor]] = {
         "ablation": ablation,
         "integrated": partial(integrated, steps=steps),
         "norm": norms,
     }
+    values = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
+    weights = np.ones(len(part), dtype=np.int64)
     with gradients_for(model):
         batches = length_batches(model, part, batch_size)
         for batch in bar(batches, f"{estimator} importance", "batches"):
-            found = score[estimator](model, batch.to(model.device), task.name)
+            found = measures[estimator](model, batch.to(model.device), task.name)
             values[batch.indices] = check_finite(found, task.name).cpu().numpy()
             if estimator == "norm":
                 weights[batch.indices] = batch.mask.sum(1).numpy()
-    return Estimate(values, weights, unsigned=estimator == "integrated")
+    return _averaged(np.abs(values) if estimator == "integrated" else values, weights, normalize)
 
 
 def contributions(
@@ -220,22 +201,20 @@ def contributions(
     batch_size: int = EVAL_BATCH,
     seed: int = 0,
 ) -> Contributions:
-    """Return the gradient estimator's parts, example by example: one forward and one backward pass.
+    """Return the gradient estimator's parts, example by example.
 
-    No gradient of a weight is computed. The options are those of `head_importance`.
+    One forward and one backward pass; no gradient of a weight is computed. The options are those of
+    `head_importance`.
     """
     check_model(model, task)
     part = sample(task, split, examples, seed)
-    # Filled in place: small results kept between large batches would leave holes in memory that none can use.
+    # Filled in place: small results kept between large batches would leave holes in memory.
     absolute = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
-    signed = np.zeros_like(absolute)
-    tokens = np.zeros(len(part), dtype=np.int64)
+    signed, tokens = np.zeros_like(absolute), np.zeros(len(part), dtype=np.int64)
     with gradients_for(model):
-        batches = length_batches(model, part, batch_size)
-        for batch in batches:
-            per_token = head_products(
-                model, batch.to(model.device), task.name
-            )  # (layers, batch, seq, heads)
+        for batch in length_batches(model, part, batch_size):
+            # (layers, batch, seq, heads)
+            per_token = head_products(model, batch.to(model.device), task.name)
             check_finite(per_token, task.name)
             absolute[batch.indices] = per_token.abs().sum(2).transpose(0, 1).cpu().numpy()
             signed[batch.indices] = per_token.sum(2).transpose(0, 1).cpu().numpy()
@@ -246,9 +225,14 @@ def contributions(
 def head_products(
     model: MultiTaskModel, batch: Batch, task: str, scale: float = 1.0
 ) -> Float[Tensor, "layers batch seq heads"]:
-    """Return < ctx, d loss / d ctx > for every layer, example, token and head; zero at padding.
+    """Return < ctx, d loss / d ctx > of every head at every token; zero at padding.
 
-    scale: what every head's output is multiplied by on its way on; ctx is the output before that.
+    Args:
+        model: The model.
+        batch: On the model's device.
+        task: A name.
+        scale: What every head's output is multiplied by on its way on; ctx is the output before
+            that.
     """
     contexts: list[Tensor] = []
 
@@ -259,7 +243,7 @@ def head_products(
         return ctx if scale == 1 else ctx * scale
 
     with torch.enable_grad(), tapped(model, listen):
-        # Examples do not meet inside the model, so the gradient of the sum holds each example's own.
+        # Examples do not meet inside the model, so the gradient of the sum holds each one's own.
         loss = model.losses(batch, task).sum()
         gradients = torch.autograd.grad(loss, contexts)
     pairs = zip(contexts, gradients, strict=True)
@@ -268,19 +252,20 @@ def head_products(
 
 
 def ablation(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "batch layers heads"]:
-    """Return every example's loss with one head zeroed minus its loss, for each head; < 0: better off without it."""
-    with torch.inference_mode():
+    """Return every example's loss with one head zeroed minus its loss, for each head."""
+    with torch.inference_mode(), reused_layers(model) as changed:
+        changed(None)
         loss = wide(model.losses(batch, task))
         changes = loss.new_empty(len(loss), model.n_layers, model.n_heads)
         for layer, head in np.ndindex(model.n_layers, model.n_heads):
 
             def zero(at: int, ctx: Tensor, layer: int = layer, head: int = head) -> Tensor:
-                if at != layer:
-                    return ctx
-                ctx = ctx.clone()
-                ctx[:, :, head] = 0
+                if at == layer:
+                    ctx = ctx.clone()
+                    ctx[:, :, head] = 0
                 return ctx
 
+            changed(layer)
             with tapped(model, zero):
                 changes[:, layer, head] = wide(model.losses(batch, task)) - loss
     return changes
@@ -289,22 +274,25 @@ def ablation(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "b
 def integrated(
     model: MultiTaskModel, batch: Batch, task: str, *, steps: int
 ) -> Float[Tensor, "batch layers heads"]:
-    """Return the mean of d loss / d gate at the midpoints of `steps` equal parts of [0, 1], all gates moving together.
+    """Return the mean of d loss / d gate on the way of all gates from 0 to 1.
 
-    Summed over heads it tends to loss(all gates 1) - loss(all gates 0) as `steps` grows.
+    At the midpoints of `steps` equal parts. Summed over heads it tends to loss(all gates 1) -
+    loss(all gates 0) as `steps` grows.
     """
     total = torch.zeros((), device=model.device)
     for k in range(steps):
         gate = (k + 0.5) / steps
         # d loss / d ctx = gate * d loss / d (gate * ctx), and d loss / d gate wants the latter
-        total = (
-            total + head_products(model, batch, task, scale=gate).sum(2) / gate
-        )  # (layers, batch, heads)
+        slopes = head_products(model, batch, task, scale=gate).sum(2) / gate
+        total = total + slopes  # (layers, batch, heads)
     return total.transpose(0, 1) / steps
 
 
 def norms(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "batch layers heads"]:
-    """Return the L2 norm of each head's output, summed over an example's tokens; 0 for a head that is switched off."""
+    """Return the L2 norm of each head's output, summed over an example's tokens.
+
+    0 for a head that is switched off.
+    """
     lengths: list[Tensor] = []
 
     def listen(layer: int, ctx: Tensor) -> Tensor:
@@ -313,9 +301,8 @@ def norms(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "batc
 
     with torch.inference_mode(), tapped(model, listen):
         model(batch.inputs, task)
-        sums = (torch.stack(lengths) * batch.mask[None, :, :, None]).sum(
-            2
-        )  # (layers, batch, heads)
+        # (layers, batch, heads)
+        sums = (torch.stack(lengths) * batch.mask[None, :, :, None]).sum(2)
         gate = model.control.gate
         # The tap comes before the gate, and what does not pass the gate is not the head's output.
         return (sums if gate is None else sums * gate.abs()[:, None]).transpose(0, 1)
@@ -324,23 +311,23 @@ def norms(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "batc
 def random_scores(
     layers: int, heads: int, task: str, seed: int
 ) -> Float[np.ndarray, "layers heads"]:
-    """Draw uniform scores in [0, 1) by seed and task name: two tasks of one seed must not agree by chance."""
+    """Draw uniform scores in [0, 1).
+
+    By seed and task name: two tasks of one seed must not agree by chance.
+    """
     check_count("seed", seed, 0)
     return np.random.default_rng([seed, *task.encode()]).random((layers, heads), dtype=np.float32)
 
 
 def passes(estimator: str, layers: int, heads: int, steps: int = STEPS) -> tuple[int, int]:
-    """Count the (forward, backward) passes over the sample that an estimator takes on a model of `layers` x `heads`."""
+    """Count the (forward, backward) passes over the sample that an estimator takes."""
     if estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
     check_count("steps", steps)
-    return {
-        "gradient": (1, 1),
-        "ablation": (layers * heads + 1, 0),
-        "integrated": (steps, steps),
-        "norm": (1, 0),
-        "random": (0, 0),
-    }[estimator]
+    forward_alone = {"ablation": layers * heads + 1, "norm": 1, "random": 0}
+    if estimator in forward_alone:
+        return forward_alone[estimator], 0
+    return (steps, steps) if estimator == "integrated" else (1, 1)
 
 
 def mean_context(
@@ -351,7 +338,10 @@ def mean_context(
     examples: int | None = None,
     seed: int = 0,
 ) -> Float[Tensor, "layers heads head_dim"]:
-    """Return each head's average output over a task's non-padding tokens, for `pruned(..., ablation="mean")`."""
+    """Return each head's average output, for `pruned(..., ablation="mean")`.
+
+    Over a task's non-padding tokens. The options are those of `head_importance`.
+    """
     check_model(model, task)
     total = torch.zeros(model.n_layers, *model.control.head_shapes[0], dtype=torch.float64)
     count = 0
@@ -371,9 +361,10 @@ def mean_context(
 
 @contextmanager
 def gradients_for(model: nn.Module, weights: Iterable[nn.Parameter] = ()) -> Iterator[None]:
-    """Switch dropout off and let these weights alone have gradients; modes and requires_grad are restored.
+    """Switch dropout off and let these weights alone have gradients.
 
-    Gradients are possible inside, even where the caller has entered `torch.inference_mode`.
+    Modes and requires_grad are restored. Gradients are possible inside, even where the caller has
+    entered `torch.inference_mode`.
     """
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
@@ -388,5 +379,8 @@ def gradients_for(model: nn.Module, weights: Iterable[nn.Parameter] = ()) -> Ite
 
 
 def wide(values: Tensor) -> Tensor:
-    """Return numbers of 16 bits in 32, in which sums over tokens lose nothing and numpy can hold them; else as is."""
+    """Return numbers of 16 bits in 32, others as they are.
+
+    In 32, sums over tokens lose nothing and numpy can hold them.
+    """
     return values.float() if values.element_size() < 4 else values

@@ -1,13 +1,15 @@
-"""From the numbers of a few models, scored on a few examples, to an interval for all such models and examples.
+"""From the numbers of a few models, scored on a few examples, to an interval.
 
-A number such as a score or a difference of two scores is measured on every model (`seeds`: trainings that differ in all
-that is drawn) and every evaluation example (`n`), each model on the same examples. Both are samples, so both vary: the
-interval is a two-way t interval, and two measures of the same models and examples are compared in pairs.
+It is for all such models and examples. A number such as a score or a difference of two scores is
+measured on every model (`seeds`: trainings that differ in all that is drawn) and every evaluation
+example (`n`), each model on the same examples. Both are samples, so both vary: the interval is a
+two-way t interval, and two measures of the same models and examples are compared in pairs.
 
-    Var(mean) = (MS_seeds + MS_examples - MS_residual) / (S n),   degrees of freedom by Satterthwaite (1946)
+    Var(mean) = (MS_seeds + MS_examples - MS_residual) / (S n)
 
-For a score that is no mean over examples (F1, a dissociation), an example's value is replaced by its *influence*, found
-by leaving the example out (jackknife; Efron and Stein, 1981).
+with degrees of freedom by Satterthwaite (1946). For a score that is no mean over examples (F1, a
+dissociation), an example's value is replaced by its *influence*, found by leaving the example out
+(jackknife; Efron and Stein, 1981).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,10 @@ POWER = 0.80
 
 
 class Interval(NamedTuple):
-    """An estimate, its standard error and the degrees of freedom of that; NaN where it is not defined."""
+    """An estimate, its standard error and the degrees of freedom of that.
+
+    NaN where it is not defined.
+    """
 
     value: float
     se: float
@@ -50,16 +55,17 @@ class Interval(NamedTuple):
 
     @property
     def p(self) -> float:
-        """Two-sided p that the true value is 0; 1 where nothing varies and the value is 0."""
+        """Two-sided p that the true value is 0; 1 if nothing varies and it is 0."""
         if self.se == 0:
             return float(self.value == 0)
         return float(2 * stats.t.sf(abs(self.value) / self.se, self.df))
 
     @property
     def mde(self) -> float:
-        """The minimum detectable effect: found with 80 % power in a two-sided test at 5 % (Card et al., 2020).
+        """The minimum detectable effect (Card et al., 2020).
 
-        Of this number alone: a claim that needs two numbers, and p corrected for five claims, needs more.
+        Found with 80 % power in a two-sided test at 5 %. Of this number alone: a claim that needs
+        two numbers, and p corrected for five claims, needs more.
         """
         return self.se * float(stats.t.ppf((1 + LEVEL) / 2, self.df) + stats.t.ppf(POWER, self.df))
 
@@ -72,9 +78,12 @@ class Interval(NamedTuple):
 class Measure:
     """One number of every model, and every evaluation example's influence on it.
 
-    values: (seeds,). influence: {what the examples are of: (seeds, n)}: of a mean, the example's value minus the mean;
-    of another number, (n - 1) (number - number without the example). A constant, or what was measured once and for
-    all, has one row, which stands for every seed.
+    A constant, or what was measured once and for all, has one row, which stands for every seed.
+
+    Args:
+        values: (seeds,).
+        influence: {what the examples are of: (seeds, n)}: of a mean, the example's value minus the
+            mean; of another number, (n - 1) (number - number without the example).
     """
 
     values: Float[np.ndarray, " seeds"]
@@ -89,32 +98,26 @@ class Measure:
         return weighted([self], [factor])
 
     def interval(self) -> Interval:
-        """Return the two-way t interval of the mean over seeds; of one seed alone, over examples.
+        """Return the two-way t interval of the mean; of one seed, over examples.
 
-        A sum of squares that comes out below what the other parts make possible is chance: no component of the variance
-        is taken as negative. Where two or three seeds happen to agree, Satterthwaite's degrees of freedom are far too
-        many, so the seeds' share of the variance counts in full there, not squared.
+        A sum of squares that comes out below what the other parts make possible is chance: no
+        component of the variance is taken as negative. Where two or three seeds happen to agree,
+        Satterthwaite's degrees of freedom are far too many, so the seeds' share of the variance
+        counts in full there, not squared.
         """
         seeds, value = len(self.values), float(np.mean(self.values))
         parts = [_mean_squares(rows) for rows in self.influence.values()]
         if not np.isfinite(value) or any(np.isnan(v) for part in parts for v, _ in part):
             return Interval(value, np.nan, np.nan)
         by_example = [examples for examples, _ in parts]
-        residual = [rest for _, rest in parts]
+        residual = [(-v, df) for _, (v, df) in parts]
         by_seed = (float(np.var(self.values, ddof=1)) / seeds, seeds - 1) if seeds > 1 else (0.0, 1)
-        candidates: list[list[tuple[float, int]]] = [
-            [by_seed, *by_example, *((-v, df) for v, df in residual)],
-            [by_seed],
-            by_example,
-        ]
+        candidates = [[by_seed, *by_example, *residual], [by_seed], by_example]
         variances = [sum(v for v, _ in terms) for terms in candidates]
         largest = max(variances)
-        # of those that differ by rounding alone, the fewest degrees of freedom: the same on every machine
-        tied = [
-            terms
-            for terms, v in zip(candidates, variances, strict=True)
-            if v >= largest * (1 - 1e-9)
-        ]
+        # of those that differ by rounding alone, the fewest degrees of freedom: the same everywhere
+        pairs = zip(candidates, variances, strict=True)
+        tied = [terms for terms, v in pairs if v >= largest * (1 - 1e-9)]
         squares = max(sum(v**2 / df for v, df in terms) for terms in tied)
         df = largest**2 / squares if squares > 0 else 1.0
         if by_seed[0] > 0:
@@ -124,9 +127,13 @@ class Measure:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """A table of measures of the same models and examples, such as D at every fraction of every task.
+    """A table of measures of the same models and examples.
 
-    values: (seeds, rows, cols). influence: {what the examples are of: (seeds, n, rows, cols)}.
+    Such as D at every fraction of every task.
+
+    Args:
+        values: (seeds, rows, cols).
+        influence: {what the examples are of: (seeds, n, rows, cols)}.
     """
 
     values: Float[np.ndarray, "seeds rows cols"]
@@ -134,10 +141,8 @@ class Cells:
 
     def measure(self, row: int, column: int) -> Measure:
         """Return one cell."""
-        return Measure(
-            self.values[:, row, column],
-            {u: x[:, :, row, column] for u, x in self.influence.items()},
-        )
+        influence = {u: x[:, :, row, column] for u, x in self.influence.items()}
+        return Measure(self.values[:, row, column], influence)
 
     def intervals(self) -> tuple[Float[np.ndarray, "rows cols"], Float[np.ndarray, "rows cols"]]:
         """Return (low, high) of every cell, at 95 %."""
@@ -148,16 +153,15 @@ class Cells:
 
     def __sub__(self, other: "Cells") -> "Cells":
         """Return the paired difference, cell by cell."""
-        return Cells(
-            self.values - other.values,
-            {u: x - other.influence[u] for u, x in self.influence.items()},
-        )
+        influence = {u: x - other.influence[u] for u, x in self.influence.items()}
+        return Cells(self.values - other.values, influence)
 
 
-def _mean_squares(
-    rows: Float[np.ndarray, "seeds n"],
-) -> tuple[tuple[float, int], tuple[float, int]]:
-    """Return the variance of the mean due to examples and to the residual, each with its degrees of freedom."""
+Term = tuple[float, int]  # a variance and its degrees of freedom
+
+
+def _mean_squares(rows: Float[np.ndarray, "seeds n"]) -> tuple[Term, Term]:
+    """Return the variance of the mean due to examples, and to the residual."""
     seeds, n = rows.shape
     if n < 2:
         return (np.nan, 1), (np.nan, 1)
@@ -171,15 +175,17 @@ def _mean_squares(
 
 
 def weighted(measures: Sequence[Measure], weights: Sequence[float]) -> Measure:
-    """Return the weighted sum of measures of the same models and examples. Raises FslibError if they are not."""
-    seeds = max(len(m.values) for m in measures)
-    names = list(dict.fromkeys(name for m in measures for name in m.influence))
-    if any(len(m.values) not in (1, seeds) for m in measures):
-        raise FslibError(
-            f"measures of {sorted({len(m.values) for m in measures})} models cannot be paired"
-        )
+    """Return the weighted sum of measures of the same models and examples.
+
+    Raises:
+        FslibError: If they are of different models or examples.
+    """
+    models = {len(m.values) for m in measures}
+    seeds = max(models)
+    if models - {1, seeds}:
+        raise FslibError(f"measures of {sorted(models)} models cannot be paired")
     total, influence = np.zeros(seeds), {}
-    for name in names:
+    for name in dict.fromkeys(name for m in measures for name in m.influence):
         sizes = {m.influence[name].shape[1] for m in measures if name in m.influence}
         if len(sizes) > 1:
             raise FslibError(f"measures of {sorted(sizes)} examples of {name} cannot be paired")
@@ -192,7 +198,7 @@ def weighted(measures: Sequence[Measure], weights: Sequence[float]) -> Measure:
 
 
 def mean_of(measures: Sequence[Measure]) -> Measure:
-    """Return the mean of several measures of the same models, such as the scores of several tasks."""
+    """Return the mean of several measures of the same models, such as scores."""
     if not measures:
         raise FslibError("a mean of no measure")
     return weighted(measures, [1 / len(measures)] * len(measures))
@@ -201,7 +207,14 @@ def mean_of(measures: Sequence[Measure]) -> Measure:
 def score_measure(
     name: str, metric: str, predictions: Num[np.ndarray, "seeds n"], labels: Num[np.ndarray, " n"]
 ) -> Measure:
-    """Return the score of every model on the examples of the task `name`, as a fraction, with influences."""
+    """Return every model's score on a task's examples, a fraction, with influences.
+
+    Args:
+        name: Of the task, which its examples are known by.
+        metric: As `fslib.scoring.metric_score` takes it.
+        predictions: (seeds, n).
+        labels: (n,).
+    """
     values = metric_score(metric, predictions, labels)
     without = left_out_scores(metric, predictions, labels)
     return Measure(values, {name: (len(labels) - 1) * (values[:, None] - without)})
@@ -209,17 +222,16 @@ def score_measure(
 
 def constant(value: float, like: Measure) -> Measure:
     """Return a number that does not vary, to be compared with a measure."""
-    return Measure(
-        np.array([float(value)]),
-        {name: np.zeros((1, rows.shape[1])) for name, rows in like.influence.items()},
-    )
+    influence = {name: np.zeros((1, rows.shape[1])) for name, rows in like.influence.items()}
+    return Measure(np.array([float(value)]), influence)
 
 
 def pooled(intervals: Sequence[Interval]) -> Interval:
-    """Return the mean effect over a population of encoders (or studies) of which these are a sample.
+    """Return the mean effect over the encoders of which these are a sample.
 
-    Random effects, weights by Paule and Mandel (1982), interval by Hartung and Knapp (2001) with a t distribution of
-    k - 1 degrees of freedom: several results are never counted as "k of n significant". NaN for fewer than two.
+    Random effects, weights by Paule and Mandel (1982), interval by Hartung and Knapp (2001) with a
+    t distribution of k - 1 degrees of freedom: several results are never counted as "k of n
+    significant". NaN for fewer than two.
     """
     y, v = np.array([i.value for i in intervals]), np.array([i.se**2 for i in intervals])
     if len(y) < 2 or not (np.isfinite(y).all() and (v > 0).all()):
@@ -244,14 +256,20 @@ def pooled(intervals: Sequence[Interval]) -> Interval:
 
 def relabelling_p(
     values: Float[np.ndarray, "labellings models *cells"], draws: int, rng: np.random.Generator
-) -> tuple[
-    Float[np.ndarray, "*cells"], Float[np.ndarray, "*cells"], Float[np.ndarray, "draws *cells"]
-]:
-    """Return one-sided p of the first labelling: models relabelled one by one; all alike; and the first one's draws.
+) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "draws *cells"]]:
+    """Return one-sided p of the first labelling, models relabelled singly and alike.
 
-    values: a number of every model under each labelling, the true one first. Where the combinations of labellings are
-    at most `draws`, they are all counted; else so many are drawn, the true one among them (Phipson and Smyth, 2010).
-    NaN where the number is.
+    Where the combinations of labellings are at most `draws`, they are all counted; else so many are
+    drawn, the true one among them (Phipson and Smyth, 2010). NaN where the number is.
+
+    Args:
+        values: A number of every model under each labelling, the true one first.
+        draws: The most combinations that are counted.
+        rng: The generator that draws.
+
+    Returns:
+        (*cells,) p where each model is relabelled by itself; (*cells,) p where all are relabelled
+        alike; and the numbers of the first's draws.
     """
     labellings, models = values.shape[:2]
     if labellings**models <= draws:
@@ -271,10 +289,10 @@ def relabelling_p(
 def multi_bootstrap(
     measure: Measure, draws: int, rng: np.random.Generator, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Return the percentile interval over seeds and examples resampled together (Sellam et al., 2022).
+    """Return the percentile interval over seeds and examples resampled together.
 
-    The sensitivity check of the two-way t interval, from ten seeds on: with fewer it is too narrow. An example's part
-    is taken from its influence.
+    The sensitivity check of the two-way t interval, from ten seeds on: with fewer it is too narrow.
+    An example's part is taken from its influence. Source: Sellam et al. (2022).
     """
     seeds = len(measure.values)
     chosen = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds  # (draws, seeds)

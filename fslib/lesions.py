@@ -1,7 +1,8 @@
 """Every head alone: what losing it costs each task.
 
-Importance is a first-order estimate of what a head is worth to a task (`fslib.importance`). This is the measurement
-that it estimates: one head is switched off, every task is evaluated, and the head comes back before the next one goes.
+Importance is a first-order estimate of what a head is worth to a task (`fslib.importance`). This is
+the measurement that it estimates: one head is switched off, every task is evaluated, and the head
+comes back before the next one goes.
 """
 
 import math
@@ -24,10 +25,18 @@ from fslib.scoring import metric_score, rank_correlation
 
 @dataclass(frozen=True, eq=False)
 class HeadLesions:
-    """What every head alone is worth to every task, from `lesion_heads`; all examples are evaluation examples.
+    """What every head alone is worth to every task, from `lesion_heads`.
 
-    shape: (layers, heads). labels: {task: (n,)}. predictions, losses: {task: (1 + layers * heads, n)}, the first row of
-    the whole model, then one per head that is off, layer by layer; losses per example.
+    All examples are evaluation examples. The first row of predictions and losses is of the whole
+    model, then comes one per head that is off, layer by layer.
+
+    Args:
+        tasks: Names.
+        metrics: A metric per task.
+        shape: (layers, heads).
+        labels: {task: (n,)}.
+        predictions: {task: (1 + layers * heads, n)}.
+        losses: {task: (1 + layers * heads, n)}, of each example.
     """
 
     tasks: tuple[str, ...]
@@ -40,37 +49,49 @@ class HeadLesions:
     def __post_init__(self) -> None:
         """Raise FslibError where an array does not fit the others."""
         for task in self.tasks:
-            wanted = (1 + self.shape[0] * self.shape[1], len(self.labels[task]))
-            for name in ("predictions", "losses"):
-                found = getattr(self, name)[task].shape
-                if found != wanted:
-                    raise FslibError(
-                        f"{name} of task {task} are of shape {found}, not {wanted} (1 + heads, examples)"
-                    )
+            wanted = (1 + math.prod(self.shape), len(self.labels[task]))
+            for name, rows in (("predictions", self.predictions), ("losses", self.losses)):
+                if (found := rows[task].shape) != wanted:
+                    shapes = f"{found}, not {wanted} (1 + heads, examples)"
+                    raise FslibError(f"{name} of task {task} are of shape {shapes}")
+
+    def __repr__(self) -> str:
+        layers, heads = self.shape
+        return f"HeadLesions({', '.join(self.tasks)}; {layers} x {heads} heads)"
 
     def cost(self, task: str) -> Float[np.ndarray, "layers heads"]:
-        """Return how many points of a task's score are lost with each head alone, < 0: better off without it."""
+        """Return how many points of a task's score are lost with each head alone.
+
+        Below 0: better off without it.
+        """
         scores = metric_score(self._metric(task), self.predictions[task], self.labels[task])
         return 100 * (scores[0] - scores[1:]).reshape(self.shape)
 
     def reliability(self, task: str, *, splits: int = 200, seed: int = 0) -> float:
-        """Return how well the rises are measured: the mean rank correlation of those in two halves of the examples.
+        """Return how well the rises are measured, in [-1, 1].
 
-        Over random splits, in [-1, 1]. Halves are noisier than the whole, so this is no upper bound of anything.
+        The mean rank correlation of those in two halves of the examples, over random splits. Halves
+        are noisier than the whole, so this is no upper bound of anything.
         """
         n, rng = len(self.labels[task]), np.random.default_rng(seed)
-        orders = [rng.permutation(n) for _ in range(splits)]
-        pairs = [
-            (self.rise(task, order[: n // 2]), self.rise(task, order[n // 2 :])) for order in orders
-        ]
-        return float(np.mean([rank_correlation(one, other) for one, other in pairs]))
+        found = []
+        for _ in range(splits):
+            order = rng.permutation(n)
+            halves = order[: n // 2], order[n // 2 :]
+            found.append(rank_correlation(*(self.rise(task, half) for half in halves)))
+        return float(np.mean(found))
 
     def rise(
         self, task: str, subset: Shaped[np.ndarray, " subset"] | None = None
     ) -> Float[np.ndarray, "layers heads"]:
-        """Return by how much a task's mean loss rises without each head alone; subset: of these examples (positions).
+        """Return by how much a task's mean loss rises without each head alone.
 
-        The measurement behind the estimator "ablation" (`fslib.head_importance`), on evaluation examples.
+        The measurement behind the estimator "ablation" (`fslib.head_importance`), on evaluation
+        examples.
+
+        Args:
+            task: A name.
+            subset: Positions of examples; None for all.
         """
         self._metric(task)  # refuses another task by name
         losses = self.losses[task] if subset is None else self.losses[task][:, subset]
@@ -78,41 +99,46 @@ class HeadLesions:
         return (mean[1:] - mean[0]).reshape(self.shape)
 
     def measure(self, task: str, layer: int, head: int) -> Measure:
-        """Return the points of a task's score that one head is worth, for each example: `.interval()` is over them.
+        """Return the points of a task's score that one head is worth.
 
-        layer, head: counted from 0. Raises FslibError for one that the model does not have.
+        Its `.interval()` is over examples.
+
+        Args:
+            task: A name.
+            layer: Counted from 0.
+            head: Counted from 0.
+
+        Raises:
+            FslibError: For a head that the model does not have.
         """
         if not (0 <= layer < self.shape[0] and 0 <= head < self.shape[1]):
-            raise FslibError(
-                f"layer {layer}, head {head} is outside {self.shape} (layers, heads), counted from 0"
-            )
+            asked = f"layer {layer}, head {head}"
+            raise FslibError(f"{asked} is outside {self.shape} (layers, heads), counted from 0")
         rows = self.predictions[task][[0, 1 + layer * self.shape[1] + head]]
-        whole, without = (
-            score_measure(task, self._metric(task), row[None], self.labels[task]) for row in rows
-        )
+        metric, labels = self._metric(task), self.labels[task]
+        whole, without = (score_measure(task, metric, row[None], labels) for row in rows)
         return (whole - without).scaled(100.0)
 
     def predicted_by(self, task: str, importance: Float[np.ndarray, "layers heads"]) -> Measure:
-        """Return how importance ranks heads as the rise of the loss without each does: Spearman over heads, in [-1, 1].
+        """Return how importance ranks heads as the rise of the loss does, in [-1, 1].
 
-        With every example's influence: `.interval()` is over evaluation examples, the importance as it is. Noise in the
-        rises lowers the correlation. Raises FslibError for importance of another shape.
+        Spearman over heads, with every example's influence: `.interval()` is over evaluation
+        examples, the importance as it is. Noise in the rises lowers the correlation.
+
+        Raises:
+            FslibError: For importance of another shape.
         """
         self._metric(task)
         if finite_array("importance", importance).shape != self.shape:
-            raise FslibError(
-                f"importance of shape {np.shape(importance)} is not of {self.shape} (layers, heads)"
-            )
+            shapes = f"{np.shape(importance)} is not of {self.shape} (layers, heads)"
+            raise FslibError(f"importance of shape {shapes}")
         rises = (self.losses[task][1:] - self.losses[task][0]).astype(np.float64)  # (heads, n)
-        n = rises.shape[1]
-        total = rises.sum(1)
-        means = np.concatenate(
-            [total[None] / n, (total[:, None] - rises).T / (n - 1)]
-        )  # all, then without each
-        all_of_them, *without = metric_score("spearman", means, np.ravel(importance))
-        return Measure(
-            np.array([all_of_them]), {task: (n - 1) * (all_of_them - np.array([without]))}
-        )
+        n, total = rises.shape[1], rises.sum(1)
+        without = (total[:, None] - rises).T / (n - 1)
+        means = np.concatenate([total[None] / n, without])  # of all, then without each
+        all_of_them, *others = metric_score("spearman", means, np.ravel(importance))
+        influence = (n - 1) * (all_of_them - np.array([others]))
+        return Measure(np.array([all_of_them]), {task: influence})
 
     def _metric(self, task: str) -> str:
         if task not in self.tasks:
@@ -126,35 +152,39 @@ def lesion_heads(
     *,
     batch_size: int = EVAL_BATCH,
 ) -> HeadLesions:
-    """Switch off every head alone, evaluate every task on its evaluation examples, and return the `HeadLesions`.
+    """Switch off every head alone and evaluate every task on its evaluation examples.
 
-    Costs layers x heads + 1 forward passes per example. Heads that are pruned around the call stay off.
-    Raises FslibError for a task the model has no classifier for, or with a single evaluation example, and for a model
-    that gives NaN.
+    Of L layers of H heads, it costs as much as 1 + H (L + 1) / 2 forward passes over the examples
+    where layers below the switched-off head can be reused, 1 + H L elsewhere. Heads that are pruned
+    around the call stay off.
+
+    Args:
+        model: The model, with a classifier for every task.
+        tasks: A task or several.
+        batch_size: Examples at once.
+
+    Raises:
+        FslibError: For a task the model has no classifier for, or with a single evaluation example,
+            and for a model that gives NaN.
     """
     named = as_tasks(tasks)
     check_model(model, *named.values())
     check_several({name: len(task.eval) for name, task in named.items()})
     check_count("batch_size", batch_size)
     shape = model.n_layers, model.n_heads
-    count = math.prod(shape)
-    sets = np.concatenate([np.zeros((1, count), bool), np.eye(count, dtype=bool)]).reshape(
-        -1, *shape
-    )
-    batches = {name: length_batches(model, task.eval, batch_size) for name, task in named.items()}
-    predictions = {
-        name: blank_predictions(task, len(task.eval), len(sets)) for name, task in named.items()
-    }
-    losses = {name: np.zeros(rows.shape, np.float32) for name, rows in predictions.items()}
+    sets = np.eye(1 + math.prod(shape), dtype=bool)[:, 1:].reshape(-1, *shape)  # none, then each
+    batches, predictions, losses = {}, {}, {}
+    for name, task in named.items():
+        batches[name] = length_batches(model, task.eval, batch_size)
+        predictions[name] = blank_predictions(task, len(sets), len(task.eval))
+        losses[name] = np.zeros(predictions[name].shape, np.float32)
 
     def keep(task: str, batch: Batch, number: int, logits: Tensor) -> None:
-        predictions[task][batch.indices, number] = predicted(named[task], logits)
-        losses[task][batch.indices, number] = (
-            example_losses(logits, batch.labels).float().cpu().numpy()
-        )
+        predictions[task][number, batch.indices] = predicted(named[task], logits)
+        found = example_losses(logits, batch.labels)
+        losses[task][number, batch.indices] = found.float().cpu().numpy()
 
     each_pruned(model, batches, sets, keep)
-    kept = [{u: rows.T for u, rows in found.items()} for found in (predictions, losses)]
     metrics = tuple(task.metric for task in named.values())
     labels = {name: task.eval.labels for name, task in named.items()}
-    return HeadLesions(tuple(named), metrics, shape, labels, *kept)
+    return HeadLesions(tuple(named), metrics, shape, labels, predictions, losses)

@@ -1,7 +1,8 @@
-"""What all plots share: style, panels, three kinds of plots that several questions draw, and how a figure is saved.
+"""What all plots share: style, panels, and the kinds that several questions draw.
 
-One colour and one marker per task throughout (Okabe and Ito's palette, told apart by colour-blind readers);
-controls and chance are grey. Text is 8 to 9 points at the printed width of 7 inches.
+One colour and one marker per task throughout (Okabe and Ito's palette, which colour-blind readers
+can tell apart); controls and chance are grey. Text is 8 to 9 points at the printed width of 7
+inches.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,25 +24,18 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#777777"
 CONTROLS = ("random", "least", "mixed", "trunk")  # in the name of what is drawn in grey
-STYLE: dict[str, Any] = {
-    "font.size": 8.5,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8.5,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.dpi": 110,
-    "lines.markersize": 4.5,
-}
+STYLE: dict[str, Any] = {"font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5}
+STYLE |= {"legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": False}
+STYLE |= {"axes.spines.right": False, "figure.dpi": 110, "lines.markersize": 4.5}
 
 
 def looks(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return colour and marker of each task, by its place in the study's list; the eighth has another marker."""
-    return {
-        t: {"color": COLOURS[i % 7], "marker": MARKERS[(i + i // 7) % 7]}
-        for i, t in enumerate(tasks)
-    }
+    """Return colour and marker of each task, by its place in the study's list.
+
+    The eighth has another marker.
+    """
+    places = {task: (i % 7, (i + i // 7) % 7) for i, task in enumerate(tasks)}
+    return {task: {"color": COLOURS[c], "marker": MARKERS[m]} for task, (c, m) in places.items()}
 
 
 def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -52,36 +46,34 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
         with plt.rc_context(STYLE):  # type: ignore[arg-type]
             figure = plot(*args, **kwargs)
             figure.draw_without_rendering()  # tick labels take their size when they are first drawn
-        figure.set_layout_engine(
-            "none"
-        )  # laid out: saved twice and shown, it would be laid out three times more
+        # laid out: saved twice and shown, it would be laid out three times more
+        figure.set_layout_engine("none")
         return figure
 
     return drawn
 
 
 def panels(n: int, height: float, columns: int = 0, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Return a figure of the standard width and its n axes, `height` inches per row."""
+    """Return a figure of the standard width and its axes.
+
+    Args:
+        n: How many axes.
+        height: Of a row, in inches.
+        columns: Axes in a row; 0 for all in one.
+        options: Of `plt.subplots`.
+    """
     columns = columns or n
     rows = -(-n // columns)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(WIDTH, height * rows),
-        squeeze=False,
-        layout="constrained",
-        **options,
-    )
+    options |= {"figsize": (WIDTH, height * rows), "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(rows, columns, **options)
     for spare in axes.flat[n:]:
         spare.set_visible(False)
-    plt.close(
-        figure
-    )  # shown once, where a notebook names it, not a second time at the end of the cell
+    plt.close(figure)  # else shown a second time at the end of a notebook's cell
     return figure, list(axes.flat[:n])
 
 
 def short(name: str, most: int = 16) -> str:
-    """Return a name cut to so many characters, for where a long one would leave no room for the plot."""
+    """Return a name cut to `most` characters, so that it leaves room for the plot."""
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
@@ -93,7 +85,17 @@ def percent(axes: Axes, which: str = "y") -> None:
 def set_limits(
     ax: Axes, value: ArrayLike, low: ArrayLike, high: ArrayLike, which: str = "y"
 ) -> None:
-    """Let an axis show all values, and of intervals as much as leaves values apart: those of two seeds may be vast."""
+    """Let an axis show all values, and of intervals what leaves values apart.
+
+    Intervals of two seeds may be vast.
+
+    Args:
+        ax: The axes.
+        value: The values.
+        low: Lower ends of their intervals.
+        high: Upper ends.
+        which: "x" or "y".
+    """
     middle, least, most = (np.asarray(x, dtype=float).ravel() for x in (value, low, high))
     if not np.isfinite(middle).any():
         return
@@ -105,34 +107,25 @@ def set_limits(
     getattr(ax, f"set_{which}lim")(limits)
 
 
-def _is_control(name: str) -> bool:
-    return any(word in name for word in CONTROLS)
-
-
 def forest(
     ax: Axes,
     names: Iterable[str],
     value: Iterable,
     low: Iterable,
     high: Iterable,
-    **options: object,
+    color: str = COLOURS[0],
 ) -> None:
-    """Draw values with intervals, one row per name, the first on top; controls and references are grey."""
+    """Draw values with intervals, one row per name, the first on top.
+
+    Those of `CONTROLS` are grey.
+    """
     names = list(names)
-    rows = np.arange(len(names))
-    middle, least, most = (np.array(list(x), dtype=float) for x in (value, low, high))
-    for row, name in enumerate(names):
-        colour = GREY if _is_control(name) else options.get("color", COLOURS[0])
-        ax.errorbar(
-            middle[row],
-            row,
-            xerr=[[middle[row] - least[row]], [most[row] - middle[row]]],
-            fmt="D" if _is_control(name) else "o",
-            color=colour,
-            capsize=2,
-            markersize=4,
-        )
-    ax.set_yticks(rows, names)
+    for row, (name, middle, least, most) in enumerate(zip(names, value, low, high, strict=True)):
+        grey = any(word in name for word in CONTROLS)
+        ends = [[middle - least], [most - middle]]
+        look: dict[str, Any] = {"fmt": "D" if grey else "o", "color": GREY if grey else color}
+        ax.errorbar(middle, row, xerr=ends, capsize=2, markersize=4, **look)
+    ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.grid(axis="x", color="#dddddd", linewidth=0.6)
 
@@ -141,36 +134,22 @@ def forest(
 def matrices(
     frames: Mapping[str, pd.DataFrame], label: str, *, fmt: str = ".2f", diverging: bool = False
 ) -> Figure:
-    """Draw annotated matrices side by side on one colour scale (diverging: centred at 0)."""
+    """Draw annotated matrices on one colour scale (diverging: centred at 0)."""
     columns = min(3, len(frames))
     figure, axes = panels(len(frames), 1.1 + 4.2 / max(columns, 2), columns)
     values = np.concatenate([f.to_numpy(dtype=float).ravel() for f in frames.values()])
     limit = float(np.nanmax(np.abs(values)))
-    low, high = (
-        (-limit, limit) if diverging else (float(np.nanmin(values)), float(np.nanmax(values)))
-    )
+    ends = (-limit, limit) if diverging else (float(np.nanmin(values)), float(np.nanmax(values)))
+    look: dict[str, Any] = {"annot": True, "fmt": fmt, "annot_kws": {"fontsize": 7}}
+    look |= {"cmap": "PuOr" if diverging else "viridis", "vmin": ends[0], "vmax": ends[1]}
+    look |= {"cbar": False, "square": True, "linewidths": 0.5}
+    outline: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 1.6}
     for i, (ax, (title, frame)) in enumerate(zip(axes, frames.items(), strict=True)):
-        sns.heatmap(
-            frame.astype(float),
-            ax=ax,
-            annot=True,
-            fmt=fmt,
-            cmap="PuOr" if diverging else "viridis",
-            vmin=low,
-            vmax=high,
-            cbar=False,
-            square=True,
-            annot_kws={"fontsize": 7},
-            linewidths=0.5,
-        )
+        sns.heatmap(frame.astype(float), ax=ax, **look)
         for row in range(len(frame) if frame.index.equals(frame.columns) else 0):
-            ax.add_patch(
-                plt.Rectangle((row, row), 1, 1, fill=False, edgecolor="black", linewidth=1.6)
-            )
-        ax.set_title(title)
-        ax.set(
-            xlabel=frame.columns.name or "", ylabel=(frame.index.name or "") if i % 3 == 0 else ""
-        )
+            ax.add_patch(plt.Rectangle((row, row), 1, 1, **outline))
+        ax.set(title=title, xlabel=frame.columns.name or "")
+        ax.set(ylabel=(frame.index.name or "") if i % 3 == 0 else "")
         ax.tick_params(axis="x", length=0)
         plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
         ax.tick_params(axis="y", rotation=0, length=0)
@@ -193,7 +172,7 @@ def map_of(ax: Axes, values: Float[np.ndarray, "layers heads"], **options: Any) 
 
 @styled
 def head_maps(maps: Mapping[str, Float[np.ndarray, "layers heads"]], columns: int = 2) -> Figure:
-    """Draw layer-by-head importance, one panel per task, as a share of the task's largest value."""
+    """Draw a panel per task: every head's share of the largest importance."""
     layers = len(next(iter(maps.values())))
     figure, axes = panels(len(maps), 0.6 + 0.19 * layers, columns, sharex=True, sharey=True)
     for i, (ax, (task, values)) in enumerate(zip(axes, maps.items(), strict=True)):

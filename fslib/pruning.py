@@ -1,8 +1,9 @@
-"""IAP, important attention-head pruning: switch off each task's most important heads and see who suffers.
+"""IAP, important attention-head pruning: switch top heads off and see who suffers.
 
-For every task t and fraction alpha: the top heads of t are pruned, and every task u is evaluated. The same
-is done for layer-matched random sets. The `IAP` that comes back (`fslib.iap`) keeps every prediction, so that
-scores, dissociation, intervals and nulls are computed afterwards, from arrays, in any convention.
+For every task t and fraction alpha: the top heads of t are pruned, and every task u is evaluated.
+The same is done for layer-matched random sets. The `IAP` that comes back (`fslib.iap`) keeps every
+prediction, so that scores, dissociation, intervals and nulls are computed afterwards, from arrays,
+in any convention.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from fslib.importance import head_importance, mean_context
 from fslib.model.attention import ABLATIONS, pruned
 from fslib.model.modes import in_mode
 from fslib.model.multitask import MultiTaskModel, check_model
+from fslib.model.reuse import reused_layers
 from fslib.progress import bar
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -44,24 +46,36 @@ def prune_important_heads(
     batch_size: int = EVAL_BATCH,
     seed: int = 0,
 ) -> IAP:
-    """Prune each task's most important heads, and matched random ones, evaluate every task, and return the `IAP`.
+    """Prune each task's top heads, and random ones like them, and score all tasks.
 
-    fractions: shares of all heads, each in (0, 1]. controls: random sets per task and fraction, with as many heads
-        in each layer as the task's top heads. importance: {task: (layers, heads)}, or None to score it here on
-        `examples` training examples (None: all) with `reduction` and `normalize`. min_per_layer: heads that every
-        layer keeps. iterative: score again after each fraction, with what is pruned so far switched off.
-    ablation: "zero", or "mean": a head's average output over the training data of the task being evaluated.
-    Raises FslibError for a fraction outside (0, 1] or of no head, and for more controls than distinct sets; the top
-    heads' own set is no control. Source: Li et al. (2023).
+    Source: Li et al. (2023).
+
+    Args:
+        model: The model, with a classifier for every task.
+        tasks: Two tasks or more, for a dissociation.
+        fractions: Shares of all heads, each in (0, 1].
+        controls: Random sets per task and fraction, with as many heads in each layer as the task's
+            top heads; the top heads' own set is none of them.
+        importance: {task: (layers, heads)}, or None to score it here.
+        reduction: Of the importance that is scored here, as are normalize and examples.
+        normalize: As `fslib.head_importance` takes it.
+        examples: Training examples that importance is scored on; None for all.
+        min_per_layer: Heads that every layer keeps.
+        iterative: Score again after each fraction, with what is pruned so far switched off.
+        ablation: "zero", or "mean": a head's average output over the training data of the task that
+            is evaluated.
+        batch_size: Examples at once.
+        seed: For examples and controls.
+
+    Raises:
+        FslibError: For a fraction outside (0, 1] or of no head, and for more controls than there
+            are other sets.
     """
     named = as_tasks(tasks)
     check_model(model, *named.values())
-    for name, count, least in (
-        ("controls", controls, 0),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-    ):
-        check_count(name, count, least)
+    check_count("controls", controls, 0)
+    check_count("batch_size", batch_size)
+    check_count("seed", seed, 0)
     check_flag("iterative", iterative)
     fractions = checked_fractions(fractions, (model.n_layers, model.n_heads))
     _check(model, named, importance, ablation)
@@ -71,41 +85,30 @@ def prune_important_heads(
         "examples": examples,
         "seed": seed,
     }
-    top = np.zeros((len(named), len(fractions), model.n_layers, model.n_heads), dtype=bool)
-    for t, (name, task) in enumerate(named.items()):
-        known = (
-            importance[name] if importance is not None else head_importance(model, task, **scoring)
-        )
-        top[t] = _nested_sets(
-            model, task, known, fractions, min_per_layer, scoring if iterative else None
-        )
-        for fraction, chosen in zip(fractions, top[t], strict=True):
-            _check_set(name, fraction, chosen, controls)
+    top = {}
+    for name, task in named.items():
+        known = head_importance(model, task, **scoring) if importance is None else importance[name]
+        rescored = scoring if iterative else None
+        top[name] = _nested_sets(model, task, known, fractions, min_per_layer, rescored)
+        _check_sets(name, fractions, top[name], controls)
     rng = np.random.default_rng([seed, 2])
-    with_controls = [
-        np.concatenate([sets[None], random_heads(sets, controls, rng, others=True)]) for sets in top
-    ]
-    heads = np.moveaxis(np.stack(with_controls), 2, 0)  # (fractions, tasks, sets, layers, heads)
+    matched = (random_heads(chosen, controls, rng, others=True) for chosen in top.values())
+    sets = [np.stack([own, *others]) for own, others in zip(top.values(), matched, strict=True)]
+    heads = np.moveaxis(np.stack(sets), 2, 0)  # (fractions, tasks, sets, layers, heads)
 
     batches = {u: length_batches(model, task.eval, batch_size) for u, task in named.items()}
-    means = {
-        u: mean_context(model, task, examples=examples, seed=seed) if ablation == "mean" else None
-        for u, task in named.items()
-    }
-    unpruned = {
-        u: predict(model, task, batches[u], len(task.eval))[None] for u, task in named.items()
-    }
-    found = {
-        u: np.zeros((len(task.eval), *heads.shape[:3]), unpruned[u].dtype)
-        for u, task in named.items()
-    }
+    means, unpruned, lesioned = {}, {}, {}
+    for u, task in named.items():
+        if ablation == "mean":
+            means[u] = mean_context(model, task, examples=examples, seed=seed)
+        unpruned[u] = predict(model, task, batches[u], len(task.eval))[None]
+        lesioned[u] = np.zeros((1, *heads.shape[:3], len(task.eval)), unpruned[u].dtype)
     flat = heads.reshape(-1, *heads.shape[-2:])
 
     def keep(u: str, batch: Batch, number: int, logits: Tensor) -> None:
-        found[u].reshape(-1, len(flat))[batch.indices, number] = predicted(named[u], logits)
+        lesioned[u].reshape(len(flat), -1)[number, batch.indices] = predicted(named[u], logits)
 
-    each_pruned(model, batches, flat, keep, ablation=ablation, means=means)
-    lesioned = {u: np.moveaxis(rows, 0, -1)[None] for u, rows in found.items()}
+    each_pruned(model, batches, flat, keep, means)
     metrics = tuple(task.metric for task in named.values())
     labels = {u: task.eval.labels for u, task in named.items()}
     return IAP(tuple(named), metrics, fractions, heads[None], labels, unpruned, lesioned)
@@ -116,37 +119,47 @@ def each_pruned(
     batches: Mapping[str, Sequence[Batch]],
     sets: Bool[np.ndarray, "sets layers heads"],
     take: Callable[[str, Batch, int, Tensor], None],
-    *,
-    ablation: str = "zero",
-    means: Mapping[str, Tensor | None] | None = None,
+    means: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Call `take` with (task, batch on the model's device, number of a head set, logits while that set is off).
+    """Run every batch with every head set switched off.
 
-    Every set on every batch, batch by batch.
+    Where the first set is empty, the others hand back its layers below their own (`reused_layers`).
+
+    Args:
+        model: The model.
+        batches: {task: its batches}.
+        sets: Head sets, True = switched off.
+        take: Called with task, batch on the model's device, number of the set, and logits.
+        means: {task: what a head that is off gives}, zero for a task that is not among them.
     """
-    with in_mode(model, training=False), torch.inference_mode():
+    lowest = [int(heads.any(1).argmax()) if heads.any() else None for heads in sets]
+    with in_mode(model, training=False), torch.inference_mode(), reused_layers(model) as changed:
         work = [(name, batch) for name, mine in batches.items() for batch in mine]
         for name, batch in bar(work, "pruning", "batches"):
-            there, mean = batch.to(model.device), None if means is None else means[name]
+            there, mean = batch.to(model.device), (means or {}).get(name)
+            ablation = "zero" if mean is None else "mean"
             for number, heads in enumerate(sets):
+                changed(lowest[number])
                 with pruned(model, heads, ablation=ablation, mean=mean):
                     logits = check_finite(model(there.inputs, name), name)
                 take(name, there, number, logits)
 
 
-def _check_set(
-    task: str, fraction: float, chosen: Bool[np.ndarray, "layers heads"], controls: int
+def _check_sets(
+    task: str,
+    fractions: Sequence[float],
+    chosen: Bool[np.ndarray, "fractions layers heads"],
+    controls: int,
 ) -> None:
-    """Raise FslibError for top heads that are none, or that no other set could be compared with."""
-    if not chosen.any():
-        raise FslibError(
-            f"fraction {fraction} leaves no head of task {task} to prune: use a smaller min_per_layer"
-        )
-    if controls and all(layer.all() or not layer.any() for layer in chosen):
-        raise FslibError(
-            f"fraction {fraction} takes whole layers of task {task}: a random set with as many heads in each layer is "
-            "the same one; use a smaller fraction, or controls=0"
-        )
+    """Raise FslibError for top heads that are none or have no other set like them."""
+    for fraction, heads in zip(fractions, chosen, strict=True):
+        if not heads.any():
+            nothing = f"fraction {fraction} leaves no head of task {task} to prune"
+            raise FslibError(f"{nothing}: use a smaller min_per_layer")
+        if controls and all(layer.all() or not layer.any() for layer in heads):
+            whole = f"fraction {fraction} takes whole layers of task {task}"
+            same = "a random set with as many heads in each layer is the same one"
+            raise FslibError(f"{whole}: {same}; use a smaller fraction, or controls=0")
 
 
 def _check(
@@ -158,24 +171,20 @@ def _check(
     """Raise FslibError for what cannot be pruned, before the first forward pass."""
     if ablation not in ABLATIONS:
         raise unknown("ablation", ablation, ABLATIONS)
-    if not isinstance(importance, Mapping | None):
-        raise FslibError(
-            f"importance {importance!r:.80}: give {{task: (layers, heads)}}, or None to score it here"
-        )
-    wanted = (model.n_layers, model.n_heads)
+    if importance is None:
+        return
+    if not isinstance(importance, Mapping):
+        wanted = "give {task: (layers, heads)}, or None to score it here"
+        raise FslibError(f"importance {importance!r:.80}: {wanted}")
+    shape = (model.n_layers, model.n_heads)
     for name in tasks:
-        if importance is None:
-            continue
-        found = (
-            finite_array(f"importance of task {name}", importance[name])
-            if name in importance
-            else None
-        )
-        if found is None or found.shape != wanted:
-            given = "missing" if found is None else f"of shape {found.shape}"
-            raise FslibError(
-                f"importance of task {name} is {given}; give one of shape {wanted} (layers, heads)"
-            )
+        given = "missing"
+        if name in importance:
+            found = finite_array(f"importance of task {name}", importance[name]).shape
+            given = "" if found == shape else f"of shape {found}"
+        if given:
+            wanted = f"give one of shape {shape} (layers, heads)"
+            raise FslibError(f"importance of task {name} is {given}; {wanted}")
 
 
 def _nested_sets(
@@ -184,14 +193,17 @@ def _nested_sets(
     importance: np.ndarray,
     fractions: Sequence[float],
     min_per_layer: int,
-    rescore: dict[str, Any] | None,
+    rescored: dict[str, Any] | None,
 ) -> Bool[np.ndarray, "fractions layers heads"]:
-    """Return a task's top heads at every fraction; with `rescore`, each step adds the best of the re-scored rest."""
+    """Return a task's top heads at every fraction.
+
+    With `rescored`, options of `head_importance`, each step adds the best of the re-scored rest.
+    """
     sets: list[np.ndarray] = []
     for fraction in fractions:
-        if sets and rescore is not None:
+        if sets and rescored is not None:
             with pruned(model, sets[-1]):
-                importance = head_importance(model, task, **rescore)
+                importance = head_importance(model, task, **rescored)
             # what is pruned already scores 0 and must stay in the set
             above_all = importance[~sets[-1]].max(initial=0) + 1
             importance = np.where(sets[-1], above_all, importance)

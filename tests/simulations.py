@@ -1,7 +1,8 @@
-"""Data whose truth is known: made-up models, examples, lesions and tasks for the tests and `benchmarks/calibration.py`.
+"""Data whose truth is known, for the tests and `benchmarks/calibration.py`.
 
-Every simulator takes its own generator. A model is right about an example if a latent number is above 0: the example's
-ease, what the model is like, and noise of the two, minus the harm of the heads that were pruned.
+Made-up models, examples, lesions and tasks. Every simulator takes its own generator. A model is
+right about an example if a latent number is above 0: the example's ease, what the model is like,
+and noise of the two, minus the harm of the heads that were pruned.
 """
 
 from collections.abc import Callable
@@ -30,12 +31,8 @@ def crossed(
 ) -> Measure:
     """A mean over examples of every seed's model, whose true value is `truth`."""
     by_seed, by_example, by_both = spread
-    x = (
-        truth
-        + rng.normal(0, by_seed, (seeds, 1))
-        + rng.normal(0, by_example, n)
-        + rng.normal(0, by_both, (seeds, n))
-    )
+    x = truth + rng.normal(0, by_seed, (seeds, 1)) + rng.normal(0, by_example, n)
+    x = x + rng.normal(0, by_both, (seeds, n))
     values = x.mean(1)
     return Measure(values, {"examples": x - values[:, None]})
 
@@ -59,8 +56,11 @@ def within(p: float, n: int, errors: float = 3) -> float:
 class World(NamedTuple):
     """What is true of the models in which heads are pruned.
 
-    specific: how much more a head harms the task for which it ranks high. shared: whether all tasks rank heads alike.
-    at_chance: whether the last task is not learned, so that its ranking and its answers mean nothing.
+    Args:
+        specific: How much more a head harms the task for which it ranks high.
+        shared: Whether all tasks rank heads alike.
+        at_chance: Whether the last task is not learned, so that its ranking and its answers mean
+            nothing.
     """
 
     specific: float = 0.0
@@ -118,19 +118,12 @@ def pruned_models(
             right[s, ..., -1, :] = guess ^ (luck - lost[..., -1, None] + noise[..., -1, :] < 0)
     lesioned = {u: np.where(right[..., i, :], labels, 1 - labels) for i, u in enumerate(names)}
     plain = {u: np.where(unpruned[:, i], labels, 1 - labels) for i, u in enumerate(names)}
-    return IAP(
-        names,
-        ("accuracy",) * tasks,
-        fractions,
-        heads,
-        dict.fromkeys(names, labels),
-        plain,
-        lesioned,
-    )
+    metrics, known = ("accuracy",) * tasks, dict.fromkeys(names, labels)
+    return IAP(names, metrics, fractions, heads, known, plain, lesioned)
 
 
 class Decided(NamedTuple):
-    """What was concluded: by the whole rule, and by the label permutation alone, of all tasks, without the gate."""
+    """What was concluded: by the whole rule, and by the label permutation of all tasks alone."""
 
     supported: bool
     permutation_alone: bool
@@ -140,7 +133,7 @@ def decide_specialization(iap: IAP, draws: int = 999) -> Decided:
     """Decide C1 by itself, as notebook 03 does."""
     chosen = entering(iap)
     result = chosen.dissociation(draws=draws)
-    found = q03_pruning.evidence(result, q03_pruning.not_testable(iap))
+    found = q03_pruning.decide(result, q03_pruning.not_testable(iap))
     alone = result
     if chosen.tasks != iap.tasks:
         alone = iap.part(examples=score_half).dissociation(draws=draws)
@@ -148,7 +141,7 @@ def decide_specialization(iap: IAP, draws: int = 999) -> Decided:
 
 
 def matrix_of_tasks(rng: np.random.Generator, tasks: int) -> np.ndarray:
-    """A symmetric matrix over pairs of tasks, in which some tasks have larger entries than others."""
+    """A symmetric matrix over pairs of tasks; some tasks have larger entries than others."""
     by_task = rng.normal(0, 1, tasks)
     noise = np.triu(rng.normal(0, 1, (tasks, tasks)), 1)
     return by_task[:, None] + by_task + noise + noise.T
@@ -169,14 +162,11 @@ def two_parts(
     claim: str = "C4",
     n: int = N,
 ) -> Evidence:
-    """A claim that a treatment beats two controls; the treatment's own noise is in both differences."""
+    """A claim that a treatment beats two controls; its own noise is in both differences."""
     spread = tuple(x / np.sqrt(2) for x in TREATED)
     treated = crossed(rng, seeds, spread, 0.0, n)
     controls = [crossed(rng, seeds, spread, -truth, n) for truth in truths]
-    parts = [
-        Part(f"minus control {i}", (treated - control).interval())
-        for i, control in enumerate(controls)
-    ]
+    parts = (Part("minus a control", (treated - control).interval()) for control in controls)
     return Evidence(claim, tuple(parts))
 
 
@@ -188,7 +178,7 @@ def one_part(
 
 
 def five_claims(rng: np.random.Generator) -> dict[str, Evidence]:
-    """Claims C1 to C5, none of them true, corrected for their number; C1 and C2 have one-sided p, as theirs are."""
+    """Claims C1 to C5, none true, corrected for their number; p of C1 and C2 is one-sided."""
     claims: dict[str, Evidence] = {}
     for name in ("C1", "C2", "C5"):
         interval = crossed(rng, 5, TREATED).interval()

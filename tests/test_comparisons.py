@@ -1,5 +1,6 @@
-"""Units of one question, which compare within one record: what they keep, that they repeat, and what they refuse."""
+"""Units that compare within one record: what they keep, that they repeat, what they refuse."""
 
+import itertools
 import shutil
 
 import numpy as np
@@ -8,21 +9,22 @@ from refusal import refused
 
 import fslib
 from fslib import Study
-from fslib.questions.q04_models import SelectionUnit
-from fslib.questions.q05_similarity import MEASURES, SimilarityUnit
 from fslib.study.store import Store, Unit
-from fslib.study.units import EndingsUnit, Targets, TrainUnit, make_ending, recorded_iap
+from fslib.study.units import (
+    MEASURES,
+    EndingsUnit,
+    SelectionUnit,
+    SimilarityUnit,
+    Targets,
+    TrainUnit,
+    make_ending,
+    recorded_iap,
+)
 
 pytestmark = pytest.mark.usefixtures("small_tasks")
 
-SETTINGS = {
-    "encoder": "tiny-random",
-    "max_length": 16,
-    "steps": 10,
-    "batch_size": 3,
-    "lr": 1e-3,
-    "curve_points": 1,
-}
+TRAINING = {"steps": 10, "batch_size": 3, "lr": 1e-3}
+SETTINGS = TRAINING | {"encoder": "tiny-random", "max_length": 16, "curve_points": 1}
 IAT = {"kind": "IAT", "delta": 0.3}
 ENDINGS = {
     "trunk": {"kind": "Stop", "delta": 0.3},
@@ -31,6 +33,7 @@ ENDINGS = {
     "leaky": IAT | {"strict": False},
     "PCGrad": {"kind": "PCGrad", "delta": 0.3},
 }
+TWO = {name: ENDINGS[name] for name in ("IAT", "plain")}
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +50,23 @@ def store(tmp_path) -> Store:
 def unit(kind: str, **changes) -> Unit:
     shared = SETTINGS | {"tasks": ("left", "right")}
     if kind == "selection":
-        options = {
-            "selections": {"gradient": {}, "norm": {"estimator": "norm"}},
-            "examples": 4,
-            "fraction": 0.25,
-        }
-        return SelectionUnit(model=TrainUnit(**shared), **options | {"randoms": 2} | changes)
+        selections = {"gradient": {}, "norm": {"estimator": "norm"}}
+        options = {"selections": selections, "examples": 4, "fraction": 0.25, "randoms": 2}
+        return SelectionUnit(model=TrainUnit(**shared), **options | changes)
     if kind == "endings":
-        options = {
-            "endings": ENDINGS,
-            "pruned": ("trunk", "IAT"),
-            "fractions": (0.3,),
-            "examples": 4,
-        }
-        return EndingsUnit(**shared | options | changes)
+        options = {"endings": ENDINGS, "pruned": ("trunk", "IAT"), "fractions": (0.3,)}
+        return EndingsUnit(**shared | options | {"examples": 4} | changes)
     if kind == "transfer":
         options = {"tasks": ("new",), "sources": ("plain", "IAT"), "sizes": (4, None), "passes": 1}
         targets = Targets(**options | {"min_steps": 2, "max_steps": 3} | changes)
-        return EndingsUnit(
-            **shared, endings={n: ENDINGS[n] for n in ("IAT", "plain")}, examples=4, targets=targets
-        )
+        return EndingsUnit(**shared, endings=TWO, examples=4, targets=targets)
     return SimilarityUnit(**shared | {"examples": 6} | changes)
+
+
+def trained(tasks, **options):
+    """A model of those tasks, as the units train theirs."""
+    model = fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=16)
+    return model, fslib.train(model, tasks, **TRAINING, **options)
 
 
 @pytest.mark.parametrize("kind", ["selection", "endings", "transfer", "similarity"])
@@ -94,63 +93,42 @@ def test_selection_prunes_by_every_estimator_and_at_random(store):
 
 
 def test_endings_are_those_of_train(store):
-    """What a unit records of an ending is what a training with that ending, from its first step, gives."""
+    """What a unit records of an ending is what a training with that ending gives."""
     record = store.get(unit("endings"))
-    assert set(record.result["branched"]) == set(ENDINGS) and set(
-        record.result["branched"].values()
-    ) == {7}
+    assert record.result["branched"] == dict.fromkeys(ENDINGS, 7)
     tasks = fslib.load_tasks(["left", "right"])
     for name, options in {"plain": {}, "IAT": {"iat": fslib.IAT(delta=0.3)}}.items():
-        model = fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=16)
-        history = fslib.train(model, tasks, steps=10, batch_size=3, lr=1e-3, **options)
+        model, history = trained(tasks, **options)
         for task, score in fslib.evaluate(model, tasks).items():
             assert np.array_equal(record.arrays[f"predictions/{name}/{task}"], score.predictions)
         for task, heads in history.heads.items():
             assert np.array_equal(record.arrays[f"heads/{name}/{task}"], heads)
         assert record.result["parameters"][name] == model.n_parameters()
-
-
-def test_endings_say_how_far_rows_moved(store):
-    moved = store.get(unit("endings")).result["moved"]
+    moved = record.result["moved"]
     assert moved["IAT"]["in no set"] == 0 < moved["IAT"]["in a set"]
     assert 0 < moved["leaky"]["in no set"] <= moved["plain"]["in no set"] * 2
-    assert recorded_iap(store.get(unit("endings")), "trunk").tasks == ("left", "right")
+    assert recorded_iap(record, "trunk").tasks == ("left", "right")
 
 
-def test_transfer_learns_from_every_source_at_every_size(store):
+def test_transfer_learns_from_every_source_at_every_size_and_leaves_the_endings_alone(store):
     record = store.get(unit("transfer"))
-    predictions = {k for k in record.arrays if k.startswith("transfer/")}
-    assert predictions == {
-        f"transfer/new/{source}/{part}/{size}"
-        for source in ("pre-trained", "plain", "IAT")
-        for part in ("full", "classifier")
-        for size in (4, "all")
-    }
+    parts = itertools.product(("pre-trained", *TWO), ("full", "classifier"), (4, "all"))
+    expected = {"transfer/new/{}/{}/{}".format(*part) for part in parts}
+    assert {k for k in record.arrays if k.startswith("transfer/")} == expected
     assert set(record.data) == {"left", "right", "new"}, "the record knows its target's data"
     assert [unit("transfer").targets.steps(n, 3) for n in (4, 7, 10)] == [2, 2, 3]
-
-
-def test_what_is_learned_from_an_ending_leaves_the_endings_as_they_are(store):
-    alone = {name: ENDINGS[name] for name in ("IAT", "plain")}
-    with_targets, without = (
-        store.get(unit("transfer")),
-        store.get(unit("endings", endings=alone, pruned=())),
-    )
-    assert without.arrays and all(
-        np.array_equal(with_targets.arrays[k], v) for k, v in without.arrays.items()
-    )
+    without = store.get(unit("endings", endings=TWO, pruned=())).arrays
+    assert without and all(np.array_equal(record.arrays[k], v) for k, v in without.items())
 
 
 def test_a_target_is_learned_as_by_transfer_from_a_training_with_that_ending(store):
     record, tasks = store.get(unit("transfer")), fslib.load_tasks(["left", "right", "new"])
     new = tasks.pop("new")
-    model = fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=16)
-    fslib.train(model, tasks, steps=10, batch_size=3, lr=1e-3, iat=fslib.IAT(delta=0.3))
+    model, _ = trained(tasks, iat=fslib.IAT(delta=0.3))
+    options = {"size": 4, "steps": 2, "batch_size": 3, "lr": 1e-3}
     for part in ("full", "classifier"):
-        learned = fslib.transfer(model, new, part=part, size=4, steps=2, batch_size=3, lr=1e-3)
-        assert np.array_equal(
-            record.arrays[f"transfer/new/IAT/{part}/4"], learned.score.predictions
-        )
+        expected = fslib.transfer(model, new, part=part, **options).score.predictions
+        assert np.array_equal(record.arrays[f"transfer/new/IAT/{part}/4"], expected)
 
 
 def test_similarity_is_one_matrix_a_measure(store):
@@ -186,11 +164,3 @@ def test_a_target_that_is_in_the_source_is_refused(store):
         unit("endings", pruned=("IAP",)).check()
     with refused("transfer_targets", "'bbcs'"):
         Study("smoke", overrides={"transfer_targets": ["bbcs"]})
-
-
-def test_comparisons_are_units_like_others():
-    comparisons = {"selection", "endings", "similarity"}
-    assert {unit(kind).kind for kind in comparisons} == comparisons
-    assert all(isinstance(unit(kind), Unit) for kind in comparisons)
-    planned = {planned.kind for planned in Study("smoke").plan("08")}
-    assert planned == comparisons | {"train", "importance", "lesion", "prune", "words"}

@@ -1,4 +1,4 @@
-"""Tasks that share their question, their text, both or neither: what lesions and pairs of them show, by hand."""
+"""Tasks that share their question, their text, both or neither: lesions and pairs, by hand."""
 
 from collections import Counter
 from itertools import combinations
@@ -16,7 +16,7 @@ N = 100
 
 
 def pruned(left: dict[str, dict[str, int]], seeds: int = 2) -> IAP:
-    """Models of which `left[scored][lesion]` of 100 answers are right, in one order, at two fractions."""
+    """Models of which `left[scored][lesion]` of 100 answers are right, at two fractions."""
     tasks, labels = tuple(left), np.zeros(N, dtype=np.int64)
 
     def answers(right: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -27,49 +27,36 @@ def pruned(left: dict[str, dict[str, int]], seeds: int = 2) -> IAP:
     }  # (seeds, fractions, tasks, sets, n)
     heads = np.zeros((seeds, 2, len(tasks), 1, 1, 4), dtype=bool)
     unpruned = {u: answers(90, (seeds,)) for u in tasks}
-    return IAP(
-        tasks,
-        ("accuracy",) * len(tasks),
-        (0.1, 0.3),
-        heads,
-        dict.fromkeys(tasks, labels),
-        unpruned,
-        lesioned,
-    )
+    metrics, known = ("accuracy",) * len(tasks), dict.fromkeys(tasks, labels)
+    return IAP(tasks, metrics, (0.1, 0.3), heads, known, unpruned, lesioned)
 
 
 def test_what_ten_tasks_share():
     counted = Counter(shared_by(a, b) for a, b in combinations(QUESTION_AND_TEXT, 2))
     assert counted == {"question and text": 3, "question": 6, "text": 13, "neither": 23}
-    assert (
-        shared_by("sst-2", "sst-shift") == "text"
-        and shared_by("bbc-shift", "sst-shift") == "question"
-    )
-    assert (
-        shared_by("bbc", "bbc-pair") == "question and text"
-        and shared_by("sst-2", "qnli") == "neither"
-    )
-    assert shared_by("bbc", "mine") is None
+    for a, b, shared in (
+        ("sst-2", "sst-shift", "text"),
+        ("bbc-shift", "sst-shift", "question"),
+        ("bbc", "bbc-pair", "question and text"),
+        ("sst-2", "qnli", "neither"),
+        ("bbc", "mine", None),
+    ):
+        assert shared_by(a, b) == shared
     profile = make_profile("evidence", {})
-    assert set(profile.pair_tasks) == set(QUESTION_AND_TEXT) and set(profile.tasks) < set(
-        QUESTION_AND_TEXT
-    )
+    assert set(profile.pair_tasks) == set(QUESTION_AND_TEXT) > set(profile.tasks)
     assert set(profile.ending_tasks) | set(profile.transfer_targets) == set(profile.tasks)
 
 
 def test_lesions_that_share_a_text_or_a_question_by_hand():
-    """Own lesions leave 10 of 100, those of the same question 50, of the same text 60, of neither 80 (or 70)."""
+    """Own lesions leave 10 of 100, the same question 50, the same text 60, neither 80 (or 70)."""
     leaves = {"question": 50, "text": 60, "neither": 80}
     tasks = ("sst-2", "sst-shift", "bbc-shift", "qnli")
     left = {u: {t: 10 if t == u else leaves[shared_by(t, u)] for t in tasks} for u in tasks}
     left["sst-2"]["bbc-shift"] = 70  # of neither: with qnli's 80, 75 in the mean
     table = q03_pruning.shared_lesions(pruned(left)).set_index("lesion of")
-    question, text, own = (
-        "another task with its question",
-        "another task on its text",
-        "the task itself",
-    )
-    # text: sst-2 (60 against 75) and sst-shift (60 against 80); question: sst-shift and bbc-shift, 50 against 80
+    question, text = "another task with its question", "another task on its text"
+    own = "the task itself"
+    # text: sst-2 (60 against 75), sst-shift (60 against 80); question: two of 50 against 80
     assert table["by"].to_dict() == pytest.approx({question: 30, text: (15 + 20) / 2, own: 50 - 10})
     assert table["by task"].to_dict() == {
         question: "sst-shift +30.0, bbc-shift +30.0",
@@ -87,42 +74,31 @@ def test_a_task_that_shares_question_and_text_has_the_question_of_the_other():
 
 def test_pairs_are_counted_by_what_they_share():
     columns = ["pair", "shared", "importance", "enters", "D"]
-    rows = [
-        ("a + b", "neither", 0.1, True, 9.0),
-        ("a + c", "neither", 0.2, True, 7.0),
-        ("b + c", "neither", 0.3, True, 8.0),
-    ]
-    rows += [
-        ("a + d", "question", 0.8, True, 1.0),
-        ("a + e", "text", 0.5, False, 5.0),
-        ("a + f", "", 0.5, True, 5.0),
-    ]
+    rows = [("a + b", "neither", 0.1, True, 9.0), ("a + c", "neither", 0.2, True, 7.0)]
+    rows += [("b + c", "neither", 0.3, True, 8.0), ("a + d", "question", 0.8, True, 1.0)]
+    rows += [("a + e", "text", 0.5, False, 5.0), ("a + f", "", 0.5, True, 5.0)]
     table = q05_similarity.by_shared(pd.DataFrame(rows, columns=columns))
-    assert table["the two tasks share"].tolist() == ["question", "neither"], (
-        "learned, and known, in one order"
-    )
+    assert table["the two tasks share"].tolist() == ["question", "neither"], "learned and known"
     assert table["pairs"].tolist() == [1, 3] and table["D"].tolist() == [1, 8]
     assert table[["lowest D", "highest D"]].to_numpy().tolist() == [[1, 1], [7, 9]]
     assert table["importance"].tolist() == pytest.approx([0.8, 0.2])
-    assert np.isnan(table["rank correlation"][0]) and table["rank correlation"][1] == pytest.approx(
-        -0.5
-    )
+    assert table["rank correlation"].tolist() == pytest.approx([np.nan, -0.5], nan_ok=True)
     assert table[["low", "high"]].isna().all(axis=None), "fewer than eight tasks have no interval"
 
 
 def test_pairs_without_the_question_in_common_have_a_correlation_of_their_own():
     rng, pairs = np.random.default_rng(0), list(combinations(QUESTION_AND_TEXT, 2))
-    table = pd.DataFrame(
-        {"pair": [f"{a} + {b}" for a, b in pairs], "shared": [shared_by(*pair) for pair in pairs]}
-    )
+    names = [f"{a} + {b}" for a, b in pairs]
+    table = pd.DataFrame({"pair": names, "shared": [shared_by(*pair) for pair in pairs]})
     table = table.assign(importance=rng.random(len(pairs)), D=rng.random(len(pairs)), enters=True)
     rows = q05_similarity.by_shared(table).set_index("the two tasks share")
     assert list(rows.index) == [*SHARED, "not the question"]
     left = table[~table["shared"].isin(["question", "question and text"])]
-    row, of = (
-        rows.loc["not the question"],
-        lambda part: part["importance"].corr(part["D"], method="spearman"),
-    )
+    row = rows.loc["not the question"]
+
+    def of(part):
+        return part["importance"].corr(part["D"], method="spearman")
+
     assert (row["pairs"], row["rank correlation"]) == (len(left), pytest.approx(of(left)))
     tasks = list(QUESTION_AND_TEXT)
     without = [of(left[[task not in pair.split(" + ") for pair in left["pair"]]]) for task in tasks]
@@ -138,70 +114,44 @@ def test_tasks_of_ones_own_share_what_nobody_knows():
 
 def test_many_pairs_are_told_apart_by_what_they_share_and_a_few_by_name():
     tasks = list(QUESTION_AND_TEXT)
+    known = {"D": 1.0, "low": 0.0, "high": 2.0} | dict.fromkeys(q05_similarity.MEASURES, 0.5)
     rows = [
-        {
-            "pair": f"{a} + {b}",
-            "shared": shared_by(a, b),
-            "enters": a != "bbc-somo",
-            "D": 1.0,
-            "low": 0.0,
-            "high": 2.0,
-        }
-        | dict.fromkeys(q05_similarity.MEASURES, 0.5)
+        {"pair": f"{a} + {b}", "shared": shared_by(a, b), "enters": a != "bbc-somo"} | known
         for a, b in combinations(tasks, 2)
     ]
     correlations = pd.DataFrame(
         {"similarity": q05_similarity.MEASURES, "rank correlation with D": -0.2, "low": -1.0}
     )
     correlations["high"] = 0.5
+    many, few = pd.DataFrame(rows), pd.DataFrame(rows[:6])
     for table, names in (
-        (pd.DataFrame(rows), set(SHARED)),
-        (pd.DataFrame(rows[:6]), {r["pair"] for r in rows[:6]}),
+        (many, set(SHARED)),
+        (few, set(few["pair"])),
+        (many.assign(shared=""), {q05_similarity.UNKNOWN}),
     ):
-        figure = q05_similarity.plot_similarity(table, correlations)
-        legend = figure.axes[-1].get_legend()
+        legend = q05_similarity.plot_similarity(table, correlations).axes[-1].get_legend()
         assert {text.get_text() for text in legend.get_texts()} == names
-    unknown = pd.DataFrame(rows).assign(shared="")
-    figure = q05_similarity.plot_similarity(unknown, correlations)
-    assert [t.get_text() for t in figure.axes[-1].get_legend().get_texts()] == [
-        q05_similarity.UNKNOWN
-    ]
 
 
 def test_the_curve_over_dose_shows_every_dose_and_marks_the_one_that_decides():
+    doses = ((0.1, 0.0, 0.01, 1.0), (0.9, 0.0, 0.9, np.nan), (0.3, 0.3, 0.2, 4.0))
+    differences = ("IAT minus plain training", "IAT minus IAT with random heads")
     rows = [
-        {
-            "claim": claim,
-            "difference": what,
-            "delta": delta,
-            "floor": floor,
-            "dose": dose,
-            "value": 0.1,
-            "low": -1.0,
-        }
-        | {"high": high, "decides": delta == 0.9}
+        {"claim": claim, "difference": what, "delta": delta, "floor": floor, "dose": dose}
+        | {"value": 0.1, "low": -1.0, "high": high, "decides": delta == 0.9}
         for claim in ("C3", "C4")
-        for what in ("IAT minus plain training", "IAT minus IAT with random heads")
-        for delta, floor, dose, high in (
-            (0.1, 0.0, 0.01, 1.0),
-            (0.9, 0.0, 0.9, np.nan),
-            (0.3, 0.3, 0.2, 4.0),
-        )
+        for what in differences
+        for delta, floor, dose, high in doses
     ]
     figure = q06_iat.plot_doses(pd.DataFrame(rows))
-    assert [ax.get_title() for ax in figure.axes][:2] == [
-        f"C3: {row['difference']}" for row in rows[:6:3]
-    ]
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles[:2] == [f"C3: {difference}" for difference in differences]
     for ax in figure.axes:
-        assert sorted(text.get_text() for text in ax.texts) == [
-            "$\\delta$ 0.1",
-            "$\\delta$ 0.3",
-            "$\\delta$ 0.9",
-        ]
+        texts = sorted(text.get_text() for text in ax.texts)
+        assert texts == [rf"$\delta$ {delta}" for delta in (0.1, 0.3, 0.9)]
         low, high = ax.get_ylim()
         assert low < -1 and high > 4
-        dots = [
-            line for line in ax.lines if line.get_marker() in ("o", "s") and len(line.get_xdata())
-        ]
+        marked = [line for line in ax.lines if line.get_marker() in ("o", "s")]
+        dots = [line for line in marked if len(line.get_xdata())]
         filled = [line.get_xdata()[0] for line in dots if line.get_markerfacecolor() != "white"]
         assert len(dots) == 3 and filled == [0.9], "one dose decides"

@@ -11,15 +11,8 @@ from scipy import stats
 from small_units import TASKS, training
 from tinymodels import ARCHITECTURES, HEADS, LAYERS
 
-from fslib import (
-    HeadLesions,
-    MultiTaskModel,
-    evaluate,
-    head_importance,
-    importance,
-    lesion_heads,
-    pruned,
-)
+from fslib import MultiTaskModel, evaluate, head_importance, importance, lesion_heads, pruned
+from fslib.lesions import HeadLesions
 from fslib.model.attention import attention_weights
 from fslib.model.hooked import HOOKED
 from fslib.study.store import Store
@@ -28,7 +21,7 @@ from fslib.study.units import LesionUnit, PatternUnit, pattern, scored_on, short
 SEEN = sorted(ARCHITECTURES.keys() - HOOKED.keys())
 
 
-# --- what losing a head costs -------------------------------------------------------------------------------------
+# --- what losing a head costs -------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +36,23 @@ def lesions(zoo, model):
 
 def test_every_head_alone_is_evaluated_as_under_pruned(zoo, model, lesions):
     whole = evaluate(model, zoo.tasks)
-    for name, score in whole.items():
-        np.testing.assert_allclose(lesions.predictions[name][0], score.predictions, atol=1e-5)
-    for number, (layer, head) in enumerate(np.ndindex(LAYERS, HEADS), start=1):
+    for number, (layer, head) in enumerate([(-1, -1), *np.ndindex(LAYERS, HEADS)]):
         off = np.zeros((LAYERS, HEADS), dtype=bool)
-        off[layer, head] = True
+        if number:
+            off[layer, head] = True
         with pruned(model, off):
             for name, score in evaluate(model, zoo.tasks).items():
-                np.testing.assert_allclose(
-                    lesions.predictions[name][number], score.predictions, atol=1e-5
-                )
-                lost = 100 * (whole[name].value - score.value)
-                assert lesions.cost(name)[layer, head] == pytest.approx(lost, abs=1e-9)
-
-
-def test_the_loss_rises_as_the_ablation_estimator_says(zoo, model, lesions):
+                found = lesions.predictions[name][number]
+                np.testing.assert_allclose(found, score.predictions, atol=1e-5)
+                if number:
+                    lost = 100 * (whole[name].value - score.value)
+                    assert lesions.cost(name)[layer, head] == pytest.approx(lost, abs=1e-9)
     for name, task in zoo.tasks.items():
+        assert np.array_equal(lesions.labels[name], task.eval.labels)
         expected = head_importance(model, task, estimator="ablation", split="eval")
-        np.testing.assert_allclose(lesions.rise(name), expected, atol=1e-5 * np.abs(expected).max())
+        atol = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(lesions.rise(name), expected, atol=atol)
+    assert repr(lesions) == "HeadLesions(single, pair, regression; 3 x 4 heads)"
 
 
 def test_heads_that_are_off_around_the_call_stay_off(zoo, model):
@@ -74,84 +66,94 @@ def test_heads_that_are_off_around_the_call_stay_off(zoo, model):
     assert model.control.gate is None
 
 
-def by_hand(correct: list[int], losses: list[float]) -> HeadLesions:
-    """One task of ten examples and 2 x 2 heads: so many right answers, and one loss of every example."""
-    predictions = np.array([[1] * c + [0] * (10 - c) for c in correct])
-    rows = np.repeat(np.array(losses, np.float32)[:, None], 10, 1)
-    return HeadLesions(
-        ("t",), ("accuracy",), (2, 2), {"t": np.ones(10, np.int64)}, {"t": predictions}, {"t": rows}
-    )
+def drawn(correct, losses, shape=(2, 2)) -> HeadLesions:
+    """One task: so many right answers of n, and the losses of every example, by set."""
+    losses = np.asarray(losses, np.float32)
+    n = losses.shape[1]
+    answers = {"t": (np.arange(n) < np.array(correct)[:, None]).astype(int)}
+    labels = {"t": np.ones(n, np.int64)}
+    return HeadLesions(("t",), ("accuracy",), shape, labels, answers, {"t": losses})
+
+
+def of_worth(rng: np.random.Generator, worth: np.ndarray, n: int = 60) -> HeadLesions:
+    """Heads of a known worth, whose loss is measured with noise on n examples."""
+    noise = rng.normal(0, 3, (worth.size, n))
+    losses = np.concatenate([np.zeros((1, n)), worth.ravel()[:, None] + noise])
+    return drawn([0] * len(losses), losses, worth.shape)
+
+
+ALIKE = drawn([9, 8, 9, 4, 10], np.repeat([[1.0], [1.5], [1.0], [3.0], [0.75]], 10, 1))
 
 
 def test_costs_by_hand():
-    found = by_hand([9, 8, 9, 4, 10], [1.0, 1.5, 1.0, 3.0, 0.75])
-    assert found.cost("t").tolist() == pytest.approx(np.array([[10, 0], [50, -10]]))
-    assert found.rise("t").tolist() == [[0.5, 0.0], [2.0, -0.25]]
-    interval = found.measure("t", 1, 0).interval()
-    differences = found.predictions["t"][0] - found.predictions["t"][3]
+    assert ALIKE.cost("t").tolist() == pytest.approx(np.array([[10, 0], [50, -10]]))
+    assert ALIKE.rise("t").tolist() == [[0.5, 0.0], [2.0, -0.25]]
+    interval = ALIKE.measure("t", 1, 0).interval()
+    lost = ALIKE.predictions["t"][0] - ALIKE.predictions["t"][3]
     assert interval.value == pytest.approx(50)
-    assert interval.se == pytest.approx(100 * np.std(differences, ddof=1) / np.sqrt(10))
-    agree = found.predicted_by("t", np.array([[0.2, 0.1], [0.9, 0.0]])).interval()
-    assert agree.value == pytest.approx(1) and agree.se == pytest.approx(0), (
-        "all examples say the same"
-    )
-    with refused("unknown task of these lesions 'u'"):
-        found.cost("u")
-    for layer, head in ((0, 2), (2, 0), (-1, 0), (0, -1)):
-        with refused(
-            f"layer {layer}, head {head} is outside (2, 2) (layers, heads), counted from 0"
-        ):
-            found.measure("t", layer, head)
-    with refused("importance of shape (2, 3) is not of (2, 2)"):
-        found.predicted_by("t", np.zeros((2, 3)))
-    with refused("predictions of task t are of shape (5, 10), not (7, 10) (1 + heads, examples)"):
-        replace(found, shape=(2, 3))
+    assert interval.se == pytest.approx(100 * np.std(lost, ddof=1) / np.sqrt(10))
+    agree = ALIKE.predicted_by("t", np.array([[0.2, 0.1], [0.9, 0.0]])).interval()
+    assert agree[:2] == pytest.approx((1, 0)), "all examples say the same"
 
 
-def drawn(rng: np.random.Generator, worth: np.ndarray, n: int = 60) -> HeadLesions:
-    """Heads of a known worth, whose loss is measured with noise on n examples."""
-    heads = worth.size
-    losses = np.concatenate(
-        [np.zeros((1, n)), worth.ravel()[:, None] + rng.normal(0, 3, (heads, n))]
-    )
-    labels, predictions = {"t": np.zeros(n, np.int64)}, {"t": np.zeros((1 + heads, n), np.int64)}
-    return HeadLesions(
-        ("t",), ("accuracy",), (2, 12), labels, predictions, {"t": losses.astype(np.float32)}
-    )
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ALIKE.cost("u"), "unknown task of these lesions 'u'"),
+        (lambda: ALIKE.rise("u"), "unknown task of these lesions 'u'"),
+        (lambda: ALIKE.predicted_by("u", np.zeros((2, 2))), "unknown task of these lesions 'u'"),
+        (lambda: ALIKE.predicted_by("t", np.zeros((2, 3))), "shape (2, 3) is not of (2, 2)"),
+        (
+            lambda: replace(ALIKE, shape=(2, 3)),
+            "of shape (5, 10), not (7, 10) (1 + heads, examples)",
+        ),
+        *[
+            (
+                lambda at=at: ALIKE.measure("t", *at),
+                f"layer {at[0]}, head {at[1]} is outside (2, 2)",
+            )
+            for at in ((0, 2), (2, 0), (-1, 0), (0, -1))
+        ],
+    ],
+)
+def test_wrong_questions_are_refused(call, words):
+    with refused(words):
+        call()
 
 
 def test_how_importance_predicts_the_loss_is_spearmans_over_heads():
     rng = np.random.default_rng(0)
     worth = rng.random((2, 12))
-    found = drawn(rng, worth)
+    found = of_worth(rng, worth)
     rises = found.losses["t"][1:] - found.losses["t"][0]
+
+    def correlation(means):
+        return stats.spearmanr(worth.ravel(), means).statistic
+
     measure = found.predicted_by("t", worth)
-    assert measure.values[0] == pytest.approx(
-        stats.spearmanr(worth.ravel(), rises.mean(1)).statistic
-    )
-    without = stats.spearmanr(worth.ravel(), np.delete(rises, 7, axis=1).mean(1)).statistic
+    assert measure.values[0] == pytest.approx(correlation(rises.mean(1)))
+    without = correlation(np.delete(rises, 7, axis=1).mean(1))
     assert measure.influence["t"][0, 7] == pytest.approx(59 * (measure.values[0] - without))
     half = found.rise("t", np.arange(30))
     assert half.ravel().tolist() == pytest.approx(rises[:, :30].mean(1).tolist(), abs=1e-6)
-    with refused("unknown task of these lesions 'u'"):
-        found.predicted_by("u", worth)
 
 
 def test_reliability_is_high_where_examples_agree_and_near_0_where_they_are_noise():
     rng = np.random.default_rng(0)
-    same = by_hand([9, 8, 9, 4, 10], [1.0, 1.5, 1.0, 3.0, 0.75])
-    assert same.reliability("t", splits=3) == pytest.approx(1)
-    noise = np.mean([drawn(rng, np.zeros((2, 12))).reliability("t", splits=20) for _ in range(20)])
+    assert ALIKE.reliability("t", splits=3) == pytest.approx(1)
+    noise = np.mean(
+        [of_worth(rng, np.zeros((2, 12))).reliability("t", splits=20) for _ in range(20)]
+    )
     assert abs(noise) < 0.1
-    assert drawn(rng, 20 * rng.random((2, 12))).reliability("t", splits=5) > 0.9
+    assert of_worth(rng, 20 * rng.random((2, 12))).reliability("t", splits=5) > 0.9
 
 
 def test_its_interval_covers_what_such_measurements_give_on_average():
-    """95 % is meant; leaving one example out moves ranks in jumps, which makes the interval somewhat wide."""
+    """95 % is meant; leaving one out moves ranks in jumps, which makes it somewhat wide."""
     rng = np.random.default_rng(1)
     worth, importance = rng.gamma(1, 1, (2, 2, 12))
     importance = worth + importance
-    found = [drawn(rng, worth).predicted_by("t", importance).interval() for _ in range(200)]
+    found = [of_worth(rng, worth).predicted_by("t", importance).interval() for _ in range(200)]
     expected = np.mean([one.value for one in found])
     covered = np.mean([one.low <= expected <= one.high for one in found])
     assert 0.92 <= covered <= 1
@@ -168,7 +170,7 @@ def test_bad_input_is_refused(zoo, model):
         lesion_heads(model, zoo.tasks["pair"].limited(eval=1))
 
 
-# --- what a head attends to ---------------------------------------------------------------------------------------
+# --- what a head attends to ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SEEN)
@@ -184,10 +186,9 @@ def test_weights_are_those_of_transformers_own_eager_attention(zoo, name):
     real = batch.mask[None, :, None, :, None].bool()  # what padding attends to is nobody's business
     assert found.shape == expected.shape == (LAYERS, 4, HEADS, *batch.mask.shape[1:] * 2)
     torch.testing.assert_close(found * real, expected * real, atol=1e-5, rtol=0)
-    assert float((found * real).sum(-1)[real.expand_as(found)[..., 0]].sub(1).abs().max()) < 1e-5
-    assert float((found * real * (1 - batch.mask[None, :, None, None, :])).abs().max()) == 0, (
-        "padding is not seen"
-    )
+    sums, padding = (found * real).sum(-1), 1 - batch.mask[None, :, None, None, :]
+    assert float(sums[real.expand_as(found)[..., 0]].sub(1).abs().max()) < 1e-5
+    assert float((found * real * padding).abs().max()) == 0, "padding is not seen"
     assert model.control.weights is None
 
 
@@ -204,11 +205,8 @@ def test_a_pattern_says_what_importance_is_made_of(zoo, model):
     parts = importance.contributions(model, task, split="eval")
     for i, one in enumerate(found):
         tokens = len(one.tokens)
-        assert one.weights.shape == (LAYERS, HEADS, tokens, tokens) and one.importance.shape == (
-            LAYERS,
-            HEADS,
-            tokens,
-        )
+        assert one.weights.shape == (LAYERS, HEADS, tokens, tokens)
+        assert one.importance.shape == (LAYERS, HEADS, tokens)
         np.testing.assert_allclose(one.importance.sum(-1), parts.absolute[i], rtol=1e-4, atol=1e-6)
         assert one.tokens[1:-1] == tuple(task.eval.texts[i].split()), "between the two special ones"
         assert one.label == task.label_names[task.eval.labels[i]]
@@ -225,21 +223,18 @@ def test_texts_are_the_first_that_are_short_enough(zoo, model):
     wanted = [task.eval.texts[i] for i in range(5) if lengths[i] <= longest][:2]
     assert [text.texts[0] for text in short_texts(model, task, 2, longest)] == wanted
     shortest = short_texts(model, task, 2, 4)
-    assert [text.texts[0] for text in shortest] == [task.eval.texts[int(np.argmin(lengths))]], (
-        "none has four tokens"
-    )
+    expected = task.eval.texts[int(np.argmin(lengths))]
+    assert [text.texts[0] for text in shortest] == [expected], "none has four tokens"
 
 
-# --- units --------------------------------------------------------------------------------------------------------
+# --- units --------------------------------------------------------------------------------------
 
 
 def test_the_units_record_what_the_functions_return(small_tasks, tmp_path):
     store, trained = Store(tmp_path), training()
     model = trained.trained(store)
     assert isinstance(model, MultiTaskModel)
-    tasks = {
-        name: scored_on(task, "scored").limited(eval=4) for name, task in trained.load().items()
-    }
+    tasks = {n: scored_on(t, "scored").limited(eval=4) for n, t in trained.load().items()}
     expected = lesion_heads(model, tasks)
     unit = LesionUnit(model=trained, on="scored", examples=4)
     found = unit.lesions(store)
@@ -254,10 +249,7 @@ def test_the_units_record_what_the_functions_return(small_tasks, tmp_path):
         assert len(patterns[name]) == len(texts)
         for one, text in zip(patterns[name], texts, strict=True):
             again = pattern(model, task, text)
-            assert (one.tokens, one.label, one.predicted) == (
-                again.tokens,
-                again.label,
-                again.predicted,
-            )
+            named = [(p.tokens, p.label, p.predicted) for p in (one, again)]
+            assert named[0] == named[1]
             assert np.array_equal(one.importance, again.importance)
             np.testing.assert_allclose(one.weights, again.weights, atol=5e-4)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fslib.claims import differences
+from fslib.claims import paired_differences
 from fslib.intervals import score_measure
 from fslib.plot import GREY, looks, panels, percent, styled
 from fslib.study.study import Study
@@ -52,7 +52,7 @@ def scores(study: Study) -> pd.DataFrame:
             method: {name: score_measure(name, task.metric, predictions, task.eval.labels)}
             for method, predictions in _predictions(study, name).items()
         }
-        frame = differences(measures, "multi-task", ("method", "task"), with_mean=False)
+        frame = paired_differences(measures, "multi-task", ("method", "task"), with_mean=False)
         by_seed = [measures[method][name].values for method in frame["method"]]
         frame["seeds"] = [len(values) for values in by_seed]
         frame["seed min"], frame["seed max"] = (

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from fslib.heads import head_name, overlap, top_heads
 from fslib.importance import normalized
 from fslib.plot import GREY, WIDTH, looks, map_of, panels, styled
-from fslib.scoring import interval, rank_correlation
+from fslib.scoring import rank_correlation
 from fslib.study.study import Study
 
 LESIONS = [
@@ -149,7 +149,7 @@ def stability(study: Study, repeats: int = 20) -> pd.DataFrame:
                         for s in (order[:size], order[size : 2 * size])
                     ]
                     correlations.append(rank_correlation(*pair))
-            low, high = interval(np.array(correlations))
+            low, high = np.quantile(correlations, [0.025, 0.975])
             rows.append(
                 {
                     "task": task,

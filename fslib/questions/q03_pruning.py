@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fslib.claims import LEAST_SEEDS, Evidence, Part, above_constant, learned, shown_p
+from fslib.claims import LEAST_SEEDS, Evidence, Part, above_constant, learned, p_text
 from fslib.iap import IAP, Dissociation, double_dissociations, score_left
 from fslib.intervals import Measure, mean_of, score_measure
 from fslib.plot import GREY, looks, panels, percent, set_limits, styled
@@ -57,7 +57,7 @@ def not_testable(iap: IAP) -> str:
     return "" if iap.controls else "there are no random heads to compare with"
 
 
-def evidence(result: Dissociation, failed: str) -> Evidence:
+def decide(result: Dissociation, failed: str) -> Evidence:
     """Return what there is on C1: D specific to the task, and beyond what random heads of the same layers give."""
     specific = Part.of("own lesion against others'", result.measure(), result.mean.p)
     parts = [specific]
@@ -183,7 +183,7 @@ def by_seed(result: Dissociation, seeds: Sequence[int]) -> pd.DataFrame:
 
 def sentence(result: Dissociation, failed: str) -> str:
     """Say what becomes of C1 for these models by themselves, before p is corrected for the other claims."""
-    claim = evidence(result, failed)
+    claim = decide(result, failed)
     carry = [
         task
         for task in result.tasks
@@ -194,7 +194,7 @@ def sentence(result: Dissociation, failed: str) -> str:
         f"Both intervals lie above 0 in {len(carry)} of {len(result.tasks)} tasks: {', '.join(carry) or 'none'}."
     )
     lines.append(
-        f"The same relabelling for all models, a stricter test: {shown_p(result.mean.p_shared)}."
+        f"The same relabelling for all models, a stricter test: {p_text(result.mean.p_shared)}."
     )
     return "\n".join(lines)
 
@@ -282,7 +282,7 @@ def plot_by_task(result: Dissociation, tasks: Sequence[str]) -> Figure:
     null = result.null[:, -1, -1]
     right.hist(null[np.isfinite(null)], bins=30, color="#bbbbbb")
     right.axvline(result.mean.value, color="black", linewidth=2)
-    right.set(xlabel="mean D, tasks relabelled (points)", yticks=[], title=shown_p(result.mean.p))
+    right.set(xlabel="mean D, tasks relabelled (points)", yticks=[], title=p_text(result.mean.p))
     return figure
 
 

@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 from fslib.claims import (
     NOT_TESTABLE,
     above_constant,
-    differences,
     entering,
+    interval_text,
     learned,
+    p_text,
+    paired_differences,
     scored,
-    shown,
-    shown_p,
 )
 from fslib.heads import overlap, top_heads
 from fslib.iap import IAP, score_left
@@ -98,9 +98,9 @@ def selections(study: Study) -> pd.DataFrame:
         n: {"mean": entering(recorded_iap(record, n), first).dissociation().measure()}
         for n in names
     }
-    table = differences(values, names[0], ("selection", "task"), value="D", with_mean=False).drop(
-        columns="task"
-    )
+    table = paired_differences(
+        values, names[0], ("selection", "task"), value="D", with_mean=False
+    ).drop(columns="task")
     ranks = pd.DataFrame([_ranking(study, record, name) for name in names])
     table = pd.concat([table, ranks], axis=1)
     table["selection"] = [name.replace(UNMATCHED, "random, draw") for name in names]
@@ -181,8 +181,8 @@ def sentences(table: pd.DataFrame) -> str:
     count = int((table["pre-trained"] & table["above se"].notna()).sum())
     if np.isfinite(effect.se):
         lines.append(
-            f"Pooled over {count} pre-trained encoders (random effect): D above random heads {shown(effect, 1)} "
-            f"points, {shown_p(effect.p)}, minimum detectable effect {effect.mde:.1f}."
+            f"Pooled over {count} pre-trained encoders (random effect): D above random heads {interval_text(effect, 1)} "
+            f"points, {p_text(effect.p)}, minimum detectable effect {effect.mde:.1f}."
         )
     else:
         lines.append(

@@ -157,7 +157,7 @@ def primary(table: pd.DataFrame) -> pd.Series:
     return table.set_index("similarity").loc[PRIMARY]
 
 
-def evidence(table: pd.DataFrame) -> Evidence:
+def decide(table: pd.DataFrame) -> Evidence:
     """Return what there is on C2, from `correlations`: the claim is that the correlation is below 0."""
     row = primary(table)
     tasks = int(row["tasks"])

@@ -15,12 +15,12 @@ from fslib.claims import (
     Part,
     above_constant,
     changed_share,
-    differences,
     entering,
     gate_examples,
     gate_half,
     halved,
     learned,
+    paired_differences,
     score_half,
 )
 from fslib.iap import IAP
@@ -141,7 +141,9 @@ def scores(study: Study, reference: str = PLAIN) -> pd.DataFrame:
     """Return one row per ending (and single-task training) and task, and their mean: score, minus the reference's."""
     alone = replace(deciding(study), units=tuple(study.endings_unit(s) for s in alone_seeds(study)))
     single = _single(study) | score_measures(study, alone, [reference])
-    table = differences(single, reference, ("ending", "task")).query("ending == 'single-task'")
+    table = paired_differences(single, reference, ("ending", "task")).query(
+        "ending == 'single-task'"
+    )
     table.insert(2, "seeds", len(alone.units))
     every = _compared(study, score_measures, lambda unit: unit.endings, reference, "score")
     return pd.concat([table, every], ignore_index=True)
@@ -162,7 +164,7 @@ def _compared(
     frames = []
     for dose, names in ((every, common), (whole, [*extra, reference] if extra else [])):
         if names:
-            table = differences(
+            table = paired_differences(
                 measures(study, dose, names), reference, ("ending", "task"), value=value
             )
             table.insert(2, "seeds", len(dose.units))
@@ -236,7 +238,7 @@ def _effects(study: Study, dose: Dose) -> dict[str, tuple[Part, Part]]:
     return found
 
 
-def evidence(study: Study) -> dict[str, Evidence]:
+def decide(study: Study) -> dict[str, Evidence]:
     """Return what there is on C3 and C4: IAT minus plain training, and minus IAT with random heads; both are needed."""
     dose = deciding(study)
     failed = {"C3": _too_weak(changed_beside_d(study, dose)), "C4": _too_weak(changed(study, dose))}
@@ -353,7 +355,7 @@ def counted_steps(study: Study) -> pd.DataFrame:
 def sentences(study: Study) -> str:
     """Say what becomes of C3 and C4 by themselves, before p is corrected for the other claims."""
     return "\n".join(
-        [*(f"{claim} {found}" for claim, found in evidence(study).items()), dose(study)]
+        [*(f"{claim} {found}" for claim, found in decide(study).items()), dose(study)]
     )
 
 

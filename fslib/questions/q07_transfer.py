@@ -12,9 +12,9 @@ from fslib.claims import (
     Half,
     Part,
     above_best_constant,
-    differences,
     gate_half,
     halved,
+    paired_differences,
     score_half,
 )
 from fslib.data.tasks import Task
@@ -107,14 +107,14 @@ def learning_curves(study: Study) -> pd.DataFrame:
             s: {", ".join(item): m for item, m in by_size.items()}
             for s, by_size in measures.items()
         }
-        frames.append(differences(named, REFERENCE, ("source", "item")).assign(part=part))
+        frames.append(paired_differences(named, REFERENCE, ("source", "item")).assign(part=part))
     table = pd.concat(frames, ignore_index=True)
     table["target"] = [item.rpartition(", ")[0] or "mean" for item in table["item"]]
     table["size"] = [item.rpartition(", ")[2] for item in table["item"]]
     return table.assign(seeds=len(study.transfer_seeds))[list(COLUMNS)]
 
 
-def evidence(study: Study) -> Evidence:
+def decide(study: Study) -> Evidence:
     """Return what there is on C5: the full model from IAT minus from plain training, and minus from random heads.
 
     Mean over targets and sizes.

@@ -50,12 +50,12 @@ NOTEBOOK = {"C1": "03, 04", "C2": "05", "C3": "06", "C4": "06", "C5": "07", "C6"
 def decide(study: Study) -> dict[str, Evidence]:
     """Return what there is on claims C1 to C5, with p corrected for their number."""
     iap = study.iap()
-    c1 = q03_pruning.evidence(
+    c1 = q03_pruning.decide(
         entering(iap).dissociation(draws=study.profile.draws), q03_pruning.not_testable(iap)
     )
-    c2 = q05_similarity.evidence(q05_similarity.correlations(study, q05_similarity.pairs(study)))
+    c2 = q05_similarity.decide(q05_similarity.correlations(study, q05_similarity.pairs(study)))
     return decided(
-        {"C1": c1, "C2": c2, **q06_iat.evidence(study), "C5": q07_transfer.evidence(study)}
+        {"C1": c1, "C2": c2, **q06_iat.decide(study), "C5": q07_transfer.decide(study)}
     )
 
 

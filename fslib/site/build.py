@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from fslib.errors import FslibError
-from fslib.claims import shown_p
+from fslib.claims import p_text
 from fslib.study.files import in_markdown, remove, scratch_folder, writing
 from fslib.study.profiles import PROFILES, Profile
 from fslib.study.provenance import ROOT
@@ -128,7 +128,7 @@ def claims_of_profiles() -> str:
     table = saved[["claim", "measured here"]]
     for name in ("mini", "evidence"):
         numbers = zip(*(saved[f"{name}: {what}"] for what in ("estimate", "p", "MDE")), strict=True)
-        cells = [", ".join((value, shown_p(p), f"{mde:.2g}")) if pd.notna(p) else value for value, p, mde in numbers]
+        cells = [", ".join((value, p_text(p), f"{mde:.2g}")) if pd.notna(p) else value for value, p, mde in numbers]
         table = table.assign(**{f"`{name}`": cells, f"`{name}`: verdict": saved[f"{name}: verdict"]})
     return markdown(table)
 

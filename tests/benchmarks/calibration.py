@@ -1,11 +1,13 @@
 """How often the statistics are wrong, on data whose truth is known.
 
-    python tests/benchmarks/calibration.py        one Markdown table (3 to 9 minutes on one core, the same every time)
+    python tests/benchmarks/calibration.py
 
-Everything is computed by the package itself, on the simulators of `tests/simulations.py`, which the tests share. A
-row is a share of simulations with its standard error: of 95 % intervals that hold the truth, or of verdicts that are
-wrong. "beside it" is the same share for another rule: the Multi-Bootstrap, or the label permutation of all tasks alone,
-without the gate and without random heads. FSLIB_BENCH_QUICK=1 simulates a fiftieth: to see that it works.
+prints one Markdown table (3 to 9 minutes on one core, the same every time). Everything is computed
+by the package itself, on the simulators of `tests/simulations.py`, which the tests share. A row is
+a share of simulations with its standard error: of 95 % intervals that hold the truth, or of
+verdicts that are wrong. "beside it" is the same share for another rule: the Multi-Bootstrap, or the
+label permutation of all tasks alone, without the gate and without random heads.
+FSLIB_BENCH_QUICK=1 simulates a fiftieth: to see that it works.
 """
 
 import os
@@ -17,29 +19,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from simulations import (
-    REGIMES,
-    WORLDS,
-    World,
-    covers,
-    crossed,
-    decide_specialization,
-    five_claims,
-    mantel_p,
-    many,
-    one_part,
-    pruned_models,
-    share,
-    two_parts,
-)
+import simulations as sim
 
 from fslib.claims import CONTRADICTED, NO_EFFECT, SUPPORTED
 from fslib.intervals import multi_bootstrap
 
 QUICK = os.environ.get("FSLIB_BENCH_QUICK") == "1"
-Row = tuple[
-    str, str, str, list[bool], list[bool]
-]  # what, of what data, what it should be, found, beside it
+# what, of what data, what it should be, found, beside it
+Row = tuple[str, str, str, list[bool], list[bool]]
 
 
 def generators(n: int, *seed: int) -> Iterator[np.random.Generator]:
@@ -48,81 +35,82 @@ def generators(n: int, *seed: int) -> Iterator[np.random.Generator]:
 
 
 def coverage() -> Iterator[Row]:
-    """The 95 % interval; beside it the Multi-Bootstrap, from 10 seeds on, of the first 400 simulations."""
-    for place, (regime, spread) in enumerate(REGIMES.items()):
+    """The 95 % interval; beside it the Multi-Bootstrap, of ten seeds or more, 400 times."""
+    for place, (regime, spread) in enumerate(sim.REGIMES.items()):
         for seeds in (2, 3, 5, 10, 20):
-            measures = [crossed(rng, seeds, spread) for rng in generators(4000, 1, place, seeds)]
-            found = [covers(m.interval().at(0.95)) for m in measures]
-            few = measures[: 400 if seeds >= 10 else 0]
-            beside = [
-                covers(multi_bootstrap(m, 999, rng))
-                for m, rng in zip(few, generators(400, 2, place), strict=False)
+            measures = [
+                sim.crossed(rng, seeds, spread) for rng in generators(4000, 1, place, seeds)
             ]
-            what = (
-                f"{regime} {'dominates' if regime == 'interaction' else 'dominate'}, {seeds} seeds"
+            found = [sim.covers(m.interval().at(0.95)) for m in measures]
+            few = zip(
+                measures[: 400 if seeds >= 10 else 0], generators(400, 2, place), strict=False
             )
+            beside = [sim.covers(multi_bootstrap(m, 999, rng)) for m, rng in few]
+            verb = "dominates" if regime == "interaction" else "dominate"
+            what = f"{regime} {verb}, {seeds} seeds"
             yield "95 % interval holds the truth", what, "0.95", found, beside
 
 
 def specialization() -> Iterator[Row]:
     """C1, by itself: 4 tasks, 3 models, 200 examples, 2 controls, 10 and 30 % of 72 heads."""
-    for place, (name, world) in enumerate(WORLDS.items()):
-        found = [
-            decide_specialization(pruned_models(rng, world)) for rng in generators(500, 3, place)
-        ]
+    rows = [(f"false: {name}", "<= 0.05", 500, 3, world) for name, world in sim.WORLDS.items()]
+    rows.append(("true: D of about 8 points", "high", 200, 4, sim.World(specific=1.0)))
+    for place, (what, expected, n, seed, world) in enumerate(rows):
+        seeds = (seed, place) if seed == 3 else (seed,)
+        drawn = (sim.pruned_models(rng, world) for rng in generators(n, *seeds))
+        found = [sim.decide_specialization(iap) for iap in drawn]
         alone = [x.permutation_alone for x in found]
-        yield "C1 supported", f"false: {name}", "<= 0.05", [x.supported for x in found], alone
-    found = [
-        decide_specialization(pruned_models(rng, World(specific=1.0))) for rng in generators(200, 4)
-    ]
-    alone = [x.permutation_alone for x in found]
-    yield "C1 supported", "true: D of about 8 points", "high", [x.supported for x in found], alone
+        yield "C1 supported", what, expected, [x.supported for x in found], alone
 
 
 def correlation() -> Iterator[Row]:
-    """C2: two matrices over pairs of tasks that have nothing to do with each other, each with effects of tasks."""
+    """C2: two unrelated matrices over pairs of tasks, each with effects of tasks."""
     for tasks in (8, 10):
-        found = [mantel_p(rng, tasks) < 0.05 for rng in generators(1000, 5, tasks)]
+        found = [sim.mantel_p(rng, tasks) < 0.05 for rng in generators(1000, 5, tasks)]
         yield "Mantel p < 0.05", f"false: {tasks} tasks", "0.05", found, []
 
 
 def claims() -> Iterator[Row]:
     """C3 to C5, of 5 seeds, and all five claims together."""
 
-    def verdicts(
-        decide: Callable[[np.random.Generator], str], verdict: str, seed: int
-    ) -> list[bool]:
-        return many(lambda rng: decide(rng).startswith(verdict), 40 if QUICK else 2000, seed)
+    def of_two(truth: float, other: float) -> Callable[[np.random.Generator], str]:
+        return lambda rng: sim.two_parts(rng, (truth, other)).verdict
 
-    for name, truths in (("neither part", (0.0, 0.0)), ("one part alone", (0.0, 9.0))):
-        found = verdicts(lambda rng, t=truths: two_parts(rng, t).verdict, SUPPORTED, 6)
-        yield "two parts supported", f"false: {name} is true", "<= 0.05", found, []
-    found = verdicts(lambda rng: two_parts(rng, (0.0, 0.0)).verdict, CONTRADICTED, 7)
-    yield "two parts contradicted", "false: both effects are 0", "<= 0.05", found, []
-    for side in (1.0, -1.0):
-        found = verdicts(lambda rng, s=side: one_part(rng, s).verdict, NO_EFFECT, 8)
-        yield (
-            "one part: no effect",
-            f"false: it is {side:+g}, the smallest of interest",
+    def of_one(truth: float) -> Callable[[np.random.Generator], str]:
+        return lambda rng: sim.one_part(rng, truth).verdict
+
+    two, one, none = "two parts", "one part: no effect", "two parts: no effect"
+    rows = [
+        (f"{two} supported", "false: neither part is true", "<= 0.05", of_two(0, 0), SUPPORTED, 6),
+        (
+            f"{two} supported",
+            "false: one part alone is true",
             "<= 0.05",
-            found,
-            [],
-        )
-    found = verdicts(lambda rng: one_part(rng, 0.0).verdict, NO_EFFECT, 9)
-    yield "one part: no effect", "true: it is 0", "high", found, []
-    found = verdicts(lambda rng: two_parts(rng, (0.5, 0.5)).verdict, NO_EFFECT, 10)
-    yield "two parts: no effect", "false: both are the smallest of interest", "<= 0.10", found, []
-    found = many(
-        lambda rng: any(e.verdict == SUPPORTED for e in five_claims(rng).values()),
-        40 if QUICK else 1000,
-        11,
-    )
+            of_two(0, 9),
+            SUPPORTED,
+            6,
+        ),
+        (f"{two} contradicted", "false: both are 0", "<= 0.05", of_two(0, 0), CONTRADICTED, 7),
+        (one, "false: it is +1, the smallest of interest", "<= 0.05", of_one(1), NO_EFFECT, 8),
+        (one, "false: it is -1, the smallest of interest", "<= 0.05", of_one(-1), NO_EFFECT, 8),
+        (one, "true: it is 0", "high", of_one(0), NO_EFFECT, 9),
+        (none, "false: both the smallest of interest", "<= 0.10", of_two(0.5, 0.5), NO_EFFECT, 10),
+    ]
+    n = 40 if QUICK else 2000
+    for what, data, expected, decide, verdict, seed in rows:
+        found = sim.many(lambda rng, d=decide, v=verdict: d(rng).startswith(v), n, seed)
+        yield what, data, expected, found, []
+
+    def any_supported(rng: np.random.Generator) -> bool:
+        return any(e.verdict == SUPPORTED for e in sim.five_claims(rng).values())
+
+    found = sim.many(any_supported, n if QUICK else 1000, 11)
     yield "any of five claims supported", "false: none is true", "<= 0.05", found, []
 
 
 def shown(found: list[bool]) -> str:
-    """A share, with its standard error."""
-    return "{:.3f} ± {:.3f}".format(*share(found)) if found else ""
+    """A sim.share, with its standard error."""
+    return "{:.3f} ± {:.3f}".format(*sim.share(found)) if found else ""
 
 
 def main() -> None:
@@ -131,13 +119,9 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for part in (coverage, specialization, correlation, claims):
         for what, data, expected, found, beside in part():
-            count = f"{len(found)}" + (
-                f" ({len(beside)} beside)" if beside and len(beside) < len(found) else ""
-            )
-            print(
-                f"| {what} | {data} | {expected} | {shown(found)} | {shown(beside)} | {count} |",
-                flush=True,
-            )
+            few = f" ({len(beside)} beside)" if 0 < len(beside) < len(found) else ""
+            shares = f"{shown(found)} | {shown(beside)}"
+            print(f"| {what} | {data} | {expected} | {shares} | {len(found)}{few} |", flush=True)
 
 
 if __name__ == "__main__":
