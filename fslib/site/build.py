@@ -54,9 +54,13 @@ def build(out: Path, say: Callable[[str], None], repository: str = "") -> Path:
         source, made = scratch / "source", scratch / "site"
         say("gathering pages")
         gather(source, repository)
-        say(f"building {sum(1 for path in source.rglob('*') if path.suffix in ('.md', '.ipynb'))} pages")
+        say(
+            f"building {sum(1 for path in source.rglob('*') if path.suffix in ('.md', '.ipynb'))} pages"
+        )
         make_html(source, made)
-        (made / MARK).write_text("written by fslib site; the next one replaces this folder\n", encoding="utf-8")
+        (made / MARK).write_text(
+            "written by fslib site; the next one replaces this folder\n", encoding="utf-8"
+        )
         with writing(out, instead="another folder with --out"):
             remove(out)
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +84,10 @@ def gather(source: Path, repository: str = "") -> None:
         f"{contents(f'method/{name}' for name in METHOD)}",
         "profiles.md": f"# Profiles\n\n{contents(f'profiles/{name}' for name in PROFILES)}",
     }
-    pages |= {f"method/{name}.md": method_page(title, modules) for name, (title, modules) in METHOD.items()}
+    pages |= {
+        f"method/{name}.md": method_page(title, modules)
+        for name, (title, modules) in METHOD.items()
+    }
     pages |= {f"profiles/{name}.md": profile_page(name) for name in PROFILES}
     for name, text in pages.items():
         path = source / name
@@ -104,7 +111,13 @@ def section(readme: str, heading: str, *, title: bool = True) -> str:
 
 def contents(pages: Iterable[str], *, hidden: bool = False) -> str:
     """Return a table of contents of pages."""
-    return "```{toctree}\n" + (":hidden:\n" if hidden else ":maxdepth: 1\n") + "\n" + "\n".join(pages) + "\n```\n"
+    return (
+        "```{toctree}\n"
+        + (":hidden:\n" if hidden else ":maxdepth: 1\n")
+        + "\n"
+        + "\n".join(pages)
+        + "\n```\n"
+    )
 
 
 def landing(readme: str, repository: str = "") -> str:
@@ -112,7 +125,11 @@ def landing(readme: str, repository: str = "") -> str:
     first = readme[: readme.index("\n## ")]
     # README has the claims typed, for readers of plain text
     came_out = re.sub(
-        r"(?:^\|.*\n)+", lambda _: claims_of_profiles(), section(readme, "What came out"), count=1, flags=re.M
+        r"(?:^\|.*\n)+",
+        lambda _: claims_of_profiles(),
+        section(readme, "What came out"),
+        count=1,
+        flags=re.M,
     )
     pages = ("notebooks", "explorer", "method", "profiles", "commands", "benchmarks", "cite")
     commands = section(readme, "Two commands")
@@ -128,8 +145,13 @@ def claims_of_profiles() -> str:
     table = saved[["claim", "measured here"]]
     for name in ("mini", "evidence"):
         numbers = zip(*(saved[f"{name}: {what}"] for what in ("estimate", "p", "MDE")), strict=True)
-        cells = [", ".join((value, shown_p(p), f"{mde:.2g}")) if pd.notna(p) else value for value, p, mde in numbers]
-        table = table.assign(**{f"`{name}`": cells, f"`{name}`: verdict": saved[f"{name}: verdict"]})
+        cells = [
+            ", ".join((value, shown_p(p), f"{mde:.2g}")) if pd.notna(p) else value
+            for value, p, mde in numbers
+        ]
+        table = table.assign(
+            **{f"`{name}`": cells, f"`{name}`: verdict": saved[f"{name}: verdict"]}
+        )
     return markdown(table)
 
 
@@ -146,7 +168,9 @@ def claims_table(profile: str) -> str:
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:
     """Return a table in Markdown, numbers with so many digits, nothing where there is none."""
     shown = table.map(lambda x: f"{x:.{digits}g}" if isinstance(x, float) else in_markdown(x))
-    return str(shown.where(table.notna(), "").to_markdown(index=False, disable_numparse=True)) + "\n"
+    return (
+        str(shown.where(table.notna(), "").to_markdown(index=False, disable_numparse=True)) + "\n"
+    )
 
 
 def explorer_page() -> str:
@@ -160,7 +184,10 @@ def explorer_page() -> str:
 
 def method_page(title: str, modules: Iterable[str]) -> str:
     """Return a page that is made of the docstrings of modules."""
-    parts = [f".. automodule:: fslib.{name}\n   :members:\n   :member-order: bysource\n" for name in modules]
+    parts = [
+        f".. automodule:: fslib.{name}\n   :members:\n   :member-order: bysource\n"
+        for name in modules
+    ]
     return f"# {title}\n\n" + "\n".join(
         f"## fslib.{m}\n\n```{{eval-rst}}\n{p}```\n" for m, p in zip(modules, parts, strict=True)
     )
@@ -171,12 +198,18 @@ def profile_page(name: str) -> str:
     profile = Profile(**PROFILES[name])
     settings = profile.model_dump(mode="json", exclude_unset=True)
     yaml_text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
-    parts = [f"# {name}\n", f"`fslib run --profile {name}` with these settings (the others are as everywhere):\n"]
+    parts = [
+        f"# {name}\n",
+        f"`fslib run --profile {name}` with these settings (the others are as everywhere):\n",
+    ]
     parts += [f"```yaml\n{yaml_text}```\n"]
     if table := claims_table(name):
         parts += ["## Claims\n", table]
     if executed := executed_notebooks(name):
-        parts += ["## Notebooks\n", contents(f"/{path.relative_to(ROOT).with_suffix('')}" for path in executed)]
+        parts += [
+            "## Notebooks\n",
+            contents(f"/{path.relative_to(ROOT).with_suffix('')}" for path in executed),
+        ]
     figures = sorted((ROOT / "results" / name / "figures").glob("*.png"))
     parts += ["## Figures\n"] if figures else ["No results of this profile are kept here.\n"]
     parts += [f"### {p.stem}\n\n![{p.stem}](/results/{name}/figures/{p.name})\n" for p in figures]
@@ -203,7 +236,11 @@ def linked(text: str, source: Path, folder: Path) -> str:
         if not path.is_relative_to(ROOT):
             return found[0]
         place = source / path.relative_to(ROOT)
-        if path.is_file() and path.suffix != ".md" and "notebooks" not in path.relative_to(ROOT).parts[:1]:
+        if (
+            path.is_file()
+            and path.suffix != ".md"
+            and "notebooks" not in path.relative_to(ROOT).parts[:1]
+        ):
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, place)
         elif path.is_dir():

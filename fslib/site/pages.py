@@ -52,7 +52,9 @@ SETTINGS: dict[str, Any] = {
 def make_html(source: Path, out: Path) -> None:
     """Build the pages of a folder of sources. Raises FslibError for the first warning: a site has none."""
     warnings, noise = StringIO(), StringIO()
-    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # no time of building anywhere: two builds are the same bytes
+    os.environ.setdefault(
+        "SOURCE_DATE_EPOCH", "0"
+    )  # no time of building anywhere: two builds are the same bytes
     try:
         app = Sphinx(
             str(source),
@@ -71,7 +73,11 @@ def make_html(source: Path, out: Path) -> None:
     told = re.sub(r"\x1b\[[\d;]*m", "", warnings.getvalue()).strip()
     if told or app.statuscode:
         raise FslibError(f"the site is not built with warnings: {told[:1000]}")
-    for left in (".buildinfo", ".buildinfo.bak", "objects.inv"):  # for other builds, of which there are none
+    for left in (
+        ".buildinfo",
+        ".buildinfo.bak",
+        "objects.inv",
+    ):  # for other builds, of which there are none
         (out / left).unlink(missing_ok=True)
     (out / "_sources").rmdir()
 
@@ -96,7 +102,11 @@ def _display(translator: Any, node: nodes.math_block) -> None:
 
 def _skip(app: Sphinx, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
     """Leave out what a module only imports, and NamedTuple's fields, which its docstring explains."""
-    return True if what == "class" and type(member).__name__ in ("_tuplegetter", "member_descriptor") else None
+    return (
+        True
+        if what == "class" and type(member).__name__ in ("_tuplegetter", "member_descriptor")
+        else None
+    )
 
 
 def _as_rst(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
@@ -120,11 +130,17 @@ def _as_rst(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: l
             if named and len(entries) > 1 and len(named[1].split()) <= 6:
                 made += [f"* **{escaped(named[1])}**: {escaped(named[2])}", ""]
             else:
-                made += [f"* {escaped(entry[2:])}" if entry.startswith("- ") else escaped(entry), ""]
+                made += [
+                    f"* {escaped(entry[2:])}" if entry.startswith("- ") else escaped(entry),
+                    "",
+                ]
     lines[:] = made
 
 
 def escaped(text: str) -> str:
     """Return a text in which nothing but code in backticks means more than it says."""
     parts = re.split(r"(`+[^`]+`+)", text)
-    return "".join(f"``{p.strip('`')}``" if i % 2 else re.sub(r"([\\*|_`])", r"\\\1", p) for i, p in enumerate(parts))
+    return "".join(
+        f"``{p.strip('`')}``" if i % 2 else re.sub(r"([\\*|_`])", r"\\\1", p)
+        for i, p in enumerate(parts)
+    )
