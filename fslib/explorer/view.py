@@ -148,13 +148,12 @@ def compare(sets: Iterable[NamedScores], number: int = 0) -> tuple[list[Estimate
         number: Of this whole model among `View.wholes`.
     """
     (_, _, whole_scores), *others = sets
-    whole = _measures(whole_scores)
-    found = []
+    whole, found = _measures(whole_scores), []
     for name, heads, scores in others:
         without = _measures(scores)
-        lost = _estimates(b - a for b, a in zip(whole, without, strict=True))
-        found.append(HeadSet(name, heads, number, _estimates(without), lost))
-    return _estimates(whole), found
+        lost = [_estimate(b - a) for b, a in zip(whole, without, strict=True)]
+        found.append(HeadSet(name, heads, number, list(map(_estimate, without)), lost))
+    return list(map(_estimate, whole)), found
 
 
 def _measures(scores: Mapping[str, Score]) -> list[Measure]:
@@ -164,13 +163,9 @@ def _measures(scores: Mapping[str, Score]) -> list[Measure]:
     ]
 
 
-def _estimates(measures: Iterable[Measure]) -> list[Estimate]:
-    found = []
-    for measure in measures:
-        interval = measure.interval()
-        ((_, examples),) = (rows.shape for rows in measure.influence.values())
-        found.append(Estimate(interval.value, interval.low, interval.high, examples))
-    return found
+def _estimate(measure: Measure) -> Estimate:
+    interval, (influence,) = measure.interval(), measure.influence.values()
+    return Estimate(interval.value, interval.low, interval.high, influence.shape[1])
 
 
 def pruned_sets(iap: IAP) -> Iterator[NamedScores]:

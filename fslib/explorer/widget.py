@@ -69,8 +69,8 @@ def explore(
     if isinstance(what, MultiTaskModel) and tasks is not None and seed is None:
         return _of_model(what, as_tasks(tasks), examples)
     raise FslibError(
-        f"{what!r:.80} cannot be explored in this way: give a study, and a seed if you like, or a "
-        "MultiTaskModel with tasks, and examples if you like"
+        f"{' '.join(repr(what).split()):.80} cannot be explored so: give a study (and seed=), or a "
+        "MultiTaskModel with tasks (and examples=)"
     )
 
 
@@ -118,8 +118,7 @@ def _of_study(study: Study, seed: int | None) -> "Explorer":
 
 
 def _of_model(model: MultiTaskModel, tasks: dict[str, Task], examples: int | None) -> "Explorer":
-    if examples is not None:
-        check_count("examples", examples, 2)
+    check_count("examples", examples, 2, none=True)
     check_model(model, *tasks.values())
     check_several({name: len(task.eval) for name, task in tasks.items()})
     most, shape = examples or IMPORTANCE_EXAMPLES, (model.n_layers, model.n_heads)

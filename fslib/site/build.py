@@ -120,22 +120,24 @@ def make_html(source: Path, out: Path) -> None:
     os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # two builds are the same bytes
     words = ["-q", "--no-color", "-c", str(Path(__file__).parent)]
     words += ["-d", str(out.with_name("doctrees")), str(source), str(out)]
-    with redirect_stderr(StringIO()) as told:
+    with redirect_stderr(StringIO()) as stream:
         failed = build_main(words)
-    warnings = [line for line in told.getvalue().splitlines() if "docstring of " not in line]
+    told = stream.getvalue()
+    warnings = re.findall(r"^(?!.*docstring of ).*(?:WARNING|ERROR|CRITICAL): .*", told, re.M)
     if failed or warnings:
-        raise FslibError(f"the site is not built with warnings: {' '.join(warnings)[:1000]}")
+        what = " ".join(warnings or told.split())[:1000]
+        raise FslibError(f"the site is not built with warnings: {what}")
     (out / MARK).write_text("written by fslib site; the next one replaces this folder\n")
 
 
 def landing() -> str:
     """Return README; a link to a folder, which has no page, is left out."""
+
+    def kept(link: re.Match[str]) -> str:
+        return link[1] if (ROOT / link[2]).is_dir() else link[0]
+
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.sub(
-        r"(?<!!)\[([^\]]*)\]\(([\w./-]+)\)",
-        lambda link: link[1] if (ROOT / link[2]).is_dir() else link[0],
-        text,
-    )
+    return re.sub(r"(?<!!)\[([^\]]*)\]\(([\w./-]+)\)", kept, text)
 
 
 def contents(pages: Iterable[str], option: str = "maxdepth: 1") -> str:
