@@ -416,10 +416,10 @@ def _explore(study: Study, options: argparse.Namespace) -> int:
 
 
 def _site(options: argparse.Namespace) -> int:
-    from fslib.site.build import build  # which needs more packages than anything else
+    from fslib.site.build import write_site  # which needs more packages than anything else
 
     begun = time.perf_counter()
-    landing = build(options.out.absolute(), say, options.repository)
+    landing = write_site(options.out.absolute(), say, options.repository)
     say(f"{landing}: open it in a browser; built in {time.perf_counter() - begun:.0f} s")
     return 0
 
