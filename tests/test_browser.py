@@ -72,7 +72,7 @@ def said(e: dict[str, float], lost: bool = False) -> str:
     """Return a number and its interval as the page writes them."""
     first, low, high = e["value"], e["low"], e["high"]
     if lost:
-        first, low, high = -first, -high, -low
+        first, low, high = 0.0 - first, -high, -low
     text = f"{first:+.1f}" if lost else f"{first:.1f}"
     return f"{text} [{low:.1f}, {high:.1f}]".replace("-", "−")
 
@@ -210,11 +210,11 @@ def test_attention_is_what_was_recorded_and_names_are_text(tab, tmp_path):
     assert tab.title() == f"made up {EVIL}" and EVIL in tab.locator("h2").inner_text()
     cell(tab, 1, 5).click()
     (pattern,) = view.tasks[1].patterns
-    weights, importance = pattern["weights"][1, 2], pattern["importance"][1, 2]
+    weights, importance = pattern["weights"][1, 2] / 255, pattern["importance"][1, 2]
     titles = tab.locator("td.weight").evaluate_all("cells => cells.map(c => c.title)")
     words = pattern["tokens"]
     pairs = [(i, j) for i in range(4) for j in range(4)]
-    shares = [f"{words[i]} → {words[j]}: {100 * weights[i, j] / 255:.0f} %" for i, j in pairs]
+    shares = [f"{words[i]} → {words[j]}: {100 * weights[i, j]:.0f} %" for i, j in pairs]
     assert titles == shares
     found = [text.removesuffix(" %") for text in tab.locator("td.importance").all_inner_texts()]
     expected = 100 * importance / importance.sum()

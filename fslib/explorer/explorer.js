@@ -249,7 +249,7 @@ class Explorer {
 
   at(event) {
     const cell = event.target.closest?.("[data-head]");
-    return cell ? { cell, at: Number(cell.dataset.head), t: Number(cell.dataset.task) } : null;
+    return cell ? { at: Number(cell.dataset.head), t: Number(cell.dataset.task) } : null;
   }
 
   hover(event) {

@@ -127,6 +127,7 @@ def make_html(source: Path, out: Path) -> None:
     if failed or warnings:
         what = " ".join(warnings or told.split())[:1000]
         raise FslibError(f"the site is not built with warnings: {what}")
+    (out / ".buildinfo").unlink()  # differs when a process builds twice
     (out / MARK).write_text("written by fslib site; the next one replaces this folder\n")
 
 

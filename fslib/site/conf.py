@@ -23,6 +23,7 @@ myst_heading_anchors = 3
 autodoc_typehints = "none"
 autodoc_class_signature = "separated"
 autodoc_member_order = "bysource"
+viewcode_follow_imported_members = False  # methods of named tuples are of no module
 html_theme = "pydata_sphinx_theme"
 html_math_renderer = "mathml"
 html_copy_source = html_show_sourcelink = html_show_copyright = False
@@ -56,7 +57,7 @@ def _skip(app: Sphinx, what: str, name: str, member: Any, *options: Any) -> bool
 
 
 def _as_plain_text(
-    app: Sphinx, what: str, name: str, item: Any, options: Any, lines: list[str]
+    app: Any, what: str, name: str, item: Any, options: Any, lines: list[str]
 ) -> None:
     """Make formulas of indented paragraphs; elsewhere only code in backticks has a meaning."""
     made = []
