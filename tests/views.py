@@ -1,60 +1,54 @@
-"""Views for the tests of the explorer: all numbers made up, of any size, with names that would do harm as HTML."""
+"""Views for the tests of the explorer: numbers made up, of any size, names that would do harm."""
 
 import numpy as np
 
-from fslib.explorer.view import HeadSet, View, Whole
+from fslib.explorer.view import TaskView, View, as_text, compare
+from fslib.plot import looks
+from fslib.scoring import Score
 from fslib.study.units import Pattern
 
 EVIL = "</script><script>document.title='taken'</script>"
+NAMES = ("alpha", "beta", EVIL)
 
 
 def made_up(
-    layers: int = 2,
-    heads: int = 3,
-    names: tuple[str, ...] = ("alpha", "beta", EVIL),
-    tokens: int = 4,
+    layers: int = 2, heads: int = 3, names: tuple[str, ...] = NAMES, tokens: int = 4
 ) -> View:
-    """A view with a pattern per task, every head alone and one set of two heads; the last of several tasks has values.
+    """Return a view with a text per task, a set of two heads, and heads alone.
 
-    Heads alone are scored on other examples than the set, and fewer, as a profile may have it.
+    Heads alone (the first 36) are scored on other and fewer examples than the set, as a profile may
+    have it. The last of several tasks has values for answers.
     """
     rng = np.random.default_rng(0)
     shape, count = (layers, heads), layers * heads
-    metrics = {
-        name: "spearman" if 0 < t == len(names) - 1 else "accuracy" for t, name in enumerate(names)
-    }
+    metrics = dict.fromkeys(names, "accuracy")
+    if len(names) > 1:
+        metrics[names[-1]] = "spearman"
 
-    def drawn(n: int) -> dict[str, np.ndarray]:
-        values = {
-            "accuracy": lambda: rng.integers(2, size=n),
-            "spearman": lambda: rng.normal(size=n),
-        }
-        return {name: values[metric]() for name, metric in metrics.items()}
+    def drawn(metric: str, n: int) -> np.ndarray:
+        return rng.integers(2, size=n) if metric == "accuracy" else rng.normal(size=n)
 
     def pattern() -> Pattern:
         weights = rng.random((*shape, tokens, tokens))
         words = ("[CLS]", "<b>bold</b>", *(f"t{i}" for i in range(tokens - 2)))
-        return Pattern(
-            words,
-            EVIL,
-            "no",
-            weights / weights.sum(-1, keepdims=True),
-            rng.random((*shape, tokens)),
-        )
+        shares = weights / weights.sum(-1, keepdims=True)
+        return Pattern(words, EVIL, "no", shares, rng.random((*shape, tokens)))
 
-    pairs, alone = (Whole(metrics, drawn(n), drawn(n)) for n in (30, 12))
-    sets = [HeadSet("top 33 % of alpha", tuple({0, count - 1}), pairs, pairs.effects(drawn(30)))]
-    sets += [
-        HeadSet(f"head {at} alone", (at,), alone, alone.effects(drawn(12))) for at in range(count)
-    ]
-    return View(
-        title=f"made up {EVIL}",
-        about="Nothing was measured.",
-        importance={name: rng.random(shape) for name in names},
-        metrics=metrics,
-        descriptions=dict.fromkeys(names, EVIL),
-        sets=sets,
-        rise={name: rng.normal(size=shape) for name in names},
-        texts=dict.fromkeys(names, 1),
-        patterns={name: [pattern()] for name in names},
-    )
+    wholes, sets = [], []
+    top = ("top 33 % of alpha", sorted({0, count - 1}))
+    alone = [(f"head {at} alone", [at]) for at in range(min(count, 36))]
+    for number, (n, named) in enumerate([(30, [top]), (12, alone)]):
+        labels = {name: drawn(metric, n) for name, metric in metrics.items()}
+        scored = [
+            (*one, {u: Score(m, drawn(m, n), labels[u]) for u, m in metrics.items()})
+            for one in [("all heads", []), *named]
+        ]
+        whole, found = compare(scored, number)
+        wholes.append(whole)
+        sets += found
+    tasks = []
+    for name, look in looks(list(names)).items():
+        task = TaskView(name, EVIL, metrics[name], rng.random(shape), **look)
+        task.rise, task.texts, task.patterns = rng.normal(size=shape), 1, [as_text(pattern())]
+        tasks.append(task)
+    return View(f"made up {EVIL}", "Nothing was measured.", shape, tasks, wholes, sets)

@@ -26,7 +26,7 @@ function said(value, low, high, write = (x) => x.toFixed(1)) {
 }
 const saidScore = ({ value, low, high }) => said(value, low, high);
 /** What is lost, as a change of the score. */
-const saidChange = ({ lost, lostLow, lostHigh }) => said(...[lost, lostHigh, lostLow].map((x) => (x == null ? x : -x)), signed);
+const saidChange = ({ value, low, high }) => said(...[value, high, low].map((x) => (x == null ? x : -x)), signed);
 const markOf = (task) => MARKERS[task.marker] ?? "●";
 const nameCell = (task) => make("th", { scope: "row" }, make("span", { class: "mark" }, markOf(task)), ` ${task.name}`);
 const headers = (...names) => make("thead", {}, make("tr", {}, ...names.map((name) => make("th", { scope: "col" }, name))));
@@ -38,7 +38,8 @@ class Explorer {
     this.model = model;
     this.root = root;
     this.view = model.get("view");
-    this.count = this.view.layers * this.view.heads;
+    [this.layers, this.heads] = this.view.shape;
+    this.count = this.layers * this.heads;
     this.recorded = new Map();
     for (const set of this.view.sets) {
       const key = keyOf(set.heads);
@@ -50,7 +51,7 @@ class Explorer {
     this.shown = 0; // the head whose details are shown
     this.text = { task: 0, number: 0 };
     this.live = new Map(); // scores that this kernel has computed, by head set
-    this.patterns = new Map(Object.entries(this.view.patterns));
+    this.patterns = new Map(this.view.tasks.flatMap((task, t) => task.patterns.map((text, i) => [`${t}/${i}`, text])));
     this.asked = 0; // number of the last question to the kernel
     this.mark = Math.random().toString(36).slice(2); // of this view: all views of a model hear all answers
     this.awaited = new Set(); // texts that the kernel has been asked for
@@ -115,7 +116,7 @@ class Explorer {
   }
 
   buildMap(task, t) {
-    const { layers, heads } = this.view;
+    const { layers, heads } = this;
     const largest = Math.max(...task.importance.map(Math.abs)) || 1;
     const grid = make("div", {
       role: "grid", class: "grid", "aria-label": `heads of ${task.name}`, style: `--heads: ${heads}`,
@@ -152,8 +153,8 @@ class Explorer {
 
   /** All heads of a head's layer. */
   rowOf(at) {
-    const first = at - (at % this.view.heads);
-    return Array.from({ length: this.view.heads }, (_, head) => first + head);
+    const first = at - (at % this.heads);
+    return Array.from({ length: this.heads }, (_, head) => first + head);
   }
 
   topOf(t) {
@@ -162,7 +163,7 @@ class Explorer {
 
   /** As many heads in each layer as are switched off now (or as the first task's top set has), drawn at random. */
   matched() {
-    const { layers, heads } = this.view;
+    const { layers, heads } = this;
     const like = this.off.size ? [...this.off] : this.topOf(0);
     const counts = new Array(layers).fill(0);
     for (const at of like) counts[Math.floor(at / heads)] += 1;
@@ -248,7 +249,7 @@ class Explorer {
 
   at(event) {
     const cell = event.target.closest?.("[data-head]");
-    return cell ? { cell, at: Number(cell.dataset.head), t: Number(cell.dataset.task) } : null;
+    return cell ? { at: Number(cell.dataset.head), t: Number(cell.dataset.task) } : null;
   }
 
   hover(event) {
@@ -259,7 +260,7 @@ class Explorer {
   clicked(event) {
     const layer = event.target.closest("[data-layer]");
     if (layer) {
-      this.toggle(this.rowOf(Number(layer.dataset.layer) * this.view.heads));
+      this.toggle(this.rowOf(Number(layer.dataset.layer) * this.heads));
       return;
     }
     const found = this.at(event);
@@ -272,7 +273,7 @@ class Explorer {
   pressed(event) {
     const found = this.at(event);
     if (!found) return;
-    const { heads } = this.view;
+    const { heads } = this;
     const head = found.at % heads;
     const moves = {
       ArrowLeft: head > 0 ? -1 : 0, ArrowRight: head < heads - 1 ? 1 : 0, ArrowUp: heads, ArrowDown: -heads,
@@ -302,7 +303,7 @@ class Explorer {
   }
 
   nameOf(at) {
-    return `layer ${Math.floor(at / this.view.heads) + 1}, head ${(at % this.view.heads) + 1}`;
+    return `layer ${Math.floor(at / this.heads) + 1}, head ${(at % this.heads) + 1}`;
   }
 
   standing(at) {
@@ -324,7 +325,7 @@ class Explorer {
         make("td", {}, `${this.order[t].indexOf(at) + 1} of ${this.count}`),
         make("td", {}, `${((100 * Math.abs(importance)) / (this.total[t] || 1)).toFixed(1)} %`),
         make("td", {}, this.inTop[t][at] ? "yes" : "no"),
-        make("td", {}, alone ? saidChange(alone.scores[t]) : "not recorded"),
+        make("td", {}, alone ? saidChange(alone.lost[t]) : "not recorded"),
         make("td", {}, alone && task.rise ? (task.rise[at] == null ? "not defined" : signed(task.rise[at], 3)) : "not recorded"));
     });
     this.details.replaceChildren(
@@ -355,7 +356,7 @@ class Explorer {
     const live = this.live.get(key);
     if (live) return live;
     const set = this.recorded.get(key);
-    return set && { scores: set.scores, whole: this.view.wholes[set.whole], source: `recorded: ${set.name}.` };
+    return set && { ...set, whole: this.view.wholes[set.whole], source: `recorded: ${set.name}.` };
   }
 
   showScores() {
@@ -374,18 +375,18 @@ class Explorer {
       make("td", {}, whole ? String(whole[t].examples) : ""),
       make("td", {}, whole ? saidScore(whole[t]) : "not scored yet"),
       make("td", {}, found ? saidScore(found.scores[t]) : this.off.size ? "–" : ""),
-      make("td", {}, found ? saidChange(found.scores[t]) : this.off.size ? "–" : ""))));
+      make("td", {}, found ? saidChange(found.lost[t]) : this.off.size ? "–" : ""))));
   }
 
   pin({ at, t }) {
     this.pinned = at;
     this.showAttention(t);
     const { task, number } = this.text;
-    if (this.model.get("kernel") && !this.isRecorded(task, number) && this.view.texts[task]) this.lookAt(task, number); // the model may have changed
+    if (this.model.get("kernel") && !this.isRecorded(task, number) && this.view.tasks[task].texts) this.lookAt(task, number); // the model may have changed
   }
 
   isRecorded(task, number) {
-    return `${task}/${number}` in this.view.patterns;
+    return number < this.view.tasks[task].patterns.length;
   }
 
   buildAttention() {
@@ -402,7 +403,7 @@ class Explorer {
   showAttention(t) {
     if (t !== undefined && t !== this.text.task) this.text = { task: t, number: 0 };
     const { task, number } = this.text;
-    const there = this.view.texts[task];
+    const there = this.view.tasks[task].texts;
     const pattern = this.patterns.get(`${task}/${number}`);
     this.attention.hidden = false;
     this.headTitle.textContent = `What ${this.nameOf(this.pinned)} attends to`;
@@ -432,7 +433,7 @@ class Explorer {
   table(pattern, at) {
     const n = pattern.tokens.length;
     const weights = (pattern.decoded ??= bytes(pattern.weights)).subarray(at * n * n, (at + 1) * n * n);
-    const importance = pattern.importance[at];
+    const importance = pattern.importance.slice(at * n, (at + 1) * n);
     const largest = weights.reduce((a, b) => Math.max(a, b), 1);
     const whole = importance.reduce((a, b) => a + b, 0) || 1;
     const color = this.view.tasks[this.text.task].color;
@@ -458,7 +459,7 @@ class Explorer {
     this.asked += 1;
     const id = `${this.mark}-${this.asked}`;
     const heads = [...this.off].sort((a, b) => a - b);
-    const named = heads.slice(0, 4).map((at) => `L${Math.floor(at / this.view.heads) + 1}H${(at % this.view.heads) + 1}`);
+    const named = heads.slice(0, 4).map((at) => `L${Math.floor(at / this.heads) + 1}H${(at % this.heads) + 1}`);
     this.waiting = { id, about: `Without ${named.join(", ")}${heads.length > 4 ? ` and ${heads.length - 4} more` : ""}: ` };
     this.model.send({ type: "scores", id, off: heads });
     this.showScores();
@@ -490,10 +491,10 @@ class Explorer {
   }
 
   /** What a kernel has scored is known to all views. */
-  keep({ off, scores, whole, note }) {
+  keep({ off, scores, lost, whole, note }) {
     this.latest = whole;
     const source = `computed at ${new Date().toLocaleTimeString()}. ${note}`;
-    this.live.set(keyOf(off), { scores, whole, source });
+    this.live.set(keyOf(off), { scores, lost, whole, source });
   }
 
   takeAnswer(message) {
@@ -501,7 +502,8 @@ class Explorer {
     if (message.type === "progress") {
       this.progress.max = message.total;
       this.progress.value = message.done;
-      this.tell(message.text);
+      this.tell(message.done ? `${message.done} of ${message.total} tasks scored`
+        : "getting the model: without a checkpoint it is trained again, which takes minutes …");
       return;
     }
     this.tell(message.type === "problem" ? message.text : "scored.", message.type === "problem");
@@ -514,7 +516,7 @@ class Explorer {
   takePattern({ task, asked, number, texts, pattern }) {
     if (!this.isRecorded(task, number)) this.patterns.set(`${task}/${number}`, pattern);
     this.awaited.delete(`${task}/${asked}`);
-    this.view.texts[task] = texts;
+    this.view.tasks[task].texts = texts;
     if (this.text.task !== task || this.pinned === undefined) return;
     this.text.number = Math.min(this.text.number, texts - 1);
     if (this.text.number === number) this.showAttention();

@@ -1,204 +1,193 @@
-"""What the head explorer shows of one model, as JSON: importance, scores with and without heads, what heads attend to.
+"""What the head explorer shows of one model: importance, scores with and without heads, texts.
 
-All of it is measured: importance by the gradient estimator, a score by switching the heads off. Nothing is
-interpolated, and a set of heads that was not tried has no score here.
+All of it is measured: importance by the gradient estimator, a score by switching the heads off.
+Nothing is interpolated, and a set of heads that was not tried has no score here. The page gets
+these dataclasses as JSON, field by field (`as_json`).
 """
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float
 
+from fslib.data.tasks import Task
 from fslib.iap import IAP
-from fslib.intervals import Interval, Measure, score_measure
+from fslib.intervals import Measure, score_measure
 from fslib.lesions import HeadLesions
 from fslib.plot import looks
+from fslib.scoring import Score
+from fslib.study.design import TEXTS
 from fslib.study.units import Pattern
 
-
-class Effect(NamedTuple):
-    """A task's score without some heads, in %, and what is lost of the whole model's, in points; over examples."""
-
-    score: Interval
-    lost: Interval
+NamedScores = tuple[str, list[int], Mapping[str, Score]]  # of a set of heads: name, heads, scores
 
 
-@dataclass(frozen=True, eq=False)
-class Whole:
-    """The model with all heads, on the examples that it is compared on: what lesions are lesions of.
+@dataclass(frozen=True)
+class Estimate:
+    """A number of one task, and its 95 % interval over evaluation examples; NaN: not defined."""
 
-    metrics: {task: name}. labels, predictions: {task: (n,)}.
+    value: float
+    low: float
+    high: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class HeadSet:
+    """Heads that were switched off together, and what that did to every task.
+
+    Args:
+        name: What the page calls the set.
+        heads: Positions of its heads, layer by layer.
+        whole: Number of the whole model (`View.wholes`) that it is compared with.
+        scores: Every task's score without the heads, in %.
+        lost: What is lost of the whole model's score, in points, paired by example.
     """
 
-    metrics: Mapping[str, str]
-    labels: Mapping[str, Num[np.ndarray, " n"]]
-    predictions: Mapping[str, Num[np.ndarray, " n"]]
-
-    @cached_property
-    def _scored(self) -> dict[str, Measure]:
-        return {u: self._measure(u, self.predictions[u]) for u in self.metrics}
-
-    def _measure(self, task: str, predictions: Num[np.ndarray, " n"]) -> Measure:
-        return score_measure(task, self.metrics[task], predictions[None], self.labels[task]).scaled(
-            100.0
-        )
-
-    def effects(self, without: Mapping[str, Num[np.ndarray, " n"]]) -> tuple[Effect, ...]:
-        """Return, per task, what predictions `without` some heads are worth beside these, paired by example."""
-        after = [self._measure(u, without[u]) for u in self.metrics]
-        before = self._scored.values()
-        return tuple(
-            Effect(a.interval(), (b - a).interval()) for b, a in zip(before, after, strict=True)
-        )
-
-    def json(self) -> list[dict[str, float | None]]:
-        """Return, per task, the score in % with its interval, and over how many examples it is."""
-        return [
-            interval_json(m.interval()) | {"examples": len(self.labels[u])}
-            for u, m in self._scored.items()
-        ]
+    name: str
+    heads: list[int]
+    whole: int
+    scores: list[Estimate]
+    lost: list[Estimate]
 
 
-@dataclass(frozen=True, eq=False)
-class HeadSet:
-    """Heads that were switched off together (flat positions) beside the whole model, and the effect on every task."""
+@dataclass(eq=False)
+class TaskView:
+    """A task of the model: how it is drawn, and what is known of its heads.
+
+    Args:
+        name: The task's name.
+        description: What it asks.
+        metric: Its main metric.
+        importance: Of every head.
+        color: Of its map and signs.
+        marker: matplotlib's name of its sign.
+        rise: By how much the loss rises without each head alone; None where it is not recorded.
+        texts: How many of its texts can be looked at.
+        patterns: What is recorded of them (`as_text`).
+    """
 
     name: str
-    heads: tuple[int, ...]
-    whole: Whole
-    effects: tuple[Effect, ...]
+    description: str
+    metric: str
+    importance: Float[np.ndarray, "layers heads"]
+    color: str
+    marker: str
+    rise: Float[np.ndarray, "layers heads"] | None = None
+    texts: int = TEXTS
+    patterns: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
 class View:
     """What there is to see of one model.
 
-    importance: {task: (layers, heads)}. metrics, descriptions: {task: text}. sets: those that have been scored, each
-    beside the whole model on the same examples. rise: {task: (layers, heads)}, by how much the loss rises without a
-    head alone. texts: how many texts of each task can be looked at. patterns: {task: those that are there already}.
+    Args:
+        title: First line of the page.
+        about: What importance was estimated on.
+        shape: (layers, heads) of the model.
+        tasks: Its tasks; lists by task are in this order.
+        wholes: Scores of the model with all heads in %, for each choice of examples.
+        sets: The sets of heads that have been scored.
     """
 
     title: str
     about: str
-    importance: Mapping[str, Float[np.ndarray, "layers heads"]]
-    metrics: Mapping[str, str]
-    descriptions: Mapping[str, str]
-    sets: Sequence[HeadSet]
-    rise: Mapping[str, Float[np.ndarray, "layers heads"]]
-    texts: Mapping[str, int]
-    patterns: Mapping[str, Sequence[Pattern]]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(layers, heads)."""
-        layers, heads = next(iter(self.importance.values())).shape
-        return layers, heads
-
-    def json(self) -> dict[str, Any]:
-        """Return the same in what JSON can say; six digits of a number."""
-        style = looks(list(self.importance))
-        tasks = [
-            {
-                "name": name,
-                "description": self.descriptions[name],
-                "metric": self.metrics[name],
-                "importance": rounded(values),
-                "rise": rounded(self.rise[name]) if name in self.rise else None,
-                **style[name],
-            }
-            for name, values in self.importance.items()
-        ]
-        wholes = list(dict.fromkeys(s.whole for s in self.sets))
-        sets = [
-            {
-                "name": s.name,
-                "heads": list(s.heads),
-                "whole": wholes.index(s.whole),
-                "scores": [effect_json(e) for e in s.effects],
-            }
-            for s in self.sets
-        ]
-        patterns = {
-            f"{t}/{i}": pattern_json(pattern)
-            for t, name in enumerate(self.importance)
-            for i, pattern in enumerate(self.patterns.get(name, ()))
-        }
-        layers, heads = self.shape
-        return {
-            "title": self.title,
-            "about": self.about,
-            "layers": layers,
-            "heads": heads,
-            "tasks": tasks,
-            "wholes": [whole.json() for whole in wholes],
-            "sets": sets,
-            "texts": [self.texts.get(name, 0) for name in self.importance],
-            "patterns": patterns,
-        }
+    shape: tuple[int, int]
+    tasks: list[TaskView]
+    wholes: list[list[Estimate]]
+    sets: list[HeadSet]
 
 
-def rounded(values: np.ndarray) -> list[float | None]:
-    """Return all values in one list, with six digits each; None for what is not defined (NaN)."""
-    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in np.ravel(values)]
+def task_views(
+    tasks: Mapping[str, Task], maps: Mapping[str, Float[np.ndarray, "layers heads"]]
+) -> list[TaskView]:
+    """Return tasks with their maps of importance, in the order of the maps."""
+    return [
+        TaskView(t, tasks[t].description, tasks[t].metric, maps[t], look["color"], look["marker"])
+        for t, look in looks(list(maps)).items()
+    ]
 
 
-def interval_json(interval: Interval) -> dict[str, float | None]:
-    """Return value, low and high, with six digits."""
-    ends = rounded(np.array([interval.value, interval.low, interval.high]))
-    return dict(zip(("value", "low", "high"), ends, strict=True))
+def as_json(item: Any) -> Any:
+    """Return data as JSON: flat lists for arrays, six digits of a number, None for NaN.
 
-
-def effect_json(effect: Effect) -> dict[str, float | None]:
-    """Return a score and what is lost, each with its interval."""
-    lost = interval_json(effect.lost)
-    return interval_json(effect.score) | {
-        "lost": lost["value"],
-        "lostLow": lost["low"],
-        "lostHigh": lost["high"],
-    }
-
-
-def pattern_json(pattern: Pattern) -> dict[str, Any]:
-    """Return tokens, answers, weights (one byte each, in base64) and every token's part in every head's importance."""
-    weights = np.round(255 * pattern.weights).astype(np.uint8)
-    return {
-        "tokens": list(pattern.tokens),
-        "label": pattern.label,
-        "predicted": pattern.predicted,
-        "weights": base64.b64encode(weights.tobytes()).decode(),
-        "importance": [
-            rounded(head) for head in pattern.importance.reshape(-1, len(pattern.tokens))
-        ],
-    }
-
-
-def pruned_sets(iap: IAP) -> list[HeadSet]:
-    """Return the top sets of every task and fraction, and their random controls, of a pruning of one model."""
-    metrics = dict(zip(iap.tasks, iap.metrics, strict=True))
-    whole = Whole(metrics, iap.labels, {u: rows[0] for u, rows in iap.unpruned.items()})
-    found = []
-    for f, t, c in np.ndindex(len(iap.fractions), len(iap.tasks), 1 + iap.controls):
-        top = f"top {100 * iap.fractions[f]:g} % of {iap.tasks[t]}"
-        heads = tuple(np.flatnonzero(iap.heads[0, f, t, c]).tolist())
-        effects = whole.effects({u: rows[0, f, t, c] for u, rows in iap.lesioned.items()})
-        found.append(
-            HeadSet(
-                f"random {c}, as many per layer as the {top}" if c else top, heads, whole, effects
-            )
+    Bytes (arrays of uint8) are in base64.
+    """
+    if is_dataclass(item) and not isinstance(item, type):
+        return as_json(asdict(item))
+    if isinstance(item, dict):
+        return {key: as_json(value) for key, value in item.items()}
+    if isinstance(item, np.ndarray):
+        is_bytes = item.dtype == np.uint8
+        return (
+            base64.b64encode(item.tobytes()).decode()
+            if is_bytes
+            else as_json(item.ravel().tolist())
         )
-    return found
+    if isinstance(item, list | tuple):
+        return [as_json(value) for value in item]
+    if isinstance(item, float):
+        return float(f"{item:.6g}") if np.isfinite(item) else None
+    return item
 
 
-def single_heads(lesions: HeadLesions) -> list[HeadSet]:
-    """Return every head alone as a set."""
-    metrics = dict(zip(lesions.tasks, lesions.metrics, strict=True))
-    whole = Whole(metrics, lesions.labels, {u: rows[0] for u, rows in lesions.predictions.items()})
-    found = []
-    for at, (layer, head) in enumerate(np.ndindex(*lesions.shape)):
-        effects = whole.effects({u: rows[1 + at] for u, rows in lesions.predictions.items()})
-        found.append(HeadSet(f"layer {layer + 1}, head {head + 1} alone", (at,), whole, effects))
-    return found
+def as_text(pattern: Pattern) -> dict[str, Any]:
+    """Return what a model makes of a text, as the page takes it: weights are bytes."""
+    return pattern._asdict() | {"weights": np.round(255 * pattern.weights).astype(np.uint8)}
+
+
+def compare(sets: Iterable[NamedScores], number: int = 0) -> tuple[list[Estimate], list[HeadSet]]:
+    """Return the scores of the whole model, and the effects of the other sets.
+
+    Args:
+        sets: No head first, then those that are compared with it on the same examples.
+        number: Of this whole model among `View.wholes`.
+    """
+    (_, _, whole_scores), *others = sets
+    whole, found = _measures(whole_scores), []
+    for name, heads, scores in others:
+        without = _measures(scores)
+        lost = [_estimate(b - a) for b, a in zip(whole, without, strict=True)]
+        found.append(HeadSet(name, heads, number, list(map(_estimate, without)), lost))
+    return list(map(_estimate, whole)), found
+
+
+def _measures(scores: Mapping[str, Score]) -> list[Measure]:
+    return [
+        score_measure(task, s.metric, s.predictions[None], s.labels).scaled(100.0)
+        for task, s in scores.items()
+    ]
+
+
+def _estimate(measure: Measure) -> Estimate:
+    interval, (influence,) = measure.interval(), measure.influence.values()
+    return Estimate(interval.value, interval.low, interval.high, influence.shape[1])
+
+
+def pruned_sets(iap: IAP) -> Iterator[NamedScores]:
+    """Return no head, then every task's top set at every fraction and its random controls."""
+    yield "all heads", [], _scores(iap, {u: rows[0] for u, rows in iap.unpruned.items()})
+    for f, t, c in np.ndindex(iap.heads.shape[1:4]):
+        top = f"top {100 * iap.fractions[f]:g} % of {iap.tasks[t]}"
+        name = f"random {c}, as many per layer as the {top}" if c else top
+        heads = np.flatnonzero(iap.heads[0, f, t, c]).tolist()
+        yield name, heads, _scores(iap, {u: rows[0, f, t, c] for u, rows in iap.lesioned.items()})
+
+
+def lone_heads(lesions: HeadLesions) -> Iterator[NamedScores]:
+    """Return no head, then every head alone."""
+    names = [f"layer {layer + 1}, head {h + 1} alone" for layer, h in np.ndindex(*lesions.shape)]
+    for number, name in enumerate(["all heads", *names]):
+        heads = [number - 1] if number else []
+        predictions = {u: rows[number] for u, rows in lesions.predictions.items()}
+        yield name, heads, _scores(lesions, predictions)
+
+
+def _scores(record: IAP | HeadLesions, predictions: Mapping[str, np.ndarray]) -> dict[str, Score]:
+    """Return recorded predictions as `evaluate` returns them."""
+    metrics = zip(record.tasks, record.metrics, strict=True)
+    return {task: Score(metric, predictions[task], record.labels[task]) for task, metric in metrics}

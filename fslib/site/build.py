@@ -1,27 +1,31 @@
-"""The site: notebooks, method, results and the explorer as pages that ask for nothing, built offline with Sphinx.
+"""The site: README, notebooks, method, results and the explorer as pages, built offline.
 
-Nothing on it is written twice. Pages are gathered from the README, the notebooks, the docstrings and the tables of the
-results; what the pages look like is in `fslib.site.pages`.
+Nothing on it is written twice: pages are gathered from README, notebooks, docstrings and results. A
+reader's browser loads nothing from elsewhere. Sphinx's settings are in `fslib.site.conf`.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
-import pandas as pd
 import yaml
 
 from fslib.errors import FslibError
-from fslib.claims import p_text
-from fslib.study.files import in_markdown, remove, scratch_folder, writing
-from fslib.study.profiles import PROFILES, Profile
+from fslib.study.files import remove, scratch_folder, writing
+from fslib.study.profiles import PROFILES, make_profile
 from fslib.study.provenance import ROOT
-from fslib.study.store import distinct
 from fslib.study.runner import find_notebooks, notebooks_in
-from fslib.study.study import Study
 
 MARK = ".fslib-site"  # in a folder that may be replaced
+PAGES = ("notebooks", "explorer", "method", "profiles")
+# What README and notebooks link to, beside the results of profiles.
+FILES = ("CITATION.cff", "LICENSE", "environment.yml", "pyproject.toml", "requirements.lock")
+FOLDERS = ("figures", "fslib", "notebooks", "tests")
+LEFT_OUT = shutil.ignore_patterns("runs", "checkpoints", "__pycache__", ".*")
 # the method in six pages: title, modules
 METHOD = {
     "importance": ("Importance of heads", ("importance", "heads")),
@@ -32,182 +36,139 @@ METHOD = {
     "tasks": ("Similarity of tasks, and transfer", ("similarity", "finetuning")),
 }
 REPOSITORY = re.compile(r"[\w-]+/[\w.-]+", re.ASCII)
-LINK = re.compile(r"(?P<before>!?\[[^\]]*\])\((?P<target>[^)\s]+)\)")
+EXPLORER = """# Look at heads
+
+One model of the reference results (`mini`), from its records. <a href="heads.html">By itself</a>;
+made by `fslib explore`.
+
+<iframe src="heads.html" title="the head explorer" style="width: 100%; height: 60rem; border: 0">
+</iframe>
+"""
 
 
 def write_site(out: Path, say: Callable[[str], None], repository: str = "") -> Path:
-    """Write the site into a folder, in the place of the one that is there, and return its landing page.
+    """Write the site into a folder, in the place of an older one, and return its landing page.
 
-    repository: owner/name on GitHub, for a link that opens the notebooks on Binder; "" for no such link.
-    Raises FslibError for another form of it, outside a clone, where Sphinx is not installed, and for the first thing
-    that Sphinx warns of.
+    Args:
+        out: The folder.
+        say: Is told what is being done.
+        repository: owner/name on GitHub, for a link that opens the notebooks on Binder; "": none.
+
+    Raises:
+        FslibError: For another form of `repository`, a folder that holds something else, outside a
+            clone, where Sphinx is not installed, and for the first thing that Sphinx warns of.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file()):
         raise FslibError(f"{out} is there and no site: give a folder of its own, with --out")
     if repository and not REPOSITORY.fullmatch(repository):
         raise FslibError(f"{repository!r:.80} is no repository on GitHub: give owner/name")
-    try:
-        from fslib.site.pages import make_html
-    except ImportError as error:
-        raise FslibError(f'{error.name} is not installed: pip install -e ".[site]"') from error
     with scratch_folder() as scratch:
-        source, made = scratch / "source", scratch / "site"
         say("gathering pages")
-        gather(source, repository)
-        say(f"building {sum(1 for path in source.rglob('*') if path.suffix in ('.md', '.ipynb'))} pages")
-        make_html(source, made)
-        (made / MARK).write_text("written by fslib site; the next one replaces this folder\n", encoding="utf-8")
+        gather(scratch / "source", repository)
+        say("building them")
+        make_html(scratch / "source", scratch / "site")
+        shutil.copy(ROOT / "figures" / "explorer.html", scratch / "site" / "heads.html")
         with writing(out, instead="another folder with --out"):
             remove(out)
             out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(made, out)
+            shutil.move(scratch / "site", out)
     return out / "index.html"
 
 
 def gather(source: Path, repository: str = "") -> None:
-    """Write all pages as Sphinx reads them, with the files that they show or link to; repository: as in `build`."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    """Write all pages as Sphinx reads them, beside the folders of the repository.
+
+    Args:
+        source: Where to write them.
+        repository: As in `write_site`.
+    """
+    notebooks = find_notebooks()
+    on_binder = f"https://mybinder.org/v2/gh/{repository}/HEAD?urlpath=lab/tree/notebooks"
+    binder = f"[Run them on Binder]({on_binder}), without installing anything.\n\n"
     pages = {
-        "index.md": landing(readme, repository),
-        "explorer.md": explorer_page(),
-        "benchmarks.md": f"# What it costs, and how often it is wrong\n\n"
-        f"{section(readme, 'How a claim is decided, and how often that is wrong')}\n{section(readme, 'What it costs')}",
-        "commands.md": f"# Use it\n\n{section(readme, 'The library')}\n{section(readme, 'Commands')}\n"
-        f"{section(readme, 'More than one machine')}",
-        "cite.md": f"# Cite\n\n{section(readme, 'Cite', title=False)}",
-        "notebooks.md": f"# Notebooks\n\n{contents(f'notebooks/{p.stem}' for p in find_notebooks())}",
-        "method.md": f"# The method\n\n{section(readme, 'Where to read the method', title=False)}\n"
-        f"{contents(f'method/{name}' for name in METHOD)}",
-        "profiles.md": f"# Profiles\n\n{contents(f'profiles/{name}' for name in PROFILES)}",
+        "index": f"{landing()}\n\n{contents(PAGES, 'hidden:')}",
+        "explorer": EXPLORER,
+        "notebooks": f"# Notebooks\n\n{binder if repository else ''}"
+        + contents(f"notebooks/{path.stem}" for path in notebooks),
+        "method": "# The method\n\n" + contents(f"method/{name}" for name in METHOD),
+        "profiles": "# Profiles\n\n" + contents(f"profiles/{name}" for name in PROFILES),
     }
-    pages |= {f"method/{name}.md": method_page(title, modules) for name, (title, modules) in METHOD.items()}
-    pages |= {f"profiles/{name}.md": profile_page(name) for name in PROFILES}
+    pages |= {f"method/{name}": method_page(*what) for name, what in METHOD.items()}
+    pages |= {f"profiles/{name}": profile_page(name) for name in PROFILES}
+    for name in (*FOLDERS, *(f"results/{profile}" for profile in PROFILES)):
+        if (ROOT / name).exists():
+            shutil.copytree(ROOT / name, source / name, ignore=LEFT_OUT)
+    for name in (*FILES, "results/architectures.csv"):
+        shutil.copy(ROOT / name, source / name)
+    for folder in ("method", "profiles"):
+        (source / folder).mkdir()
     for name, text in pages.items():
-        path = source / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(linked(text, source, Path()), encoding="utf-8")
-    for path in find_notebooks() + [path for name in PROFILES for path in executed_notebooks(name)]:
-        place = source / path.relative_to(ROOT)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        linked(path.read_text(encoding="utf-8"), source, place.parent.relative_to(source))
-        shutil.copy(path, place)
-    shutil.copy(ROOT / "figures" / "explorer.html", source / "heads.html")
+        (source / f"{name}.md").write_text(text, encoding="utf-8")
 
 
-def section(readme: str, heading: str, *, title: bool = True) -> str:
-    """Return a section of the README by its heading, with it or without. Raises FslibError if there is none."""
-    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", readme, re.M | re.S)
-    if not found:
-        raise FslibError(f"README.md has no section {heading!r}")
-    return (f"## {heading}\n" if title else "") + found[1]
+def make_html(source: Path, out: Path) -> None:
+    """Build the pages of a folder.
+
+    Raises:
+        FslibError: Where Sphinx is not installed, and for its first warning: a site has none. How
+            docstrings are written is another matter.
+    """
+    try:
+        from sphinx.cmd.build import build_main
+    except ImportError as error:
+        raise FslibError(f'{error.name} is not installed: pip install -e ".[site]"') from error
+    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # two builds are the same bytes
+    words = ["-q", "--no-color", "-c", str(Path(__file__).parent)]
+    words += ["-d", str(out.with_name("doctrees")), str(source), str(out)]
+    with redirect_stderr(StringIO()) as stream:
+        failed = build_main(words)
+    told = stream.getvalue()
+    warnings = re.findall(r"^(?!.*docstring of ).*(?:WARNING|ERROR|CRITICAL): .*", told, re.M)
+    if failed or warnings:
+        what = " ".join(warnings or told.split())[:1000]
+        raise FslibError(f"the site is not built with warnings: {what}")
+    (out / ".buildinfo").unlink()  # differs when a process builds twice
+    (out / MARK).write_text("written by fslib site; the next one replaces this folder\n")
 
 
-def contents(pages: Iterable[str], *, hidden: bool = False) -> str:
+def landing() -> str:
+    """Return README; a link to a folder, which has no page, is left out."""
+
+    def kept(link: re.Match[str]) -> str:
+        return link[1] if (ROOT / link[2]).is_dir() else link[0]
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"(?<!!)\[([^\]]*)\]\(([\w./-]+)\)", kept, text)
+
+
+def contents(pages: Iterable[str], option: str = "maxdepth: 1") -> str:
     """Return a table of contents of pages."""
-    return "```{toctree}\n" + (":hidden:\n" if hidden else ":maxdepth: 1\n") + "\n" + "\n".join(pages) + "\n```\n"
-
-
-def landing(readme: str, repository: str = "") -> str:
-    """Return the landing page: what this is, what came out, and two commands; repository: as in `build`."""
-    first = readme[: readme.index("\n## ")]
-    # README has the claims typed, for readers of plain text
-    came_out = re.sub(
-        r"(?:^\|.*\n)+", lambda _: claims_of_profiles(), section(readme, "What came out"), count=1, flags=re.M
-    )
-    pages = ("notebooks", "explorer", "method", "profiles", "commands", "benchmarks", "cite")
-    commands = section(readme, "Two commands")
-    if repository:  # a link, not Binder's badge, which is loaded from there
-        notebooks = f"https://mybinder.org/v2/gh/{repository}/HEAD?urlpath=lab/tree/notebooks"
-        commands += f"Without installing anything: [the notebooks on Binder]({notebooks})."
-    return "\n\n".join((first, came_out, commands, contents(pages, hidden=True)))
-
-
-def claims_of_profiles() -> str:
-    """Return notebook 08's claims in Markdown, `mini` beside `evidence`, one row per number that a claim stands on."""
-    saved = pd.read_csv(ROOT / "results" / "evidence" / "tables" / "08_profiles.csv")
-    table = saved[["claim", "measured here"]]
-    for name in ("mini", "evidence"):
-        numbers = zip(*(saved[f"{name}: {what}"] for what in ("estimate", "p", "MDE")), strict=True)
-        cells = [", ".join((value, p_text(p), f"{mde:.2g}")) if pd.notna(p) else value for value, p, mde in numbers]
-        table = table.assign(**{f"`{name}`": cells, f"`{name}`: verdict": saved[f"{name}: verdict"]})
-    return markdown(table)
-
-
-def claims_table(profile: str) -> str:
-    """Return notebook 08's table of claims of a profile in Markdown, "" where it has none."""
-    path = ROOT / "results" / profile / "tables" / "08_claims.csv"
-    if not path.is_file():
-        return ""
-    table = pd.read_csv(path).drop(columns="the paper says")
-    table.insert(1, "verdict", table.pop("verdict"))  # a narrow page shows the first columns
-    return markdown(table)
-
-
-def markdown(table: pd.DataFrame, digits: int = 3) -> str:
-    """Return a table in Markdown, numbers with so many digits, nothing where there is none."""
-    shown = table.map(lambda x: f"{x:.{digits}g}" if isinstance(x, float) else in_markdown(x))
-    return str(shown.where(table.notna(), "").to_markdown(index=False, disable_numparse=True)) + "\n"
-
-
-def explorer_page() -> str:
-    """Return the page that holds the explorer of the reference results."""
-    return (
-        "# Look at heads\n\nOne model of the reference results (`mini`), from its records. "
-        '<a href="heads.html">By itself</a>; made by `fslib explore`.\n\n'
-        '<iframe src="heads.html" title="the head explorer" style="width: 100%; height: 60rem; border: 0"></iframe>\n'
-    )
+    return "\n".join(["```{toctree}", f":{option}", "", *pages, "```", ""])
 
 
 def method_page(title: str, modules: Iterable[str]) -> str:
     """Return a page that is made of the docstrings of modules."""
-    parts = [f".. automodule:: fslib.{name}\n   :members:\n   :member-order: bysource\n" for name in modules]
-    return f"# {title}\n\n" + "\n".join(
-        f"## fslib.{m}\n\n```{{eval-rst}}\n{p}```\n" for m, p in zip(modules, parts, strict=True)
-    )
+    parts = [
+        f"## fslib.{name}\n\n```{{eval-rst}}\n.. automodule:: fslib.{name}\n   :members:\n```\n"
+        for name in modules
+    ]
+    return "\n".join([f"# {title}\n", *parts])
 
 
 def profile_page(name: str) -> str:
-    """Return a page of one profile: its settings, and what came out where it has results."""
-    profile = Profile(**PROFILES[name])
-    settings = profile.model_dump(mode="json", exclude_unset=True)
-    yaml_text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
-    parts = [f"# {name}\n", f"`fslib run --profile {name}` with these settings (the others are as everywhere):\n"]
-    parts += [f"```yaml\n{yaml_text}```\n"]
-    if table := claims_table(name):
-        parts += ["## Claims\n", table]
-    if executed := executed_notebooks(name):
-        parts += ["## Notebooks\n", contents(f"/{path.relative_to(ROOT).with_suffix('')}" for path in executed)]
-    figures = sorted((ROOT / "results" / name / "figures").glob("*.png"))
+    """Return a page of a profile: its settings, and what came out where it has results."""
+    settings = make_profile(name, {}).model_dump(mode="json", exclude_unset=True)
+    in_yaml = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
+    command = f"`fslib run --profile {name}` with these settings (the others are as everywhere):"
+    parts = [f"# {name}\n", command, f"```yaml\n{in_yaml}```\n"]
+    results = ROOT / "results" / name
+    if (claims := results / "tables" / "08_claims.md").is_file():
+        parts += ["## Claims\n", claims.read_text(encoding="utf-8")]
+    executed = notebooks_in(results / "notebooks")
+    if executed and name != "mini":  # whose notebooks are those of the page "notebooks"
+        pages = (f"/results/{name}/notebooks/{path.stem}" for path in executed)
+        parts += ["## Notebooks\n", contents(pages)]
+    figures = sorted((results / "figures").glob("*.png"))
     parts += ["## Figures\n"] if figures else ["No results of this profile are kept here.\n"]
     parts += [f"### {p.stem}\n\n![{p.stem}](/results/{name}/figures/{p.name})\n" for p in figures]
     return "\n".join(parts)
-
-
-def executed_notebooks(profile: str) -> list[Path]:
-    """Return the notebooks of a profile as they were executed; none of `mini`, whose are those of `notebooks`."""
-    return [] if profile == "mini" else notebooks_in(ROOT / "results" / profile / "notebooks")
-
-
-def linked(text: str, source: Path, folder: Path) -> str:
-    """Return a page whose links work: what they point to in the repository is put beside it, other files lose them.
-
-    folder: where in the repository, and among the sources, the page stands. A target with a slash before it is seen
-    from the top.
-    """
-
-    def kept(found: re.Match[str]) -> str:
-        target = found["target"]
-        if re.match(r"https?:|#|mailto:|data:", target):
-            return found[0]
-        path = (ROOT / (target[1:] if target.startswith("/") else folder / target)).resolve()
-        if not path.is_relative_to(ROOT):
-            return found[0]
-        place = source / path.relative_to(ROOT)
-        if path.is_file() and path.suffix != ".md" and "notebooks" not in path.relative_to(ROOT).parts[:1]:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, place)
-        elif path.is_dir():
-            return found["before"].strip("![]")
-        return found[0]
-
-    return LINK.sub(kept, text)

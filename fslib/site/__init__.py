@@ -1,0 +1,1 @@
+"""The site: what the repository holds, as pages."""
