@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fslib.claims import paired_differences
-from fslib.intervals import score_measure
+from fslib.intervals import Measure, score_measure
 from fslib.plot import GREY, looks, panels, percent, styled
 from fslib.questions.drawing import Look, whiskers
 from fslib.study.study import Study
@@ -47,13 +47,7 @@ def scores(study: Study) -> pd.DataFrame:
 
     Of `alone_seeds`, so that every comparison is between models of the same seeds.
     """
-    measures = {
-        method: {
-            t: score_measure(t, task.metric, predictions[t], task.eval.labels)
-            for t, task in study.tasks.items()
-        }
-        for method, predictions in _predictions(study).items()
-    }
+    measures = _measures(study)
     table = paired_differences(measures, REFERENCE, ("method", "task"), with_mean=False)
     by_seed = pd.Series([m.values for by_task in measures.values() for m in by_task.values()])
     table["seeds"] = by_seed.map(len)
@@ -65,23 +59,21 @@ def scores(study: Study) -> pd.DataFrame:
     return table.loc[order, columns].reset_index(drop=True)
 
 
-def _predictions(study: Study) -> dict[str, dict[str, np.ndarray]]:
-    """Return {method: {task: (seeds, n) predictions of its evaluation examples}}."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+def _measures(study: Study) -> dict[str, dict[str, Measure]]:
+    """Return {method: {task: score of every seed's model}}."""
+    found: dict[str, dict[str, Measure]] = {}
     together = [study.training(s) for s in study.alone_seeds]
     for t, task in study.tasks.items():
         alone = [study.training(s, t) for s in study.alone_seeds]
-        units: dict[str, list] = {
-            REFERENCE: together,
-            "single-task": alone,
-            "bag of words": [study.words()],
-        }
-        for method, some in units.items():
-            rows = [study.store.get(unit).arrays[f"predictions/{t}"] for unit in some]
-            found.setdefault(method, {})[t] = np.stack(rows)
+        units: dict[str, list] = {REFERENCE: together, "single-task": alone}
+        units["bag of words"] = [study.words()]
         constant = 0 if task.is_regression else np.bincount(task.train.labels).argmax()
-        always = np.full((1, len(task.eval)), constant)
-        found.setdefault("majority class", {})[t] = always
+        answers = {"majority class": [np.full(len(task.eval), constant)]}
+        for method, some in units.items():
+            answers[method] = [study.store.get(unit).arrays[f"predictions/{t}"] for unit in some]
+        for method in (*units, "majority class"):
+            measure = score_measure(t, task.metric, np.stack(answers[method]), task.eval.labels)
+            found.setdefault(method, {})[t] = measure
     return found
 
 

@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fslib.heads import head_name, overlap, top_heads
-from fslib.importance import Contributions
 from fslib.lesions import HeadLesions
 from fslib.plot import GREY, WIDTH, looks, map_of, panels, styled
 from fslib.scoring import interval, rank_correlation
@@ -16,6 +15,9 @@ from fslib.study.study import Study
 
 FRACTION = 0.3  # of all heads: the top heads whose overlap is shown
 OVERLAP = "overlap of the top 30 % (Jaccard)"
+LESIONS = ["task", "seed", "rank correlation", "low", "high", "two halves of the examples"]
+LESIONS += ["largest rise: head", "points lost without it", "lost low", "lost high"]
+LESIONS += ["its rank by importance", "share of heads with a rise below 0"]
 LABELS = ("head", "head", "importance, share of the largest")  # of the maps of lesions
 
 
@@ -79,24 +81,16 @@ def stability(study: Study, repeats: int = 20) -> pd.DataFrame:
     for task in study.profile.tasks:
         n = len(runs[0][task].tokens)
         for size in [2**k for k in range(2, 20) if 2**k <= n // 2]:
-            found = np.ravel(
-                [
-                    _sampled(run[task], size, repeats, np.random.default_rng([number, size]))
-                    for number, run in enumerate(runs)
-                ]
-            )
-            rows.append((task, size, found.mean(), *map(float, interval(found))))
+            found = []
+            for number, run in enumerate(runs):
+                rng = np.random.default_rng([number, size])
+                for _ in range(repeats):
+                    order = rng.permutation(n)
+                    samples = order[:size], order[size : 2 * size]
+                    maps = [run[task].importance(subset=sample) for sample in samples]
+                    found.append(rank_correlation(*maps))
+            rows.append((task, size, np.mean(found), *map(float, interval(np.array(found)))))
     return pd.DataFrame(rows, columns=["task", "examples", "mean", "low", "high"])
-
-
-def _sampled(run: Contributions, size: int, repeats: int, rng: np.random.Generator) -> list[float]:
-    """Return the rank correlation of two disjoint samples, as often as asked."""
-    found = []
-    for _ in range(repeats):
-        order = rng.permutation(len(run.tokens))
-        samples = order[:size], order[size : 2 * size]
-        found.append(rank_correlation(*(run.importance(subset=s) for s in samples)))
-    return found
 
 
 def choices(study: Study) -> pd.DataFrame:
@@ -144,16 +138,11 @@ def lesions(study: Study) -> pd.DataFrame:
             r = found.predicted_by(task, importance).interval()
             layer, head = (int(i) for i in np.unravel_index(rise.argmax(), rise.shape))
             lost = found.measure(task, layer, head).interval()
-            row: dict[str, object] = {"task": task, "seed": seed, "rank correlation": r.value}
-            row |= {"low": max(r.low, -1), "high": min(r.high, 1)}
-            row |= {"two halves of the examples": found.reliability(task)}
-            row |= {"largest rise: head": head_name(layer, head)}
-            row |= {"points lost without it": lost.value}
-            row |= {"lost low": lost.low, "lost high": lost.high}
             rank = int((importance > importance[layer, head]).sum()) + 1
-            row |= {"its rank by importance": rank}
-            rows.append(row | {"share of heads with a rise below 0": (rise < 0).mean()})
-    return pd.DataFrame(rows)
+            agreement = r.value, max(r.low, -1), min(r.high, 1), found.reliability(task)
+            largest = head_name(layer, head), lost.value, lost.low, lost.high, rank
+            rows.append((task, seed, *agreement, *largest, (rise < 0).mean()))
+    return pd.DataFrame(rows, columns=LESIONS)
 
 
 def lesion_sentences(table: pd.DataFrame) -> str:

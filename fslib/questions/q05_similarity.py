@@ -33,7 +33,7 @@ def _pruned(study: Study) -> Pruned:
     }
 
 
-def learned_tasks(study: Study, pruned: Pruned) -> list[str]:
+def _learned(study: Study, pruned: Pruned) -> list[str]:
     """Name the tasks above the best constant answer, over the models of all their pairs.
 
     On the half of the evaluation examples that no score is computed on.
@@ -62,7 +62,7 @@ def pairs(study: Study) -> pd.DataFrame:
     learned, so that the pair counts. D: mean over seeds, with its interval.
     """
     similarities, pruned, rows = _similarities(study), _pruned(study), []
-    passed = set(learned_tasks(study, pruned))
+    passed = set(_learned(study, pruned))
     for pair, iap in pruned.items():
         d = claims.scored(iap).dissociation(draws=study.profile.draws).mean
         row: dict[str, object] = {"pair": BETWEEN.join(pair), "shared": shared_by(*pair) or ""}
@@ -124,11 +124,11 @@ def correlations(study: Study, table: pd.DataFrame) -> pd.DataFrame:
         study: The study.
         table: Of `pairs`.
     """
-    tasks, rows = learned_tasks(study, _pruned(study)), []
-    d = _matrix(table, "D").reindex(index=tasks, columns=tasks).to_numpy()
+    d, rows = _matrix(table[table["enters"]], "D"), []
+    tasks = list(d.index)
     for measure, frame in _similarities(study).items():
         similar = frame.loc[tasks, tasks].to_numpy(dtype=float)
-        found = claims.mantel(similar, d, np.random.default_rng(0))
+        found = claims.mantel(similar, d.to_numpy(), np.random.default_rng(0))
         i = found.interval
         row = (measure, i.value, *_ends(i), i.se, found.p)
         rows.append((*row, len(tasks), len(tasks) * (len(tasks) - 1) // 2))
@@ -136,16 +136,13 @@ def correlations(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-def primary(table: pd.DataFrame) -> pd.Series:
-    """Return the row of `correlations` that decides on C2."""
-    return table.set_index("similarity").loc[PRIMARY]
-
-
 def decide(table: pd.DataFrame) -> claims.Evidence:
     """Return what there is on C2, from `correlations`: that the correlation is below 0."""
-    row = primary(table)
+    row = table.set_index("similarity").loc[PRIMARY]
     tasks, least = int(row["tasks"]), claims.LEAST_TASKS
-    few = f"{tasks} tasks are learned, and a correlation over pairs needs {least}"
+    few = (
+        f"{tasks or 'fewer than two'} tasks are learned, and a correlation over pairs needs {least}"
+    )
     interval = Interval(-float(row[CORRELATION]), float(row["se"]), tasks - 1)
     part = claims.Part("minus the rank correlation", interval, float(row["p"]))
     return claims.Evidence("C2", (part,), few if tasks < least else "")

@@ -274,7 +274,7 @@ def movement(study: Study) -> pd.DataFrame:
 def parameters(study: Study) -> pd.DataFrame:
     """Return a row per seed and ending: the parameters of the model after it."""
     counts = [record.result["parameters"] for record in deciding(study).records]
-    table = pd.DataFrame(counts, pd.Index(study.ending_seeds, name="seed")).stack()
+    table = pd.DataFrame(counts, study.ending_seeds).stack().dropna().astype(int)
     return table.rename_axis(["seed", "ending"]).rename("parameters").reset_index()
 
 

@@ -140,11 +140,11 @@ def claims(study: Study) -> pd.DataFrame:
     p: of the part by itself. claim p: of the whole claim, corrected for five claims (Holm). why:
     the gate that failed. C6 is a count and no estimate.
     """
+    found = {c: (e.parts, e.claim_p, e.verdict, e.failed) for c, e in decide(study).items()}
     parameters, counts = q06.parameters(study)["parameters"], seed_counts(study)
     added = float(parameters.max() - parameters.min())
     what = "parameters after IAT minus after plain training, every ending and seed"
     counted = Part(what, Interval(added, 0.0, 1.0), np.nan)
-    found = {c: (e.parts, e.claim_p, e.verdict, e.failed) for c, e in decide(study).items()}
     found["C6"] = (counted,), np.nan, CONTRADICTED if added else SUPPORTED, ""
     rows = []
     for claim, (parts, *decision) in found.items():
