@@ -1,6 +1,6 @@
 """What the plots of several questions draw alike: estimates with intervals, and a legend below."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ Look = dict[str, Any]  # options of a drawing function
 ENDS = ("value", "low", "high")
 
 
-def whiskers(ax: Axes, at: ArrayLike, ends: Sequence[Any], which: str = "y", **look: Any) -> None:
+def whiskers(
+    ax: Axes, at: ArrayLike | float | int, ends: Iterable[Any], which: str = "y", **look: Any
+) -> None:
     """Draw estimates with their intervals.
 
     Args:

@@ -44,7 +44,7 @@ def dissociation_by_encoder(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _dissociation(iap: IAP, draws: int) -> dict[str, float]:
+def _dissociation(iap: IAP, draws: int) -> dict[str, float | int]:
     """Return D of one encoder, beside random heads', as columns; NaN where it is not defined."""
     passed = claims.learned(claims.above_constant(iap))
     each = [f"D, {task}" for task in iap.tasks]
@@ -98,7 +98,7 @@ def selections(study: Study) -> pd.DataFrame:
     return table[["selection", *AGREEMENT, "D", "low", "high", *difference, *PASSES]]
 
 
-def _ranking(study: Study, record: Record, name: str) -> dict[str, float]:
+def _ranking(study: Study, record: Record, name: str) -> dict[str, float | int]:
     """Return how a selection's maps agree with the first's, and the passes that they cost."""
     if name not in SELECTIONS:
         return dict.fromkeys(AGREEMENT, np.nan) | dict.fromkeys(PASSES, 0)
