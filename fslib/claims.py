@@ -80,7 +80,7 @@ class Part:
             if self.resampled
             else ""
         )
-        return f"{self.what} {shown(self.interval)}{beside}, {shown_p(self.tested)}, MDE {self.interval.mde:.2g}"
+        return f"{self.what} {interval_text(self.interval)}{beside}, {p_text(self.tested)}, MDE {self.interval.mde:.2g}"
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,12 @@ class Evidence:
         return f"{self.verdict}: {'; '.join(map(str, self.parts))}"
 
 
-def shown(interval: Interval, digits: int = 2) -> str:
+def interval_text(interval: Interval, digits: int = 2) -> str:
     """Write an estimate with its 95 % interval."""
     return f"{interval.value:+.{digits}f} [{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]"
 
 
-def shown_p(p: float) -> str:
+def p_text(p: float) -> str:
     """Write a p value, which is never 0."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
@@ -222,7 +222,7 @@ def entering(iap: IAP, gated: IAP | None = None) -> IAP:
     return scored(iap, passed if len(passed) > 1 else None)
 
 
-def differences(
+def paired_differences(
     values: Mapping[str, Mapping[str, Measure]],
     reference: str,
     names: tuple[str, str],

@@ -425,7 +425,7 @@ def _site(options: argparse.Namespace) -> int:
 
 
 def _verify(study: Study, options: argparse.Namespace) -> int:
-    from fslib.questions.q08_claims import evidence  # plots take a second to import
+    from fslib.questions.q08_claims import decide  # plots take a second to import
 
     notebooks_folder()
     for name in ("sample", "draw"):

@@ -140,7 +140,7 @@ def decide_specialization(iap: IAP, draws: int = 999) -> Decided:
     """Decide C1 by itself, as notebook 03 does."""
     chosen = entering(iap)
     result = chosen.dissociation(draws=draws)
-    found = q03_pruning.evidence(result, q03_pruning.not_testable(iap))
+    found = q03_pruning.decide(result, q03_pruning.not_testable(iap))
     alone = result
     if chosen.tasks != iap.tasks:
         alone = iap.part(examples=score_half).dissociation(draws=draws)

@@ -279,7 +279,7 @@ def test_c1_needs_two_learned_tasks_two_seeds_and_random_heads():
     alone = IAP(*(getattr(iap, k) for k in ("tasks", "metrics", "fractions")), iap.heads[:, :, :, :1], iap.labels,
                 iap.unpruned, {u: x[:, :, :, :1] for u, x in iap.lesioned.items()})  # fmt: skip
     assert q03_pruning.not_testable(alone) == "there are no random heads to compare with"
-    assert len(q03_pruning.evidence(alone.dissociation(), "").parts) == 1
+    assert len(q03_pruning.decide(alone.dissociation(), "").parts) == 1
 
 
 def test_a_part_of_a_pruning_by_hand():
