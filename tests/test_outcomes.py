@@ -1,4 +1,4 @@
-"""The questions' tables and claims: differences by hand, and what the committed records of `mini` say."""
+"""Tables, claims and sentences of the questions: by hand, from the committed records of `mini`."""
 
 import itertools
 import re
@@ -7,24 +7,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from refusal import refused
 
 import fslib
+from fslib import claims as rules
 from fslib import plot as plots
-from fslib.claims import NOT_TESTABLE, SESOI, differences, entering, gate_half, halved, score_half
+from fslib.claims import NOT_TESTABLE, SESOI, entering, gate_half, halved, paired_differences
+from fslib.claims import score_half as scored
 from fslib.iap import dissociation
 from fslib.intervals import Interval, Measure, pooled
-from fslib.questions import (
-    q03_pruning,
-    q04_models,
-    q05_similarity,
-    q06_iat,
-    q07_transfer,
-    q08_claims,
-)
+from fslib.questions import q03_pruning as q03
+from fslib.questions import q04_models as q04
+from fslib.questions import q05_similarity as q05
+from fslib.questions import q06_iat as q06
+from fslib.questions import q07_transfer as q07
+from fslib.questions import q08_claims as q08
 from fslib.scoring import rank_correlation
-from fslib.study import evidence as rules
-from fslib.study.units import recorded_iap
+
+ENDS = ["value", "low", "high"]
+ENDINGS = ("IAT", "plain", "IAT, random heads")
 
 
 @pytest.fixture(scope="module")
@@ -32,339 +32,212 @@ def study():
     return fslib.Study("mini")
 
 
-# --- differences
-
-
-def steady(start: float, by_example: float) -> Measure:
-    """A number of one model and two examples, so that its standard error is `by_example` and t at 95 % is 12.706.
-
-    The variance of the mean over examples is (e**2 + e**2) / (2 - 1) / 2 = e**2, with one degree of freedom.
-    """
-    return Measure(np.array([start]), {"examples": np.array([[-by_example, by_example]])})
-
-
-T = 12.706205
-# all of the same two examples: what a method's influences are minus the reference's follows by hand
-MADE = {
-    "new": {"x": steady(0.7, 0.01), "y": steady(0.2, -0.01)},
-    "reference": {"x": steady(0.5, 0.002), "y": steady(0.6, 0.01)},
-}
-
-
-def test_differences_are_paired_example_by_example():
-    """A method that is better by 0.1 in every model and example differs by exactly 0.1, however wide its interval."""
-    rng = np.random.default_rng(0)
-    influence = rng.normal(0, 2, (3, 20))
-    influence -= influence.mean(1, keepdims=True)
-    values = {
-        name: {
-            task: Measure(np.array([0.3, 0.5, 0.7]) + shift, {"e": influence})
-            for task, shift in by_task.items()
-        }
-        for name, by_task in {"a": {"x": 0, "y": -0.1}, "b": {"x": 0.1, "y": 0.1}}.items()
-    }
-    table = differences(values, "a", ("method", "task")).set_index(["method", "task"])
-    for task, difference in {"x": 0.1, "y": 0.2, "mean": 0.15}.items():
-        row = table.loc[("b", task)]
-        assert [row[k] for k in ("minus a", "diff low", "diff high")] == pytest.approx(
-            [difference] * 3
-        )
-        assert row["high"] - row["low"] > 0.5
-    assert table.loc[("b", "mean"), "score"] == pytest.approx(0.6)
-    assert (table.loc["a"][["minus a", "diff low", "diff high"]] == 0).all(axis=None)
-
-
-def test_a_difference_is_the_method_minus_the_reference_by_hand():
-    table = differences(MADE, "reference", ("how", "what")).set_index(["how", "what"])
-    columns = ["score", "low", "high", "minus reference", "diff low", "diff high"]
-    assert list(table) == columns
-    assert list(table.index) == [(how, what) for how in MADE for what in ("x", "y", "mean")]
-    expected = {
-        # better by 0.2; the influences differ by 0.008
-        ("new", "x"): (0.7, 0.7 - T * 0.01, 0.7 + T * 0.01, 0.2, 0.2 - T * 0.008, 0.2 + T * 0.008),
-        # worse by 0.4; its influences have the other sign than the reference's, so they add up
-        ("new", "y"): (0.2, 0.2 - T * 0.01, 0.2 + T * 0.01, -0.4, -0.4 - T * 0.02, -0.4 + T * 0.02),
-        # of both, example by example: 0.01 and -0.01 cancel; the reference's mean has 0.006
-        ("new", "mean"): (0.45, 0.45, 0.45, -0.1, -0.1 - T * 0.006, -0.1 + T * 0.006),
-        ("reference", "x"): (0.5, 0.5 - T * 0.002, 0.5 + T * 0.002, 0, 0, 0),
-        ("reference", "y"): (0.6, 0.6 - T * 0.01, 0.6 + T * 0.01, 0, 0, 0),
-        ("reference", "mean"): (0.55, 0.55 - T * 0.006, 0.55 + T * 0.006, 0, 0, 0),
-    }
-    for row, numbers in expected.items():
-        assert table.loc[row, columns].tolist() == pytest.approx(list(numbers), abs=1e-6)
-    assert (table.loc["reference", columns[3:]] == 0).all(axis=None), "exactly"
-
-
-def test_another_reference_turns_the_sign():
-    one, other = (
-        differences(MADE, name, ("how", "what")).set_index(["how", "what"])
-        for name in ("reference", "new")
-    )
-    for what in ("x", "y", "mean"):
-        there, back = one.loc[("new", what)], other.loc[("reference", what)]
-        assert back["minus new"] == pytest.approx(-there["minus reference"])
-        assert (back["diff low"], back["diff high"]) == pytest.approx(
-            (-there["diff high"], -there["diff low"])
-        )
-    assert (other.loc["new", ["minus new", "diff low", "diff high"]] == 0).all(axis=None)
-
-
-def test_differences_name_the_value_and_leave_out_the_mean_on_request():
-    whole, named = (
-        differences(MADE, "reference", ("how", "what"), value=value) for value in ("score", "D")
-    )
-    assert "score" not in named and named.rename(columns={"D": "score"}).equals(whole)
-    parts = differences(MADE, "reference", ("how", "what"), with_mean=False)
-    assert parts.equals(whole[whole["what"] != "mean"].reset_index(drop=True)) and len(parts) == 4
-
-
-def test_a_value_that_is_not_defined_stays_undefined():
-    values = MADE | {"none": {"x": steady(np.nan, np.nan), "y": steady(0.6, 0.01)}}
-    table = differences(values, "reference", ("how", "what")).set_index(["how", "what"])
-    assert table.loc["none"].loc[["x", "mean"]].isna().all(axis=None)
-    assert table.loc[("none", "y"), "minus reference"] == 0 and table.drop(
-        "none", level=0
-    ).notna().all(axis=None)
-
-
-# --- claims, on the committed records
-
-
-COLUMNS = [
-    "claim",
-    "the paper says",
-    "measured here",
-    "value",
-    "low",
-    "high",
-    "p",
-    "MDE",
-    "SESOI",
-    "claim p",
-    "verdict",
-]
-
-
 @pytest.fixture(scope="module")
 def claims(study):
-    return q08_claims.claims(study)
+    return q08.claims(study)
 
 
 @pytest.fixture(scope="module")
 def found(study):
-    return q08_claims.evidence(study)
+    return q08.decide(study)
 
 
-def test_the_table_of_claims_has_one_row_per_number_that_a_claim_stands_on(claims):
-    assert list(claims) == [*COLUMNS, "why", "seeds", "notebook"]
+@pytest.fixture(scope="module")
+def every_task_learned(study):
+    """Tables of 05 as if all four tasks were learned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rules, "learned", list)
+        table = q05.pairs(study)
+        return table, q05.correlations(study, table).set_index("similarity")
+
+
+# --- paired differences
+
+
+def steady(value: float, by_example: float) -> Measure:
+    """A number of one model and two examples: its standard error is `by_example`, with 1 df."""
+    return Measure(np.array([value]), {"examples": np.array([[-by_example, by_example]])})
+
+
+def test_a_difference_is_the_method_minus_the_reference_example_by_example():
+    t = 12.706205  # at 95 %
+    made = {
+        "new": {"x": steady(0.7, 0.01), "y": steady(0.2, -0.01)},
+        "old": {"x": steady(0.5, 0.002), "y": steady(0.6, 0.01)},
+    }
+    expected = {  # value and its error, difference and its error
+        ("new", "x"): (0.7, 0.01, 0.2, 0.008),
+        ("new", "y"): (0.2, 0.01, -0.4, 0.02),  # influences of other signs add up
+        ("new", "mean"): (0.45, 0, -0.1, 0.006),  # and cancel in the mean
+        ("old", "x"): (0.5, 0.002, 0, 0),
+        ("old", "y"): (0.6, 0.01, 0, 0),
+        ("old", "mean"): (0.55, 0.006, 0, 0),
+    }
+    table = paired_differences(made, "old", ("how", "what")).set_index(["how", "what"])
+    assert list(table.index) == list(expected)
+    assert list(table) == ["score", "low", "high", "minus old", "diff low", "diff high"]
+    for key, (value, error, difference, spread) in expected.items():
+        numbers = [value, value - t * error, value + t * error]
+        numbers += [difference, difference - t * spread, difference + t * spread]
+        assert table.loc[key].tolist() == pytest.approx(numbers, abs=1e-6)
+    parts = paired_differences(made, "old", ("how", "what"), value="D", with_mean=False)
+    assert parts["D"].tolist() == [0.7, 0.2, 0.5, 0.6]
+    made["new"]["x"] = steady(np.nan, np.nan)
+    table = paired_differences(made, "old", ("how", "what")).set_index(["how", "what"])
+    assert table.loc["new"].loc[["x", "mean"]].isna().all(axis=None), "undefined stays undefined"
+    assert table.loc[("new", "y"), "minus old"] == pytest.approx(-0.4)
+
+
+# --- claims
+
+
+def test_the_table_of_claims_says_what_the_evidence_says(claims, found, study):
+    assert list(claims) == q08.COLUMNS
     assert claims["claim"].tolist() == ["C1", "C1", "C2", "C3", "C3", "C4", "C4", "C5", "C5", "C6"]
     assert claims.groupby("claim")["seeds"].first().tolist() == [4, 1, 4, 4, 3, 4]
-    assert (claims.groupby("claim")[["verdict", "the paper says", "notebook"]].nunique() == 1).all(
-        axis=None
-    )
     assert claims.groupby("claim")["SESOI"].first().tolist()[:5] == [2, 0.5, 1, 0.5, 1]
-    assert claims["measured here"].tolist()[:7] == [
-        "own lesion against others'",
-        "top heads against random ones",
-        "minus the rank correlation",
-        *["IAT minus plain training", "IAT minus IAT with random heads"] * 2,
-    ]
-
-
-def test_every_row_is_what_the_evidence_says(claims, found):
     assert list(found) == list(SESOI) == [f"C{i}" for i in range(1, 6)]
     for claim, evidence in found.items():
         rows = claims[claims["claim"] == claim]
-        assert len(rows) == len(evidence.parts)
-        for (_, row), part in zip(rows.iterrows(), evidence.parts, strict=True):
+        assert set(zip(rows["verdict"], rows["why"], strict=True)) == {
+            (evidence.verdict, evidence.failed)
+        }
+        assert (evidence.verdict == NOT_TESTABLE) == (evidence.failed != "")
+        numbers = []
+        for part in evidence.parts:
             i = part.interval
-            expected = [i.value, *i.at(0.95), part.tested, i.mde, evidence.claim_p]
-            assert row[["value", "low", "high", "p", "MDE", "claim p"]].tolist() == pytest.approx(
-                expected, nan_ok=True
-            )
-            assert (row["verdict"], row["why"]) == (evidence.verdict, evidence.failed)
-            assert not row["low"] > row["value"] and not row["value"] > row["high"]
-
-
-def test_a_claim_whose_gate_failed_is_not_testable_and_says_why(claims):
-    testable = claims["verdict"] != NOT_TESTABLE
-    assert (claims.loc[testable, "why"] == "").all() and (claims.loc[~testable, "why"] != "").all()
-    assert claims.loc[~testable, "claim p"].isna().all()
-
-
-def test_p_of_a_claim_is_corrected_for_the_five(claims, study):
+            numbers.append([i.value, *i.at(0.95), part.tested, i.mde, evidence.claim_p])
+        np.testing.assert_allclose(rows[[*ENDS, "p", "MDE", "claim p"]].astype(float), numbers)
     c1 = claims[claims["claim"] == "C1"]
-    others = claims[(claims["claim"] > "C1") & (claims["claim"] < "C6")]
-    assert not (others["p"] < c1["p"].max()).any(), "C1 has the smallest p, and counts five times"
-    assert c1["claim p"].iloc[0] == pytest.approx(min(1, 5 * c1["p"].max()))
-
-
-def test_parameters_are_counted_and_none_is_added(claims, study):
+    assert c1["claim p"].iloc[0] == pytest.approx(5 * c1["p"].max()), "the smallest of five (Holm)"
     c6 = claims.set_index("claim").loc["C6"]
-    assert (c6["value"], c6["verdict"], c6["why"]) == (0, "supported", "")
-    assert q06_iat.parameters(study)["parameters"].nunique() == 1
+    assert [*c6[ENDS], c6["MDE"], c6["verdict"], c6["why"]] == [0, 0, 0, 0, "supported", ""]
+    assert c6[["p", "SESOI", "claim p"]].isna().all()
 
 
-def right(study, name: str, half) -> np.ndarray:
-    """Whether every seed's model is right after an ending: (tasks, seeds, n)."""
-    records = [study.store.get(q06_iat.endings_unit(study, s)) for s in q06_iat.seeds(study)]
-    evaluated = {
-        t: q06_iat.cached_task(t).limited(eval=study.profile.ending_examples)
-        for t in study.ending_tasks
-    }
-    tasks = {t: halved(task.eval.labels, half) for t, task in evaluated.items()}
-    return np.array(
-        [
-            [halved(r.arrays[f"predictions/{name}/{t}"], half) == y for r in records]
-            for t, y in tasks.items()
-        ]
-    )
+def test_a_parameter_that_is_added_contradicts_c6(study, found, monkeypatch):
+    monkeypatch.setattr(q08, "decide", lambda study: found)
+    more = pd.DataFrame({"parameters": [5, 7]})
+    monkeypatch.setattr(q06, "parameters", lambda study: more)
+    row = q08.claims(study).iloc[-1]
+    assert (row["value"], row["verdict"]) == (2, "contradicted")
 
 
 def test_the_score_of_iat_minus_plain_by_hand(claims, study, monkeypatch):
-    endings = ("IAT", "plain", "IAT, random heads")
-    iat, plain, random = (right(study, name, score_half).mean((0, 1, 2)) for name in endings)
+    """Scores are of one half of the examples; what changed at all is counted on the other."""
+    records = [study.store.get(study.endings_unit(s)) for s in study.ending_seeds]
+    tasks = q06.evaluated_tasks(study, study.ending_tasks)
+    right, changed = {name: [] for name in ENDINGS}, []
+    for record, (t, task) in itertools.product(records, tasks.items()):
+        answers = {name: record.arrays[f"predictions/{name}/{t}"] for name in ENDINGS}
+        changed.append(halved(answers["IAT"] != answers["plain"], gate_half).mean())
+        for name in ENDINGS:
+            right[name].append(halved(answers[name] == task.eval.labels, scored).mean())
+    iat, plain, random = (100 * np.mean(right[name]) for name in ENDINGS)
     rows = claims[claims["claim"] == "C4"]["value"].tolist()
-    assert rows == pytest.approx([100 * (iat - plain), 100 * (iat - random)])
-    # what changed at all is counted on the other half; none of these tasks is a regression
-    records = [study.store.get(q06_iat.endings_unit(study, s)) for s in q06_iat.seeds(study)]
-    differ = [
-        halved(r.arrays[f"predictions/IAT/{t}"] != r.arrays[f"predictions/plain/{t}"], gate_half)
-        for r in records
-        for t in study.ending_tasks
-    ]
-    assert q06_iat.changed(study, q06_iat.deciding(study)) == pytest.approx(np.mean(differ))
-    assert np.mean(differ) >= 0.03 and (claims[claims["claim"] == "C4"]["why"] == "").all()
-    monkeypatch.setattr(q06_iat, "LEAST_CHANGED", 0.5)
-    why = q06_iat.evidence(study)["C4"].failed
-    assert why.startswith(f"{100 * np.mean(differ):.1f} % of predictions changed") and "50 %" in why
-
-
-def test_a_treatment_of_any_dose_is_tested_on_both_parts(study, monkeypatch):
-    monkeypatch.setattr(q06_iat, "LEAST_CHANGED", 0.0)
-    found = q06_iat.evidence(study)
-    assert list(found) == ["C3", "C4"] and all(
-        e.failed == "" and len(e.parts) == 2 for e in found.values()
+    assert rows == pytest.approx([iat - plain, iat - random])
+    assert q06.changed(study, q06.deciding(study)) == pytest.approx(np.mean(changed))
+    monkeypatch.setattr(rules, "LEAST_CHANGED", 0.5)
+    why = q06.decide(study)["C4"].failed
+    assert (
+        why.startswith(f"{100 * np.mean(changed):.1f} % of predictions changed") and "50 %" in why
     )
-    table = q06_iat.scores(study).set_index(["ending", "task"]).loc[("IAT", "mean")]
-    i = found["C4"].parts[0].interval
-    expected = [100 * table[k] for k in ("minus plain", "diff low", "diff high")]
-    assert [i.value, i.low, i.high] == pytest.approx(expected)
-    against = q06_iat.dissociation(study, q06_iat.RANDOM).set_index(["ending", "task"])
-    assert "mean" in against.loc["IAT"].index
-    # D of the mean over tasks is the mean of the tasks' D
-    rows = q06_iat.dissociation(study, q06_iat.RANDOM).query("ending == 'IAT'").set_index("task")
-    tasks = rows.drop("mean")[f"minus {q06_iat.RANDOM}"].iloc[: len(rows) - 1]
-    assert found["C3"].parts[1].interval.value == pytest.approx(float(tasks.mean()))
 
 
 def test_c3_needs_two_tasks_that_are_learned_and_c4_none(study, monkeypatch):
-    monkeypatch.setattr(q06_iat, "LEAST_CHANGED", 0.0)
-    for module in (q06_iat, rules):
-        monkeypatch.setattr(module, "learned", lambda above: list(above)[:1])
-    found = q06_iat.evidence(study)
-    assert (found["C3"].failed, found["C4"].failed) == ("fewer than two tasks are learned", "")
-    assert found["C3"].verdict == NOT_TESTABLE
-    assert set(q06_iat.dissociation(study)["task"]) == {*study.ending_tasks, "mean"}, (
-        "shown all the same, of all tasks"
+    monkeypatch.setattr(rules, "learned", lambda above: list(above)[:1])
+    parts = q06.decide(study)
+    assert (parts["C3"].failed, parts["C4"].failed) == ("fewer than two tasks are learned", "")
+    assert set(q06.dissociation(study)["task"]) == {*study.ending_tasks, "mean"}, (
+        "shown all the same"
     )
 
 
+def test_the_gate_of_c3_sees_no_example_that_its_d_is_scored_on(study, monkeypatch):
+    """D is scored on half of fewer examples than C4; its gate is the other half of those."""
+    seen = []
+    monkeypatch.setattr(rules, "changed_share", lambda a, b: seen.append(a) or 1.0)
+    dose = q06.deciding(study)
+    assert q06.changed_beside_d(dose) == 1.0
+    iap, p = dose.pruned("IAT"), study.profile
+    tasks = q06.evaluated_tasks(study, study.ending_tasks)
+    for t, task in tasks.items():
+        labels = task.limited(eval=p.prune_examples).eval.labels
+        assert np.array_equal(iap.apart[t].labels, halved(labels, gate_half))
+        assert np.array_equal(iap.labels[t], halved(labels, scored))
+        assert np.array_equal(seen[0][t], iap.apart[t].predictions)
+
+
 def test_the_dissociation_of_c1_by_hand(claims, study):
-    iap = study.iap()
-    tasks = q03_pruning.gate(study).set_index("task")["enters"]
-    names = [t for t in iap.tasks if tasks[t]]
+    iap, gate = study.iap(), q03.gate(study).set_index("task")
+    for t in iap.tasks:  # a task enters if it is above the best constant answer on the other half
+        labels, predictions = iap.apart[t]
+        assert np.array_equal(labels, halved(study.tasks[t].eval.labels, gate_half))
+        chance = np.unique(labels, return_counts=True)[1].max() / len(labels)
+        above = (predictions == labels).mean() - chance
+        assert gate.loc[t, "above the best constant answer"] == pytest.approx(above)
+        assert gate.loc[t, "enters"] == (gate.loc[t, "low"] > 0)
+    names = [t for t in iap.tasks if gate.loc[t, "enters"]]
     at = [iap.fractions.index(f) for f in (0.1, 0.3)]
     d = []
     for u in names:
-        y = iap.labels[u]  # lesions are evaluated on the half that is scored, and on no other
-        base = (iap.unpruned[u] == y).mean(-1)[:, None]
-        lesioned = {s: iap.lesioned[u][:, at, iap.tasks.index(s)] for s in names}
-        share = {s: (predictions == y).mean(-1) for s, predictions in lesioned.items()}
-        others = np.mean([share[s] for s in names if s != u], axis=0)
-        d.append(100 * (others - share[u]) / base[..., None])  # (seeds, fractions, sets)
-    d = np.array(d).mean((0, 1, 2))
+        y = iap.labels[u]
+        base = (iap.unpruned[u] == y).mean(-1)[:, None, None]
+        left = (iap.lesioned[u][:, at] == y).mean(-1)  # (seeds, fractions, pruned, sets)
+        own = left[:, :, iap.tasks.index(u)]
+        others = np.mean([left[:, :, iap.tasks.index(s)] for s in names if s != u], axis=0)
+        d.append(100 * (others - own) / base)
+    d = np.mean(d, (0, 1, 2))  # of every set, top heads first
     rows = claims[claims["claim"] == "C1"]["value"].tolist()
     assert rows == pytest.approx([d[0], d[0] - d[1:].mean()])
 
 
-def test_a_task_enters_if_it_is_above_the_best_constant_answer_on_the_other_half(study):
-    iap, table = study.iap(), q03_pruning.gate(study).set_index("task")
-    assert list(table.index) == list(iap.tasks)
-    for task in iap.tasks:
-        labels, predictions = iap.apart[task].labels, iap.apart[task].predictions
-        whole = study.tasks[task].eval.labels
-        assert np.array_equal(labels, halved(whole, gate_half))
-        assert np.array_equal(iap.labels[task], halved(whole, score_half))
-        score = (predictions == labels).mean()
-        chance = np.unique(labels, return_counts=True)[1].max() / len(labels)
-        assert table.loc[task, "above the best constant answer"] == pytest.approx(score - chance)
-        assert table.loc[task, "enters"] == (table.loc[task, "low"] > 0)
-
-
-def test_c1_says_its_evidence_its_tasks_and_the_stricter_test(study):
-    result = entering(study.iap()).dissociation(draws=study.profile.draws)
-    said = q03_pruning.sentence(result, q03_pruning.not_testable(study.iap()))
-    first, carried, shared = said.splitlines()
-    assert first == f"C1 {q03_pruning.evidence(result, '')}"
-    assert "own lesion against others'" in first and ", MDE " in first
-    assert carried.startswith("Both intervals lie above 0 in ") and shared.endswith(
-        f"p = {result.mean.p_shared:.3f}."
-    )
-    table = q03_pruning.by_task(result)
-    assert table["task"].tolist() == [*result.tasks, "mean"]
-    assert table.iloc[-1][["D", "above random", "p"]].tolist() == pytest.approx(
-        [result.mean.value, result.mean.above, result.mean.p]
-    )
-    seeds = q03_pruning.by_seed(result, study.seeds).set_index("seed")
-    assert seeds.index.tolist() == study.seeds
-    np.testing.assert_allclose(seeds[table["task"]].mean(), table["D"])
-
-
-def test_pairs_that_cross_over_are_counted(study):
-    said = q03_pruning.crossings(study.iap())
-    left = np.mean(list(q03_pruning.retained(study).values()), axis=0)
-    names = study.iap().tasks
-    crossing = [
-        f"{a} and {b}"
-        for (i, a), (j, b) in itertools.combinations(enumerate(names), 2)
-        if left[i, i] < left[j, i] and left[j, j] < left[i, j]
-    ]
-    assert said.startswith(f"{len(crossing)} of 6 pairs") and all(pair in said for pair in crossing)
-
-
-def test_orders_of_the_lesions_that_give_a_larger_d_are_counted_and_named(study):
+def test_c1_is_said_by_task_by_seed_and_by_order(study):
     iap = study.iap()
-    scores, base = iap.top.scores[:, iap.headline], iap.baseline()[:, None]
-    d = {
-        o: dissociation(scores[:, :, list(o)], base).mean()
-        for o in itertools.permutations(range(len(iap.tasks)))
-    }
-    larger = [order for order, value in d.items() if value > d[tuple(range(len(iap.tasks)))] + 1e-9]
-    said = q03_pruning.orders_above(iap)
-    assert (
-        said.startswith(f"{len(larger)} of 24 orders ")
-        and said.count(";") == min(len(larger), 4) - 1
+    result = entering(iap).dissociation(draws=study.profile.draws)
+    first, carried, shared = q03.sentence(result, q03.not_testable(iap)).splitlines()
+    assert first == f"C1 {q03.decide(result, '')}" and "own lesion against others'" in first
+    table = q03.by_task(result).set_index("task")
+    both = table[(table["low"] > 0) & (table["above low"] > 0)].index.drop("mean", errors="ignore")
+    assert carried.startswith(
+        f"Both intervals lie above 0 in {len(both)} of {len(table) - 1} tasks"
     )
-    best = max(larger, key=d.get)
-    moved = [iap.tasks[i] for i, j in enumerate(best) if i != j]
-    first = said.partition(": ")[2].split(";")[0]
-    assert all((task in re.split(", | with ", first)) == (task in moved) for task in iap.tasks)
-    assert q03_pruning._cycles((1, 0, 2, 4, 5, 3), "abcdef") == ["a with b", "d with e with f"]
+    assert shared.endswith(f"p = {result.mean.p_shared:.3f}.")
+    whole = [result.mean.value, result.mean.above, result.mean.p, result.mean.random]
+    assert table.loc["mean", ["D", "above random", "p", "random heads"]].tolist() == whole
+    seeds = q03.by_seed(result, study.seeds).set_index("seed")
+    assert seeds.index.tolist() == study.seeds
+    np.testing.assert_allclose(seeds[table.index].mean(), table["D"])
+    # all tasks: pairs that cross over, and orders of the lesions with a larger D
+    left = np.mean(list(q03.retained(study).values()), axis=0)
+    pairs = itertools.combinations(range(4), 2)
+    cross = [p for p in pairs if all(left[i, i] < left[j, i] for i, j in (p, p[::-1]))]
+    named = ", ".join(f"{iap.tasks[i]} and {iap.tasks[j]}" for i, j in cross)
+    assert q03.crossings(iap).startswith(f"{len(cross)} of 6 pairs")
+    assert q03.crossings(iap).endswith(f": {named or 'none'}")
+    scores, base = iap.top.scores[:, iap.headline], iap.baseline()[:, None]
+    orders = itertools.permutations(range(4))
+    d = {order: dissociation(scores[:, :, list(order)], base).mean() for order in orders}
+    larger = [order for order, value in d.items() if value > d[0, 1, 2, 3] + 1e-9]
+    count, _, listed = q03.orders_above(iap).partition(": ")
+    assert count.startswith(f"{len(larger)} of 24 orders")
+    assert listed.count(";") == min(len(larger), 4) - 1
+    moved = {iap.tasks[i] for i, j in enumerate(max(larger, key=d.get)) if i != j}
+    assert set(re.split(", | with ", listed.split(";")[0])) == moved
+    assert q03._cycles((1, 0, 2, 4, 5, 3), "abcdef") == ["a with b", "d with e with f"]
 
 
 def test_scores_under_lesions_by_hand(study):
-    iap, table = study.iap(), q03_pruning.pruning(study).set_index(["scored", "pruned", "fraction"])
+    iap, table = study.iap(), q03.pruning(study).set_index(["scored", "pruned", "fraction"])
     assert len(table) == 4 * 5 * (1 + len(iap.fractions))
     for u, task in enumerate(iap.tasks):
         y = iap.labels[task]
-        assert table.loc[(task, "random", 0.0), "score"] == pytest.approx(
-            (iap.unpruned[task] == y).mean()
-        )
+        unpruned = (iap.unpruned[task] == y).mean()
+        assert table.loc[(task, "random", 0.0), "score"] == pytest.approx(unpruned)
         for f, fraction in enumerate(iap.fractions):
             sets = (iap.lesioned[task][:, f] == y).mean((0, -1))  # (pruned, sets)
-            found = [table.loc[(task, t, fraction), "score"] for t in (*iap.tasks, "random")]
-            assert found == pytest.approx([*sets[:, 0], sets[u, 1:].mean()])
+            rows = [table.loc[(task, t, fraction), "score"] for t in (*iap.tasks, "random")]
+            assert rows == pytest.approx([*sets[:, 0], sets[u, 1:].mean()])
     assert (table["low"] <= table["score"]).all() and (table["score"] <= table["high"]).all()
 
 
@@ -372,305 +245,177 @@ def test_scores_under_lesions_by_hand(study):
     (8, -0.9, 0.2, 0.001, "supported"),
     (8, -0.9, 0.2, 0.051, "inconclusive"),
     (8, 0.9, 0.2, 0.999, "contradicted"),
-    (8, 0.0, 0.2, 0.4, "no effect of 0.5 or more"),  # t at 90 % with 7 degrees of freedom is 1.895: within 0.38
+    (8, 0.0, 0.2, 0.4, "no effect of 0.5 or more"),  # t at 90 % with 7 df is 1.895
     (8, -0.2, 0.2, 0.2, "inconclusive"),
     (7, -0.9, 0.2, 0.001, NOT_TESTABLE),
 ])  # fmt: skip
 def test_c2_says_that_a_correlation_is_below_0(tasks, rho, se, p, verdict):
-    row = {
-        "similarity": q05_similarity.PRIMARY,
-        "rank correlation with D": rho,
-        "se": se,
-        "p": p,
-        "tasks": tasks,
-    }
-    other = row | {"similarity": "CKA", "rank correlation with D": 0.77, "p": 0.77}
-    found = q05_similarity.evidence(pd.DataFrame([other, row]))
-    assert found.verdict == verdict and found.parts[0].interval == Interval(-rho, se, tasks - 1)
-    assert found.failed == (
-        "" if tasks == 8 else "7 tasks are learned, and a correlation over pairs needs 8"
-    )
+    rows = [("CKA", 0.77, 0.1, 0.77, tasks), (q05.PRIMARY, rho, se, p, tasks)]
+    columns = ["similarity", q05.CORRELATION, "se", "p", "tasks"]
+    evidence = q05.decide(pd.DataFrame(rows, columns=columns))
+    assert evidence.verdict == verdict and evidence.parts[0].interval == (-rho, se, tasks - 1)
+    few = "7 tasks are learned, and a correlation over pairs needs 8"
+    assert evidence.failed == ("" if tasks == 8 else few)
+    none = pd.DataFrame(rows, columns=columns).assign(tasks=0)
+    assert q05.decide(none).failed.startswith("fewer than two tasks are learned")
 
 
-def test_similarity_is_correlated_with_dissociation_over_the_tasks_that_are_learned(
-    study, monkeypatch
-):
-    few = q05_similarity.correlations(study, q05_similarity.pairs(study))
-    assert few["rank correlation with D"].isna().all() and (few["tasks"] == 3).all()
-    monkeypatch.setattr(q05_similarity, "learned", list)  # as if all four were
-    table = q05_similarity.pairs(study)
-    assert table["enters"].all()
-    found = q05_similarity.correlations(study, table).set_index("similarity")
-    tasks, d = (
-        study.profile.tasks,
-        dict(zip(q05_similarity.task_pairs(study), table["D"], strict=True)),
-    )
-    for measure, row in found.iterrows():
-        similar = dict(zip(d, table[measure], strict=True))
-        rho = rank_correlation(np.array(list(similar.values())), np.array(list(d.values())))
-        assert row["rank correlation with D"] == pytest.approx(rho)
-        assert -1 <= row["low"] <= rho <= row["high"] <= 1
-        below = 0
-        for order in itertools.permutations(tasks):
-            renamed = dict(zip(tasks, order, strict=True))
-            exchanged = [
-                next(v for other, v in similar.items() if set(other) == {renamed[t] for t in pair})
-                for pair in d
-            ]
-            below += rank_correlation(np.array(exchanged), np.array(list(d.values()))) <= rho + 1e-9
-        assert row["p"] == pytest.approx(below / 24)
+def test_similarity_is_correlated_with_d_over_the_tasks_that_are_learned(study, every_task_learned):
+    few = q05.correlations(study, q05.pairs(study))
+    assert few[q05.CORRELATION].isna().all() and (few["tasks"] == 3).all()
+    table, correlations = every_task_learned
+    assert table["enters"].all() and len(table) == 6
+    pairs = [frozenset(pair.split(q05.BETWEEN)) for pair in table["pair"]]
+    for measure, row in correlations.iterrows():
+        similar = dict(zip(pairs, table[measure], strict=True))
+        exchanged = []
+        for order in itertools.permutations(study.pair_tasks):
+            renamed = dict(zip(study.pair_tasks, order, strict=True))
+            values = [similar[frozenset(renamed[t] for t in pair)] for pair in pairs]
+            exchanged.append(rank_correlation(np.array(values), table["D"].to_numpy()))
+        rho = exchanged[0]
+        assert row[q05.CORRELATION] == pytest.approx(rho) and row["low"] <= rho <= row["high"]
+        assert row["low"] >= -1 and row["high"] <= 1
+        assert row["p"] == pytest.approx(np.mean(np.array(exchanged) <= rho + 1e-9))
+
+
+def test_c5_by_hand_and_its_floor(study, monkeypatch):
+    """Which source is which, and which half is scored; a source at the floor is named."""
+    (task,) = q07.target_tasks(study).values()
+    records = [study.store.get(unit) for unit in study.plan("07")]
+    size, y = 512, halved(task.eval.labels, scored)
+
+    def score(source: str) -> float:
+        name = f"transfer/{task.name}/{source}/full/{size}"
+        return 100 * np.mean([(halved(r.arrays[name], scored) == y).mean() for r in records])
+
+    evidence, curves = q07.decide(study), q07.learning_curves(study)
+    values = [part.interval.value for part in evidence.parts]
+    assert values == pytest.approx([score("IAT") - score(name) for name in ENDINGS[1:]])
+    assert evidence.failed == ""
+    full = curves.query("part == 'full' and size == 'mean'").set_index("source")
+    for source, recorded in q07.SOURCES.items():
+        assert 100 * full.loc[source, "score"] == pytest.approx(score(recorded))
+    row, i = full.loc["IAT"], evidence.parts[0].interval
+    assert (100 * row[list(q07.DIFFERENCE)]).tolist() == pytest.approx([i.value, i.low, i.high])
+    at_floor = lambda *words: Interval(0.0, 0.1, 9.0)  # noqa: E731
+    monkeypatch.setattr(rules, "above_best_constant", at_floor)
+    assert q07.decide(study).failed.startswith("with 512 examples of bbc a source is not above")
+
+
+# --- other tables
 
 
 def test_encoders_are_pooled_and_never_counted_one_by_one(study):
-    table = q04_models.dissociation_by_encoder(study)
-    known = table[table["pre-trained"] & (table["tasks"] > 1)]
-    assert len(known) == 2 and table.loc[table["tasks"] < 2, ["D", "above random", "p"]].isna().all(
-        axis=None
-    )
-    effect = q04_models.pooled_effect(table)
-    studies = [
-        Interval(v, s, 9.0) for v, s in zip(known["above random"], known["above se"], strict=True)
-    ]
-    assert tuple(effect) == pytest.approx(tuple(pooled(studies))) and effect.df == 1
-    assert known["above random"].min() < effect.value < known["above random"].max()
-    said = q04_models.sentences(table)
-    assert (
-        said.startswith("Pooled over 2 pre-trained encoders") and "Without pre-training" not in said
-    )
-    random = pd.concat(
-        [table, table.tail(1).assign(**{"encoder": "minilm-l6-random", "pre-trained": False})]
-    )
-    assert "Without pre-training (minilm-l6-random)" in q04_models.sentences(random)
-    nothing = q04_models.sentences(random.assign(**{"above se": np.nan, "D": np.nan}))
-    assert nothing.startswith("Nothing to pool: 0 pre-trained encoders") and NOT_TESTABLE in nothing
-
-
-def test_c5_is_not_testable_where_a_source_is_at_the_floor(study, monkeypatch):
-    found = q07_transfer.evidence(study)
-    assert found.failed == "" and found.verdict != NOT_TESTABLE
-    with monkeypatch.context() as patch:
-        patch.setattr(q07_transfer, "above_best_constant", lambda *words: Interval(0.0, 0.1, 9.0))
-        floor = q07_transfer.evidence(study)
-    assert (
-        floor.verdict == NOT_TESTABLE
-        and "512 examples of bbc a source is not above the best" in floor.failed
-    )
-    curves = q07_transfer.learning_curves(study)
-    row = curves[
-        (curves["part"] == "full") & (curves["source"] == "IAT") & (curves["size"] == "mean")
-    ].iloc[0]
-    i = found.parts[0].interval
-    expected = [100 * row[k] for k in ("minus multi-task", "diff low", "diff high")]
-    assert [i.value, i.low, i.high] == pytest.approx(expected)
-
-
-def test_every_difference_from_the_release_says_what_was_measured(study):
-    table = q08_claims.release_differences(study).set_index("what")["measured effect"]
-    assert len(table) == 8
-    measured = table[~table.str.startswith("not measured")]
-    assert len(measured) == 5 and measured.str.contains(r"\d").all()
-    assert not measured.str.contains("nan").any(), "what is not defined is said so"
-
-
-# --- other tables of the committed records
-
-
-def test_plain_training_differs_from_itself_by_nothing(study):
-    scores = q06_iat.scores(study).set_index(["ending", "task"])
-    p, whole = (
-        study.profile,
-        scores[scores["seeds"] == study.profile.ending_seeds].index.get_level_values("ending"),
-    )
-    assert set(whole) == {"plain", "IAT", "IAT, random heads", "trunk"}, (
-        "what claims are decided on, at every seed"
-    )
-    assert set(scores["seeds"]) == {p.alone_seeds, p.dose_seeds, p.ending_seeds}
-    assert (scores.loc["plain"][["minus plain", "diff low", "diff high"]] == 0).all(axis=None)
-    assert set(scores.index.get_level_values("task")) == {*study.ending_tasks, "mean"}
-    means = scores.drop("mean", level="task")["score"].groupby("ending").mean()
-    assert means.to_numpy() == pytest.approx(
-        scores.xs("mean", level="task")["score"].loc[means.index].to_numpy()
-    )
-
-
-def test_a_row_of_no_set_stays_where_it_was_unless_the_freeze_leaks(study):
-    moved = q06_iat.movement(study).set_index("ending")["rows of heads in no set"]
-    assert moved["IAT"] == 0 and moved["plain"] == 1
-    assert moved["IAT, leaky"] > 0.1
-
-
-def test_one_trunk_costs_less_than_every_ending_alone(study):
-    steps = q06_iat.counted_steps(study).set_index("how")["steps"]
-    unit = q06_iat.endings_unit(study, 0)
-    ends = {
-        name: 0 if spec is None else round(spec["delta"] * unit.steps)
-        for name, spec in unit.endings.items()
-    }
-    ends["plain"] = min(e for e in ends.values() if e)  # it leaves the trunk last
-    stopped = ends.pop("trunk")  # it takes no step of its own
-    assert (
-        steps["every ending from the first step"] == len(ends) * unit.steps + unit.steps - stopped
-    )
-    assert steps["one trunk, all endings"] == unit.steps - ends["plain"] + sum(ends.values())
-
-
-def test_selections_are_compared_with_the_first(study):
-    table = q04_models.selections(study)
-    assert table["selection"][0] == "gradient" and table["minus gradient"][0] == 0
-    assert table.set_index("selection").loc["ablation", "forward passes"] == 3 * 12 + 1
-    left = q04_models.random_controls(study)
-    assert left["score left (%)"].between(0, 150).all()
-
-
-# --- plots
-
-
-def test_plots_take_what_is_not_defined(study):
-    """A model that has learned nothing has no D: the rest of the figure is drawn."""
-    table = q04_models.dissociation_by_encoder(study)
-    table.loc[1, ["D", "low", "high", "p", "random heads"]] = np.nan
-    for figure in (
-        q04_models.plot_encoders(table),
-        q04_models.plot_selections(q04_models.selections(study)),
-    ):
-        assert figure.get_axes()
+    table = q04.dissociation_by_encoder(study)
+    assert table["encoder"].tolist() == list(study.profile.encoders)
+    effect, pairs = q04.pooled_effect(table), table[["above random", "above se"]]
+    expected = pooled([Interval(*pair, 9.0) for pair in pairs.itertuples(index=False)])
+    assert tuple(effect) == pytest.approx(tuple(expected)) and effect.df == 1
+    assert q04.sentences(table).startswith("Pooled over 2 pre-trained encoders")
+    changes = {"encoder": "minilm-l6-random", "pre-trained": False, "D": np.nan}
+    changed = pd.concat([table, table.tail(1).assign(**changes)])
+    lines = q04.sentences(changed.assign(**{"above se": np.nan})).splitlines()
+    assert lines[0].startswith("Nothing to pool: 0 pre-trained encoders")
+    assert lines[1].startswith("Without pre-training (minilm-l6-random)")
+    assert lines[1].endswith(f"{NOT_TESTABLE}.")
+    nan = changed.assign(**dict.fromkeys(["low", "high", "random heads"], np.nan))
+    for figure in (q04.plot_encoders(nan), q04.plot_selections(q04.selections(study))):
+        assert figure.get_axes(), "what is not defined is left out"
         plt.close(figure)
 
 
-def limits(value: list, low: list, high: list, which: str = "y") -> tuple[float, float]:
-    figure, (ax,) = plots.panels(1, 1.0)
-    before = ax.get_xlim(), ax.get_ylim()
-    plots.set_limits(ax, value, low, high, which)
-    assert (ax.get_ylim() if which == "x" else ax.get_xlim()) == before[which == "x"]
-    plt.close(figure)
-    return ax.get_xlim() if which == "x" else ax.get_ylim()
+def test_every_difference_from_the_release_says_what_was_measured(study):
+    table = q08.release_differences(study).set_index("what")["measured effect"]
+    measured = table[~table.str.startswith("not measured")]
+    assert (len(table), len(measured)) == (8, 5) and measured.str.contains(r"\d").all()
+    assert not measured.str.contains("nan").any(), "what is not defined is said so"
+    n, batch = len(study.tasks["bbc"].train), study.profile.batch_size
+    share = 100 * (1 - batch / n) ** (n // batch)
+    assert abs(float(re.search(r"misses (\d+) %", table["batches"])[1]) - share) < 3
 
 
-@pytest.mark.parametrize("which", ["x", "y"])
-def test_an_axis_shows_all_values_and_cuts_vast_intervals(which):
-    low, high = limits([2.0, 10.0], [1.0, 8.0], [3.0, 11.0], which)
-    assert (low, high) == pytest.approx((-0.4, 11.4)), "a margin of 4 % around 0 and the interval"
-    low, high = limits([2.0, 10.0], [-600.0, 8.0], [600.0, 11.0], which)
-    assert (low, high) == pytest.approx((-12, 22)), (
-        "1.2 times the values' range, from 0 to 10, on either side"
+def test_endings_are_compared_on_the_seeds_that_have_them(study):
+    table, p = q06.scores(study).set_index(["ending", "task"]), study.profile
+    seeds = table.groupby("ending")["seeds"].unique().map(list)
+    assert seeds["single-task"] == [p.alone_seeds] and seeds["IAT, leaky"] == [p.dose_seeds]
+    assert set(seeds.index[seeds.map(lambda s: s == [p.ending_seeds])]) == {*ENDINGS, "trunk"}
+    assert (table.loc["plain"][["minus plain", "diff low", "diff high"]] == 0).all(axis=None)
+    means = table.drop("mean", level="task")["score"].groupby("ending").mean()
+    np.testing.assert_allclose(table.xs("mean", level="task")["score"].loc[means.index], means)
+    moved = q06.movement(study).set_index("ending")["rows of heads in no set"]
+    assert (moved["IAT"], moved["plain"]) == (0, 1) and moved["IAT, leaky"] > 0.1
+    counts = q06.parameters(study)
+    assert counts["parameters"].nunique() == 1 and set(counts["seed"]) == set(study.ending_seeds)
+    steps = q06.counted_steps(study).set_index("how")["steps"]
+    unit = study.endings_unit(0)
+    ends = {n: round(e["delta"] * unit.steps) for n, e in unit.endings.items() if e}
+    longest = ends.pop("trunk")  # it takes no step of its own, and plain goes on from there
+    alone = (len(ends) + 2) * unit.steps - longest
+    assert steps["every ending from the first step"] == alone
+    assert steps["one trunk, all endings"] == unit.steps + sum(ends.values())
+
+
+def test_doses_hold_the_one_that_decides(study):
+    table, p = q06.doses(study), study.profile
+    assert set(table["delta"]) == {p.delta, *p.doses}
+    assert (
+        table["difference"].tolist()[:: len(table) // 4]
+        == [f"IAT minus {c}" for c in q06.CONTROLS] * 2
     )
-    low, high = limits([-2.0, 10.0, np.nan], [-3.0, 8.0, np.nan], [0.0, 11.0, np.nan], which)
-    assert low < -3 and high > 11
+    mine = table[table["decides"]]
+    assert set(mine["seeds"]) == {p.ending_seeds} and set(mine["delta"]) == {p.delta}
+    for claim, evidence in q06.decide(study).items():
+        values = [part.interval.value for part in evidence.parts]
+        assert mine[mine["claim"] == claim]["value"].tolist() == pytest.approx(values)
+    assert set(mine["changed"]) == {q06.changed(study, q06.deciding(study))}
 
 
-def test_an_axis_without_a_value_or_without_a_range_is_left_in_peace():
-    figure, (ax,) = plots.panels(1, 1.0)
-    plots.set_limits(ax, [np.nan], [np.nan], [np.nan])
-    assert ax.get_ylim() == (0, 1)
-    plots.set_limits(ax, [0.0], [0.0], [0.0])
-    low, high = ax.get_ylim()
-    assert low < 0 < high
-    plt.close(figure)
-
-
-def test_a_missing_pruning_is_named(study):
-    record = study.store.get(q06_iat.endings_unit(study, 0))
-    with refused("no pruning of 'PCGrad'"):
-        recorded_iap(record, "PCGrad")
-
-
-def test_tables_are_frames_with_one_row_a_thing(study):
-    assert len(q04_models.dissociation_by_encoder(study)) == len(study.profile.encoders)
-    assert len(q05_similarity.pairs(study)) == 6
-    transfer = q07_transfer.learning_curves(study)
-    assert isinstance(transfer, pd.DataFrame) and len(transfer) == 4 * 2 * 2
-    assert not transfer.duplicated(["part", "source", "size"]).any()
+def test_selections_are_compared_with_the_first(study):
+    table = q04.selections(study).set_index("selection")
+    assert table.index[0] == "gradient" and table.loc["gradient", "minus gradient"] == 0
+    assert table.loc["gradient", "rank correlation"] == pytest.approx(1)
+    assert table.loc["ablation", "forward passes"] == 3 * 12 + 1
+    draws = table.filter(like="random, draw", axis=0)
+    assert len(draws) == study.profile.selection_randoms and draws["forward passes"].eq(0).all()
+    left = q04.random_controls(study).set_index("random sets")["score left (%)"]
+    assert left["(top heads)"] < left["matched by layer"] < 105
 
 
 def test_profiles_stand_side_by_side_by_what_is_measured(claims, tmp_path):
     study = fslib.Study("mini", results=tmp_path)
-    assert list(q08_claims.by_profile(study, claims)) == ["mini"], "nothing else was computed here"
-    other = claims.assign(**{k: claims[k] + 1 for k in ("value", "low", "high")}).iloc[::-1]
+    assert list(q08.by_profile(study, claims)) == ["mini"], "nothing else was computed here"
+    other = claims.assign(**{k: claims[k] + 1 for k in ENDS}).iloc[::-1]
     (tmp_path / "evidence" / "tables").mkdir(parents=True)
     other.to_csv(tmp_path / "evidence" / "tables" / "08_claims.csv", index=False)
-    tables = q08_claims.by_profile(study, claims)
+    tables = q08.by_profile(study, claims)
     assert list(tables) == ["mini", "evidence"]
-    shown = q08_claims.side_by_side(tables)
+    shown = q08.side_by_side(tables)
     assert shown[["claim", "measured here"]].equals(claims[["claim", "measured here"]])
-    for _, row in shown[shown["mini: estimate"] != "none"].iterrows():
-        here, there = (float(row[f"{name}: estimate"].split()[0]) for name in tables)
-        assert there - here == pytest.approx(1, abs=0.011)
-    assert shown["mini: verdict"].equals(shown["evidence: verdict"]) and shown["mini: p"].equals(
-        claims["p"]
-    )
-    c2 = shown.set_index("claim").loc["C2"]
-    assert c2["evidence: estimate"] == "none" and c2["evidence: verdict"] == NOT_TESTABLE
-    figure = q08_claims.plot_claims(tables)
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
-        "mini",
-        "evidence",
-    ]
+    for row in shown.to_dict("records"):
+        here, there = (row[f"{name}: estimate"].split()[0] for name in tables)
+        assert here == there == "none" or float(there) - float(here) == pytest.approx(1, abs=0.011)
+    assert shown["mini: verdict"].equals(shown["evidence: verdict"])
+    assert shown["mini: p"].equals(claims["p"]) and shown["claim"][shown.index[-1]] == "C6"
+    figure = q08.plot_claims(tables)
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == list(tables)
     overridden = fslib.Study("mini", overrides={"seeds": 1}, results=tmp_path)
-    assert list(q08_claims.by_profile(overridden, claims)) == ["mini"], (
-        "other settings are not compared"
-    )
+    assert list(q08.by_profile(overridden, claims)) == ["mini"], "other settings are not compared"
 
 
-def test_c5_by_hand(study):
-    """Both parts of C5 from the records: which source is which, and which half is scored."""
-    task = next(iter(q07_transfer.target_tasks(study).values()))
-    labels, sizes = halved(task.eval.labels, score_half), study.profile.transfer_sizes
-    records = [study.store.get(unit) for unit in study.plan("07")]
-
-    def mean(source: str) -> float:
-        names = [f"transfer/{task.name}/{source}/full/{size or 'all'}" for size in sizes]
-        return 100 * np.mean(
-            [[(halved(r.arrays[n], score_half) == labels).mean() for n in names] for r in records]
-        )
-
-    found = [part.interval.value for part in q07_transfer.evidence(study).parts]
-    expected = [mean("IAT") - mean("plain"), mean("IAT") - mean("IAT, random heads")]
-    assert found == pytest.approx(expected) and found[0] != found[1]
-    table = (
-        q07_transfer.learning_curves(study)
-        .query("part == 'full' and size == 'mean'")
-        .set_index("source")["score"]
-    )
-    assert 100 * table["multi-task"] == pytest.approx(mean("plain"))
-    assert 100 * table["pre-trained"] == pytest.approx(mean("pre-trained"))
+# --- limits of an axis
 
 
-def test_the_dose_that_decides_is_the_evidence(study):
-    every = q06_iat.doses(study)
-    assert sorted(set(every["delta"])) == sorted({study.profile.delta, *study.profile.doses})
-    table = every[every["decides"]]
-    assert (table["delta"] == study.profile.delta).all() and (
-        table["seeds"] == study.profile.ending_seeds
-    ).all()
-    found = {
-        claim: [part.interval.value for part in e.parts]
-        for claim, e in q06_iat.evidence(study).items()
-    }
-    for claim, values in found.items():
-        assert table[table["claim"] == claim]["value"].tolist() == pytest.approx(values)
-    assert table["changed"].unique() == pytest.approx(
-        [q06_iat.changed(study, q06_iat.deciding(study))]
-    )
-
-
-def test_the_gate_of_c3_sees_no_example_that_its_d_is_scored_on(study, monkeypatch):
-    """D is scored on half of fewer examples than C4; its gate must not look at the others' other half."""
-    seen = {}
-
-    def look(a, b):
-        seen["shapes"] = {task: values.shape for task, values in a.items()}
-        return 1.0
-
-    monkeypatch.setattr(q06_iat, "changed_share", look)
-    dose = q06_iat.deciding(study)
-    q06_iat.changed_beside_d(study, dose)
-    iap = q06_iat._pruned(study, dose, "plain")
-    n, seeds = {task: len(y) for task, y in iap.labels.items()}, study.profile.ending_seeds
-    assert seen["shapes"] == {task: (seeds, len(iap.apart[task].labels)) for task in n}
-    for task in n:
-        evaluated = q06_iat.cached_task(task).limited(eval=study.profile.ending_examples)
-        whole = evaluated.limited(eval=study.profile.prune_examples).eval.labels
-        assert np.array_equal(iap.apart[task].labels, halved(whole, gate_half)), (
-            "the rest is what D is scored on"
-        )
-        assert np.array_equal(iap.labels[task], halved(whole, score_half))
+@pytest.mark.parametrize("which", ["x", "y"])
+@pytest.mark.parametrize(("ends", "limits"), [
+    (([2.0, 10.0], [1.0, 8.0], [3.0, 11.0]), (-0.4, 11.4)),  # a margin of 4 % around 0 and all
+    (([2.0, 10.0], [-600.0, 8.0], [600.0, 11.0]), (-12, 22)),  # 1.2 times the values' range
+    (([np.nan], [np.nan], [np.nan]), (0, 1)),  # as it was
+    (([0.0], [0.0], [0.0]), (-0.1, 0.1)),
+])  # fmt: skip
+def test_an_axis_shows_all_values_and_cuts_vast_intervals(which, ends, limits):
+    figure, (ax,) = plots.panels(1, 1.0)
+    plots.set_limits(ax, *ends, which)
+    mine, other = (ax.get_xlim(), ax.get_ylim())[:: 1 if which == "x" else -1]
+    assert mine == pytest.approx(limits) and other == (0, 1)
+    plt.close(figure)

@@ -1,136 +1,81 @@
-"""What README says of the claims is what notebook 08 has saved."""
+"""README's numbers are those that the notebooks have saved."""
 
 import json
 import re
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
+import pytest
+from readme_tables import README, ROOT, TABLES, with_tables
 
-ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-
-
-def test_the_claims_of_the_readme_are_those_that_notebook_08_has_saved():
-    """Every number of README's table, as many digits as it shows, and every verdict."""
-    table = re.search(
-        r"\| claim of the paper \| `mini` \| `evidence` \|\n.*?\n\n", README.read_text(), re.S
-    )
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in table[0].strip().splitlines()[2:]
-    ]
-    at = [i for i, (first, *_) in enumerate(rows) if first.startswith("**C")]
-    assert [rows[i][0][2:4] for i in at] == [f"C{i}" for i in range(1, 7)]
-    for column, profile in enumerate(("mini", "evidence"), start=1):
-        saved = pd.read_csv(ROOT / "results" / profile / "tables" / "08_claims.csv").fillna(
-            {"why": ""}
-        )
-        for i, end in zip(at, [*at[1:], len(rows)], strict=True):
-            parts = saved[saved["claim"] == rows[i][0][2:4]]
-            said = rows[i][column]
-            assert said.startswith(f"**{parts['verdict'].iloc[0]}**") and said.endswith(
-                parts["why"].iloc[0]
-            )
-            if claim_p := re.search(r"\(claim p (\S+)\)", said):
-                assert same_p(claim_p[1], parts["claim p"].iloc[0])
-            for row, (_, part) in zip(rows[i + 1 : end], parts.iterrows(), strict=True):
-                assert same_numbers(row[column], part), (
-                    f"{profile}, {part['claim']}, {part['measured here']}"
-                )
+TEXT = README.read_text()
+WORDS = " ".join(TEXT.split())
 
 
-def test_the_findings_of_the_readme_are_what_the_notebooks_of_evidence_have_saved():
+def saved(profile: str, table: str, **where: object) -> pd.Series:
+    """The one row of a table that a notebook of a profile has saved; where: its values."""
+    rows = pd.read_csv(ROOT / "results" / profile / "tables" / f"{table}.csv")
+    for column, value in where.items():
+        rows = rows[rows[column.replace("_", " ")] == value]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def test_tables_are_as_the_command_writes_them():
+    assert with_tables(TEXT) == TEXT, "python tests/readme_tables.py"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_command_mends_a_table_and_needs_its_mark(name):
+    begin = TEXT.index(f"<!-- table: {name} -->")
+    assert with_tables(TEXT[:begin] + TEXT[begin:].replace("1", "7", 1)) == TEXT
+    with pytest.raises(SystemExit, match=f"one line <!-- table: {name} -->"):
+        with_tables(TEXT[:begin] + TEXT[begin + 1 :])
+
+
+def test_the_findings_are_what_the_notebooks_of_evidence_have_saved():
     """Every sentence with a number under "What came out", written anew from the tables."""
 
     def row(table: str, **where: object) -> pd.Series:
-        saved = pd.read_csv(ROOT / "results" / "evidence" / "tables" / f"{table}.csv")
-        for column, value in where.items():
-            saved = saved[saved[column.replace("_", " ")] == value]
-        assert len(saved) == 1
-        return saved.iloc[0]
+        return saved("evidence", table, **where)
 
-    question = row("03_shared", lesion_of="another task with its question")
+    asked = row("03_shared", lesion_of="another task with its question")
     shifts = [row("02_lesions", task=task) for task in ("bbc-shift", "sst-shift")]
-    same = [
-        row("05_shared", the_two_tasks_share=what) for what in ("question", "question and text")
-    ]
-    other = row("05_shared", the_two_tasks_share="not the question")
-    late, early = (
-        row("06_doses", claim="C4", difference="IAT minus plain training", delta=d, floor=0)
-        for d in (0.1, 0.9)
-    )
-    ablation, integrated = (
-        row("04_selections", selection=name) for name in ("ablation", "integrated")
-    )
-    assert shifts[0]["largest rise: head"] == shifts[1]["largest rise: head"]
     fewest, most = sorted(shifts, key=lambda found: found["points lost without it"])
-    lowest, highest = (
-        min(found["lowest D"] for found in same),
-        max(found["highest D"] for found in same),
-    )
+    alike = ("question", "question and text")
+    same = pd.DataFrame([row("05_shared", the_two_tasks_share=what) for what in alike])
+    other = row("05_shared", the_two_tasks_share="not the question")
+    part = {"claim": "C4", "difference": "IAT minus plain training", "floor": 0}
+    late, early = (row("06_doses", delta=delta, **part) for delta in (0.1, 0.9))
+    names = ("gradient", "ablation", "integrated")
+    usual, ablation, integrated = (row("04_selections", selection=name) for name in names)
+    assert shifts[0]["largest rise: head"] == shifts[1]["largest rise: head"]
+    assert same["pairs"].sum() == 9 and "The nine pairs" in WORDS
+    assert all(1.5 < found["D"] / usual["D"] < 2.5 for found in (ablation, integrated)), "twice"
     sentences = [
-        f"A task loses {question['by']:.1f} points of accuracy more [{question['low']:.1f}, {question['high']:.1f}] to",
-        f"without it, one task loses {fewest['points lost without it']:.0f} points [{fewest['lost low']:.0f}, "
-        f"{fewest['lost high']:.0f}], the other {most['points lost without it']:.0f} [{most['lost low']:.0f}, "
-        f"{most['lost high']:.0f}] (",
-        f"that ask the same have a D of {lowest:.1f} to {highest:.1f} points; those that do not, {other['D']:.1f} in",
-        f"correlation with D is {other['rank correlation']:.2f} [{other['low']:.2f}, {other['high']:.2f}].",
+        "A task loses {by:.1f} points of accuracy more [{low:.1f}, {high:.1f}] to".format(**asked),
+        "one task loses {points lost without it:.0f} points [{lost low:.0f}, "
+        "{lost high:.0f}], the other".format(**fewest),
+        "the other {points lost without it:.0f} [{lost low:.0f}, {lost high:.0f}] (".format(**most),
+        f"have a D of {same['lowest D'].min():.1f} to {same['highest D'].max():.1f} points; those",
+        "those that do not, {D:.1f} in".format(**other),
+        "with D is {rank correlation:.2f} [{low:.2f}, {high:.2f}].".format(**other),
         f"where it changes {100 * early['changed']:.0f} % of the predictions, it costs",
         f"as in the paper, it changes {100 * late['changed']:.1f} % of the predictions",
-        f"of the gradient's, {ablation['minus gradient']:.0f} and {integrated['minus gradient']:.0f} points "
-        f"more [{ablation['diff low']:.0f}, {ablation['diff high']:.0f}], "
-        f"[{integrated['diff low']:.0f}, {integrated['diff high']:.0f}].",
+        f"{ablation['minus gradient']:.0f} and {integrated['minus gradient']:.0f} points more "
+        "[{diff low:.0f}, {diff high:.0f}], ".format(**ablation)
+        + "[{diff low:.0f}, {diff high:.0f}].".format(**integrated),
     ]
-    text = " ".join(README.read_text().split())
-    assert [sentence for sentence in sentences if sentence not in text] == []
-    assert sum(found["pairs"] for found in same) == 9 and "The nine pairs" in text
-    twice = [
-        found["D"] / row("04_selections", selection="gradient")["D"]
-        for found in (ablation, integrated)
-    ]
-    assert all(1.5 < times < 2.5 for times in twice), "about twice"
+    assert [sentence for sentence in sentences if sentence not in WORDS] == []
 
 
 def test_the_dissociation_to_expect_is_that_of_notebook_03():
-    text = " ".join(README.read_text().split())
-    for profile, digits, said in (
-        ("mini", 2, "D = {} points, 95 % interval [{}, {}]"),
-        ("glue-mini", 1, "D = {} points [{}, {}]"),
-    ):
-        saved = pd.read_csv(ROOT / "results" / profile / "tables" / "03_dissociation.csv")
-        (row,) = saved[
-            (saved["convention"] == "lesion")
-            & (saved["fraction"] == "mean")
-            & (saved["task"] == "mean")
-        ].to_dict("records")
-        assert said.format(*(f"{row[name]:.{digits}f}" for name in ("D", "low", "high"))) in text
+    whole = {"convention": "lesion", "fraction": "mean", "task": "mean"}
+    row = saved("mini", "03_dissociation", **whole)
+    said = "D = {D:.2f} points, 95 % interval [{low:.2f}, {high:.2f}]"
+    assert said.format(**row) in WORDS
 
 
 def test_the_hours_of_evidence_are_those_of_its_records():
     records = (ROOT / "results" / "evidence" / "runs").glob("*.json")
     hours = sum(json.loads(record.read_text())["seconds"] for record in records) / 3600
-    assert re.findall(r"(\d+) hours of one core", README.read_text()) == [f"{hours:.0f}"]
-
-
-def same_p(said: str, p: float) -> bool:
-    """Whether p is told with the digits that are told: .28, or < .001."""
-    if said.startswith("<"):
-        return p < float(said.strip("< "))
-    return f"{p:.2g}" == f"{float(said):.2g}"
-
-
-def same_numbers(said: str, part: pd.Series) -> bool:
-    """Whether a cell holds a part's estimate, interval, p and MDE; nothing, if there is no estimate; 0 of a count."""
-    if np.isnan(part["value"]):
-        return said == ""
-    if said == "0 exactly":
-        return part["value"] == part["low"] == part["high"] == 0
-    told = re.fullmatch(r"(\S+) \[(\S+), (\S+)\], p (.+), (\S+)", said)
-    if told is None:
-        return False
-    for name, text in zip(("value", "low", "high"), told.groups()[:3], strict=True):
-        rounded = f"{part[name]:.{len(text.partition('.')[2])}f}"
-        if text != re.sub(r"^-(0\.0*)$", r"\1", rounded):
-            return False
-    return same_p(told[4], part["p"]) and told[5] == f"{part['MDE']:.2g}"
+    assert re.findall(r"(\d+) hours of one core", TEXT) == [f"{hours:.0f}"]

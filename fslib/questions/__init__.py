@@ -1,1 +1,1 @@
-"""The questions, one module per notebook: its tables, its plots, its sentences, from records alone."""
+"""The questions, one module per notebook: its tables, plots and sentences, from records."""

@@ -1,4 +1,4 @@
-"""Notebook 01: does one encoder learn all tasks at once, and does it pay or cost to learn them together?"""
+"""Notebook 01: does one encoder learn all tasks at once, and does that pay or cost?"""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,28 +7,29 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fslib.claims import paired_differences
-from fslib.intervals import score_measure
+from fslib.intervals import Measure, score_measure
 from fslib.plot import GREY, looks, panels, percent, styled
+from fslib.questions.drawing import Look, whiskers
 from fslib.study.study import Study
+
+REFERENCE = "multi-task"
 
 
 def losses(study: Study, window: int = 15) -> dict[str, pd.DataFrame]:
-    """Return each task's training loss: a running mean over `window` of its steps, averaged over seeds."""
+    """Return each task's training loss: a running mean over its own steps, averaged over seeds."""
     grid = np.linspace(0, study.profile.steps, 41)[1:]
-    losses = {}
+    found = {}
     for i, name in enumerate(study.profile.tasks):
         curves = []
         for record in study.multitask():
             steps = np.flatnonzero(record.arrays["order"] == i)
             if len(steps):
-                smooth = (
-                    pd.Series(record.arrays["losses"][steps]).rolling(window, min_periods=1).mean()
-                )
+                values = pd.Series(record.arrays["losses"][steps])
+                smooth = values.rolling(window, min_periods=1).mean()
                 curves.append(np.interp(grid, steps + 1, smooth))
-        losses[name] = pd.DataFrame(
-            {"step": grid, "loss": np.mean(curves, 0) if curves else np.nan}
-        )
-    return losses
+        loss = np.mean(curves, 0) if curves else np.nan
+        found[name] = pd.DataFrame({"step": grid, "loss": loss})
+    return found
 
 
 def curves(study: Study) -> pd.DataFrame:
@@ -42,52 +43,47 @@ def curves(study: Study) -> pd.DataFrame:
 
 
 def scores(study: Study) -> pd.DataFrame:
-    """Return one row per task and method: score, interval, and its paired difference from multi-task training.
+    """Return a row per task and method: score, and paired difference from multi-task training.
 
     Of `alone_seeds`, so that every comparison is between models of the same seeds.
     """
-    frames = []
-    for name, task in study.tasks.items():
-        measures = {
-            method: {name: score_measure(name, task.metric, predictions, task.eval.labels)}
-            for method, predictions in _predictions(study, name).items()
-        }
-        frame = paired_differences(measures, "multi-task", ("method", "task"), with_mean=False)
-        by_seed = [measures[method][name].values for method in frame["method"]]
-        frame["seeds"] = [len(values) for values in by_seed]
-        frame["seed min"], frame["seed max"] = (
-            [v.min() for v in by_seed],
-            [v.max() for v in by_seed],
-        )
-        frames.append(frame)
-    columns = ["task", "method", "seeds", "score", "low", "high", "seed min", "seed max"]
-    return pd.concat(frames, ignore_index=True)[
-        [*columns, "minus multi-task", "diff low", "diff high"]
-    ]
+    measures = _measures(study)
+    table = paired_differences(measures, REFERENCE, ("method", "task"), with_mean=False)
+    by_seed = pd.Series([m.values for by_task in measures.values() for m in by_task.values()])
+    table["seeds"] = by_seed.map(len)
+    table["seed min"], table["seed max"] = by_seed.map(np.min), by_seed.map(np.max)
+    order = table["task"].map(list(study.tasks).index).sort_values(kind="stable").index
+    ends = ["score", "low", "high", "seed min", "seed max"]
+    difference = [f"minus {REFERENCE}", "diff low", "diff high"]
+    columns = ["task", "method", "seeds", *ends, *difference]
+    return table.loc[order, columns].reset_index(drop=True)
 
 
-def _predictions(study: Study, task: str) -> dict[str, np.ndarray]:
-    """Return {method: (seeds, n)} predictions of one task's evaluation examples."""
-    train, evaluation = study.tasks[task].train, study.tasks[task].eval
-    constant = 0 if study.tasks[task].is_regression else np.bincount(train.labels).argmax()
-    records = {
-        "multi-task": [study.store.get(study.training(s)) for s in study.alone_seeds],
-        "single-task": [study.store.get(study.training(s, task)) for s in study.alone_seeds],
-        "bag of words": [study.store.get(study.words())],
-    }
-    predictions = {
-        m: np.stack([r.arrays[f"predictions/{task}"] for r in rs]) for m, rs in records.items()
-    }
-    return predictions | {"majority class": np.full((1, len(evaluation)), constant)}
+def _measures(study: Study) -> dict[str, dict[str, Measure]]:
+    """Return {method: {task: score of every seed's model}}."""
+    found: dict[str, dict[str, Measure]] = {}
+    together = [study.training(s) for s in study.alone_seeds]
+    for t, task in study.tasks.items():
+        alone = [study.training(s, t) for s in study.alone_seeds]
+        units: dict[str, list] = {REFERENCE: together, "single-task": alone}
+        units["bag of words"] = [study.words()]
+        constant = 0 if task.is_regression else np.bincount(task.train.labels).argmax()
+        answers = {"majority class": [np.full(len(task.eval), constant)]}
+        for method, some in units.items():
+            answers[method] = [study.store.get(unit).arrays[f"predictions/{t}"] for unit in some]
+        for method in (*units, "majority class"):
+            measure = score_measure(t, task.metric, np.stack(answers[method]), task.eval.labels)
+            found.setdefault(method, {})[t] = measure
+    return found
 
 
 def sentence(row: pd.Series) -> str:
-    """Say whether a method is better or worse than multi-task training, beyond the interval; from a row of `scores`."""
+    """Say whether a method, a row of `scores`, is better or worse than multi-task training."""
     low, high = row["diff low"], row["diff high"]
     word = "above" if low > 0 else "below" if high < 0 else "not told apart from"
     return (
-        f"{row['task']}: {row['method']} is {word} multi-task "
-        f"(difference {100 * row['minus multi-task']:+.1f} points, [{100 * low:+.1f}, {100 * high:+.1f}])"
+        f"{row['task']}: {row['method']} is {word} {REFERENCE} (difference "
+        f"{100 * row[f'minus {REFERENCE}']:+.1f} points, [{100 * low:+.1f}, {100 * high:+.1f}])"
     )
 
 
@@ -95,19 +91,23 @@ def sentence(row: pd.Series) -> str:
 def plot_learning_curves(
     losses: Mapping[str, pd.DataFrame], curves: pd.DataFrame, chance: Mapping[str, float]
 ) -> Figure:
-    """Draw, left: training loss (running mean) per task. Right: evaluation score along training, mean and each seed.
+    """Draw, left: training loss per task. Right: score along training, mean and each seed.
 
-    losses[task]: columns step, loss, averaged over seeds. curves: columns seed, step, then one per task.
+    Args:
+        losses: Of `losses`.
+        curves: Of `curves`.
+        chance: {task: score of the best constant answer}.
     """
     style = looks(list(losses))
     figure, (left, right) = panels(2, 2.7)
     for task, frame in losses.items():
-        left.plot(frame["step"], frame["loss"], color=style[task]["color"], label=task)
+        colour = style[task]["color"]
+        left.plot(frame["step"], frame["loss"], color=colour, label=task)
         for _, run in curves.groupby("seed"):
-            right.plot(run["step"], run[task], color=style[task]["color"], linewidth=0.5, alpha=0.4)
+            right.plot(run["step"], run[task], color=colour, linewidth=0.5, alpha=0.4)
         mean = curves.groupby("step")[task].mean()
         right.plot(mean.index, mean, **style[task], linewidth=1.4)  # type: ignore[arg-type]
-        right.axhline(chance[task], color=style[task]["color"], linestyle=":", linewidth=0.9)
+        right.axhline(chance[task], color=colour, linestyle=":", linewidth=0.9)
     left.set(xlabel="step (one batch of one task)", ylabel="training loss, running mean")
     left.legend()
     right.set(xlabel="step", ylabel="evaluation score (%)")
@@ -117,23 +117,19 @@ def plot_learning_curves(
 
 @styled
 def plot_scores(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
-    """Draw scores with intervals, one panel per task, one row per method. table: task, method, score, low, high."""
+    """Draw scores with intervals, of `scores`: one panel per task, one row per method."""
     figure, axes = panels(len(tasks), 1.9, sharey=True)
     methods = list(dict.fromkeys(table["method"]))
     style = looks(tasks)
     for ax, task in zip(axes, tasks, strict=True):
         part = table[table["task"] == task].set_index("method").loc[methods]
         for row, (method, values) in enumerate(part.iterrows()):
-            ours = str(method).startswith(("multi", "single"))
-            low, high = values["score"] - values["low"], values["high"] - values["score"]
-            ax.errorbar(
-                values["score"],
-                row,
-                xerr=[[low], [high]],
-                fmt=style[task]["marker"],
-                color=style[task]["color"] if ours else GREY,
-                capsize=2,
-            )
+            trained = str(method).endswith("-task")
+            look: Look = {
+                "fmt": style[task]["marker"],
+                "color": style[task]["color"] if trained else GREY,
+            }
+            whiskers(ax, row, values[["score", "low", "high"]], "x", **look)
         ax.set(title=task, xlabel="score (%)")
         ax.set_yticks(range(len(methods)), methods)
         ax.set_ylim(len(methods) - 0.5, -0.5)

@@ -1,231 +1,174 @@
 """Notebook 02: which attention heads does each task need, and can the ranking be trusted?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from fslib.heads import head_name, overlap, top_heads
-from fslib.importance import normalized
+from fslib.lesions import HeadLesions
 from fslib.plot import GREY, WIDTH, looks, map_of, panels, styled
-from fslib.scoring import rank_correlation
+from fslib.scoring import interval, rank_correlation
 from fslib.study.study import Study
 
-LESIONS = [
-    "task", "seed", "rank correlation", "low", "high", "two halves of the examples",
-    "largest rise: head", "points lost without it", "lost low", "lost high", "its rank by importance",
-    "share of heads with a rise below 0",
-]  # fmt: skip
+FRACTION = 0.3  # of all heads: the top heads whose overlap is shown
+OVERLAP = "overlap of the top 30 % (Jaccard)"
+LESIONS = ["task", "seed", "rank correlation", "low", "high", "two halves of the examples"]
+LESIONS += ["largest rise: head", "points lost without it", "lost low", "lost high"]
+LESIONS += ["its rank by importance", "share of heads with a rise below 0"]
+LABELS = ("head", "head", "importance, share of the largest")  # of the maps of lesions
 
 
-def lesions(study: Study) -> pd.DataFrame:
-    """Return how importance predicts what a head's loss costs: one row per task and model.
-
-    The rank correlation, over heads, of importance (training examples) with the rise of the mean loss without the head
-    (evaluation examples); its interval over evaluation examples (jackknife, within [-1, 1]); and how two halves of the
-    examples agree on the rises (`HeadLesions.reliability`). Then the head without which the loss rises most (L and H
-    count from 1), the points of score that are lost without it, and its rank by importance. It is a maximum over heads,
-    so its rise is in part luck.
-    """
-    rows = []
-    for seed in study.lesion_seeds:
-        found = study.lesion(seed).lesions(study.store)
-        parts = study.units(seed).importance.contributions(study.store)
-        for task in found.tasks:
-            importance, rise = parts[task].importance(), found.rise(task)
-            r, halves = found.predicted_by(task, importance).interval(), found.reliability(task)
-            layer, head = (int(i) for i in np.unravel_index(rise.argmax(), rise.shape))
-            lost = found.measure(task, layer, head).interval()
-            rank = int((importance > importance[layer, head]).sum()) + 1
-            row = (task, seed, r.value, max(r.low, -1), min(r.high, 1), halves)
-            rows.append(
-                (
-                    *row,
-                    head_name(layer, head),
-                    *(lost.value, lost.low, lost.high),
-                    rank,
-                    (rise < 0).mean(),
-                )
-            )
-    return pd.DataFrame(rows, columns=LESIONS)
-
-
-def importance_maps(
-    study: Study, *, reduction: str = "token", normalize: str | None = None
-) -> dict[str, np.ndarray]:
+def importance_maps(study: Study) -> dict[str, np.ndarray]:
     """Return {task: (layers, heads)} importance, the mean over seeds."""
     runs = study.contributions()
-
-    def mean(task: str) -> np.ndarray:
-        return np.mean(
-            [run[task].importance(reduction=reduction, normalize=normalize) for run in runs], 0
-        )
-
-    return {task: mean(task) for task in study.profile.tasks}
+    return {t: np.mean([run[t].importance() for run in runs], 0) for t in study.profile.tasks}
 
 
-def ranking(maps: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Return one row per task and head: importance and rank, layers and heads counted from 1."""
+def ranking(maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Return a row per task and head: importance and rank; layers and heads count from 1."""
     frames = []
     for task, values in maps.items():
-        layer, head = np.indices(values.shape) + 1
-        frame = pd.DataFrame(
-            {
-                "task": task,
-                "layer": layer.ravel(),
-                "head": head.ravel(),
-                "importance": values.ravel(),
-            }
-        )
+        layer, head = (place.ravel() + 1 for place in np.indices(values.shape))
+        frame = pd.DataFrame({"task": task, "layer": layer, "head": head})
+        frame["importance"] = values.ravel()
         frame["rank"] = frame["importance"].rank(ascending=False, method="first").astype(int)
         frames.append(frame.sort_values("rank"))
     return pd.concat(frames, ignore_index=True)
 
 
 def task_correlations(study: Study) -> pd.DataFrame:
-    """Return the rank correlation of tasks' maps, mean over seeds; diagonal: a task with itself, two half samples."""
+    """Return the rank correlation of tasks' maps, the mean over seeds.
+
+    Always of one half of a task's examples with another half, so that sampling noise weighs the
+    same on the diagonal (a task with itself) and off it.
+    """
     names, runs = study.profile.tasks, study.contributions()
     table = pd.DataFrame(np.zeros((len(names), len(names))), names, names)
     for run in runs:
-        halves = {
-            t: [run[t].importance(subset=half) for half in _halves(len(run[t].tokens))]
-            for t in names
-        }
-        for a in names:
-            for b in names:
-                # always one half against another, so that sampling noise weighs the same on and off the diagonal
-                r = np.mean(
-                    [
-                        rank_correlation(halves[a][0], halves[b][1]),
-                        rank_correlation(halves[a][1], halves[b][0]),
-                    ]
-                )
-                table.loc[a, b] += r / len(runs)
+        halves = {}
+        for t in names:
+            order = np.random.default_rng(0).permutation(len(run[t].tokens))
+            parts = order[: len(order) // 2], order[len(order) // 2 :]
+            halves[t] = [run[t].importance(subset=part) for part in parts]
+        for a, b in product(names, names):
+            r = [rank_correlation(halves[a][i], halves[b][1 - i]) for i in (0, 1)]
+            table.loc[a, b] += np.mean(r) / len(runs)
     return table
 
 
-def _halves(n: int) -> list[np.ndarray]:
-    order = np.random.default_rng(0).permutation(n)
-    return [order[: n // 2], order[n // 2 :]]
-
-
 def seed_correlations(study: Study) -> pd.DataFrame:
-    """Return how a task's maps agree between seeds: between models trained with another order and dropout."""
-    runs = study.contributions()
-    rows = []
+    """Return how a task's maps agree between seeds: models of another order and dropout."""
+    rows, runs = [], dict(zip(study.seeds, study.contributions(), strict=True))
     for task in study.profile.tasks:
-        maps = [run[task].importance() for run in runs]
-        pairs = [(i, j) for i in range(len(maps)) for j in range(i)]
+        maps = {seed: run[task].importance() for seed, run in runs.items()}
+        pairs = sorted(combinations(study.seeds, 2), key=lambda pair: pair[1])
         for i, j in pairs:
-            sets = [top_heads(maps[k], 0.3) for k in (i, j)]
-            rows.append(
-                {
-                    "task": task,
-                    "seeds": f"{study.seeds[j]} and {study.seeds[i]}",
-                    "rank correlation": rank_correlation(maps[i], maps[j]),
-                    "overlap of the top 30 % (Jaccard)": overlap(*sets),
-                }
-            )
-    return pd.DataFrame(
-        rows, columns=["task", "seeds", "rank correlation", "overlap of the top 30 % (Jaccard)"]
-    )
+            sets = [top_heads(maps[seed], FRACTION) for seed in (i, j)]
+            r = rank_correlation(maps[i], maps[j])
+            rows.append((task, f"{i} and {j}", r, overlap(*sets)))
+    return pd.DataFrame(rows, columns=["task", "seeds", "rank correlation", OVERLAP])
 
 
 def stability(study: Study, repeats: int = 20) -> pd.DataFrame:
-    """Return the rank correlation of maps from two disjoint random samples of one size: mean and 95 % range."""
-    rows = []
-    runs = study.contributions()
+    """Return the rank correlation of maps from two disjoint samples of one size.
+
+    The mean, and the range of 95 % of `repeats` draws of each seed's model.
+    """
+    rows, runs = [], study.contributions()
     for task in study.profile.tasks:
         n = len(runs[0][task].tokens)
         for size in [2**k for k in range(2, 20) if 2**k <= n // 2]:
-            correlations = []
+            found = []
             for number, run in enumerate(runs):
                 rng = np.random.default_rng([number, size])
                 for _ in range(repeats):
                     order = rng.permutation(n)
-                    pair = [
-                        run[task].importance(subset=s)
-                        for s in (order[:size], order[size : 2 * size])
-                    ]
-                    correlations.append(rank_correlation(*pair))
-            low, high = np.quantile(correlations, [0.025, 0.975])
-            rows.append(
-                {
-                    "task": task,
-                    "examples": size,
-                    "mean": np.mean(correlations),
-                    "low": low,
-                    "high": high,
-                }
-            )
-    return pd.DataFrame(rows).astype({"low": float, "high": float})
+                    samples = order[:size], order[size : 2 * size]
+                    maps = [run[task].importance(subset=sample) for sample in samples]
+                    found.append(rank_correlation(*maps))
+            rows.append((task, size, np.mean(found), *map(float, interval(np.array(found)))))
+    return pd.DataFrame(rows, columns=["task", "examples", "mean", "low", "high"])
 
 
-def choices(study: Study, fraction: float = 0.3) -> pd.DataFrame:
-    """Return what layer normalization and the reduction change: against no normalization with token reduction."""
+def choices(study: Study) -> pd.DataFrame:
+    """Return what layer normalization and the reduction change in maps and top heads.
+
+    Against no normalization with token reduction; means over seeds.
+    """
     rows = []
-    for normalize, reduction in (
-        (None, "token"),
-        ("layer", "token"),
-        (None, "example"),
-        ("layer", "example"),
-    ):
+    for reduction, normalize in product(("token", "example"), (None, "layer")):
         for task in study.profile.tasks:
-            correlations, overlaps, shares = [], [], []
+            found = []
             for run in study.contributions():
                 usual = run[task].importance()
                 other = run[task].importance(reduction=reduction, normalize=normalize)
-                sets = top_heads(usual, fraction), top_heads(other, fraction)
-                correlations.append(rank_correlation(usual, other))
-                overlaps.append(overlap(*sets))
-                shares.append(sets[1][-1].sum() / max(1, sets[1].sum()))
-            rows.append(
-                {
-                    "normalize": str(normalize),
-                    "reduction": reduction,
-                    "task": task,
-                    "rank correlation": np.mean(correlations),
-                    "overlap of the top 30 % (Jaccard)": np.mean(overlaps),
-                    "share of them in the last layer": np.mean(shares),
-                }
-            )
-    return pd.DataFrame(rows)
+                sets = top_heads(usual, FRACTION), top_heads(other, FRACTION)
+                last = sets[1][-1].sum() / max(1, sets[1].sum())
+                found.append((rank_correlation(usual, other), overlap(*sets), last))
+            rows.append((str(normalize), reduction, task, *np.mean(found, 0)))
+    measured = ["rank correlation", OVERLAP, "share of them in the last layer"]
+    return pd.DataFrame(rows, columns=["normalize", "reduction", "task", *measured])
+
+
+def _lesioned(study: Study, seed: int) -> tuple[HeadLesions, dict[str, np.ndarray]]:
+    """Return what every head alone is worth in a model, and {task: importance of its heads}."""
+    parts = study.units(seed).importance.contributions(study.store)
+    maps = {task: part.importance() for task, part in parts.items()}
+    return study.lesion(seed).lesions(study.store), maps
+
+
+def lesions(study: Study) -> pd.DataFrame:
+    """Return how importance predicts what a head's loss costs: a row per task and model.
+
+    The rank correlation, over heads, of importance (training examples) with the rise of the mean
+    loss without the head (evaluation examples); its interval over evaluation examples (jackknife,
+    within [-1, 1]); and how two halves of the examples agree on the rises
+    (`HeadLesions.reliability`). Then the head without which the loss rises most (L and H count
+    from 1), the points of score that are lost without it, and its rank by importance. It is a
+    maximum over heads, so its rise is in part luck.
+    """
+    rows = []
+    for seed in study.lesion_seeds:
+        found, maps = _lesioned(study, seed)
+        for task in found.tasks:
+            importance, rise = maps[task], found.rise(task)
+            r = found.predicted_by(task, importance).interval()
+            layer, head = (int(i) for i in np.unravel_index(rise.argmax(), rise.shape))
+            lost = found.measure(task, layer, head).interval()
+            rank = int((importance > importance[layer, head]).sum()) + 1
+            agreement = r.value, max(r.low, -1), min(r.high, 1), found.reliability(task)
+            largest = head_name(layer, head), lost.value, lost.low, lost.high, rank
+            rows.append((task, seed, *agreement, *largest, (rise < 0).mean()))
+    return pd.DataFrame(rows, columns=LESIONS)
 
 
 def lesion_sentences(table: pd.DataFrame) -> str:
     """Say how well importance predicts what losing a head costs, a line per task and model."""
-    lines = (
-        [] if len(table) else ["Of no model was every head switched off alone (lesion_seeds=0)."]
+    if table.empty:
+        return "Of no model was every head switched off alone (lesion_seeds=0)."
+    return "\n".join(
+        f"{row['task']}, seed {row['seed']}: r = {row['rank correlation']:.2f} "
+        f"[{row['low']:.2f}, {row['high']:.2f}] (halves of the examples agree at "
+        f"{row['two halves of the examples']:.2f}). The loss rises most without "
+        f"{row['largest rise: head']}, number {row['its rank by importance']} by importance; "
+        f"the score then loses {row['points lost without it']:.1f} points "
+        f"[{row['lost low']:.1f}, {row['lost high']:.1f}]."
+        for row in table.to_dict("records")
     )
-    for row in table.to_dict("records"):
-        lines.append(
-            f"{row['task']}, seed {row['seed']}: r = {row['rank correlation']:.2f} "
-            f"[{row['low']:.2f}, {row['high']:.2f}] "
-            f"(halves of the examples agree at {row['two halves of the examples']:.2f}). The loss rises most without "
-            f"{row['largest rise: head']}, number {row['its rank by importance']} by importance; the score then loses "
-            f"{row['points lost without it']:.1f} points [{row['lost low']:.1f}, {row['lost high']:.1f}]."
-        )
-    return "\n".join(lines)
-
-
-def layer_normalized(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the maps with each layer divided by its L2 norm."""
-    return {t: normalized(m, "layer") for t, m in maps.items()}
 
 
 def sentences(correlations: pd.DataFrame, stability: pd.DataFrame) -> str:
-    """Say what the maps show: agreement within tasks and between them, and the sample that a ranking needs."""
+    """Say how maps agree within and between tasks, and which sample a ranking needs."""
     values = correlations.to_numpy()
     own = np.eye(len(values), dtype=bool)
     pairs = correlations.where(np.triu(~own)).stack()
     mean = stability.groupby("examples")["mean"].min()
-    enough = mean[mean >= 0.95]
-    needs = (
-        f"from {enough.index[0]} examples on"
-        if len(enough)
-        else f"not within {mean.index.max()} examples"
-    )
+    enough = mean.index[mean >= 0.95]
+    most = f"not within {mean.index.max()} examples"
+    needs = f"from {enough[0]} examples on" if len(enough) else most
     return (
         f"Within a task, half samples agree at {values[own].min():.2f} to {values[own].max():.2f}; "
         f"between tasks maps agree at {values[~own].min():.2f} to {values[~own].max():.2f}.\n"
@@ -237,21 +180,15 @@ def sentences(correlations: pd.DataFrame, stability: pd.DataFrame) -> str:
 
 @styled
 def plot_stability(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
-    """Draw the rank correlation of two disjoint samples against their size. table: task, examples, mean, low, high."""
+    """Draw the rank correlation of two disjoint samples against their size, of `stability`."""
     style = looks(tasks)
     figure, (ax,) = panels(1, 2.6)
     figure.set_size_inches(WIDTH * 0.6, 2.6)
     for task in tasks:
         part = table[table["task"] == task]
         ax.plot(part["examples"], part["mean"], **style[task], label=task)  # type: ignore[arg-type]
-        ax.fill_between(
-            part["examples"],
-            part["low"],
-            part["high"],
-            color=style[task]["color"],
-            alpha=0.15,
-            lw=0,
-        )
+        ends = part["low"], part["high"]
+        ax.fill_between(part["examples"], *ends, color=style[task]["color"], alpha=0.15, lw=0)
     ax.axhline(0.95, color=GREY, linestyle=":", linewidth=1)
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -262,15 +199,12 @@ def plot_stability(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
 
 @styled
 def plot_lesions(study: Study) -> Figure:
-    """Draw, one row per task, the map of importance, the map of what losing each head alone adds to the loss, and one
-    against the other; of the first model."""
-    seed = study.seeds[0]
-    found = study.lesion(seed).lesions(study.store)
-    parts = study.units(seed).importance.contributions(study.store)
+    """Draw a row per task, of the first model: importance, rise of the loss, and both together."""
+    found, maps = _lesioned(study, study.lesion_seeds[0])
     figure, axes = panels(3 * len(found.tasks), 0.75 + 0.16 * found.shape[0], 3)
     rows = [axes[i : i + 3] for i in range(0, len(axes), 3)]
     for (left, middle, right), (task, style) in zip(rows, looks(found.tasks).items(), strict=True):
-        importance, rise = parts[task].importance(), found.rise(task)
+        importance, rise = maps[task], found.rise(task)
         share, limit = importance / importance.max(), float(np.abs(rise).max())
         map_of(left, share, cmap="viridis", vmin=0, vmax=1)
         image = map_of(middle, rise, cmap="PuOr_r", vmin=-limit, vmax=limit)
@@ -282,10 +216,8 @@ def plot_lesions(study: Study) -> Figure:
             ax.tick_params(labelsize=7)
         right.set_ylabel("rise", fontsize=7)
         right.set_title(f"r = {float(found.predicted_by(task, importance).values[0]):.2f}")
-    for ax, title in zip(rows[0], ("importance", "rise of the loss without it", ""), strict=True):
-        ax.set_title(title or ax.get_title())
-    for ax, label in zip(
-        rows[-1], ("head", "head", "importance, share of the largest"), strict=True
-    ):
+    for ax, title in zip(rows[0], ("importance", "rise of the loss without it"), strict=False):
+        ax.set_title(title)
+    for ax, label in zip(rows[-1], LABELS, strict=True):
         ax.set_xlabel(label)
     return figure

@@ -1,226 +1,167 @@
-"""Notebook 04: does dissociation appear in other encoders, and does it depend on how heads are chosen?"""
+"""Notebook 04: does dissociation appear in other encoders, and with heads chosen otherwise?"""
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fslib.claims import (
-    NOT_TESTABLE,
-    above_constant,
-    entering,
-    interval_text,
-    learned,
-    p_text,
-    paired_differences,
-    scored,
-)
+from fslib import claims
 from fslib.heads import overlap, top_heads
 from fslib.iap import IAP, score_left
 from fslib.importance import passes
 from fslib.intervals import Interval, pooled
 from fslib.model.encoders import ENCODERS
 from fslib.plot import GREY, forest, panels, percent, set_limits, styled
+from fslib.questions.drawing import Look
+from fslib.questions.q03_pruning import POINT
 from fslib.scoring import rank_correlation
 from fslib.study.store import Record
 from fslib.study.study import Study
 from fslib.study.units import SELECTIONS, UNMATCHED, recorded_iap
 
+FIRST = next(iter(SELECTIONS))  # the way to choose heads that others are compared with
+AGREEMENT = ("rank correlation", "overlap of top heads")
+PASSES = ("forward passes", "backward passes")
+DISSOCIATION = ("D", "low", "high", "random heads", "above random", "above low", "above high")
+
 
 def dissociation_by_encoder(study: Study) -> pd.DataFrame:
-    """Return one row per encoder: its size, what it learned, and its dissociation (lesion, mean over all).
+    """Return a row per encoder: its size, what it learned, and its dissociation (lesion).
 
-    tasks: how many are learned and enter D. D is NaN where fewer than two do.
+    tasks: how many are learned and enter D, which is NaN where fewer than two do.
     """
     rows = []
     for name in study.profile.encoders:
         chains = study.encoder_units(name)
         trained = study.store.get(chains[0].train).result
         iap = IAP.over_seeds([units.prune.iap(study.store) for units in chains])
-        row = {
-            "encoder": name,
-            "layers": trained["shape"][0],
-            "heads": int(np.prod(trained["shape"])),
-        }
-        row |= {
-            "pre-trained": ENCODERS.get(name, ({}, True))[1],
-            "million parameters": trained["parameters"] / 1e6,
-        }
-        row |= {"seeds": len(chains), "score": iap.baseline().mean()}
-        row["above chance by"] = (iap.baseline() - iap.chance()).mean()
-        rows.append(row | _effects(iap, study))
+        row: dict[str, object] = {"encoder": name, "layers": trained["shape"][0]}
+        row |= {"heads": int(np.prod(trained["shape"]))}
+        row |= {"pre-trained": ENCODERS.get(name, ({}, True))[1]}
+        row |= {"million parameters": trained["parameters"] / 1e6, "seeds": len(chains)}
+        row |= {"score": iap.baseline().mean()}
+        row |= {"above chance by": (iap.baseline() - iap.chance()).mean()}
+        rows.append(row | _dissociation(iap, study.profile.draws))
     return pd.DataFrame(rows)
 
 
-def _effects(iap: IAP, study: Study) -> dict[str, float | int]:
-    """Return D of one encoder, beside random heads', as columns; NaN where fewer than two tasks are learned."""
-    passed = learned(above_constant(iap))
-    names = (
-        "D",
-        "low",
-        "high",
-        "random heads",
-        "above random",
-        "above low",
-        "above high",
-        "above se",
-        "p",
-    )
-    each: dict[str, float | int] = {f"D, {task}": np.nan for task in iap.tasks}
-    if len(passed) < 2:
-        return {"tasks": len(passed)} | dict.fromkeys(names, np.nan) | each
-    result = scored(iap, passed).dissociation(draws=study.profile.draws)
-    d, above = result.mean, result.measure(above_random=True).interval()
-    values = (d.value, d.low, d.high, d.random, above.value, above.low, above.high, above.se, d.p)
-    each |= {f"D, {task}": float(result.of(task).value) for task in passed}
-    return {"tasks": len(passed)} | dict(zip(names, map(float, values), strict=True)) | each
+def _dissociation(iap: IAP, draws: int) -> dict[str, float | int]:
+    """Return D of one encoder, beside random heads', as columns; NaN where it is not defined."""
+    passed = claims.learned(claims.above_constant(iap))
+    each = [f"D, {task}" for task in iap.tasks]
+    found = dict.fromkeys([*DISSOCIATION, "above se", "p", *each], np.nan)
+    if len(passed) > 1:
+        result = claims.scored(iap, passed).dissociation(draws=draws)
+        found |= {k: getattr(result.mean, POINT[k]) for k in (*DISSOCIATION, "p")}
+        found["above se"] = result.measure(above_random=True).interval().se
+        found |= {f"D, {task}": result.of(task).value for task in passed}
+    return {"tasks": len(passed)} | found
+
+
+def _poolable(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of pre-trained encoders that have a D."""
+    return table[table["pre-trained"] & table["above se"].notna()]
 
 
 def pooled_effect(table: pd.DataFrame) -> Interval:
-    """Return D above random heads, pooled over the pre-trained encoders of the table with a random effect.
+    """Return D above random heads, pooled over pre-trained encoders with a random effect.
 
     One number for a population of encoders; never a count of those that pass by themselves.
     """
-    chosen = table[table["pre-trained"] & table["above se"].notna()]
-    pairs = zip(chosen["above random"], chosen["above se"], strict=True)
-    return pooled([Interval(float(value), float(se), np.inf) for value, se in pairs])
+    pairs = _poolable(table)[["above random", "above se"]].astype(float).itertuples(index=False)
+    return pooled([Interval(value, se, np.inf) for value, se in pairs])
+
+
+def _unmatched(record: Record) -> dict[str, IAP]:
+    """Return what pruning each random draw over all layers did, by name."""
+    names = [k.removesuffix("/heads") for k in record.arrays if k.endswith("/heads")]
+    return {k: recorded_iap(record, k) for k in names if k.startswith(UNMATCHED)}
 
 
 def selections(study: Study) -> pd.DataFrame:
-    """Return one row per way to choose heads: how it ranks them, what dissociation it yields, what it costs.
+    """Return a row per way to choose heads: its ranking, the dissociation it yields, its cost.
 
-    "minus gradient": D minus that of the first; its interval is over evaluation examples, on one model. D is over the
-    tasks that are learned, or over all if fewer than two are.
+    "minus gradient": D minus that of the first; its interval is over evaluation examples, on one
+    model. D is over the tasks that are learned, or over all if fewer than two are.
     """
     record = study.store.get(study.selection())
-    names = [*SELECTIONS, *_unmatched(record)]
-    first = recorded_iap(record, names[0])
+    iaps = {name: recorded_iap(record, name) for name in SELECTIONS} | _unmatched(record)
     values = {
-        n: {"mean": entering(recorded_iap(record, n), first).dissociation().measure()}
-        for n in names
+        name: {"mean": claims.entering(iap, iaps[FIRST]).dissociation().measure()}
+        for name, iap in iaps.items()
     }
-    table = paired_differences(
-        values, names[0], ("selection", "task"), value="D", with_mean=False
-    ).drop(columns="task")
-    ranks = pd.DataFrame([_ranking(study, record, name) for name in names])
+    names = "selection", "task"
+    table = claims.paired_differences(values, FIRST, names, value="D", with_mean=False)
+    ranks = pd.DataFrame([_ranking(study, record, name) for name in iaps])
     table = pd.concat([table, ranks], axis=1)
-    table["selection"] = [name.replace(UNMATCHED, "random, draw") for name in names]
-    agreement = ["rank correlation", "overlap of top heads"]
-    difference = [f"minus {names[0]}", "diff low", "diff high"]
-    return table[
-        [
-            "selection",
-            *agreement,
-            "D",
-            "low",
-            "high",
-            *difference,
-            "forward passes",
-            "backward passes",
-        ]
-    ]
+    table["selection"] = table["selection"].str.replace(UNMATCHED, "random, draw")
+    difference = [f"minus {FIRST}", "diff low", "diff high"]
+    return table[["selection", *AGREEMENT, "D", "low", "high", *difference, *PASSES]]
 
 
-def _ranking(study: Study, record: Record, name: str) -> dict[str, float]:
-    """Return how one selection's maps agree with the first's, and the passes over the sample that they cost."""
+def _ranking(study: Study, record: Record, name: str) -> dict[str, float | int]:
+    """Return how a selection's maps agree with the first's, and the passes that they cost."""
     if name not in SELECTIONS:
-        agreement = {"rank correlation": np.nan, "overlap of top heads": np.nan}
-        return agreement | {"forward passes": 0, "backward passes": 0}
-    first, fraction = next(iter(SELECTIONS)), max(study.profile.small_fractions)
-    maps = [
-        [record.arrays[f"importance/{n}/{t}"] for n in (first, name)] for t in study.profile.tasks
-    ]
-    sets = [[top_heads(m, fraction) for m in pair] for pair in maps]
-    forward, backward = passes(
-        SELECTIONS[name].get("estimator", "gradient"), *record.result["shape"]
-    )
-    return {
-        "rank correlation": float(np.mean([rank_correlation(*pair) for pair in maps])),
-        "overlap of top heads": float(np.mean([overlap(*pair) for pair in sets])),
-        "forward passes": forward,
-        "backward passes": backward,
-    }
-
-
-def _unmatched(record: Record) -> list[str]:
-    return [
-        k.removesuffix("/heads")
-        for k in record.arrays
-        if k.startswith(UNMATCHED) and k.endswith("/heads")
-    ]
+        return dict.fromkeys(AGREEMENT, np.nan) | dict.fromkeys(PASSES, 0)
+    fraction, found = max(study.profile.small_fractions), []
+    for task in study.profile.tasks:
+        pair = [record.arrays[f"importance/{n}/{task}"] for n in (FIRST, name)]
+        sets = [top_heads(scores, fraction) for scores in pair]
+        found.append((rank_correlation(*pair), overlap(*sets)))
+    estimator = SELECTIONS[name].get("estimator", "gradient")
+    agreement = dict(zip(AGREEMENT, np.mean(found, 0).tolist(), strict=True))
+    return agreement | dict(zip(PASSES, passes(estimator, *record.result["shape"]), strict=True))
 
 
 def random_controls(study: Study) -> pd.DataFrame:
-    """Return what random head sets, matched by layer with top heads or not, leave of the score in % of the unpruned."""
+    """Return what random head sets, matched by layer or not, leave of the score (%)."""
     record = study.store.get(study.selection())
-    first = recorded_iap(record, next(iter(SELECTIONS)))
-    unmatched = [
-        recorded_iap(record, name).top.scores[0, 0] for name in _unmatched(record)
-    ]  # each (pruned, scored)
-    sets = {
-        "matched by layer": first.random.scores[0, 0],  # (pruned, controls, scored)
-        "not matched": np.stack(unmatched, 1),
+    first = recorded_iap(record, FIRST)
+    sets = {  # the last axis is the scored task
+        "matched by layer": first.random.scores[0, 0],
+        "not matched": np.stack([iap.top.scores[0, 0] for iap in _unmatched(record).values()]),
         "(top heads)": first.top.scores[0, 0],
     }
     rows = []
     for name, scores in sets.items():
         left = score_left(scores, first.baseline()[0]).mean(-1)
-        rows.append(
-            {
-                "random sets": name,
-                "sets": left.size,
-                "score left (%)": left.mean(),
-                "spread": left.std(ddof=1),
-            }
-        )
-    return pd.DataFrame(rows)
+        rows.append((name, left.size, left.mean(), left.std(ddof=1)))
+    return pd.DataFrame(rows, columns=["random sets", "sets", "score left (%)", "spread"])
 
 
 def sentences(table: pd.DataFrame) -> str:
     """Say what the encoders show together, and what becomes of D without pre-training."""
-    effect, lines = pooled_effect(table), []
-    count = int((table["pre-trained"] & table["above se"].notna()).sum())
+    effect, count = pooled_effect(table), len(_poolable(table))
+    first = f"Nothing to pool: {count} pre-trained encoders have learned two tasks or more."
     if np.isfinite(effect.se):
-        lines.append(
-            f"Pooled over {count} pre-trained encoders (random effect): D above random heads {interval_text(effect, 1)} "
-            f"points, {p_text(effect.p)}, minimum detectable effect {effect.mde:.1f}."
+        first = (
+            f"Pooled over {count} pre-trained encoders (random effect): D above random heads "
+            f"{claims.interval_text(effect, 1)} points, {claims.p_text(effect.p)}, minimum "
+            f"detectable effect {effect.mde:.1f}."
         )
-    else:
+    lines = [first]
+    for row in table[~table["pre-trained"]].to_dict("records"):
+        d = f"D = {row['D']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
         lines.append(
-            f"Nothing to pool: {count} pre-trained encoders have learned two tasks or more."
-        )
-    for _, row in table[~table["pre-trained"]].iterrows():
-        said = (
-            f"D = {row['D']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
-            if np.isfinite(row["D"])
-            else NOT_TESTABLE
-        )
-        lines.append(
-            f"Without pre-training ({row['encoder']}) the tasks end {100 * row['above chance by']:.1f} points above "
-            f"chance, {row['tasks']} of them learned: {said}."
+            f"Without pre-training ({row['encoder']}) the tasks end "
+            f"{100 * row['above chance by']:.1f} points above chance, {row['tasks']} of them "
+            f"learned: {d if np.isfinite(row['D']) else claims.NOT_TESTABLE}."
         )
     return "\n".join(lines)
 
 
 @styled
 def plot_encoders(table: pd.DataFrame) -> Figure:
-    """Draw, left: each encoder's mean dissociation (interval) beside random heads'. Right: what it learned."""
+    """Draw, left: D of each encoder beside random heads'. Right: what it learned."""
     figure, (left, right) = panels(2, 0.9 + 0.27 * len(table), sharey=True, width_ratios=[1.5, 1])
-    names = table["encoder"]
-    forest(left, names, table["D"], table["low"], table["high"])
-    set_limits(left, np.append(table["D"], table["random heads"]), table["low"], table["high"], "x")
-    left.plot(
-        table["random heads"],
-        range(len(table)),
-        "|",
-        color=GREY,
-        markersize=11,
-        mew=2,
-        label="random heads, matched",
-    )
+    rows, random = range(len(table)), table["random heads"]
+    forest(left, table["encoder"], table["D"], table["low"], table["high"])
+    set_limits(left, np.append(table["D"], random), table["low"], table["high"], "x")
+    look: Look = {"color": GREY, "markersize": 11, "mew": 2, "label": "random heads, matched"}
+    left.plot(random, rows, "|", **look)
     left.axvline(0, color="black", linewidth=0.6)
     left.set(xlabel="dissociation D, mean over tasks, 10 and 30 % pruned (points)")
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    right.barh(range(len(table)), table["above chance by"], color="#bbbbbb", height=0.55)
+    right.barh(rows, table["above chance by"], color="#bbbbbb", height=0.55)
     right.set(xlabel="score above chance (points)")
     percent(right, "x")
     return figure
@@ -228,13 +169,12 @@ def plot_encoders(table: pd.DataFrame) -> Figure:
 
 @styled
 def plot_selections(table: pd.DataFrame) -> Figure:
-    """Draw, left: dissociation that each way to choose heads yields. Right: its rank correlation with the default."""
+    """Draw, left: D that each way to choose heads yields. Right: agreement with the first."""
     figure, (left, right) = panels(2, 0.9 + 0.24 * len(table), sharey=True, width_ratios=[1.5, 1])
     forest(left, table["selection"], table["D"], table["low"], table["high"])
     left.axvline(0, color="black", linewidth=0.6)
     left.set(xlabel="dissociation D, mean over tasks (points)")
-    right.barh(range(len(table)), table["rank correlation"].fillna(0), color="#bbbbbb", height=0.55)
-    right.set(
-        xlabel="rank correlation with the first", xlim=(min(0, table["rank correlation"].min()), 1)
-    )
+    r = table["rank correlation"]
+    right.barh(range(len(table)), r.fillna(0), color="#bbbbbb", height=0.55)
+    right.set(xlabel="rank correlation with the first", xlim=(min(0, r.min()), 1))
     return figure

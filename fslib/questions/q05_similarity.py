@@ -1,23 +1,16 @@
-"""Notebook 05: claim C2, the more similar two tasks, the weaker the specialization of a model trained on both?"""
+"""Notebook 05: claim C2, the more similar two tasks, the weaker the specialization on both?"""
+
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fslib.claims import (
-    LEAST_TASKS,
-    Evidence,
-    Part,
-    above_best_constant,
-    correlation_over_pairs,
-    gate_examples,
-    learned,
-    mantel,
-    scored,
-)
+from fslib import claims
 from fslib.iap import IAP
 from fslib.intervals import Interval
 from fslib.plot import COLOURS, MARKERS, panels, set_limits, styled
+from fslib.questions.drawing import whiskers
 from fslib.study.profiles import SHARED, shared_by
 from fslib.study.study import Study
 from fslib.study.units import MEASURES
@@ -25,10 +18,14 @@ from fslib.study.units import MEASURES
 UNKNOWN = "(not known)"
 BETWEEN = " + "  # the tasks of a pair
 NAMED = 15  # pairs: more than that are told apart by what they share, not by name
-PRIMARY = "importance"  # the similarity that decides on C2, chosen beforehand; the others show how much hangs on it
+PRIMARY = (
+    "importance"  # the similarity that decides, chosen beforehand; others show what hangs on it
+)
+CORRELATION = "rank correlation with D"
+Pruned = Mapping[tuple[str, str], IAP]  # of the models of every pair of tasks, over seeds
 
 
-def _iaps(study: Study) -> dict[tuple[str, str], IAP]:
+def _pruned(study: Study) -> Pruned:
     """Return {pair: what pruning did to the models of both tasks}, over seeds."""
     return {
         pair: IAP.over_seeds([units.prune.iap(study.store) for units in chains])
@@ -36,81 +33,74 @@ def _iaps(study: Study) -> dict[tuple[str, str], IAP]:
     }
 
 
-def gate(study: Study) -> dict[str, Interval]:
-    """Return, per task, how far its score lies above the best constant answer, over the models of all its pairs.
+def _learned(study: Study, pruned: Pruned) -> list[str]:
+    """Name the tasks above the best constant answer, over the models of all their pairs.
 
     On the half of the evaluation examples that no score is computed on.
     """
-    above, recorded = {}, _iaps(study)
+    above = {}
     for task in study.pair_tasks:
-        iaps = [iap for pair, iap in recorded.items() if task in pair]
+        iaps = [iap for pair, iap in pruned.items() if task in pair]
         metric = iaps[0].metrics[iaps[0].tasks.index(task)]
-        examples = [gate_examples(iap, task) for iap in iaps]
+        examples = [claims.gate_examples(iap, task) for iap in iaps]
         predictions = np.concatenate([part.predictions for part in examples])
-        above[task] = above_best_constant(task, metric, predictions, examples[0].labels)
-    return above
+        above[task] = claims.above_best_constant(task, metric, predictions, examples[0].labels)
+    return claims.learned(above)
+
+
+def _similarities(study: Study) -> dict[str, pd.DataFrame]:
+    """Return {measure: tasks by tasks}, from the record."""
+    result = study.store.get(study.similarity()).result
+    names, found = result["tasks"], result["similarity"]
+    return {measure: pd.DataFrame(found[measure], names, names) for measure in MEASURES}
 
 
 def pairs(study: Study) -> pd.DataFrame:
-    """Return one row per pair of tasks: five similarities, and the dissociation of models trained on that pair.
+    """Return a row per pair of tasks: five similarities, and D of the models trained on both.
 
-    shared: question, text, both or neither, where that is known. enters: whether both tasks are learned, so that the
-    pair counts. D: mean over seeds, with its interval.
+    shared: question, text, both or neither, where that is known. enters: whether both tasks are
+    learned, so that the pair counts. D: mean over seeds, with its interval.
     """
-    matrices, passed = _matrices(study), learned(gate(study))
-    rows = []
-    for pair, iap in _iaps(study).items():
-        d = scored(iap).dissociation(draws=study.profile.draws).mean
+    similarities, pruned, rows = _similarities(study), _pruned(study), []
+    passed = set(_learned(study, pruned))
+    for pair, iap in pruned.items():
+        d = claims.scored(iap).dissociation(draws=study.profile.draws).mean
         row: dict[str, object] = {"pair": BETWEEN.join(pair), "shared": shared_by(*pair) or ""}
-        row |= {m: matrices[m].loc[pair] for m in MEASURES}
-        row |= {"enters": set(pair) <= set(passed), "D": d.value, "low": d.low, "high": d.high}
+        row |= {measure: frame.loc[pair] for measure, frame in similarities.items()}
+        row |= {"enters": set(pair) <= passed, "D": d.value, "low": d.low, "high": d.high}
         rows.append(row | {"random heads": d.random, "p": d.p})
     return pd.DataFrame(rows)
 
 
 def by_shared(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per thing that two tasks share: how many pairs of `pairs` do, their D and importance similarity.
+    """Return a row per thing that two tasks share: pairs of `pairs`, their D and similarity.
 
-    If some pairs share the text alone and others nothing, a last row has both: does similarity count beyond the
-    question? rank correlation: of importance similarity with D among these pairs; low, high: its jackknife
-    over tasks, of eight or more. A description, which decides nothing: it was not fixed beforehand.
+    If some pairs share the text alone and others nothing, a last row has both: does similarity
+    count beyond the question? rank correlation: of importance similarity with D among these pairs;
+    low, high: its jackknife over tasks, of eight or more. A description, which decides nothing: it
+    was not fixed beforehand.
     """
     known = table[table["enters"] & (table["shared"] != "")]
     groups = {what: part for what in SHARED if len(part := known[known["shared"] == what])}
     if {"text", "neither"} <= groups.keys():
         groups["not the question"] = known[known["shared"].isin(["text", "neither"])]
     rows = []
-    for shared, part in groups.items():
-        row = {
-            "the two tasks share": shared,
-            "pairs": len(part),
-            PRIMARY: part[PRIMARY].mean(),
-            "D": part["D"].mean(),
-        }
-        row |= {"lowest D": part["D"].min(), "highest D": part["D"].max()}
-        found = correlation_over_pairs(
-            *(_matrix(part, column).to_numpy() for column in (PRIMARY, "D"))
-        )
-        row["rank correlation"] = found.value
-        enough = found.df + 1 >= LEAST_TASKS
-        rows.append(row | (_ends(found) if enough else {"low": np.nan, "high": np.nan}))
-    columns = [
-        "the two tasks share",
-        "pairs",
-        PRIMARY,
-        "D",
-        "lowest D",
-        "highest D",
-        "rank correlation",
-        "low",
-        "high",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    for part in groups.values():
+        d = part["D"]
+        similar, d_of = (_matrix(part, k).to_numpy() for k in (PRIMARY, "D"))
+        found = claims.correlation_over_pairs(similar, d_of)
+        ends = _ends(found) if found.df + 1 >= claims.LEAST_TASKS else (np.nan, np.nan)
+        means = part[PRIMARY].mean(), d.mean()
+        rows.append((len(part), *means, d.min(), d.max(), found.value, *ends))
+    names = ["pairs", PRIMARY, "D", "lowest D", "highest D", "rank correlation", "low", "high"]
+    described = pd.DataFrame(rows, columns=names)
+    described.insert(0, "the two tasks share", list(groups))
+    return described
 
 
-def _ends(correlation: Interval) -> dict[str, float]:
-    """Return both ends of a correlation's 95 % interval, cut to [-1, 1], where a correlation lies."""
-    return {"low": max(correlation.low, -1.0), "high": min(correlation.high, 1.0)}
+def _ends(correlation: Interval) -> tuple[float, float]:
+    """Return the ends of a correlation's 95 % interval, cut to where a correlation lies."""
+    return max(correlation.low, -1.0), min(correlation.high, 1.0)
 
 
 def _matrix(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -123,78 +113,53 @@ def _matrix(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return frame
 
 
-def _matrices(study: Study) -> dict[str, pd.DataFrame]:
-    """Return {measure: tasks by tasks}, from the record."""
-    result = study.store.get(study.similarity()).result
-    return {
-        m: pd.DataFrame(result["similarity"][m], result["tasks"], result["tasks"]) for m in MEASURES
-    }
-
-
 def correlations(study: Study, table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per similarity: its rank correlation with D over pairs, which C2 says is negative.
+    """Return a row per similarity: its rank correlation with D, which C2 says is negative.
 
-    table: of `pairs`. Over the tasks that are learned. Interval: jackknife over tasks; p: one-sided, by exchanging the
-    names of tasks (Mantel's test), since pairs that share a task are not independent. NaN for fewer than four tasks,
-    and where a D is not defined.
+    Over pairs of tasks that are learned. Interval: jackknife over tasks; p: one-sided, by
+    exchanging the names of tasks (Mantel's test), since pairs that share a task are not
+    independent. NaN for fewer than four tasks, and where a D is not defined.
+
+    Args:
+        study: The study.
+        table: Of `pairs`.
     """
-    tasks = learned(gate(study))
-    d = _matrix(table, "D").reindex(index=tasks, columns=tasks).to_numpy()
-    rows = []
-    for measure, frame in _matrices(study).items():
-        found = mantel(frame.loc[tasks, tasks].to_numpy(dtype=float), d, np.random.default_rng(0))
-        row: dict[str, object] = {
-            "similarity": measure,
-            "rank correlation with D": found.interval.value,
-        }
-        row |= {**_ends(found.interval), "se": found.interval.se, "p": found.p}
-        rows.append(row | {"tasks": len(tasks), "pairs": len(tasks) * (len(tasks) - 1) // 2})
-    return pd.DataFrame(rows)
+    d, rows = _matrix(table[table["enters"]], "D"), []
+    tasks = list(d.index)
+    for measure, frame in _similarities(study).items():
+        similar = frame.loc[tasks, tasks].to_numpy(dtype=float)
+        found = claims.mantel(similar, d.to_numpy(), np.random.default_rng(0))
+        i = found.interval
+        row = (measure, i.value, *_ends(i), i.se, found.p)
+        rows.append((*row, len(tasks), len(tasks) * (len(tasks) - 1) // 2))
+    names = ["similarity", CORRELATION, "low", "high", "se", "p", "tasks", "pairs"]
+    return pd.DataFrame(rows, columns=names)
 
 
-def primary(table: pd.DataFrame) -> pd.Series:
-    """Return the row of `correlations` that decides on C2."""
-    return table.set_index("similarity").loc[PRIMARY]
-
-
-def decide(table: pd.DataFrame) -> Evidence:
-    """Return what there is on C2, from `correlations`: the claim is that the correlation is below 0."""
-    row = primary(table)
-    tasks = int(row["tasks"])
-    interval = Interval(float(row["rank correlation with D"]), float(row["se"]), tasks - 1).scaled(
-        -1.0
+def decide(table: pd.DataFrame) -> claims.Evidence:
+    """Return what there is on C2, from `correlations`: that the correlation is below 0."""
+    row = table.set_index("similarity").loc[PRIMARY]
+    tasks, least = int(row["tasks"]), claims.LEAST_TASKS
+    few = (
+        f"{tasks or 'fewer than two'} tasks are learned, and a correlation over pairs needs {least}"
     )
-    failed = (
-        f"{tasks} tasks are learned, and a correlation over pairs needs {LEAST_TASKS}"
-        if tasks < LEAST_TASKS
-        else ""
-    )
-    return Evidence("C2", (Part("minus the rank correlation", interval, float(row["p"])),), failed)
+    interval = Interval(-float(row[CORRELATION]), float(row["se"]), tasks - 1)
+    part = claims.Part("minus the rank correlation", interval, float(row["p"]))
+    return claims.Evidence("C2", (part,), few if tasks < least else "")
 
 
 @styled
 def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
-    """Draw one panel per measure: similarity of the pair against the dissociation of a model trained on it."""
-    measures = list(correlations["similarity"])
-    figure, axes = panels(len(measures) + 1, 2.3, 3, sharey=True)
+    """Draw a panel per measure: similarity of a pair against D of a model trained on both."""
+    figure, axes = panels(len(correlations) + 1, 2.3, 3, sharey=True)
     for ax, (_, row) in zip(axes, correlations.iterrows(), strict=False):
-        for (_, pair), (colour, marker, name) in zip(
-            table.iterrows(), _pair_looks(table), strict=True
-        ):
-            ax.errorbar(
-                pair[row["similarity"]],
-                pair["D"],
-                yerr=[[pair["D"] - pair["low"]], [pair["high"] - pair["D"]]],
-                fmt=marker,
-                color=colour,
-                markerfacecolor=colour if pair["enters"] else "white",
-                elinewidth=0.6,
-                capsize=2,
-                label=name,
-            )
+        for (_, pair), look in zip(table.iterrows(), _pair_looks(table), strict=True):
+            face = {"markerfacecolor": look["color"] if pair["enters"] else "white"}
+            ends = pair[["D", "low", "high"]]
+            whiskers(ax, pair[row["similarity"]], ends, elinewidth=0.6, **look, **face)
         ax.axhline(0, color="black", linewidth=0.6)
         set_limits(ax, table["D"], table["low"], table["high"])
-        rho = row["rank correlation with D"]
+        rho = row[CORRELATION]
         known = f": {rho:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if np.isfinite(rho) else ""
         ax.set_title(f"{row['similarity']}{known}")
         ax.set_xlabel("similarity")
@@ -209,13 +174,11 @@ def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
     return figure
 
 
-def _pair_looks(table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Return colour, marker and name of every pair: its own, or, of many pairs, by what its tasks share."""
+def _pair_looks(table: pd.DataFrame) -> list[dict[str, str]]:
+    """Return how each pair is drawn: by its own look, or, of many, by what its tasks share."""
     if len(table) > NAMED:
-        order = {what: i for i, what in enumerate((*SHARED, UNKNOWN))}
-        return [
-            (COLOURS[order[w]], MARKERS[order[w]], w) for w in table["shared"].replace("", UNKNOWN)
-        ]
-    return [
-        (COLOURS[i % 7], MARKERS[(i + i // 7) % 7], name) for i, name in enumerate(table["pair"])
-    ]
+        places = [(*SHARED, UNKNOWN).index(what or UNKNOWN) for what in table["shared"]]
+        looks = [(i, i, (*SHARED, UNKNOWN)[i]) for i in places]
+    else:
+        looks = [(i % 7, (i + i // 7) % 7, name) for i, name in enumerate(table["pair"])]
+    return [{"color": COLOURS[c], "fmt": MARKERS[m], "label": name} for c, m, name in looks]

@@ -1,0 +1,86 @@
+"""Write README's tables anew from what the notebooks have saved.
+
+`python tests/readme_tables.py` writes each between its marks, `<!-- table: NAME -->` and
+`<!-- end -->`; `pytest tests/test_readme.py` says whether it would change anything.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PROFILES = {"mini": 1, "evidence": 2}  # and how many digits of an estimate are shown
+WORDS = {  # what README calls each claim, and the numbers that it stands on
+    "C1": ("heads specialize", "own lesion against others', points of D",
+           "top heads against random ones"),
+    "C2": ("similar tasks specialize less", "minus the rank correlation over pairs of tasks"),
+    "C3": ("IAT raises specialization", "IAT minus plain training, points of D",
+           "minus IAT with random heads"),
+    "C4": ("IAT beats plain training", "IAT minus plain training, points of score",
+           "minus IAT with random heads"),
+    "C5": ("IAT transfers better", "from IAT minus from plain, points of score on a new task",
+           "from IAT minus from IAT with random heads"),
+    "C6": ("no parameter is added", "parameters"),
+}  # fmt: skip
+
+
+def p_value(p: float) -> str:
+    """Write a p value as README does: .28, 1, or < .001."""
+    return "< .001" if p < 0.001 else f"{p:.2g}".removeprefix("0")
+
+
+def verdict(part: pd.Series) -> str:
+    """Write what became of a claim."""
+    text = f"**{part['verdict']}**" + (f": {part['why']}" if part["why"] else "")
+    if part["verdict"] in ("supported", "inconclusive") and np.isfinite(part["claim p"]):
+        text += f" (claim p {p_value(part['claim p'])})"
+    return text
+
+
+def number(part: pd.Series, digits: int) -> str:
+    """Write one number of a claim: estimate, interval, p, and minimum detectable effect."""
+    if np.isnan(part["value"]):
+        return ""
+    if part["low"] == part["value"] == part["high"]:
+        return f"{part['value']:g} exactly"
+    value, low, high = (
+        f"{round(part[k], digits) + 0.0:.{digits}f}" for k in ("value", "low", "high")
+    )
+    return f"{value} [{low}, {high}], p {p_value(part['p'])}, {part['MDE']:.2g}"
+
+
+def claims() -> list[list[str]]:
+    """Return the claims with their verdicts and numbers, a column per profile."""
+    rows = [["claim of the paper", *(f"`{name}`" for name in PROFILES)], ["---"] * 3]
+    saved = {}
+    for name in PROFILES:
+        table = pd.read_csv(ROOT / "results" / name / "tables" / "08_claims.csv")
+        saved[name] = dict(list(table.fillna({"why": ""}).groupby("claim")))
+    for claim, (title, *numbers) in WORDS.items():
+        parts = {name: list(saved[name][claim].iloc) for name in PROFILES}
+        rows.append([f"**{claim} {title}**", *(verdict(found[0]) for found in parts.values())])
+        for i, words in enumerate(numbers):
+            rows.append([words, *(number(parts[name][i], PROFILES[name]) for name in PROFILES)])
+    return rows
+
+
+TABLES: dict[str, Callable[[], list[list[str]]]] = {"claims": claims}
+
+
+def with_tables(text: str) -> str:
+    """Return README's text with every table as it follows from the records."""
+    for name, rows in TABLES.items():
+        begin, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+        if text.count(begin) != 1:
+            raise SystemExit(f"README needs one line {begin.strip()}, and {end} below it")
+        before, _, rest = text.partition(begin)
+        table = "".join(f"| {' | '.join(row)} |\n" for row in rows())
+        text = before + begin + table + end + rest.partition(end)[2]
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text()))
