@@ -16,7 +16,6 @@ from scipy.stats import binomtest
 from fslib.data import bbc, words
 from fslib.data.loading import glue_task, load_task, load_tasks, read_tsv, task_names
 from fslib.data.tasks import make_task
-from fslib.study.units import predict_from_words
 
 # The data of every task, so that whatever is added leaves those that records are of as they are
 EMBEDDED = {
@@ -183,6 +182,8 @@ class TestRules:
 
     @pytest.mark.parametrize("name", ["bbc-shift", "bbc-somo"])
     def test_words_without_their_order_do_not_tell(self, embedded, name):
+        from fslib.study.units import predict_from_words  # which needs torch, and nothing else here
+
         task = embedded[name]
         right = (predict_from_words(task)[0] == task.eval.labels).sum()
         assert binomtest(int(right), len(task.eval)).pvalue > 0.01
