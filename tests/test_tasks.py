@@ -488,6 +488,8 @@ class TestOwn:
         assert small.train.texts != task.limited(train=20, seed=1).train.texts
         assert small.eval.texts == task.limited(eval=10).eval.texts  # sides do not depend
         assert task.limited(train=10**9).train is task.train
+        most = len(task.train) - 1  # of train's own order, which is longer than eval's
+        assert len(task.limited(train=most).train) == most
         assert small.fingerprint != task.fingerprint
 
     def test_the_fingerprint_knows_every_label_text_and_name(self):
