@@ -16,7 +16,6 @@ from scipy.stats import binomtest
 from fslib.data import bbc, words
 from fslib.data.loading import glue_task, load_task, load_tasks, read_tsv, task_names
 from fslib.data.tasks import make_task
-from fslib.study.units import predict_from_words
 
 # The data of every task, so that whatever is added leaves those that records are of as they are
 EMBEDDED = {
@@ -183,6 +182,8 @@ class TestRules:
 
     @pytest.mark.parametrize("name", ["bbc-shift", "bbc-somo"])
     def test_words_without_their_order_do_not_tell(self, embedded, name):
+        from fslib.study.units import predict_from_words  # which needs torch, and nothing else here
+
         task = embedded[name]
         right = (predict_from_words(task)[0] == task.eval.labels).sum()
         assert binomtest(int(right), len(task.eval)).pvalue > 0.01
@@ -487,6 +488,8 @@ class TestOwn:
         assert small.train.texts != task.limited(train=20, seed=1).train.texts
         assert small.eval.texts == task.limited(eval=10).eval.texts  # sides do not depend
         assert task.limited(train=10**9).train is task.train
+        most = len(task.train) - 1  # of train's own order, which is longer than eval's
+        assert len(task.limited(train=most).train) == most
         assert small.fingerprint != task.fingerprint
 
     def test_the_fingerprint_knows_every_label_text_and_name(self):
