@@ -283,9 +283,6 @@ for name, edit in {
     "answers []": lambda card: card.update(answers=[]),
     "answers text": lambda card: card["answers"]["single"].update(outputs="3"),
     "answers names": lambda card: card["answers"]["single"].update(label_names=3),
-    "no answers, outputs []": lambda card: (
-        (card.pop("answers"), card.update(outputs=[]))[2:] or None
-    ),
 }.items():
     CASES[f"checkpoint: {name}"] = lambda g, e=edit: saved(g, e)
 

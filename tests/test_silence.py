@@ -119,19 +119,6 @@ class TestTasksOfOneName:
             fslib.evaluate(fresh(model, new), other)
         assert fslib.evaluate(fresh(model, new), new)["new"].doubts == "all eval labels are alike"
 
-    def test_a_checkpoint_of_an_older_version_tells_the_number_of_outputs(self, own, zoo, tmp_path):
-        new = MultiTaskModel.from_pretrained(zoo.folder("bert"), own)
-        new.save(tmp_path / "saved")
-        card = json.loads((tmp_path / "saved" / "fslib.json").read_text())
-        del card["answers"]
-        (tmp_path / "saved" / "fslib.json").write_text(json.dumps(card))
-        old = MultiTaskModel.load(tmp_path / "saved")
-        assert fslib.evaluate(old, own)["own"].value == fslib.evaluate(new, own)["own"].value
-        with refused("task own is not the one", "2 classes (metric not known)", "a, b, c"):
-            fslib.evaluate(old, task_called("own", ("a", "b", "c")))
-        old.save(tmp_path / "again")
-        assert MultiTaskModel.load(tmp_path / "again").answers == old.answers
-
 
 class TestNamesOfTasks:
     NAMES = (
