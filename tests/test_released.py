@@ -1,4 +1,4 @@
-"""Checkpoints of the paper's released code: state dicts of their shape, made on the spot, give the same logits."""
+"""Checkpoints of the paper's released code: state dicts of their shape give the same logits."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def weights_of(model: torch.nn.Module, prefixes: tuple[str, ...]) -> dict[str, t
 
 
 def released_bert(folder) -> tuple[dict[str, torch.Tensor], tf.BertModel]:
-    """A state dict as the released code saves it: the encoder under two names, with a pooler; linear classifiers."""
+    """Make a state dict as the released code saves it: a pooler, and linear classifiers."""
     torch.manual_seed(1)
     bert = tf.BertModel.from_pretrained(folder, attn_implementation="eager").eval()
     for parameter in bert.pooler.parameters():

@@ -39,7 +39,9 @@ REFUSALS = {  # what transformers says -> what it means
     "attention implementation": INTERFACE,
     "does not support": INTERFACE,
     f"'{ATTENTION}'": INTERFACE,
-    "Unrecognized configuration class": "an encoder-decoder whose encoder transformers does not load alone",
+    "Unrecognized configuration class": (
+        "an encoder-decoder whose encoder transformers does not load alone"
+    ),
 }
 # By whatever name a configuration has them.
 SMALL: dict[str, Any] = {
@@ -100,7 +102,7 @@ def small(config_class: type) -> Any:
 
 
 def tiny(config: Any, make: Callable[[Any], Any]) -> Any:
-    """Return a model of a configuration with random weights, larger than new ones, so that every head matters."""
+    """Return a model with random weights, larger than new ones: every head matters."""
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in make(config).parameters())
     if weights > LARGEST:

@@ -61,7 +61,8 @@ def importance() -> bool:
     """Compare the importance pass with the same pass done otherwise, by turns.
 
     The baselines: with gradients of all weights, as `backward` makes them (as the released code
-    does), and plain `torch.autograd.grad` in the contexts alone, whose graph begins at the embeddings.
+    does), and plain `torch.autograd.grad` in the contexts alone, whose graph begins at the
+    embeddings.
     """
     _, model = mini()
     task = fslib.load_tasks(["bbc-headline"])["bbc-headline"].limited(train=256)

@@ -67,6 +67,7 @@ def chains() -> list[tuple[str, str, float]]:
         if encoder != p.encoder:
             other = model(whole, sizes, p.small_examples, small)
             found += [("model of all tasks", encoder, other)] * (p.encoder_seeds or p.seeds)
+    found.append(("tasks alone, for similarity", p.encoder, whole + 2 * n * p.small_examples))
     for pair in combinations(sizes, 2):
         texts = model(2 * whole / n, list(pair), p.small_examples, small)
         found += [("model of two tasks", p.encoder, texts)] * (p.pair_seeds or p.seeds)
@@ -88,9 +89,10 @@ if __name__ == "__main__":
     print(
         "| what | encoder | how many | PFLOP each | hours each |\n| --- | --- | --- | --- | --- |"
     )
-    for unit in dict.fromkeys(units):
-        what, encoder, work = unit
-        cells = what, encoder, units.count(unit), f"{work / 1e15:.0f}", f"{work / rate / HOUR:.2f}"
+    for what, encoder in dict.fromkeys(unit[:2] for unit in units):
+        work = [each for *name, each in units if name == [what, encoder]]
+        mean = sum(work) / len(work)
+        cells = what, encoder, len(work), f"{mean / 1e15:.0f}", f"{mean / rate / HOUR:.2f}"
         print(f"| {' | '.join(map(str, cells))} |")
     hours = [work / rate / HOUR for *_, work in units]
     for workers in (1, 8, 64):

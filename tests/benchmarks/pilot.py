@@ -2,20 +2,28 @@
 
 On training data held out, so that nothing is chosen by what is evaluated.
 
-    python tests/benchmarks/pilot.py learn minilm-l6 1e-4 3000 sst-2 qnli bbc ...   scores of every task along training
-    python tests/benchmarks/pilot.py doses minilm-l3 3e-4 1000 sst-2 qnli ...       what IAT changes, by delta
-    python tests/benchmarks/pilot.py transfer minilm-l3 2e-4 96 sst-2 bbc           new tasks from 512 examples
+    python tests/benchmarks/pilot.py learn minilm-l6 1e-4 3000 sst-2 qnli bbc ...   scores of every
+    task along training
+    python tests/benchmarks/pilot.py doses minilm-l3 3e-4 1000 sst-2 qnli ...       what IAT
+    changes, by delta
+    python tests/benchmarks/pilot.py transfer minilm-l3 2e-4 96 sst-2 bbc           new tasks from
+    512 examples
 
-Arguments: encoder, learning rate, steps, tasks. Seed 0; those of the profile begin at 100. FSLIB_DATA names the folder
+Arguments: encoder, learning rate, steps, tasks. Seed 0; those of the profile begin at 100.
+FSLIB_DATA names the folder
 with SST-2, QNLI and AG-Pair. What they said, on two cores of an AMD EPYC processor:
 
-    learn, minilm-l6, 1e-4, 3000 steps, all ten tasks: every task is above chance after 180 steps on it
+    learn, minilm-l6, 1e-4, 3000 steps, all ten tasks: every task is above chance after 180 steps
+    on it
     learn, minilm-l3, six tasks, 1500 steps: at 2e-4 all are learned, at 3e-4 later
-    doses, minilm-l3, 3e-4, 1000 steps, sst-2, qnli, bbc and bbc-headline: IAT changes .1 % of the predictions at delta
+    doses, minilm-l3, 3e-4, 1000 steps, sst-2, qnli, bbc and bbc-headline: IAT changes .1 % of the
+    predictions at delta
         0.1, 1.1 % at 0.3, 2.5 % at 0.5, 7.3 % at 0.9; a treatment is one from 3 % on
     transfer, minilm-l3: sst-2 and bbc are learned from 512 examples in 96 steps, bbc-pair is not
-    learn, the four embedded tasks, 500 steps, FSLIB_SAMPLING=annealed: minilm-l6 at 1e-4 and minilm-l3 at 2e-4 learn
-        all four (uniform: minilm-l6 all but bbc-shift); minilm-l3 learns bbc-headline and bbc-shift alone in 250
+    learn, the four embedded tasks, 500 steps, FSLIB_SAMPLING=annealed: minilm-l6 at 1e-4 and
+    minilm-l3 at 2e-4 learn
+        all four (uniform: minilm-l6 all but bbc-shift); minilm-l3 learns bbc-headline and
+        bbc-shift alone in 250
 """
 
 import os
@@ -53,7 +61,7 @@ def learn(encoder: str, lr: float, steps: int, tasks: dict[str, Task]) -> None:
 
 
 def doses(encoder: str, lr: float, steps: int, tasks: dict[str, Task]) -> None:
-    """Print which share of the predictions IAT and IAT with random heads change, by delta, and the mean scores."""
+    """Print the share of predictions that IAT changes, by heads and delta, and mean scores."""
     model = fslib.MultiTaskModel.from_pretrained(encoder, tasks, max_length=80)
     endings: dict[str, fslib.IAT | None] = {"plain": None}
     for delta in (0.1, 0.3, 0.5, 0.9):

@@ -1,14 +1,20 @@
-"""This package beside the paper's released code: the same checkpoint, the same data, both measured in one run.
+"""This package beside the paper's released code: one checkpoint, one data set, one run.
 
-    python tests/benchmarks/released.py CODE --data FOLDER [--python PYTHON] [--examples 4000] [--eval 800]
+    python tests/benchmarks/released.py CODE --data FOLDER [--python PYTHON] [--examples 4000]
+    [--eval 800]
 
-CODE: a checkout of the released code (github.com/ZNLP/FunctionalSpecializationInMHA). It runs as it is, its own script
-in a process of its own; nothing of it is copied. PYTHON: an interpreter that has what it needs (transformers 4.21 to
-4.30, datasets 2, accelerate, scikit-learn, pandas). FOLDER: has QNLI and SST-2 in GLUE's layout. examples: training
+CODE: a checkout of the released code (github.com/ZNLP/FunctionalSpecializationInMHA). It runs as
+it is, its own script
+in a process of its own; nothing of it is copied. PYTHON: an interpreter that has what it needs
+(transformers 4.21 to
+4.30, datasets 2, accelerate, scikit-learn, pandas). FOLDER: has QNLI and SST-2 in GLUE's layout.
+examples: training
 examples of each task for importance. eval: of each for evaluation.
 
-A MiniLM of six layers is trained on both tasks, saved as the released code saves its models, and given to both.
-Compared are the importance of every head, scores before and after pruning 10 and 30 % of heads, and D as the released
+A MiniLM of six layers is trained on both tasks, saved as the released code saves its models, and
+given to both.
+Compared are the importance of every head, scores before and after pruning 10 and 30 % of heads,
+and D as the released
 code computes it; and how long both take, one after the other. Ends with 1 if tokens, scores
 or D differ, or importance correlates to less than 0.99.
 """
@@ -32,10 +38,16 @@ from fslib.data.bbc import package_folder
 from fslib.model.encoders import MINILM_PACKAGE
 from fslib.scoring import rank_correlation
 
+STATES = {  # what its log says -> what it then does
+    "Calculating head": "importance",
+    "Evaluating following": "pruning",
+    "Head importance scores": "other",
+    "***** Prune task": "other",
+}
 IDS = {"qnli": 12, "sst-2": 10}  # as the released code numbers them
 FOLDERS = {"qnli": "QNLI", "sst-2": "SST-2"}
 PERCENT = (10, 30)
-# of importance maps: the released code takes the mean of a ragged last batch for that of a whole one
+# of importance maps: the released code takes the mean of a ragged last batch for a whole one's
 AGREEMENT = 0.99
 MODEL = package_folder(MINILM_PACKAGE) / "model"
 
@@ -43,7 +55,7 @@ MODEL = package_folder(MINILM_PACKAGE) / "model"
 def write_data(
     code: Path, data: Path, folder: Path, examples: int, evaluated: int
 ) -> dict[str, Path]:
-    """Put the first rows of both tasks where the released code's own scripts read them; return {task: folder}."""
+    """Put rows of both tasks where the released code reads them; return {task: folder}."""
     found = {}
     for task, name in FOLDERS.items():
         place = folder / f"{name}_data"
@@ -62,7 +74,7 @@ def write_data(
 
 
 def write_checkpoint(tasks: dict[str, fslib.Task], path: Path, steps: int) -> None:
-    """Train a model on both tasks, and save it under the names that the released code gives to weights."""
+    """Train a model on both tasks, and save it with the released code's names of weights."""
     model = fslib.MultiTaskModel.from_pretrained(
         "minilm-l6", tasks, pooling="first", max_length=128
     )
@@ -85,7 +97,7 @@ def write_checkpoint(tasks: dict[str, fslib.Task], path: Path, steps: int) -> No
 def released(
     code: Path, python: str, folders: dict[str, Path], checkpoint: Path, out: Path, threads: int
 ) -> dict[str, Any]:
-    """Run the released code's script, and return what it prints: importance, scores, prune matrices, D, seconds."""
+    """Run the released code's script, and return what it prints."""
     options = {
         "task_names": ":".join(folders), "data_dirs": ":".join(map(str, folders.values())),
         "prune_tasks": "all", "random_prune_number": 0, "seed": 0, "init_model": checkpoint,
@@ -128,7 +140,7 @@ def released(
 
 
 def importance_in(log: str) -> np.ndarray:
-    """Return the importance of every head, (layers, heads), from the list that the released code sorts it in."""
+    """Return importance, (layers, heads), from the list that the released code prints."""
     found: dict[tuple[int, int], float] = {}
     for layer, head, score in re.findall(r"Layer-(\d+),Head-(\d+),Score-(\S+)", log):
         found.setdefault((int(layer), int(head)), float(score))
@@ -139,16 +151,14 @@ def importance_in(log: str) -> np.ndarray:
 
 
 def seconds_of(log: str) -> dict[str, float]:
-    """Return how long importance and pruned evaluation took, from the log's time stamps (whole seconds)."""
+    """Return how long importance and pruning took, from the log's time stamps."""
     stamps = [
         (time.mktime(time.strptime(stamp, "%m/%d/%Y %H:%M:%S")), line)
         for stamp, line in re.findall(r"^(\d\d/\d\d/\d{4} \d\d:\d\d:\d\d) - (.*)$", log, re.M)
     ]
     seconds, state, since = {"importance": 0.0, "pruning": 0.0}, "", 0.0
     for at, line in stamps:
-        entering = next((s for sign, s in (("Calculating head", "importance"), ("Evaluating following", "pruning"),
-                                           ("Head importance scores", "other"), ("***** Prune task", "other"))
-                         if sign in line), "")  # fmt: skip
+        entering = next((state for sign, state in STATES.items() if sign in line), "")
         if entering:
             if state in seconds:
                 seconds[state] += at - since
@@ -234,7 +244,8 @@ def main() -> int:
         same = np.allclose(one, other, atol=0.005 if what == "D" else 1e-6)
         differ += not same
         print(
-            f"{what}: {one.round(4).tolist()} {'=' if same else 'DIFFERS FROM'} {other.round(4).tolist()}"
+            f"{what}: {one.round(4).tolist()} {'=' if same else 'DIFFERS FROM'}",
+            other.round(4).tolist(),
         )
     for task, a, b in zip(tasks, theirs["importance"], mine["importance"], strict=True):
         agree = rank_correlation(a, b)
@@ -242,7 +253,8 @@ def main() -> int:
         print(f"importance of {task}: rank correlation {agree:.4f}")
     for part, seconds in theirs["seconds"].items():
         print(
-            f"{part}: {seconds:.0f} s against {mine['seconds'][part]:.0f} s, {seconds / mine['seconds'][part]:.2f} x"
+            f"{part}: {seconds:.0f} s against {mine['seconds'][part]:.0f} s,",
+            f"{seconds / mine['seconds'][part]:.2f} x",
         )
     return int(differ > 0)
 
