@@ -8,10 +8,12 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import threading
 import time
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import ClassVar
 
@@ -316,6 +318,9 @@ def start(data):
     """Start a process that computes units, forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["small_units"])
+    with pytest.MonkeyPatch.context() as patch:  # or the server does not find what to import
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
 
     def start(folder: Path, what: str, **options):
         folder.mkdir(parents=True, exist_ok=True)

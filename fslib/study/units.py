@@ -335,9 +335,9 @@ class PruneUnit(Unit):
         model, scored = self.importance.model, self.importance.contributions(store)
         how: dict[str, Any] = {"reduction": self.reduction, "normalize": self.normalize}
         iap = prune_on(
-            self.on,
             model.trained(store),
             model.load(),
+            self.on,
             fractions=self.fractions,
             controls=self.controls,
             importance={t: parts.importance(**how) for t, parts in scored.items()},
@@ -352,14 +352,14 @@ class PruneUnit(Unit):
         return recorded_iap(store.get(self))
 
 
-def prune_on(on: str, model: MultiTaskModel, tasks: dict[str, Task], **options: Any) -> IAP:
+def prune_on(model: MultiTaskModel, tasks: dict[str, Task], on: str, **options: Any) -> IAP:
     """Prune important heads, on all evaluation examples or on half of them.
 
     Args:
-        on: "all", or "scored": the half that scores are from. The other half, which decides on
-            gates, then needs no lesion: it costs one pass of the unpruned model.
         model: what is pruned.
         tasks: by name.
+        on: "all", or "scored": the half that scores are from. The other half, which decides on
+            gates, then needs no lesion: it costs one pass of the unpruned model.
         options: of `prune_important_heads`.
     """
     if on == "all":
@@ -767,7 +767,7 @@ class EndingsUnit(SeededFineTuning):
         maps = {t: head_importance(model, task, **scoring) for t, task in tasks.items()}
         limited = {n: t.limited(eval=self.prune_examples) for n, t in tasks.items()}
         sets: dict[str, Any] = {"fractions": self.fractions, "controls": 0, "importance": maps}
-        return prune_on(self.on, model, limited, seed=seed, **sets)
+        return prune_on(model, limited, self.on, seed=seed, **sets)
 
     def _learned(self, source: MultiTaskModel, name: str) -> Arrays:
         """Return predictions of every target, at every size and in both ways.
