@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Float
 
 from fslib.data.tasks import Task
+from fslib.evaluation import Score
 from fslib.iap import IAP
 from fslib.intervals import Measure, score_measure
 from fslib.lesions import HeadLesions
 from fslib.plot import looks
-from fslib.scoring import Score
 from fslib.study.design import TEXTS
 from fslib.study.units import Pattern
 

@@ -23,14 +23,13 @@ from jaxtyping import Bool, Shaped
 
 from fslib.data.tasks import Split, Task, as_tasks
 from fslib.errors import FslibError, check_count, checked_path, explained, unknown
-from fslib.evaluation import check_several, evaluate
+from fslib.evaluation import Score, check_several, evaluate
 from fslib.explorer.view import View, as_json, as_text, compare, lone_heads, pruned_sets, task_views
 from fslib.heads import head_name
 from fslib.importance import head_importance
 from fslib.model.attention import HOOKED, pruned
 from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.plot import head_maps
-from fslib.scoring import Score
 from fslib.study.design import LONGEST, TEXTS
 from fslib.study.files import write_text
 from fslib.study.store import Unit

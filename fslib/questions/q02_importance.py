@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from fslib.heads import head_name, overlap, top_heads
 from fslib.lesions import HeadLesions
 from fslib.plot import GREY, WIDTH, looks, map_of, panels, styled
-from fslib.scoring import interval, rank_correlation
+from fslib.scoring import rank_correlation
 from fslib.study.study import Study
 
+ENDS = [(1 - 0.95) / 2, (1 + 0.95) / 2]  # of a 95 % percentile interval
 FRACTION = 0.3  # of all heads: the top heads whose overlap is shown
 OVERLAP = "overlap of the top 30 % (Jaccard)"
 LESIONS = ["task", "seed", "rank correlation", "low", "high", "two halves of the examples"]
@@ -89,7 +90,7 @@ def stability(study: Study, repeats: int = 20) -> pd.DataFrame:
                     samples = order[:size], order[size : 2 * size]
                     maps = [run[task].importance(subset=sample) for sample in samples]
                     found.append(rank_correlation(*maps))
-            rows.append((task, size, np.mean(found), *map(float, interval(np.array(found)))))
+            rows.append((task, size, np.mean(found), *map(float, np.quantile(found, ENDS))))
     return pd.DataFrame(rows, columns=["task", "examples", "mean", "low", "high"])
 
 

@@ -312,8 +312,8 @@ def plot_scores(table: pd.DataFrame, order: Sequence[str], reference: str = PLAI
     for ax, task in zip(axes, tasks, strict=True):
         part = table[table["task"] == task].set_index("ending").loc[names]
         colour = "black" if task == "mean" else looks(order)[task]["color"]
-        ends = (100 * part[k] for k in (f"minus {reference}", "diff low", "diff high"))
-        forest(ax, names, *ends, color=colour)
+        value, low, high = (100 * part[k] for k in (f"minus {reference}", "diff low", "diff high"))
+        forest(ax, names, value, low, high, colour)
         ax.axvline(0, color="black", linewidth=0.6)
         ax.set_title("mean over tasks" if task == "mean" else task)
     figure.supxlabel(f"score minus that of {reference} multi-task training (points)", fontsize=8.5)
