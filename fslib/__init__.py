@@ -1,7 +1,8 @@
 """fslib: functional specialization of attention heads under multi-task learning.
 
-A companion to Li, Wang, Zhang, Zhang and Zong, *Interpreting and Exploiting Functional Specialization in
-Multi-Head Attention under Multi-task Learning*, EMNLP 2023, doi 10.18653/v1/2023.emnlp-main.1026.
+A companion to Li, Wang, Zhang, Zhang and Zong, *Interpreting and Exploiting Functional
+Specialization in Multi-Head Attention under Multi-task Learning*, EMNLP 2023,
+doi 10.18653/v1/2023.emnlp-main.1026.
 """
 
 from importlib import import_module

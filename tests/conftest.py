@@ -1,4 +1,4 @@
-"""What all tests share: shapes checked at run time, no Hub, results in a folder of their own, tiny models."""
+"""Share what tests need: shapes checked at run time, no Hub, results elsewhere, tiny models."""
 
 import os
 import re
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Notebooks under test read the committed records, and write beside a copy of them, not into the repository."""
+    """Let notebooks under test read a copy of the committed records, and write beside it."""
     scratch = Path(tempfile.mkdtemp(prefix="fslib-results-"))
     config.add_cleanup(lambda: shutil.rmtree(scratch, ignore_errors=True))
     if (ROOT / "results" / "mini").is_dir():
@@ -105,7 +105,7 @@ def chromium():
 
 @pytest.fixture
 def tab(chromium, tmp_path, request):
-    """A new page that may ask this machine alone; errors on it, and pictures of it, come out with a failing test."""
+    """A new page that may ask this machine alone; its errors fail the test, with a picture."""
     page = chromium.new_page(viewport={"width": 1300, "height": 1000})
     page.set_default_timeout(60_000)
     troubles: list[str] = []

@@ -1,4 +1,4 @@
-"""A short version of the campaign of hostile days (tests/campaign), one notebook, a few trials of each kind."""
+"""Try the campaign itself, shortened: kills, full disks and damaged records."""
 
 import sys
 from pathlib import Path
