@@ -8,6 +8,7 @@ Exit codes:
   130 interrupted, 143 terminated, 141 nobody reads the output any more
 """
 
+import errno
 import os
 import signal
 import sys
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(error.format_message())
     except OSError as error:  # too few file handles, a folder that may not be read, no reader
-        return _unwritten() or _fail(": ".join(filter(None, [error.strerror, error.filename])))
+        return _unwritten(error) or _fail(": ".join(filter(None, [error.strerror, error.filename])))
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
         word = "interrupted" if number == signal.SIGINT else "terminated"
@@ -80,18 +81,15 @@ def _obey(words: list[str]) -> int:
         return left.exit_code if words else 2
 
 
-def _unwritten() -> int:
-    """Return the exit code if standard output cannot be written, else 0."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()  # what could not be written is still to be written
+def _unwritten(error: OSError) -> int:
+    """Return the exit code if it is standard output that cannot be written, else 0."""
+    if error.filename is not None or error.errno in (errno.EMFILE, errno.ENFILE):
         return 0
-    except OSError as error:
-        with suppress(OSError, ValueError):  # Python would try again on its way out, and complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # as for any command whose reader has gone
-            return 141
-        return _fail(f"cannot write to standard output: {error.strerror}")
+    with suppress(OSError, ValueError):  # Python would try again on its way out, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # as for any command whose reader has gone
+        return 141
+    return _fail(f"cannot write to standard output: {error.strerror}")
 
 
 def _fail(message: str, code: int = 2) -> int:

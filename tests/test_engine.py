@@ -67,7 +67,8 @@ class Pretended(Engine):
         self.takes_chains = options.get("takes_chains", False)
 
     def send(self, chain: Chain) -> None:
-        assert self.has_room() and (self.takes_chains or len(chain.units) == 1)
+        assert len(self.under_way) < self.workers
+        assert self.takes_chains or len(chain.units) == 1
         self.log += [("begin", unit.key) for unit in chain.units]
         self.under_way[len(self.log)] = chain
 
