@@ -48,7 +48,7 @@ from fslib.intervals import Interval, Measure
 from fslib.questions import q03_pruning
 from fslib.scoring import rank_correlation
 from fslib.study import evidence as module
-from fslib.study.units import lesioned
+from fslib.study.units import prune_on
 
 NONE = "no effect of 1 points or more"  # of C5, whose smallest effect of interest is 1 point
 
@@ -314,10 +314,10 @@ def test_a_part_of_a_pruning_by_hand():
 def test_lesions_of_the_scored_half_alone_say_the_same_as_those_of_all_examples(
     model_and_tasks, tmp_path
 ):
-    """Gate and D of `lesioned(..., "scored")` are those of lesions on all examples, also when read from a record."""
+    """Gate and D of `prune_on(..., "scored")` are those of lesions on all examples, also when read from a record."""
     model, tasks = model_and_tasks
     options = {"fractions": (0.25,), "controls": 1, "examples": 8}
-    whole, scored_alone = (lesioned(model, tasks, on, **options) for on in ("all", "scored"))
+    whole, scored_alone = (prune_on(model, tasks, on, **options) for on in ("all", "scored"))
     assert {u: x.shape[-1] for u, x in scored_alone.lesioned.items()} == {"left": 5, "right": 5}
     assert above_constant(scored_alone) == above_constant(whole)
     kept = IAP.from_arrays(

@@ -48,7 +48,7 @@ def verify_unit(study: Study, unit: Unit) -> Comparison:
         again = Store(scratch, study.store.threads).get(unit)
     exact = stored.machine == again.machine and stored.versions == again.versions
     return Comparison(
-        unit, exact, differences(stored, again, exact), time.perf_counter() - started, again
+        unit, exact, record_differences(stored, again, exact), time.perf_counter() - started, again
     )
 
 
@@ -73,7 +73,7 @@ def told(study: Study, unit: Unit, say: Callable[[str], None]) -> Comparison | N
     return comparison
 
 
-def differences(stored: Record, again: Record, exact: bool) -> list[str]:
+def record_differences(stored: Record, again: Record, exact: bool) -> list[str]:
     """Say where two records of one unit differ: bit by bit (exact), or beyond the tolerances above."""
     problems = _result_differences(stored.result, again.result, exact, "result")
     if stored.arrays.keys() != again.arrays.keys():
