@@ -24,7 +24,7 @@ MIXES = (
     "with all heads off tokens still learn of each other: not by heads, so no lesion shows what "
     "that does"
 )
-HEADS_TRIED = 48  # of a large model, drawn at random
+HEADS_TRIED = 48  # of a large model, drawn at random, one of every layer at least
 
 
 @dataclass
@@ -123,8 +123,8 @@ def _try_sets(encoder: Any, passed: list[str]) -> str:
     if not torch.equal(without(empty), plain):
         return "switching no head off changes what it says"
     passed.append("the empty set changes nothing, bit by bit")
-    tried = np.sort(np.random.default_rng(0).permutation(empty.size)[:HEADS_TRIED])
-    for layer, head in np.argwhere(~empty)[tried].tolist():
+    tried = _drawn(*empty.shape)
+    for layer, head in tried:
         one = empty.copy()
         one[layer, head] = True
         off = without(one)
@@ -144,6 +144,15 @@ def _try_sets(encoder: Any, passed: list[str]) -> str:
     others = np.arange(alone.shape[1]) != 2
     passed.append(ALONE if _close(alone[:, others], exchanged[:, others]) else MIXES)
     return ""
+
+
+def _drawn(layers: int, heads: int) -> list[tuple[int, int]]:
+    """Draw the (layer, head) that are tried: at least one of every layer."""
+    rng, every = np.random.default_rng(0), [*np.ndindex(layers, heads)]
+    order = [every[i] for i in rng.permutation(len(every))]
+    first = list({layer: (layer, head) for layer, head in order}.values())
+    rest = [each for each in order if each not in first]
+    return sorted([*first, *rest][: max(layers, HEADS_TRIED)])
 
 
 def _hidden(encoder: Any, changed: int | None = None) -> Tensor:

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from simulations import World, pruned_models
 
 import fslib
 from fslib import claims as rules
@@ -151,6 +152,19 @@ def test_c3_needs_two_tasks_that_are_learned_and_c4_none(study, monkeypatch):
     assert set(q06.dissociation(study)["task"]) == {*study.ending_tasks, "mean"}, (
         "shown all the same"
     )
+
+
+def test_plain_training_says_which_tasks_enter_d_after_every_ending(study, monkeypatch):
+    """The last task is at chance after plain training, and learned after the ending."""
+    rng = np.random.default_rng(0)
+    found = {
+        q06.PLAIN: pruned_models(rng, World(specific=1.0, at_chance=True)),
+        "IAT": pruned_models(rng, World(specific=1.0)),
+    }
+    monkeypatch.setattr(q06.Dose, "pruned", lambda _, name: found[name])
+    measures = q06.dissociation_measures(study, q06.deciding(study), ["IAT"])
+    assert [*measures["IAT"]] == ["a", "b", "c"]
+    assert entering(found["IAT"]).tasks == ("a", "b", "c", "d")
 
 
 def test_the_gate_of_c3_sees_no_example_that_its_d_is_scored_on(study, monkeypatch):

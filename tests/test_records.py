@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from multiprocessing import forkserver
@@ -583,26 +584,28 @@ def test_a_renewal_that_is_stopped_costs_one_recomputed_unit_at_most(store, monk
 def test_a_reader_between_the_two_files_of_a_renewal_waits_for_the_second(store, monkeypatch):
     old = store.get(UNIT)
     other_numbers(monkeypatch)
-    written, go_on = threading.Event(), threading.Event()
+    tried, parsed = threading.Event(), stores._parsed
+    readers, found = ThreadPoolExecutor(), []
 
     def in_two_steps(path, content):
         if path.suffix == ".json":
-            written.set()
-            go_on.wait(10)
+            tried.clear()
+            found.append(readers.submit(Store(store.folder).load, UNIT.kind, UNIT.key))
+            assert tried.wait(30)
         write_bytes(path, content)
 
+    def noted(*words):
+        try:
+            return parsed(*words)
+        finally:
+            tried.set()
+
+    monkeypatch.setattr(stores, "PAUSE", 1)
+    monkeypatch.setattr(stores, "_parsed", noted)
     monkeypatch.setattr(stores, "write_bytes", in_two_steps)
-    monkeypatch.setattr(stores.time, "sleep", lambda seconds: seconds and finish_writing())
-
-    def finish_writing():
-        go_on.set()
-        writer.join(10)
-
-    writer = threading.Thread(target=Store(store.folder).renew, args=[UNIT])
-    writer.start()
-    assert written.wait(10)
-    found = Store(store.folder).load(UNIT.kind, UNIT.key)
-    assert np.array_equal(found.arrays["values"], old.arrays["values"] + 1)
+    Store(store.folder).renew(UNIT)
+    values = found[0].result(30).arrays["values"]
+    assert np.array_equal(values, old.arrays["values"] + 1)
 
 
 def test_a_reader_during_renewals_never_gets_wrong_numbers(store, monkeypatch):
