@@ -126,8 +126,10 @@ class Evidence:
         if any(i.high < 0 for i in intervals):
             return CONTRADICTED
         sesoi, unit = SESOI[self.claim]
-        ends = [i.at(1 - 2 * SIGNIFICANCE) for i in intervals]
-        if any(-sesoi < low and high < sesoi for low, high in ends):
+        if any(
+            -sesoi < low and high < sesoi
+            for low, high in (i.at(1 - 2 * SIGNIFICANCE) for i in intervals)
+        ):
             return " ".join([NO_EFFECT, f"{sesoi:g}", *filter(None, [unit]), "or more"])
         return INCONCLUSIVE
 
@@ -154,8 +156,9 @@ def decided(claims: Mapping[str, Evidence]) -> dict[str, Evidence]:
     One that is not testable counts as p = 1.
     """
     corrected = holm([evidence.claim_p for evidence in claims.values()])
-    pairs = zip(claims, corrected, strict=True)
-    return {name: replace(claims[name], p=float(p)) for name, p in pairs}
+    return {
+        name: replace(e, p=float(p)) for (name, e), p in zip(claims.items(), corrected, strict=True)
+    }
 
 
 def holm(p: Sequence[float]) -> Float[np.ndarray, " claims"]:
