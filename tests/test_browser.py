@@ -22,9 +22,9 @@ import pytest
 from views import EVIL, made_up
 
 from fslib import Study, evaluate, explore, pruned
+from fslib.evaluation import Score
 from fslib.explorer.view import as_json, compare
 from fslib.explorer.widget import MODULE, STYLE, Explorer, Kernel
-from fslib.scoring import Score
 from fslib.study.units import scored_on
 
 pytestmark = pytest.mark.browser

@@ -144,7 +144,7 @@ BAD = [
     (["--set", "steps=3", "--set", "steps=4"], ["steps=4", "twice"]),
     (["--set", "steps=2020-13-45"], ["2020-13-45", "YAML"]),
     (["--set", "tasks=" + "[" * 5000], ["--set", "YAML"]),
-    (["--set", "tasks=[&a [x, x], *a]"], ["--set", "YAML"]),
+    (["--set", "tasks=[&a [x, x], *a]"], ["setting tasks.0", "valid string"]),
     (["--seed", "-1"], ["seed -1"]),
     (["--seed", "9" * 30], ["seed 999", "2**31"]),
     (["--seed", "one"], ["'--seed'", "'one'"]),

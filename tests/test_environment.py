@@ -139,7 +139,7 @@ def test_what_pip_installs_is_the_whole_package(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert contents(target) == contents(ROOT)
     endings = {Path(name).suffix for name in contents(target)}
-    assert endings == {".py", ".yaml", ".js", ".css"}
+    assert endings == {".py", ".yaml", ".js", ".css", ".html"}
 
     code = "import fslib; print(fslib.__file__, len(fslib.Study('smoke').plan('03')))"
     run |= {"cwd": elsewhere, "env": os.environ | {"PYTHONPATH": str(target)}}

@@ -14,10 +14,10 @@ from views import EVIL, made_up
 import fslib
 from fslib import Study, evaluate, head_importance, pruned
 from fslib.cli import main
+from fslib.evaluation import Score
 from fslib.explorer.view import as_json, compare
 from fslib.explorer.widget import Explorer, Kernel, page
 from fslib.intervals import score_measure
-from fslib.scoring import Score
 
 
 def asked(explorer: Explorer, **message) -> dict:

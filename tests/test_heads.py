@@ -459,17 +459,17 @@ DAMAGES += [(d, f) for d in (scribble, Path.unlink, lambda p: p.write_text("{}")
 def test_a_damaged_checkpoint_is_one_clear_line(saved, file, damage):
     damage(saved / file)
     gone = file == "fslib.json" and not (saved / file).exists()
-    with refused(saved, "is not a saved MultiTaskModel" if gone else "is damaged"):
+    with refused(saved, "is not a saved MultiTaskModel" if gone else "cannot be loaded, "):
         MultiTaskModel.load(saved)
 
 
 def test_a_checkpoint_of_another_encoder_is_refused(saved, zoo):
     shutil.copy(zoo.folder("t5") / "config.json", saved / "encoder" / "config.json")
-    with refused(saved, "is damaged"):
+    with refused(saved, "cannot be loaded, "):
         MultiTaskModel.load(saved)
     shutil.rmtree(saved / "encoder")
     shutil.copytree(zoo.folder("t5"), saved / "encoder")  # 24 wide, the classifiers expect 32
-    with refused(saved, "is damaged"):
+    with refused(saved, "cannot be loaded, "):
         MultiTaskModel.load(saved)
     with refused("nowhere", "is not a saved MultiTaskModel"):
         MultiTaskModel.load(saved / "nowhere")

@@ -190,7 +190,7 @@ def test_a_record_that_comes_damaged_or_is_another_is_not_written(tmp_path, plac
     for files in ((content, arrays[:-1]), (content[:-9], arrays)):
         with pytest.raises(DamagedRecordError, match="came damaged"):
             there.adopt(one, files)
-    instead = f"instead of record numbers-{two.key} came numbers-{one.key}"
+    instead = rf"numbers-{two.key} came damaged \(it holds numbers-{one.key}\)"
     with pytest.raises(DamagedRecordError, match=instead):
         there.adopt(two, (content, arrays))
     assert not list((tmp_path / "there").rglob("*.json"))

@@ -128,7 +128,7 @@ def test_docstrings_are_read_as_plain_text_in_google_style(site):
     text = text_of(site / "method" / "importance.html")
     assert "importance of every head for a task" in text
     assert "|<ctx, grad>|" in text, "bars are bars"
-    assert "I_t[l,h] = (1/N) * sum over examples x" in text, "a formula is as it is written"
+    assert "I_t[l,h] = (1/N) * sum over x, i of" in text, "a formula is as it is written"
     lines = [
         "A *b* of `c_*` and |d| e_ f_g.",
         "",

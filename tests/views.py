@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from fslib.evaluation import Score
 from fslib.explorer.view import TaskView, View, as_text, compare
 from fslib.plot import looks
-from fslib.scoring import Score
 from fslib.study.units import Pattern
 
 EVIL = "</script><script>document.title='taken'</script>"
