@@ -389,20 +389,20 @@ def check(models: Names) -> int:
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Page to write: *.html."
 )
-@click.option("--model-seed", "seed", type=int, help="Which model (default: the first).")
+@click.option("--model-seed", type=int, help="Which model (default: the first).")
 @_on_study
-def explore(study: "Study", out: Path, seed: int | None) -> int:
+def explore(study: "Study", out: Path, model_seed: int | None) -> int:
     """Write a page that shows a model's heads."""
     from fslib.explorer import widget  # widgets take a second to import
     from fslib.study import parallel
 
     widget.checked_file(out)
-    if units := _to_compute(study, widget.shown_units(study, seed)):
+    if units := _to_compute(study, widget.shown_units(study, model_seed)):
         say(f"{len(units)} units have no record: computing them first")
         failures = parallel.compute(study.store, units, _engine(study, units), say)
         for done in failures.values():
             return _fail(str(done), 1)
-    path = widget.explore(study, seed=seed).to_html(out)
+    path = widget.explore(study, seed=model_seed).to_html(out)
     say(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0
 

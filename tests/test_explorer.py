@@ -175,7 +175,8 @@ def test_a_study_shows_its_records(study):
     assert [s["name"] for s in several[:3]] == [top, *controls]
     assert len(several) == 3 * len(iap.tasks) == len({s["name"] for s in several})
     places = iap.heads[0].reshape(len(several), -1)
-    scores = iap.scores()[0].reshape(len(several), -1)
+    scores = np.concatenate([iap.top.scores[:, :, :, None], iap.random.scores], 3)
+    scores = scores[0].reshape(len(several), -1)
     for one, place, expected in zip(several, places, scores, strict=True):
         assert one["heads"] == np.flatnonzero(place).tolist()
         np.testing.assert_allclose(np.ravel(values(one["scores"])), 100 * expected, atol=1e-3)

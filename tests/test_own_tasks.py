@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import fslib
-from fslib.questions import q06_iat
 from fslib.study.fingerprints import cached_task
 from fslib.study.profiles import PROFILES
 from fslib.training import lr_share
@@ -183,7 +182,7 @@ def check_crossed(study: fslib.Study) -> None:
     """Tables name what they are of, and at how many seeds."""
     tables = study.folder / "tables"
     doses = pd.read_csv(tables / "06_doses.csv")
-    steps = q06_iat.endings_unit(study, 100).steps
+    steps = study.endings_unit(100).steps
     wanted = [(0.3, 0.0), (0.5, 0.0), (0.6, 0.3), (0.8, 0.0)]
     columns = doses[["delta", "floor", "dose"]].drop_duplicates()
     found = sorted(columns.itertuples(index=False, name=None))
