@@ -5,7 +5,7 @@
 TFLOPS: operations per second that a worker reaches, in 10^12 (50). Operations are counted by torch
 on encoders without weights, of one text of `TOKENS` tokens, forward; a training step is three of
 them, importance two. What is assumed stands in `TOKENS` and `EVALUATED`. Bags of words, attention
-patterns and transfer take less than a hundredth, and are left out.
+patterns, selections, single tasks and transfer are left out, so it is a lower bound.
 """
 
 import heapq
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fslib.model.encoders import PRETRAINED, new_encoder
 from fslib.study.profiles import make_profile
 
-TOKENS = 64  # of an example; a text of the five tasks has 25 (SST-2) to 60 (AG-pair) on average
+TOKENS = 64  # of an example: assumed
 # evaluation examples by task: those of GLUE, of AG News in pairs; a profile may take fewer
 EVALUATED = {"mnli": 9815, "qnli": 5463, "qqp": 40430, "sst-2": 872, "ag-pair": 7600}
 HOUR = 3600.0
