@@ -118,14 +118,14 @@ def scores(study: Study, reference: str = PLAIN) -> pd.DataFrame:
 
     The score, and its difference from the reference's, of the same seeds.
     """
-    seeds, single = study.ending_seeds[: study.profile.alone_seeds], {}
+    single: dict[str, Measure] = {}
     for t, task in evaluated_tasks(study, study.ending_tasks).items():
-        records = [study.store.get(study.single_unit(s, t)) for s in seeds]
+        records = [study.store.get(study.single_unit(s, t)) for s in study.single_seeds]
         single[t] = half_score(task, np.stack([r.arrays[f"predictions/{t}"] for r in records]))
-    alone = deciding(study, seeds)
+    alone = deciding(study, study.single_seeds)
     measures = {"single-task": single} | score_measures(study, alone, [reference])
     table = claims.paired_differences(measures, reference, NAMES).query("ending == 'single-task'")
-    table.insert(2, "seeds", len(seeds))
+    table.insert(2, "seeds", len(study.single_seeds))
     endings = _compared(study, score_measures, "endings", reference, "score")
     return pd.concat([table, endings], ignore_index=True)
 

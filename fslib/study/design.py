@@ -56,9 +56,11 @@ class Design:
         self.seeds = self.seeds_of(p.seeds)
         self.alone_seeds = self.seeds[: p.alone_seeds]
         self.lesion_seeds = self.seeds[: p.lesion_seeds]
-        # the trunks of notebook 06, those with every ending, and the sources of notebook 07
+        # the trunks of notebook 06, those with every ending, of which there is every task alone,
+        # and the sources of notebook 07
         self.ending_seeds = self.seeds_of(p.ending_seeds)
         self.dose_seeds = self.ending_seeds[: p.dose_seeds]
+        self.single_seeds = self.ending_seeds[: p.alone_seeds]
         self.transfer_seeds = self.seeds_of(p.transfer_seeds)
         # the tasks of notebook 05's pairs; of 06's trunks; and of 07's, without its targets
         self.pair_tasks = p.pair_tasks or p.tasks
@@ -347,8 +349,7 @@ def _similarity(d: Design) -> list[Unit]:
 
 def _iat(d: Design) -> list[Unit]:
     floors = [d.floor_unit(s, floor) for s in d.dose_seeds for floor in d.profile.dose_floors]
-    seeds = d.ending_seeds[: d.profile.alone_seeds]
-    single = [d.single_unit(s, t) for s in seeds for t in d.ending_tasks]
+    single = [d.single_unit(s, t) for s in d.single_seeds for t in d.ending_tasks]
     return [*map(d.endings_unit, d.ending_seeds), *floors, *single]
 
 
