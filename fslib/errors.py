@@ -27,6 +27,22 @@ def unknown(kind: str, name: object, valid: Iterable[str], also: str = "") -> Fs
     return FslibError(f"unknown {kind} {name!r}: {hint}valid: {', '.join(valid)}{also}")
 
 
+def check_among(kind: str, value: object, valid: Iterable[str], *, none: bool = False) -> None:
+    """Refuse a word that is not among the valid ones.
+
+    Args:
+        kind: what the word is, for the message.
+        value: what was given.
+        valid: the words that are valid; a mapping stands for its keys.
+        none: whether None is valid, too.
+
+    Raises:
+        FslibError: it is none of them; the nearest is named.
+    """
+    if not ((isinstance(value, str) and value in valid) or (none and value is None)):
+        raise unknown(kind, value, valid, ", or None" if none else "")
+
+
 def first_line(error: Exception) -> str:
     """Say what went wrong, short enough to stand inside another message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

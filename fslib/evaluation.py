@@ -83,7 +83,7 @@ def evaluate(
     check_count("batch_size", batch_size)
     scores = {}
     for name, task in named.items():
-        part = pick_split(task, split)
+        part = task.part(split, None)
         predictions = predict(model, task, length_batches(model, part, batch_size), len(part))
         doubts = task.doubts if split == "eval" else ""
         scores[name] = Score(task.metric, predictions, part.labels, doubts)
@@ -140,18 +140,7 @@ def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list
     return [encoded.batch(indices) for indices in reversed(encoded.in_length_order(batch_size))]
 
 
-def pick_split(task: Task, split: str) -> Split:
-    """Return the split of that name. Raises FslibError for any but "train" and "eval"."""
-    if split not in ("train", "eval"):
-        raise FslibError(f"unknown split {split!r}: valid: train, eval")
-    return task.train if split == "train" else task.eval
-
-
 def sample(task: Task, split: str, examples: int | None, seed: int) -> Split:
     """Draw a random part of a split, or return all of it where `examples` is None."""
-    whole = pick_split(task, split)
-    if examples is None:
-        return whole
-    check_count("examples", examples)
-    check_count("seed", seed, 0)
+    check_count("examples", examples, none=True)
     return task.part(split, examples, seed)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fslib.data.tasks import Task, as_tasks
-from fslib.errors import FslibError, check_count, unknown
+from fslib.errors import FslibError, check_among, check_count
 from fslib.evaluation import Score, evaluate
 from fslib.model.multitask import Answer, MultiTaskModel, check_model
 from fslib.similarity import representations
@@ -73,8 +73,7 @@ def transfer(
             unknown part, settings out of range, and, in "full", for a source whose heads are pruned
             around the call.
     """
-    if part not in PARTS:
-        raise unknown("part to train", part, PARTS)
+    check_among("part to train", part, PARTS)
     check_count("steps", steps)
     _refuse_known(source, target)
     task = training_subset(target, size, seed)

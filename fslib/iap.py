@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Num
 
-from fslib.errors import FslibError, check_count, number_array, unknown
+from fslib.errors import FslibError, check_among, check_count, number_array
 from fslib.intervals import Cells, Measure, relabelling_p
 from fslib.scoring import chance_level, left_out_scores, metric_score
 
@@ -66,8 +66,7 @@ def dissociation(
     if tasks < 2 or scores.shape[-2] != tasks:
         found = f"got scores of shape {scores.shape}"
         raise FslibError(f"dissociation compares at least two tasks; {found}")
-    if convention not in CONVENTIONS:
-        raise unknown("dissociation convention", convention, CONVENTIONS)
+    check_among("dissociation convention", convention, CONVENTIONS)
     _check_shape("unpruned", unpruned, scores)
     if chance is not None:
         chance = number_array("chance", chance)
@@ -205,8 +204,7 @@ class IAP:
         """
         names = self.tasks if tasks is None else tuple(tasks)
         for name in names:
-            if name not in self.tasks:
-                raise unknown("task of this pruning", name, self.tasks)
+            check_among("task of this pruning", name, self.tasks)
         if len(names) < 2:
             raise FslibError(f"dissociation compares at least two tasks, not {list(names)}")
         at = [self.tasks.index(name) for name in names]
@@ -458,8 +456,7 @@ class Dissociation:
 
     def _column(self, task: str) -> int:
         names = (*self.tasks, "mean")
-        if task not in names:
-            raise unknown("task of this dissociation", task, names)
+        check_among("task of this dissociation", task, names)
         return names.index(task)
 
     def _point(self, rows: int | slice, column: int) -> Point:

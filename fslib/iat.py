@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fslib.endings import Ending, Rule, Trunk
-from fslib.errors import FslibError, check_count, check_flag, check_number, unknown
+from fslib.errors import FslibError, check_among, check_count, check_flag, check_number
 from fslib.heads import head_count, random_heads, top_heads
-from fslib.importance import REDUCTIONS, check_normalize, contributions
+from fslib.importance import NORMALIZATIONS, REDUCTIONS, contributions
 from fslib.model.attention import control_of
 from fslib.model.devices import device_of
 from fslib.model.modes import in_mode
@@ -65,34 +65,26 @@ class IAT(Ending):
         super().__post_init__()
         check_number("alpha", self.alpha, "(0, 1]", "there are no more top heads than heads")
         for name, valid in {"heads": CHOICES, "others": OTHERS, "reduction": REDUCTIONS}.items():
-            if (value := getattr(self, name)) not in valid:
-                raise unknown(f"{name} for IAT", value, valid)
-        check_normalize(self.normalize)
+            check_among(f"{name} for IAT", getattr(self, name), valid)
+        check_among("normalize", self.normalize, NORMALIZATIONS, none=True)
         check_count("examples", self.examples, none=True)
         check_flag("shared", self.shared)
         check_flag("strict", self.strict)
         if self.heads != "top" and self.alpha == 1:
-            raise FslibError(
-                f"alpha 1 takes all heads: heads {self.heads!r} would be the top heads; use a "
-                "smaller alpha"
-            )
+            raise FslibError(f"alpha 1 leaves no choice of {self.heads!r} heads: use less")
 
     def check(self, trunk: Trunk) -> None:
         """Raise FslibError for one task, no head chosen, and heads without rows to train."""
         self.needs_two_tasks(trunk)
         total = trunk.model.n_layers * trunk.model.n_heads
         if head_count(self.alpha, total) == 0:
-            raise FslibError(
-                f"alpha {self.alpha} of {total} heads is no head: choose at least {1 / total:.3f}"
-            )
+            raise FslibError(f"alpha {self.alpha} is no head: choose at least {1 / total:.3f}")
         owned = np.zeros((trunk.model.n_layers, trunk.model.n_heads), dtype=bool)
         for row in _rows(trunk):
             owned |= row.owners
         for layer, head in np.argwhere(~owned):
-            raise FslibError(
-                f"IAT cannot train head {head} of layer {layer}: its query, key and value are "
-                "frozen; unfreeze them"
-            )
+            at = f"head {head} of layer {layer}"
+            raise FslibError(f"IAT cannot train {at}: its query, key and value are frozen")
 
     def begin(self, trunk: Trunk) -> Rule:
         """Score importance on training data and return the rule that trains the chosen heads."""
@@ -295,11 +287,8 @@ def _rows_behind(
         runs = [_runs(grad, alone=groups == 1) for grad in grads]
         matrices = [r for r, g in zip(runs, grads, strict=True) if g is not None and g.ndim > 1]
         if matrices and not any(matrices):
-            raise FslibError(
-                f"{type(module).__name__} mixes its heads' queries, keys or values: they have no "
-                "rows of their own that IAT could train; use an architecture that keeps its heads "
-                "apart"
-            )
+            mixed = f"{type(module).__name__} mixes its heads' queries, keys or values"
+            raise FslibError(f"{mixed}: IAT finds no rows of their own; use another architecture")
         for parameter, own_runs in zip(parameters, runs, strict=True):
             for run in own_runs:
                 yield parameter, run, slice(head * each, (head + 1) * each)

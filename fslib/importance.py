@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from fslib.data.batches import Batch
 from fslib.data.tasks import Task
-from fslib.errors import FslibError, check_count, unknown
+from fslib.errors import FslibError, check_among, check_count
 from fslib.evaluation import EVAL_BATCH, check_finite, in_mode, length_batches, sample
 from fslib.model.attention import tapped
 from fslib.model.multitask import MultiTaskModel, check_model
@@ -45,7 +45,7 @@ from fslib.progress import bar
 
 ESTIMATORS = ("gradient", "ablation", "integrated", "norm", "random")
 REDUCTIONS = ("token", "example")
-NORMALIZATIONS = (None, "layer")
+NORMALIZATIONS = ("layer",)  # or None
 STEPS = 8  # of "integrated": in MiniLM the values then sum to the change of the loss within 1 %
 
 
@@ -77,7 +77,7 @@ class Contributions:
             normalize: As `head_importance` takes it.
             subset: Positions of examples, which may repeat; None for all.
         """
-        _check_reduction(reduction)
+        check_among("reduction", reduction, REDUCTIONS)
         subset = np.arange(len(self.tokens)) if subset is None else np.asarray(subset)
         if subset.ndim != 1 or (subset.size and subset.dtype.kind not in "iub"):
             wanted = "positions of examples, one axis of whole numbers"
@@ -104,22 +104,11 @@ def normalized(
 
     The latter is the advice of Michel et al. (2019).
     """
-    check_normalize(normalize)
+    check_among("normalize", normalize, NORMALIZATIONS, none=True)
     if normalize is None:
         return importance
     lengths = np.linalg.norm(importance, axis=1, keepdims=True)
     return importance / np.where(lengths > 0, lengths, 1)
-
-
-def check_normalize(normalize: str | None) -> None:
-    """Raise FslibError for an unknown way to normalize."""
-    if normalize not in NORMALIZATIONS:
-        raise FslibError(f'unknown normalize {normalize!r}: valid: None, "layer"')
-
-
-def _check_reduction(reduction: str) -> None:
-    if reduction not in REDUCTIONS:
-        raise unknown("reduction", reduction, REDUCTIONS)
 
 
 def head_importance(
@@ -160,8 +149,8 @@ def head_importance(
     Returns:
         (layers, heads).
     """
-    check_normalize(normalize)  # a misspelt word should not cost a pass
-    _check_reduction(reduction)
+    check_among("normalize", normalize, NORMALIZATIONS, none=True)  # before a pass is spent
+    check_among("reduction", reduction, REDUCTIONS)
     check_model(model, task)
     passes(estimator, model.n_layers, model.n_heads, steps)  # refuses an unknown estimator
     if estimator == "gradient":
@@ -321,8 +310,7 @@ def random_scores(
 
 def passes(estimator: str, layers: int, heads: int, steps: int = STEPS) -> tuple[int, int]:
     """Count the (forward, backward) passes over the sample that an estimator takes."""
-    if estimator not in ESTIMATORS:
-        raise unknown("estimator", estimator, ESTIMATORS)
+    check_among("estimator", estimator, ESTIMATORS)
     check_count("steps", steps)
     forward_alone = {"ablation": layers * heads + 1, "norm": 1, "random": 0}
     if estimator in forward_alone:

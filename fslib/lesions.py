@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fslib.data.batches import Batch
 from fslib.data.tasks import Task, as_tasks
-from fslib.errors import FslibError, check_count, finite_array, unknown
+from fslib.errors import FslibError, check_among, check_count, finite_array
 from fslib.evaluation import EVAL_BATCH, blank_predictions, check_several, length_batches, predicted
 from fslib.intervals import Measure, score_measure
 from fslib.model.multitask import MultiTaskModel, check_model, example_losses
@@ -141,8 +141,7 @@ class HeadLesions:
         return Measure(np.array([all_of_them]), {task: influence})
 
     def _metric(self, task: str) -> str:
-        if task not in self.tasks:
-            raise unknown("task of these lesions", task, self.tasks)
+        check_among("task of these lesions", task, self.tasks)
         return self.metrics[self.tasks.index(task)]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fslib.data.batches import Batch
 from fslib.data.tasks import Task, as_tasks
-from fslib.errors import FslibError, check_count, check_flag, finite_array, unknown
+from fslib.errors import FslibError, check_among, check_count, check_flag, finite_array
 from fslib.evaluation import EVAL_BATCH, check_finite, length_batches, predict, predicted
 from fslib.heads import checked_fractions, random_heads, top_heads
 from fslib.iap import IAP
@@ -169,8 +169,7 @@ def _check(
     ablation: str,
 ) -> None:
     """Raise FslibError for what cannot be pruned, before the first forward pass."""
-    if ablation not in ABLATIONS:
-        raise unknown("ablation", ablation, ABLATIONS)
+    check_among("ablation", ablation, ABLATIONS)
     if importance is None:
         return
     if not isinstance(importance, Mapping):

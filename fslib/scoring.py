@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from scipy.stats import rankdata
 
-from fslib.errors import FslibError, finite_array, unknown
+from fslib.errors import FslibError, check_among, finite_array
 
 
 def metric_score(
@@ -95,8 +95,7 @@ def _without_one(
 def _checked(
     metric: str, predictions: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    if metric not in (valid := ("accuracy", "f1", "matthews", "spearman")):
-        raise unknown("metric", metric, valid)
+    check_among("metric", metric, ("accuracy", "f1", "matthews", "spearman"))
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape[-1] != len(labels):
         raise FslibError(f"{predictions.shape[-1]} predictions for {len(labels)} labels")

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 
 from fslib.data.tasks import Split, Task, as_tasks, check_texts
-from fslib.errors import FslibError, check_count, finite_array, number_array, unknown
+from fslib.errors import FslibError, check_among, check_count, finite_array, number_array
 from fslib.evaluation import EVAL_BATCH, check_finite, length_batches, sample
 from fslib.heads import overlap, top_heads
 from fslib.importance import gradients_for, wide
@@ -196,8 +196,7 @@ def representations(
     Raises:
         FslibError: For no text or an unknown pooling.
     """
-    if pooling not in (None, *POOLINGS):
-        raise unknown("pooling", pooling, POOLINGS)
+    check_among("pooling", pooling, POOLINGS, none=True)
     check_model(model)
     check_count("batch_size", batch_size)
     if not isinstance(texts, Split):

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from fslib.data.batches import task_order
 from fslib.data.tasks import Task, as_tasks
 from fslib.endings import Ending, PCGrad, Rule, Trunk
-from fslib.errors import FslibError, check_count, check_number, unknown
+from fslib.errors import FslibError, check_among, check_count, check_number, unknown
 from fslib.evaluation import evaluate
 from fslib.iat import IAT
 from fslib.model.devices import best_device, random_state, set_random_state
@@ -80,8 +80,7 @@ class Settings:
         intervals |= {"warmup": "[0, 1)", "lr_floor": "[0, 1)"}
         for name, interval in intervals.items():
             check_number(name, getattr(self, name), interval)
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
+        check_among("precision", self.precision, PRECISIONS)
 
 
 def make_settings(values: Mapping[str, Any]) -> Settings:
@@ -145,8 +144,7 @@ class History:
 
     def steps_of(self, task: str) -> int:
         """Count the updates made on a task's batches."""
-        if task not in self.tasks:
-            raise unknown("task of this training", task, self.tasks)
+        check_among("task of this training", task, self.tasks)
         return self.order.count(self.tasks.index(task))
 
 
@@ -263,10 +261,7 @@ class Training:
         self.scored = as_tasks(settings.evaluate_on or self.tasks)
         check_model(model, *self.tasks.values(), *self.scored.values())
         if not torch.is_grad_enabled() or not any(p.requires_grad for p in model.parameters()):
-            raise FslibError(
-                "nothing can be trained: all weights are frozen, or torch.no_grad or "
-                "torch.inference_mode is on"
-            )
+            raise FslibError("nothing can be trained: weights are frozen, or gradients off")
         names, s = list(self.tasks), settings
         sizes = [len(task.train) for task in self.tasks.values()]
         self.order = [names[i] for i in task_order(sizes, s.steps, s.sampling, s.epochs, s.seed)]

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from fslib.data.tasks import Split
-from fslib.errors import FslibError, check_count, unknown
+from fslib.errors import FslibError, check_among, check_count
 
 # what an encoder may take beside the mask, and its filler
 PADDING = {"input_ids": 0, "token_type_ids": 0}
@@ -186,8 +186,7 @@ def sampling_weights(
     Returns:
         Probabilities that sum to 1.
     """
-    if sampling not in SAMPLINGS:
-        raise unknown("sampling", sampling, SAMPLINGS)
+    check_among("sampling", sampling, SAMPLINGS)
     check_count("epochs", epochs)
     check_count("epoch", epoch)
     if epoch > epochs:

@@ -19,7 +19,7 @@ import yaml
 
 from fslib.data.bbc import EMBEDDED, SPLIT_SEED, Article, pair_rows
 from fslib.data.tasks import Task, make_task
-from fslib.errors import FslibError, NotAtHandError, first_line, unknown
+from fslib.errors import FslibError, NotAtHandError, check_among, first_line
 
 SUFFIXES = ("parquet", "csv", "json", "jsonl")  # of a saved split, in the order of preference
 PAUSE = 60  # seconds in which a Hub that was out of reach is not asked again
@@ -92,8 +92,7 @@ def hub_task(name: str, folder: str | Path | None = None, *, check_rows: bool = 
     if name == "xnli":
         languages = ", ".join(known for known in registry() if known.startswith("xnli-"))
         raise FslibError(f"task 'xnli' is one task per language: {languages}")
-    if name not in registry():
-        raise unknown("task of the registry", name, registry())
+    check_among("task of the registry", name, registry())
     source = registry()[name]
     data, origin = _saved(source, Path(folder)) if folder else _fetched(name, source)
     if missing := [split for split in source.splits if split not in data]:

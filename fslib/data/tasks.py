@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fslib.errors import FslibError, check_count, check_number, unknown
+from fslib.errors import FslibError, check_among, check_count, check_number, unknown
 
 CLASS_METRICS = ("accuracy", "f1", "matthews")
 METRICS = (*CLASS_METRICS, "spearman")
@@ -81,8 +81,7 @@ class Task:
             raise FslibError(f"task name {name!r}: use lower-case letters, digits, - and _ only")
         if name in RESERVED:
             raise FslibError(f"task name {name!r} is that of a row of tables: choose another")
-        if self.metric not in METRICS:
-            raise unknown(f"metric of {task}", self.metric, METRICS)
+        check_among(f"metric of {task}", self.metric, METRICS)
         if self.is_regression != (self.metric not in CLASS_METRICS):
             kind = "numbers without label names" if self.is_regression else "label names"
             raise FslibError(f"{task}: metric {self.metric} does not fit labels that are {kind}")
@@ -158,6 +157,7 @@ class Task:
             limit: so many examples; all of them where it is None or larger.
             seed: of the draw.
         """
+        check_among("split", side, ("train", "eval"))
         check_count(side, limit, none=True)
         check_count("seed", seed, 0)
         sides, rng = {"train": self.train, "eval": self.eval}, np.random.default_rng(seed)
@@ -196,10 +196,9 @@ def check_texts(where: str, texts: Sequence[str]) -> None:
     except UnicodeEncodeError:
         found = ((i, re.search("[\ud800-\udfff]", text)) for i, text in enumerate(texts))
         i, broken = next((i, match[0]) for i, match in found if match)
-        raise FslibError(
-            f"{where}, example {i}: {broken!a} is half a character (a lone surrogate): read the "
-            'text as UTF-8, or leave it out with text.encode(errors="ignore").decode()'
-        ) from None
+        broken = f"{where}, example {i}: {broken!a} is half a character (a lone surrogate)"
+        way_out = 'leave it out with text.encode(errors="ignore").decode()'
+        raise FslibError(f"{broken}: read the text as UTF-8, or {way_out}") from None
 
 
 def make_task(
@@ -277,9 +276,7 @@ def _as_split(task: str, data: Any, names: tuple[str, ...]) -> Split:
     rows = [tuple(text) if isinstance(text, tuple | list) else (text,) for text in texts]
     for i, row in enumerate(rows):
         if len(row) != 1 + is_pair or not all(isinstance(part, str) for part in row):
-            raise FslibError(
-                f"{task}, example {i}: texts must be all strings, or all pairs of them"
-            )
+            raise FslibError(f"{task}, example {i}: give texts as strings, or as pairs of them")
     seconds = tuple(row[1] for row in rows) if is_pair else None
     firsts = tuple(row[0] for row in rows)
     return Split(firsts, seconds, _as_labels(task, labels, names), tuple(rows))
@@ -298,10 +295,8 @@ def _as_labels(task: str, labels: list[Any], names: tuple[str, ...]) -> np.ndarr
             raise unknown(f"label of {task}, example {i},", labels[i], names)
         # y is equal to a whole number, but may be a float, as in a column that has had gaps
         if not isinstance(labels[i], str) and index.get(name := str(int(y)), y) != y:
-            raise FslibError(
-                f"{task}, example {i}: label {y!r} may be the class index or the label name "
-                f"{name!r}, which stands at index {index[name]}: give labels as names, as strings"
-            )
+            both = f"label {y!r} may be the index or the name {name!r} (index {index[name]})"
+            raise FslibError(f"{task}, example {i}: {both}: give labels as names, as strings")
     return np.array(indices, dtype=np.int64)
 
 

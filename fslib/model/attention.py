@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, check_among
 from fslib.model.devices import device_of
 from fslib.model.hooked import HOOKED, hook_attention
 from fslib.model.modes import in_mode
@@ -119,13 +119,9 @@ def attention_function() -> str:
 
 def _before_forward(module: nn.Module, args: tuple, kwargs: dict) -> None:
     if kwargs.get("head_mask") is not None:
-        raise FslibError(
-            "head_mask has no effect in transformers 5: use fslib.pruned(model, heads) instead"
-        )
+        raise FslibError("head_mask has no effect in transformers 5: use fslib.pruned")
     if module.training and any(getattr(m, "gradient_checkpointing", 0) for m in module.modules()):
-        raise FslibError(
-            "gradient checkpointing runs attention again outside the forward pass: switch it off"
-        )
+        raise FslibError("gradient checkpointing runs attention again, unseen: switch it off")
     attention_function()  # an encoder that was unpickled has been made in another process
     control: HeadControl = module.fslib_control  # type: ignore[assignment]
     control.calls = 0
@@ -138,14 +134,10 @@ def _after_forward(module: nn.Module, args: tuple, output: object) -> None:
         return
     name = type(module).__name__
     if not control.calls:
-        raise FslibError(
-            f"{name} no longer passes its attention through fslib: undo the change with "
-            f"encoder.set_attn_implementation({ATTENTION!r})"
-        )
-    raise FslibError(
-        f"{name} ran attention {control.calls} times for {control.layers} layers: layer dropping "
-        "cannot be combined with head scores; set its layerdrop to 0"
-    )
+        undo = f"encoder.set_attn_implementation({ATTENTION!r})"
+        raise FslibError(f"{name} no longer passes attention through fslib: undo it with {undo}")
+    ran = f"{name} ran attention {control.calls} times for {control.layers} layers"
+    raise FslibError(f"{ran}: layers are dropped; set its layerdrop to 0")
 
 
 def attach(encoder: Any) -> HeadControl:
@@ -212,10 +204,9 @@ def as_head_set(heads: object, shape: tuple[int, int]) -> Bool[np.ndarray, "laye
     except (TypeError, ValueError):  # no numpy type, or rows of different lengths
         array = np.array(None)
     if array.dtype != np.bool_ or array.shape != shape:
-        raise FslibError(
-            f"a head set for this model is a bool array of shape {shape} (layers, heads), True = "
-            f"in the set; got {array.dtype} of shape {array.shape}"
-        )
+        wanted = f"a bool array of shape {shape} (layers, heads), True = in the set"
+        found = f"{array.dtype} of shape {array.shape}"
+        raise FslibError(f"a head set for this model is {wanted}; got {found}")
     return array
 
 
@@ -277,19 +268,15 @@ def pruned(
     control = control_of(model)
     shape = (control.layers, *control.head_shapes[0])
     chosen = as_head_set(heads, shape[:2])
-    if ablation not in ABLATIONS:
-        raise unknown("ablation", ablation, ABLATIONS)
+    check_among("ablation", ablation, ABLATIONS)
     if (ablation == "mean") != (mean is not None):
-        raise FslibError(
-            'ablation="mean" goes with mean=fslib.mean_context(model, task), and "zero" with none'
-        )
+        raise FslibError('ablation="mean" goes with mean=fslib.mean_context(...), "zero" with none')
     fits = isinstance(mean, Tensor) and mean.shape == shape and bool(mean.isfinite().all())
     if mean is not None and not fits:
         is_tensor = isinstance(mean, Tensor)
         what = f"of shape {tuple(mean.shape)}" if is_tensor else f"a {type(mean).__name__}"
-        raise FslibError(
-            f"mean must be a finite tensor of shape {shape} (layers, heads, head_dim), not {what}"
-        )
+        wanted = f"a finite tensor of shape {shape} (layers, heads, head_dim)"
+        raise FslibError(f"mean must be {wanted}, not {what}")
     device = device_of(model)
     with torch.inference_mode(False):  # importance inside needs gradients that pass the gate
         gate = torch.from_numpy(~chosen).to(device=device, dtype=torch.float32)

@@ -95,27 +95,18 @@ def _check_tokenizer(source: str, tokenizer: Any) -> None:
     files = {"tokenizer.json", *own_files.values()}
     folder = Path(source)
     if own_files and folder.is_dir() and not any((folder / file).is_file() for file in files):
-        raise FslibError(
-            f"model folder {source} has no tokenizer files ({' or '.join(sorted(files))}): every "
-            "word would be unknown; save the model's own tokenizer there"
-        )
+        none = f"model folder {source} has no tokenizer files ({' or '.join(sorted(files))})"
+        raise FslibError(f"{none}: save the model's own tokenizer there")
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise FslibError(
-            f"the tokenizer of {source} knows its special tokens alone, so every word would be "
-            "unknown: use the model's own"
-        )
+        raise FslibError(f"the tokenizer of {source} knows no words: use the model's own")
     longest = tokenizer.model_max_length
     if type(longest) not in (int, float, type(None)) or longest == float("inf"):
-        raise FslibError(
-            f"the tokenizer of {source}: model_max_length {longest!r} is no number of tokens"
-        )
+        limit = f"model_max_length {longest!r}"
+        raise FslibError(f"the tokenizer of {source}: {limit} is no number of tokens")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
-        raise FslibError(
-            f"the tokenizer of {source} has no token to pad with: set its pad_token and save it "
-            "again"
-        )
+        raise FslibError(f"the tokenizer of {source} has no token to pad with: set its pad_token")
 
 
 def shape_of(config: Any) -> list[Any]:
@@ -168,23 +159,15 @@ def _load(source: str, config: Any) -> Any:
         if "attention implementation" not in str(error) and error.args != (ATTENTION,):
             raise
         name = getattr(auto._model_mapping.get(type(config), None), "__name__", config.model_type)
-        raise FslibError(
-            f"{name} at {source} cannot be used: it does not take its attention from transformers' "
-            "attention interface, so its heads cannot be reached; use an architecture such as "
-            + SUPPORTED
-        ) from error
+        what = f"{name} at {source} cannot be used: its heads cannot be reached through"
+        raise FslibError(f"{what} transformers' attention interface; use {SUPPORTED}") from error
     # transformers fills what the file lacks with random numbers, and only logs it.
     if unfit := sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]):
-        raise FslibError(
-            f"model {source} cannot be loaded: {len(unfit)} weights of a {type(encoder).__name__} "
-            f"are missing or of another shape, such as {unfit[0]}; its weights and its "
-            "config.json do not belong together"
-        )
+        what = f"{len(unfit)} weights of a {type(encoder).__name__} are missing or of another shape"
+        raise FslibError(f"model {source} cannot be loaded: {what}, such as {unfit[0]}")
     if broken := [key for key, weight in encoder.named_parameters() if not weight.isfinite().all()]:
-        raise FslibError(
-            f"model {source} cannot be loaded: {len(broken)} weights hold NaN or infinity, such as "
-            f"{broken[0]}; train it again with a lower learning rate"
-        )
+        what = f"{len(broken)} weights hold NaN or infinity, such as {broken[0]}"
+        raise FslibError(f"model {source} cannot be loaded: {what}")
     return encoder
 
 
@@ -224,10 +207,8 @@ def _declared_pooling(path: Path) -> str:
     declared = [mode for mode, chosen in modes.items() if chosen]
     if len(declared) == 1 and declared[0] in DECLARED:
         return DECLARED[declared[0]]
-    raise FslibError(
-        f"{path} asks for {' and '.join(declared) or 'no pooling'}: only {', '.join(DECLARED)} are "
-        "known here, one alone; give pooling="
-    )
+    asked = f"{path} asks for {' and '.join(declared) or 'no pooling'}"
+    raise FslibError(f"{asked}: one of {', '.join(DECLARED)} is known here; give pooling=")
 
 
 @contextmanager

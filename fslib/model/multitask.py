@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fslib.data.batches import Batch, Encoded
 from fslib.data.tasks import Split, Task, as_tasks
-from fslib.errors import FslibError, check_count, checked_path, first_line, unknown
+from fslib.errors import FslibError, check_among, check_count, checked_path, first_line
 from fslib.model import encoders
 from fslib.model.attention import HeadControl, attach, control_of
 from fslib.model.devices import device_of, partial_mark
@@ -163,8 +163,7 @@ class MultiTaskModel(nn.Module):
             FslibError: for an unknown name or pooling, an unreachable Hub, weights that are not
                 safetensors, and an architecture whose heads cannot be reached (by name).
         """
-        if pooling not in (None, *POOLINGS):
-            raise unknown("pooling", pooling, POOLINGS)
+        check_among("pooling", pooling, POOLINGS, none=True)
         check_count("max_length", max_length)
         check_count("seed", seed, 0)
         named, known = as_tasks(tasks), (*encoders.ENCODERS, *encoders.PRETRAINED)
@@ -202,10 +201,8 @@ class MultiTaskModel(nn.Module):
         encoded = Encoded(split, self.tokenizer, self.max_length)
         known = self.encoder.get_input_embeddings().num_embeddings
         if (largest := encoded.largest_id) >= known:
-            raise FslibError(
-                f"the tokenizer of {self.source} gives token id {largest}, but its encoder has "
-                f"embeddings for {known} tokens: they do not belong together"
-            )
+            what = f"token id {largest}, but its encoder has embeddings for {known} tokens"
+            raise FslibError(f"the tokenizer of {self.source} gives {what}")
         return encoded
 
     def forward(self, inputs: dict[str, Tensor], task: str) -> Float[Tensor, "batch outputs"]:
@@ -215,8 +212,7 @@ class MultiTaskModel(nn.Module):
             inputs: token ids, their mask and what else the tokenizer gives, (batch, seq) each.
             task: by name.
         """
-        if task not in self.classifiers:
-            raise unknown("task of this model", task, self.classifiers)
+        check_among("task of this model", task, self.classifiers)
         taken = {k: v for k, v in inputs.items() if k in self.accepts}
         hidden = self.encoder(**taken).last_hidden_state  # (batch, seq, hidden)
         pooled = pool(hidden, inputs["attention_mask"], self.pooling)
@@ -276,8 +272,7 @@ class MultiTaskModel(nn.Module):
                 for task, a in card["answers"].items()
             }
             check_count("max_length", card["max_length"])
-            if card["pooling"] not in POOLINGS:
-                raise unknown("pooling", card["pooling"], POOLINGS)
+            check_among("pooling", card["pooling"], POOLINGS)
             part = "encoder"
             with torch.inference_mode(False):
                 encoder, tokenizer, _ = encoders.load_encoder(str(folder / part))
@@ -290,9 +285,8 @@ class MultiTaskModel(nn.Module):
                     model.set_classifiers(answers, dense=True)
                 model.eval().classifiers.load_state_dict(weights)
         except Exception as error:  # torch, safetensors and JSON of any kind each raise their own
-            raise FslibError(
-                f"checkpoint {folder} cannot be loaded, {part} does not fit: {first_line(error)}"
-            ) from error
+            why = f"{part} does not fit: {first_line(error)}"
+            raise FslibError(f"checkpoint {folder} cannot be loaded, {why}") from error
         return model
 
 
@@ -309,18 +303,15 @@ def check_model(model: object, *tasks: Task) -> None:
     control_of(model)
     if not isinstance(model, MultiTaskModel):
         name = type(model).__name__
-        raise FslibError(
-            f"{name} is no MultiTaskModel: make one with MultiTaskModel.from_pretrained"
-        )
+        raise FslibError(f"{name} is no MultiTaskModel: use MultiTaskModel.from_pretrained")
     for task in tasks:
         as_tasks(task)  # refuses what is no task
-        if task.name not in model.answers:
-            raise unknown("task of this model", task.name, model.answers)
+        check_among("task of this model", task.name, model.answers)
         own, asked = model.answers[task.name], Answer.to(task)
         if own != asked:
+            both = f"this model was made for {own}, not for {asked}"
             raise FslibError(
-                f"task {task.name} is not the one this model was made for: that has {own}, this "
-                f"one {asked}; give it another name, or the same labels in the same order"
+                f"task {task.name}: {both}; give the task another name, or those labels"
             )
 
 

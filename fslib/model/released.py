@@ -46,24 +46,18 @@ def load_released(
     heads = _heads(file, weights)
     named = as_tasks(tasks)
     if len(named) != len(heads):
-        raise FslibError(
-            f"{file} has classifiers of {len(heads)} tasks: give as many tasks, not {list(named)}"
-        )
+        raise FslibError(f"{file} has classifiers of {len(heads)} tasks, not of {list(named)}")
     for (number, head), task in zip(heads.items(), named.values(), strict=True):
         if (outputs := len(head["out.weight"])) != task.n_outputs:
-            raise FslibError(
-                f"task {number} of {file} has {outputs} outputs, and {task.name} needs "
-                f"{task.n_outputs}"
-            )
+            differ = f"has {outputs} outputs, and {task.name} needs {task.n_outputs}"
+            raise FslibError(f"task {number} of {file} {differ}")
     model = MultiTaskModel.from_pretrained(encoder, named, pooling="first", max_length=max_length)
     model.set_classifiers(model.answers, dense=True)
     own, wanted = _part(weights, ENCODER), model.encoder.state_dict()
     fits = {name: name in own and own[name].shape == value.shape for name, value in wanted.items()}
     if unfit := [name for name, fit in fits.items() if not fit]:
-        raise FslibError(
-            f"{file} does not hold the weights of {encoder}: {len(unfit)} are missing or of "
-            f"another shape, such as {unfit[0]}"
-        )
+        unfit_ones = f"{len(unfit)} are missing or of another shape, such as {unfit[0]}"
+        raise FslibError(f"{file} does not hold the weights of {encoder}: {unfit_ones}")
     model.encoder.load_state_dict({name: own[name] for name in wanted})
     for name, head in zip(named, heads.values(), strict=True):
         model.classifiers[name].load_state_dict(head)
