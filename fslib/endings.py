@@ -93,8 +93,7 @@ class Ending:
         """Return the steps before the ending, or raise FslibError if there are none, or all."""
         start = steps - round(self.delta * steps)
         if not 0 < start < steps:
-            what = f"delta {self.delta} of {steps} steps"
-            raise FslibError(f"{what}: choose it so that steps lie before and after")
+            raise FslibError(f"delta {self.delta} of {steps} steps leaves none before or after")
         return start
 
     def stop(self, steps: int) -> int:
@@ -149,11 +148,9 @@ class PCGrad(Ending):
         """Raise FslibError for one task, a batch smaller than that, and nothing to project."""
         self.needs_two_tasks(trunk)
         if self.project and not any(p.requires_grad for p in trunk.model.encoder.parameters()):
-            what = "PCGrad projects gradients of the encoder, and all of it is frozen"
-            raise FslibError(f"{what}: unfreeze some of it")
+            raise FslibError("PCGrad projects the encoder's gradients, and all of it is frozen")
         if trunk.batch_size < len(trunk.tasks):
-            what = f"PCGrad shares batch_size {trunk.batch_size} among {len(trunk.tasks)} tasks"
-            raise FslibError(f"{what}: make it larger")
+            raise FslibError(f"batch_size {trunk.batch_size} is too small to share among tasks")
 
     def begin(self, trunk: Trunk) -> Rule:
         """Return the rule of mixed steps, with or without projection."""

@@ -117,8 +117,7 @@ def check_finite(values: Tensor, task: str) -> Tensor:
         FslibError: Where it is NaN or infinite: an argmax of NaN is class 0.
     """
     if not bool(torch.isfinite(values).all()):
-        broken = f"the model gives NaN or infinity for task {task}: its weights are broken"
-        raise FslibError(f"{broken}; train it again with a lower lr")
+        raise FslibError(f"NaN or infinity for task {task}: train again with a lower lr")
     return values
 
 
@@ -126,8 +125,7 @@ def check_several(sizes: Mapping[str, int]) -> None:
     """Raise FslibError where fewer than two examples of a task are scored."""
     for name, size in sizes.items():
         if size < 2:
-            scored = f"{size} evaluation example of task {name} is scored"
-            raise FslibError(f"{scored}: an interval needs two or more")
+            raise FslibError(f"task {name}: an interval needs two examples or more, not {size}")
 
 
 def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list[Batch]:

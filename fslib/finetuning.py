@@ -103,8 +103,7 @@ def fresh(source: MultiTaskModel, target: Task, seed: int = 0) -> MultiTaskModel
     _refuse_known(source, target)
     if source.control.gate is not None or source.control.tap is not None:
         # the copy would keep the gate after the block that ends it for the source
-        busy = "the source's heads are pruned or listened to"
-        raise FslibError(f"{busy}: copy its encoder outside of that block")
+        raise FslibError("heads of the source are pruned or listened to: copy it outside of that")
     model = copy.deepcopy(source)  # hooks and head control go along, the copy's own
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -156,8 +155,7 @@ def _refuse_known(source: MultiTaskModel, target: Task) -> None:
     check_model(source)
     as_tasks(target)  # refuses what is no task
     if target.name in source.classifiers:
-        known = f"task {target.name!r} is one of the source's own ({', '.join(source.classifiers)})"
-        raise FslibError(f"{known}: transfer needs a task that the source was not trained on")
+        raise FslibError(f"task {target.name!r} is one of the source's own: transfer needs another")
 
 
 def _linear_score(source: MultiTaskModel, task: Task) -> Score:

@@ -339,8 +339,7 @@ class IAP:
         if not runs:
             raise FslibError("no runs to put together")
         if strange := [run for run in runs if not isinstance(run, IAP)]:
-            wanted = "give a list of what prune_important_heads returns"
-            raise FslibError(f"{strange[0]!r:.80} is no IAP: {wanted}")
+            raise FslibError(f"{strange[0]!r:.80} is no IAP: prune_important_heads returns one")
         first, each = runs[0], [run.arrays() for run in runs]
         labels = {name: array for name, array in each[0].items() if name.startswith("labels")}
 
@@ -449,8 +448,7 @@ class Dissociation:
             FslibError: For another task, and where there are no random heads to compare with.
         """
         if above_random and self.controls is None:
-            nothing = "without random controls nothing can be said beyond chance"
-            raise FslibError(f"{nothing}: prune with controls=1 or more")
+            raise FslibError("nothing to compare with: prune with controls=1 or more")
         cells = self.top - self.controls if above_random and self.controls else self.top
         return cells.measure(-1, self._column(task))
 

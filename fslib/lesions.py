@@ -52,8 +52,7 @@ class HeadLesions:
             wanted = (1 + math.prod(self.shape), len(self.labels[task]))
             for name, rows in (("predictions", self.predictions), ("losses", self.losses)):
                 if (found := rows[task].shape) != wanted:
-                    shapes = f"{found}, not {wanted} (1 + heads, examples)"
-                    raise FslibError(f"{name} of task {task} are of shape {shapes}")
+                    raise FslibError(f"{name} of task {task}: {found} is not (1 + heads, examples)")
 
     def __repr__(self) -> str:
         layers, heads = self.shape
@@ -112,8 +111,7 @@ class HeadLesions:
             FslibError: For a head that the model does not have.
         """
         if not (0 <= layer < self.shape[0] and 0 <= head < self.shape[1]):
-            asked = f"layer {layer}, head {head}"
-            raise FslibError(f"{asked} is outside {self.shape} (layers, heads), counted from 0")
+            raise FslibError(f"layer {layer}, head {head} is outside {self.shape}, counted from 0")
         rows = self.predictions[task][[0, 1 + layer * self.shape[1] + head]]
         metric, labels = self._metric(task), self.labels[task]
         whole, without = (score_measure(task, metric, row[None], labels) for row in rows)
@@ -130,8 +128,7 @@ class HeadLesions:
         """
         self._metric(task)
         if finite_array("importance", importance).shape != self.shape:
-            shapes = f"{np.shape(importance)} is not of {self.shape} (layers, heads)"
-            raise FslibError(f"importance of shape {shapes}")
+            raise FslibError(f"importance of shape {np.shape(importance)} is not of {self.shape}")
         rises = (self.losses[task][1:] - self.losses[task][0]).astype(np.float64)  # (heads, n)
         n, total = rises.shape[1], rises.sum(1)
         without = (total[:, None] - rises).T / (n - 1)

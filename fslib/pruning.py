@@ -154,8 +154,7 @@ def _check_sets(
     """Raise FslibError for top heads that are none or have no other set like them."""
     for fraction, heads in zip(fractions, chosen, strict=True):
         if not heads.any():
-            nothing = f"fraction {fraction} leaves no head of task {task} to prune"
-            raise FslibError(f"{nothing}: use a smaller min_per_layer")
+            raise FslibError(f"fraction {fraction} leaves no head of task {task} to prune")
         if controls and all(layer.all() or not layer.any() for layer in heads):
             whole = f"fraction {fraction} takes whole layers of task {task}"
             same = "a random set with as many heads in each layer is the same one"

@@ -100,8 +100,7 @@ def _checked(
     if predictions.shape[-1] != len(labels):
         raise FslibError(f"{predictions.shape[-1]} predictions for {len(labels)} labels")
     if not (np.isfinite(predictions).all() and np.isfinite(labels).all()):
-        broken = "predictions or labels that are NaN or infinite"
-        raise FslibError(f"{metric} of {broken} is no number: look at the model")
+        raise FslibError(f"{metric} of NaN or infinite values is no number: look at the model")
     return predictions, labels
 
 

@@ -143,8 +143,7 @@ def task_similarity(a: TaskEmbedding, b: TaskEmbedding) -> float:
     """
     for embedding in (a, b):
         if not isinstance(embedding, dict):
-            wanted = "give what similarity.task_embedding returns"
-            raise FslibError(f"{embedding!r:.80} is no task embedding: {wanted}")
+            raise FslibError(f"{embedding!r:.60} is no task embedding: task_embedding returns one")
     if a.keys() != b.keys() or not a:
         both = f"{list(a)} and {list(b)}"
         raise FslibError(f"task embeddings of different encoders cannot be compared: {both}")

@@ -368,8 +368,7 @@ class Training:
                 at = len(self.history.losses)
                 choice = self.history.order[at - 1]
                 name = "all" if choice == MIXED else self.history.tasks[choice]
-                what = f"the loss is {loss} at step {at} (task {name})"
-                raise FslibError(f"{what}: lower lr={self.settings.lr}")
+                raise FslibError(f"loss {loss} at step {at} ({name}): lower lr={self.settings.lr}")
         self._unread.clear()
 
     def _evaluate(self) -> None:

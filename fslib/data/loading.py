@@ -79,8 +79,7 @@ def read_tsv(path: Path) -> dict[str, list[str]]:
         raise FslibError(f"{path}: column {repeated[0]!r} stands twice in the header")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
-            where = f"{path}, line {number}"
-            raise FslibError(f"{where}: {len(row)} fields, but the header names {len(header)}")
+            raise FslibError(f"{path}, line {number}: {len(row)} fields for {len(header)} columns")
     return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
 
 
@@ -91,8 +90,7 @@ def _text_columns(path: Path, columns: Iterable[str]) -> list[list[str]]:
     for column in texts:
         groups.setdefault(column.rpartition("-")[0] or column, []).append(column)
     if not 1 <= len(groups) <= 2:
-        wanted = "want one or two text columns beside label and index"
-        raise FslibError(f"{path}: {wanted}, found {texts or 'none'}")
+        raise FslibError(f"{path}: want one or two text columns, found {texts or 'none'}")
     return list(groups.values())
 
 
