@@ -1,25 +1,32 @@
-"""From intervals to claims: the one verdict with its gates, and its tests.
+"""From intervals to claims: the one verdict with its gates, its scope, and its tests.
 
-The rules were fixed first. A claim of the paper is that some number is above 0. Its evidence has
-one or two parts (an intersection-union test: both are needed), a *smallest effect of interest*
+The rules were fixed before the records that they decide on. A claim of the paper is that some
+number is above 0. It has one or two such parts (both are needed), a *smallest effect of interest*
 (SESOI), and gates: what must hold for the question to make sense at all. Gates are checked on one
 half of the evaluation examples and scores computed on the other, so that what was chosen by its
-score is not scored on it.
+score is not scored on it. Three things can be said of a claim, each tested by itself and corrected
+for the number of claims (Holm, 1979), so that each is said wrongly of any claim of a profile in at
+most 5 % of profiles:
+
+    supported     every part is above 0:          p = the largest of its parts'
+    contradicted  some part is below 0:           p = number of parts x the smallest of those below
+    no effect     every part is within +- SESOI:  p = the largest of two one-sided tests (TOST)
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, Num, Shaped
 from scipy import stats
 
-from fslib.iap import DRAWS, IAP, Unlesioned
-from fslib.intervals import Interval, Measure, constant, mean_of, multi_bootstrap, score_measure
-from fslib.scoring import chance_level, rank_correlation
+from fslib.iap import IAP, Unlesioned
+from fslib.intervals import Interval, Measure, constant, mean_of, score_measure
+from fslib.scoring import chance_level
 
 Half = Callable[[int], np.ndarray]
 
@@ -27,21 +34,28 @@ SIGNIFICANCE = 0.05
 SUPPORTED, CONTRADICTED = "supported", "contradicted"
 INCONCLUSIVE, NOT_TESTABLE = "inconclusive", "not testable"
 NO_EFFECT = "no effect of"  # followed by the smallest effect of interest
-LEAST_SEEDS = 2  # one model says nothing of others
+LEAST_SEEDS = 3  # with fewer the interval holds the truth too rarely (tests/benchmarks/calibration)
 LEAST_TASKS = 8  # for a correlation over pairs of tasks
 CHANGED_BY = 0.1  # standard deviations: what a number must move by to count as changed
 LEAST_CHANGED = 0.03  # the share of predictions that a treatment must change to be one
-BOOTSTRAP_SEEDS = 10  # with fewer, resampling seeds says too little of how they vary
 EXCHANGES = 9999  # of the names of tasks; all of them where there are no more than 5040
 
-# The claims whose p are corrected together (Holm): the smallest effect of interest, and its unit
+# The smallest effect of interest of a claim, and its unit
 SESOI = {
     "C1": (2.0, "points of D"),
     "C2": (0.5, ""),
-    "C3": (1.0, "points of D"),
+    "C3": (1.0, "point of D"),
     "C4": (0.5, "points"),
-    "C5": (1.0, "points"),
+    "C5": (1.0, "point"),
 }
+
+
+class Tests(NamedTuple):
+    """The p of what can be said of a claim; NaN where a gate forbids to say it."""
+
+    supported: float
+    contradicted: float
+    no_effect: float
 
 
 @dataclass(frozen=True)
@@ -51,93 +65,92 @@ class Part:
     Args:
         what: Its name, as it is printed.
         interval: Of the number.
-        p: Of its own test, where that is not the t test of the interval.
-        resampled: (low, high) of the Multi-Bootstrap, the sensitivity check.
+        p: Two-sided, of a permutation test, where there is one; it is needed beside the interval's.
     """
 
     what: str
     interval: Interval
     p: float | None = None
-    resampled: tuple[float, float] | None = None
-
-    @classmethod
-    def of(cls, what: str, measure: Measure, p: float | None = None) -> "Part":
-        """Return a part with its two-way t interval.
-
-        From ten seeds on, the Multi-Bootstrap's stands beside it.
-        """
-        enough = len(measure.values) >= BOOTSTRAP_SEEDS
-        resampled = multi_bootstrap(measure, DRAWS, np.random.default_rng(0)) if enough else None
-        return cls(what, measure.interval(), p, resampled)
 
     @property
     def tested(self) -> float:
-        """The p that counts."""
+        """The p that is shown, two-sided."""
         return self.interval.p if self.p is None else self.p
 
+    def tests(self, sesoi: float) -> Tests:
+        """Return the p of being above 0, below 0, and within +- sesoi."""
+        value, se, df = self.interval
+        p = max(self.interval.p, self.tested)
+        room = (sesoi - abs(value)) / se if se > 0 else np.inf * np.sign(sesoi - abs(value))
+        return Tests(p if value > 0 else 1.0, p if value < 0 else 1.0, float(stats.t.sf(room, df)))
+
     def __str__(self) -> str:
-        """Say the number, its interval or two, p and minimum detectable effect."""
+        """Say the number, its interval, p and minimum detectable effect."""
         said = f"{self.what} {interval_text(self.interval)}"
-        if self.resampled:
-            low, high = self.resampled
-            said += f" (Multi-Bootstrap [{low:+.2f}, {high:+.2f}])"
         return f"{said}, {p_text(self.tested)}, MDE {self.interval.mde:.2g}"
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What there is on one claim.
+class Claim:
+    """A claim, and what there is on it.
 
     Args:
-        claim: A key of `SESOI`.
+        name: A key of `SESOI`.
         parts: The numbers that it says are above 0.
-        failed: Which gate failed, "" if none did.
-        p: Of the claim, None for the largest of its parts'; corrected for the other claims by
-            `decided`.
+        scope: What it was tested on: encoder, trainings, tasks, steps. Printed with every verdict.
+        n: Trainings that its intervals generalize over; of a correlation over pairs, tasks.
+        failed: Which gate failed, so that nothing can be said; "" if none did.
+        weak: Why the treatment is too weak to support or to contradict the claim; "" if it is not.
+        corrected: p corrected for the number of claims, by `decided`.
     """
 
-    claim: str
+    name: str
     parts: tuple[Part, ...]
+    scope: str
+    n: int
     failed: str = ""
-    p: float | None = None
+    weak: str = ""
+    corrected: Tests | None = None
 
     @property
-    def claim_p(self) -> float:
-        """The p of the claim: all parts are needed, so the largest; NaN if not testable."""
-        if self.failed or not self.parts:
-            return np.nan
-        if self.p is not None:
-            return self.p
-        return float(np.max([part.tested for part in self.parts]))  # of NaN, NaN
+    def tests(self) -> Tests:
+        """The p of what can be said, before the number of claims is corrected for."""
+        if self.barred or self.n < LEAST_SEEDS:
+            return Tests(np.nan, np.nan, np.nan)
+        above, below, within = zip(*(p.tests(SESOI[self.name][0]) for p in self.parts), strict=True)
+        if self.weak:
+            return Tests(np.nan, np.nan, max(within))
+        return Tests(max(above), min(1.0, len(self.parts) * min(below)), max(within))
+
+    @property
+    def barred(self) -> bool:
+        """Whether a gate failed, or a part has no interval."""
+        return bool(self.failed or not self.parts) or not all(
+            np.isfinite(part.interval.se) for part in self.parts
+        )
 
     @property
     def verdict(self) -> str:
-        """The verdict in a few words.
-
-        Not testable, supported, contradicted, no effect of the smallest size of interest, or
-        inconclusive. Supported needs every part: its interval above 0, and p < 0.05. Contradicted
-        and no effect need one: a claim falls with any part of it.
-        """
-        intervals = [part.interval for part in self.parts]
-        if self.failed or not intervals or not all(np.isfinite(i.se) for i in intervals):
+        """Not testable, supported, contradicted, no effect of the SESOI or more, inconclusive."""
+        if self.barred:
             return NOT_TESTABLE
-        if all(i.low > 0 for i in intervals) and self.claim_p < SIGNIFICANCE:
-            return SUPPORTED
-        if any(i.high < 0 for i in intervals):
-            return CONTRADICTED
-        sesoi, unit = SESOI[self.claim]
-        if any(
-            -sesoi < low and high < sesoi
-            for low, high in (i.at(1 - 2 * SIGNIFICANCE) for i in intervals)
-        ):
-            return " ".join([NO_EFFECT, f"{sesoi:g}", *filter(None, [unit]), "or more"])
+        size = " ".join(filter(None, [f"{SESOI[self.name][0]:g}", SESOI[self.name][1]]))
+        words = (SUPPORTED, CONTRADICTED, f"{NO_EFFECT} {size} or more")
+        for word, p in zip(words, self.corrected or self.tests, strict=True):
+            if p < SIGNIFICANCE:
+                return word
         return INCONCLUSIVE
 
+    @property
+    def why(self) -> str:
+        """Which gate failed, or why the treatment is too weak; "" if neither."""
+        few = f"{self.n} training(s), and {LEAST_SEEDS} are needed" if self.n < LEAST_SEEDS else ""
+        return self.failed or self.weak or few
+
     def __str__(self) -> str:
-        """Say the verdict and its reasons in one line."""
-        if self.failed:
-            return f"{NOT_TESTABLE}: {self.failed}"
-        return f"{self.verdict}: {'; '.join(map(str, self.parts))}"
+        """Say the verdict, its scope and its reasons in one line."""
+        because = "; ".join(filter(None, [self.why, *map(str, self.parts)]))
+        return f"{self.verdict} ({self.scope}): {because}"
 
 
 def interval_text(interval: Interval, digits: int = 2) -> str:
@@ -150,14 +163,16 @@ def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def decided(claims: Mapping[str, Evidence]) -> dict[str, Evidence]:
-    """Return the claims with p corrected for their number (Holm, 1979).
+def decided(claims: Mapping[str, Claim]) -> dict[str, Claim]:
+    """Return the claims of a profile with their p corrected for how many there are.
 
-    One that is not testable counts as p = 1.
+    Of a claim that may not be decided, p counts as 1.
     """
-    corrected = holm([evidence.claim_p for evidence in claims.values()])
+    columns = zip(*(claim.tests for claim in claims.values()), strict=True)
+    corrected = map(Tests, *(holm(column).tolist() for column in columns))
     return {
-        name: replace(e, p=float(p)) for (name, e), p in zip(claims.items(), corrected, strict=True)
+        name: replace(claim, corrected=own)
+        for (name, claim), own in zip(claims.items(), corrected, strict=True)
     }
 
 
@@ -293,32 +308,42 @@ class Mantel:
 
     Args:
         interval: Jackknife over tasks.
-        p: One-sided, that it is below 0.
+        p: Two-sided, of exchanging tasks.
     """
 
     interval: Interval
     p: float
 
 
-def correlation_over_pairs(
-    similarity: Float[np.ndarray, "tasks tasks"], other: Float[np.ndarray, "tasks tasks"]
-) -> Interval:
+Pairs = Float[np.ndarray, "tasks tasks"]  # a symmetric matrix over pairs of tasks
+
+
+def correlation_over_pairs(a: Pairs, b: Pairs, given: Pairs | None = None) -> Interval:
     """Return the rank correlation of two symmetric matrices over pairs of tasks.
 
-    Of the pairs where neither is NaN. Its interval leaves out tasks (jackknife), not pairs, since
-    pairs that share a task are not independent: it is a little too wide rather than too narrow. A
-    task without any pair does not count. NaN for fewer than three pairs; the interval is NaN if
-    fewer than three are left without some task.
+    Its interval leaves out tasks (jackknife), not pairs, since pairs that share a task are not
+    independent: it is a little too wide rather than too narrow. A task without any pair does not
+    count. NaN for fewer than three pairs; the interval is NaN if fewer than three are left without
+    some task.
+
+    Args:
+        a: One of them; NaN where a pair is not known.
+        b: The other.
+        given: What sorts the pairs into groups, 0 or 1: ranks are then compared within a group
+            (partial correlation). None for one group.
     """
-    known = np.isfinite(similarity) & np.isfinite(other) & ~np.eye(len(similarity), dtype=bool)
+    known = np.isfinite(a) & np.isfinite(b) & ~np.eye(len(a), dtype=bool)
     tasks = np.flatnonzero(known.any(axis=1))
+    groups = np.zeros_like(a) if given is None else given
 
     def correlation(chosen: np.ndarray) -> float:
         pairs = np.ix_(chosen, chosen)
         entries = np.triu(known[pairs])
         if entries.sum() < 3:
             return np.nan
-        return rank_correlation(similarity[pairs][entries], other[pairs][entries])
+        x, y = (_ranks(m[pairs][entries], groups[pairs][entries]) for m in (a, b))
+        size = float(np.sqrt((x @ x) * (y @ y)))
+        return float(x @ y) / size if size > 1e-9 else np.nan
 
     without = np.array([correlation(np.delete(tasks, k)) for k in range(len(tasks))])
     n = len(tasks)
@@ -326,32 +351,47 @@ def correlation_over_pairs(
     return Interval(correlation(tasks), float(se), n - 1)
 
 
-def mantel(
-    similarity: Float[np.ndarray, "tasks tasks"],
-    other: Float[np.ndarray, "tasks tasks"],
-    rng: np.random.Generator,
-) -> Mantel:
+def _ranks(
+    values: Float[np.ndarray, " pairs"], groups: Num[np.ndarray, " pairs"]
+) -> Float[np.ndarray, " pairs"]:
+    """Return the ranks of all pairs, minus the mean of their group."""
+    ranks = stats.rankdata(values)
+    for group in np.unique(groups):
+        ranks[groups == group] -= ranks[groups == group].mean()
+    return ranks
+
+
+def mantel(a: Pairs, b: Pairs, rng: np.random.Generator, given: Pairs | None = None) -> Mantel:
     """Correlate two symmetric matrices over pairs of tasks, by ranks (Mantel, 1967).
 
     For p not pairs but tasks are exchanged, the observed order counted among them (Phipson and
-    Smyth, 2010). NaN where an entry off the diagonal is, and for fewer than four tasks.
+    Smyth, 2010); with `given`, tasks of what the groups leave of the ranks of `a` (partial Mantel:
+    Smouse, Long and Sokal, 1986). NaN where an entry off the diagonal is, and for fewer than four
+    tasks.
+
+    Args:
+        a: One matrix.
+        b: The other.
+        rng: Draws the exchanges, where there are too many to try all.
+        given: As in `correlation_over_pairs`.
     """
-    tasks = len(similarity)
+    tasks = len(a)
     upper = np.triu_indices(tasks, 1)
-    if tasks < 4 or not (np.isfinite(similarity[upper]).all() and np.isfinite(other[upper]).all()):
+    if tasks < 4 or not (np.isfinite(a[upper]).all() and np.isfinite(b[upper]).all()):
         return Mantel(Interval(np.nan, np.nan, np.nan), np.nan)
     if math.factorial(tasks) <= 5040:
         orders = np.array(list(permutations(range(tasks))))
     else:
         drawn = rng.permuted(np.tile(np.arange(tasks), (EXCHANGES - 1, 1)), axis=1)
         orders = np.vstack([np.arange(tasks), drawn])
+    groups = (np.zeros_like(a) if given is None else given)[upper]
     # exchanged names are the same ranks in other places
-    ranks, others = np.zeros((tasks, tasks)), stats.rankdata(other[upper])
-    ranks[upper] = stats.rankdata(similarity[upper])
+    ranks = np.zeros((tasks, tasks))
+    ranks[upper] = _ranks(a[upper], groups)
     ranks += ranks.T
-    null = ranks[orders[:, upper[0]], orders[:, upper[1]]] @ (others - others.mean())
-    p = float((null <= null[0] + 1e-9).mean())  # the first order is the observed one
-    return Mantel(correlation_over_pairs(similarity, other), p)
+    null = np.abs(ranks[orders[:, upper[0]], orders[:, upper[1]]] @ _ranks(b[upper], groups))
+    p = float((null >= null[0] - 1e-9).mean())  # the first order is the observed one
+    return Mantel(correlation_over_pairs(a, b, given), p)
 
 
 def changed_share(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:

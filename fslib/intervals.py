@@ -226,38 +226,10 @@ def constant(value: float, like: Measure) -> Measure:
     return Measure(np.array([float(value)]), influence)
 
 
-def pooled(intervals: Sequence[Interval]) -> Interval:
-    """Return the mean effect over the encoders of which these are a sample.
-
-    Random effects, weights by Paule and Mandel (1982), interval by Hartung and Knapp (2001) with a
-    t distribution of k - 1 degrees of freedom: several results are never counted as "k of n
-    significant". NaN for fewer than two.
-    """
-    y, v = np.array([i.value for i in intervals]), np.array([i.se**2 for i in intervals])
-    if len(y) < 2 or not (np.isfinite(y).all() and (v > 0).all()):
-        return Interval(float(np.mean(y)) if len(y) else np.nan, np.nan, np.nan)
-
-    def mean_and_q(tau: float) -> tuple[float, float, np.ndarray]:
-        weights = 1 / (v + tau)
-        mean = float((weights * y).sum() / weights.sum())
-        return mean, float((weights * (y - mean) ** 2).sum()), weights
-
-    low, high = 0.0, float(np.var(y, ddof=1) * len(y) + v.max())
-    if mean_and_q(0.0)[1] <= len(y) - 1:
-        high = 0.0  # no more spread than the standard errors explain
-    for _ in range(200 if high else 0):
-        middle = (low + high) / 2
-        low, high = (middle, high) if mean_and_q(middle)[1] > len(y) - 1 else (low, middle)
-    mean, q, weights = mean_and_q(high)
-    # without the bound the interval could be narrower than one effect common to all would give
-    variance = max(1.0, q / (len(y) - 1)) / weights.sum()
-    return Interval(mean, float(np.sqrt(variance)), len(y) - 1)
-
-
 def relabelling_p(
     values: Float[np.ndarray, "labellings models *cells"], draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "draws *cells"]]:
-    """Return one-sided p of the first labelling, models relabelled singly and alike.
+    """Return two-sided p of the first labelling, models relabelled singly and alike.
 
     Where the combinations of labellings are at most `draws`, they are all counted; else so many are
     drawn, the true one among them (Phipson and Smyth, 2010). NaN where the number is.
@@ -281,26 +253,7 @@ def relabelling_p(
     observed, shared = values[0].mean(0), values.mean(1)
 
     def p(null: np.ndarray) -> np.ndarray:
-        return np.where(np.isnan(observed), np.nan, (null >= observed - 1e-9).mean(0))
+        extreme = np.abs(null) >= np.abs(observed) - 1e-9
+        return np.where(np.isnan(observed), np.nan, extreme.mean(0))
 
     return p(each), p(shared), each
-
-
-def multi_bootstrap(
-    measure: Measure, draws: int, rng: np.random.Generator, level: float = LEVEL
-) -> tuple[float, float]:
-    """Return the percentile interval over seeds and examples resampled together.
-
-    The sensitivity check of the two-way t interval, from ten seeds on: with fewer it is too narrow.
-    An example's part is taken from its influence. Source: Sellam et al. (2022).
-    """
-    seeds = len(measure.values)
-    chosen = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds  # (draws, seeds)
-    drawn = chosen @ measure.values
-    for rows in measure.influence.values():
-        n = rows.shape[1]
-        centred = rows - rows.mean(1, keepdims=True)
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=draws) / n  # (draws, n)
-        drawn = drawn + ((chosen @ centred) * counts).sum(1)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fslib.claims import SUPPORTED, Evidence, Part, decided, entering, mantel, score_half
+from fslib.claims import SUPPORTED, Claim, Part, decided, entering, mantel, score_half
 from fslib.heads import random_heads, top_heads
 from fslib.iap import IAP
-from fslib.intervals import Measure
+from fslib.intervals import Interval, Measure
 from fslib.questions import q03_pruning
 
 # standard deviations of what a seed, an example and the two together add to a value
@@ -133,7 +133,7 @@ def decide_specialization(iap: IAP, draws: int = 999) -> Decided:
     """Decide C1 by itself, as notebook 03 does."""
     chosen = entering(iap)
     result = chosen.dissociation(draws=draws)
-    found = q03_pruning.decide(result, q03_pruning.not_testable(iap))
+    found = q03_pruning.decide(result, "made-up models", q03_pruning.not_testable(iap))
     alone = result
     if chosen.tasks != iap.tasks:
         alone = iap.part(examples=score_half).dissociation(draws=draws)
@@ -152,6 +152,21 @@ def mantel_p(rng: np.random.Generator, tasks: int) -> float:
     return mantel(matrix_of_tasks(rng, tasks), matrix_of_tasks(rng, tasks), rng).p
 
 
+def asks_the_same(tasks: int) -> np.ndarray:
+    """Which pairs of tasks ask the same question: 1, else 0; two or three tasks ask each."""
+    question = np.arange(tasks) // 2 % (tasks // 2 - 1)
+    return (question[:, None] == question).astype(float)
+
+
+def mantel_given_p(
+    rng: np.random.Generator, tasks: int, effect: float = 3.0
+) -> tuple[float, float]:
+    """p, of Mantel and of partial Mantel, where the question alone makes both matrices alike."""
+    same = asks_the_same(tasks)
+    similarity, d = (matrix_of_tasks(rng, tasks) + sign * effect * same for sign in (1, -1))
+    return mantel(similarity, d, rng).p, mantel(similarity, d, rng, same).p
+
+
 TREATED = (0.5, 1.0, 0.8)  # seeds, examples, both: of a difference of two scores, in points
 
 
@@ -159,33 +174,39 @@ def two_parts(
     rng: np.random.Generator,
     truths: tuple[float, float],
     seeds: int = 5,
-    claim: str = "C4",
+    name: str = "C4",
     n: int = N,
-) -> Evidence:
+) -> Claim:
     """A claim that a treatment beats two controls; its own noise is in both differences."""
     spread = tuple(x / np.sqrt(2) for x in TREATED)
     treated = crossed(rng, seeds, spread, 0.0, n)
     controls = [crossed(rng, seeds, spread, -truth, n) for truth in truths]
     parts = (Part("minus a control", (treated - control).interval()) for control in controls)
-    return Evidence(claim, tuple(parts))
+    return Claim(name, tuple(parts), "made-up models", seeds)
 
 
-def one_part(
-    rng: np.random.Generator, truth: float, seeds: int = 5, claim: str = "C5", n: int = N
-) -> Evidence:
-    """A claim with one part."""
-    return Evidence(claim, (Part("the effect", crossed(rng, seeds, TREATED, truth, n).interval()),))
+Errors = dict[str, list[tuple[float, float]]]  # of each part of each claim: se, degrees of freedom
 
 
-def five_claims(rng: np.random.Generator) -> dict[str, Evidence]:
-    """Claims C1 to C5, none true, corrected for their number; p of C1 and C2 is one-sided."""
-    claims: dict[str, Evidence] = {}
-    for name in ("C1", "C2", "C5"):
-        interval = crossed(rng, 5, TREATED).interval()
-        one_sided = interval.p / 2 if interval.value > 0 else 1 - interval.p / 2
-        claims[name] = Evidence(name, (Part("", interval, one_sided if name != "C5" else None),))
-    claims |= {name: two_parts(rng, (0.0, 9.0), claim=name) for name in ("C3", "C4")}
-    return decided(dict(sorted(claims.items())))
+def profile_of_claims(
+    rng: np.random.Generator, errors: Errors, truths: Callable[[str], list[float]]
+) -> dict[str, Claim]:
+    """Claims of one profile, decided together; half of a part's variance is its claim's.
+
+    Args:
+        rng: Draws the estimates and their standard errors.
+        errors: What a profile measured them with.
+        truths: The true value of each part of a claim.
+    """
+    claims = {}
+    for name, parts in errors.items():
+        common, found = rng.normal(), []
+        for truth, (se, df) in zip(truths(name), parts, strict=True):
+            value = truth + se * (common + rng.normal()) / np.sqrt(2)
+            own = Interval(value, se * np.sqrt(rng.chisquare(df) / df), df)
+            found.append(Part("a number", own))
+        claims[name] = Claim(name, tuple(found), "made-up claims", 10)
+    return decided(claims)
 
 
 def many(simulate: Callable[[np.random.Generator], bool], n: int, seed: int) -> list[bool]:
