@@ -14,7 +14,7 @@ gradients of tasks.
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fslib.data.tasks import Task
-from fslib.errors import FslibError, check_flag, check_number
+from fslib.errors import FslibError, check_count, check_flag, check_number
+from fslib.evaluation import EVAL_BATCH, length_batches
+from fslib.model.modes import in_mode
 from fslib.model.multitask import MultiTaskModel
 
 
@@ -56,7 +58,10 @@ class Rule:
         parameters: the model's.
         heads: each task's head set, bool (layers, heads), True = trained on its batches; with IAT.
         scoring_seconds: time that choosing them took.
+        dropout: whether dropout is on.
     """
+
+    dropout = True
 
     def __init__(self, trunk: Trunk) -> None:
         self.order = trunk.order
@@ -78,16 +83,25 @@ class Rule:
 
 @dataclass(frozen=True)
 class Ending:
-    """What all endings have.
+    """What all endings have; by itself, plain training.
+
+    `leak` and `dropout` are two things that the importance pass of the paper's released code leaves
+    behind: to see what they alone do to a score.
 
     Attributes:
         delta: the share of the steps, the last ones, that the ending takes, in (0, 1).
+        leak: training examples per task whose loss has a gradient that enters the first update.
+        dropout: whether dropout stays on.
     """
 
     delta: float = 0.1
+    leak: int = field(default=0, kw_only=True)
+    dropout: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         check_number("delta", self.delta, "(0, 1)", "0.1 means the last tenth of the steps")
+        check_count("leak", self.leak, 0)
+        check_flag("dropout", self.dropout)
 
     def start(self, steps: int) -> int:
         """Return the steps before the ending, or raise FslibError if there are none, or all."""
@@ -230,3 +244,21 @@ def projected(
 def _flat_gradient(parameter: nn.Parameter) -> Tensor:
     grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     return grad.flatten()
+
+
+def left_gradients(trunk: Trunk, examples: int) -> list[Tensor | None]:
+    """Return the gradient that a pass over training examples leaves in each parameter.
+
+    Of a batch's mean loss, summed over batches and tasks, in evaluation mode: what the released
+    code's importance pass adds to the next update.
+    """
+    model = trunk.model
+    with in_mode(model, training=False):
+        for name, task in trunk.tasks.items():
+            for batch in length_batches(
+                model, task.part("train", examples, trunk.seed), EVAL_BATCH
+            ):
+                model.losses(batch.to(model.device), name).mean().backward()
+    found = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    return found

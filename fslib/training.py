@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fslib.data.batches import task_order
 from fslib.data.tasks import Task, as_tasks
-from fslib.endings import Ending, PCGrad, Rule, Trunk
+from fslib.endings import Ending, PCGrad, Rule, Trunk, left_gradients
 from fslib.errors import FslibError, check_among, check_count, check_number, unknown
 from fslib.evaluation import evaluate
 from fslib.iat import IAT
@@ -44,9 +44,10 @@ class Settings:
         batch_size: examples of a step.
         lr: the peak learning rate.
         weight_decay: of AdamW.
-        warmup: share of the steps in which `lr` is reached, linearly; then it decays linearly.
+        warmup: share of the steps in which `lr` is reached, linearly; later it falls linearly.
+        decay: share of the steps, the last ones, in which it falls; 1: all after the warm-up.
         lr_floor: share of `lr` at the end; 0: nothing.
-        clip: the largest gradient norm.
+        clip: the largest gradient norm; None: any.
         sampling: proportional, sqrt, uniform or annealed (over `epochs` equal parts of the steps).
         epochs: see `sampling`.
         seed: for the order of tasks and batches and for dropout; the caller's random state is left
@@ -62,8 +63,9 @@ class Settings:
     lr: float = 1e-4
     weight_decay: float = 0.01
     warmup: float = 0.1
+    decay: float = 1.0
     lr_floor: float = 0.0
-    clip: float = 1.0
+    clip: float | None = 1.0
     sampling: str = "annealed"
     epochs: int = 5
     seed: int = 0
@@ -77,9 +79,10 @@ class Settings:
         check_count("seed", self.seed, 0)
         check_count("evaluate_every", self.evaluate_every, none=True)
         intervals = {"lr": "(0, inf)", "weight_decay": "[0, inf)", "clip": "(0, inf)"}
-        intervals |= {"warmup": "[0, 1)", "lr_floor": "[0, 1)"}
+        intervals |= {"warmup": "[0, 1)", "decay": "(0, 1]", "lr_floor": "[0, 1)"}
         for name, interval in intervals.items():
-            check_number(name, getattr(self, name), interval)
+            if name != "clip" or self.clip is not None:
+                check_number(name, getattr(self, name), interval)
         check_among("precision", self.precision, PRECISIONS)
 
 
@@ -91,19 +94,25 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
     return Settings(**values)
 
 
-def lr_factor(step: int, steps: int, warmup: float = 0.1, lr_floor: float = 0.0) -> float:
+def lr_factor(
+    step: int, steps: int, warmup: float = 0.1, lr_floor: float = 0.0, decay: float = 1.0
+) -> float:
     """Return the share of the peak learning rate, in [0, 1], after `step` of the steps.
 
-    It goes from 0 to 1 over the first `warmup` of them; then it is
-    lr_floor + (1 - lr_floor) * what is left of a linear decay to 0.
+    It goes from 0 to 1 over the first `warmup` of them; over the last `decay` of them, or all that
+    are left, it is lr_floor + (1 - lr_floor) * what is left of a linear decay to 0.
     """
     rising = round(warmup * steps)
     if step < rising:
         return step / rising
-    return lr_floor + (1 - lr_floor) * max(0.0, (steps - step) / max(1, steps - rising))
+    falling = max(rising, steps - round(decay * steps))
+    left = min(1.0, (steps - step) / max(1, steps - falling))
+    return lr_floor + (1 - lr_floor) * max(0.0, left)
 
 
-def lr_share(steps: int, delta: float, lr_floor: float = 0.0, *, warmup: float = 0.1) -> float:
+def lr_share(
+    steps: int, delta: float, lr_floor: float = 0.0, *, warmup: float = 0.1, decay: float = 1.0
+) -> float:
     """Return which share of all learning falls into the last `delta` of the steps, in (0, 1].
 
     Learning is the learning rate, summed over steps. The share is an ending's dose: with a decay to
@@ -113,8 +122,8 @@ def lr_share(steps: int, delta: float, lr_floor: float = 0.0, *, warmup: float =
         FslibError: for values that `train` refuses, and for a delta that leaves no step before or
             in the ending.
     """
-    Settings(steps=steps, warmup=warmup, lr_floor=lr_floor)
-    factors = [lr_factor(step, steps, warmup, lr_floor) for step in range(steps)]
+    Settings(steps=steps, warmup=warmup, lr_floor=lr_floor, decay=decay)
+    factors = [lr_factor(step, steps, warmup, lr_floor, decay) for step in range(steps)]
     return sum(factors[Ending(delta).start(steps) :]) / sum(factors)
 
 
@@ -268,13 +277,14 @@ class Training:
         model.to(best_device())
         self.optimizer = torch.optim.AdamW(self._groups(), lr=s.lr, fused=True)
         self.schedule = LambdaLR(
-            self.optimizer, lambda step: lr_factor(step, s.steps, s.warmup, s.lr_floor)
+            self.optimizer, lambda step: lr_factor(step, s.steps, s.warmup, s.lr_floor, s.decay)
         )
         self.encoded = {name: model.encode(task.train) for name, task in self.tasks.items()}
         self.streams = self._streams(s.batch_size)
         self.step, self.drawn, self.history = 0, dict.fromkeys(self.tasks, 0), History(names)
         self.rng: list[Tensor] = []  # states of torch's generators; none before the first step
         self.cache: dict[Hashable, Any] = {}
+        self.left: list[Tensor | None] = []  # gradients that enter the next step
         self.rule = Rule(self._trunk())
         self._unread: list[Tensor] = []
 
@@ -293,8 +303,11 @@ class Training:
         if self.step == 0:
             self._evaluate()
         history = self.history
-        with in_mode(self.model, training=True), self._own_random_state():
+        with in_mode(self.model, training=self.rule.dropout), self._own_random_state():
             self._clear()  # gradients that the caller left must not enter the first step
+            for parameter, left in zip(self.model.parameters(), self.left, strict=False):
+                parameter.grad = left
+            self.left = []
             for step in bar(range(self.step + 1, until + 1), "training", "steps"):
                 self.step, names = step, self.rule.tasks(step)
                 history.order.append(history.tasks.index(names[0]) if len(names) == 1 else MIXED)
@@ -305,7 +318,9 @@ class Training:
                     self.rule.collect(name)
                     losses.append(loss.detach())
                 self._record(torch.stack(losses).sum())
-                nn.utils.clip_grad_norm_(self.rule.gradients(), self.settings.clip)
+                updated, clip = self.rule.gradients(), self.settings.clip
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(updated, clip)
                 self.optimizer.step()
                 self.schedule.step()
                 self._clear()
@@ -318,6 +333,8 @@ class Training:
         if ending is None:
             return
         self.rule = ending.begin(self._trunk())
+        self.rule.dropout = ending.dropout
+        self.left = left_gradients(self._trunk(), ending.leak) if ending.leak else []
         self.history.heads = self.rule.heads
         self.history.scoring_seconds = self.rule.scoring_seconds
         if self.step < self.settings.steps:
@@ -399,7 +416,7 @@ class Training:
         for name, stream in self.streams.items():
             for _ in range(self.drawn[name]):
                 next(stream)
-        self.rule = Rule(self._trunk())
+        self.rule, self.left = Rule(self._trunk()), []
 
     @contextmanager
     def _own_random_state(self) -> Iterator[None]:
