@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 import transformers as tf
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from fslib.data.bbc import package_folder
@@ -48,6 +50,7 @@ PRETRAINED: dict[str, tuple[str, tuple[str, int, int, int]]] = {
 SHAPE = ("model_type", "num_hidden_layers", "num_attention_heads", "hidden_size")
 
 # What a sentence-transformers folder may ask for -> pooling.
+POOLING_FILE = "1_Pooling/config.json"
 DECLARED = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "first",
@@ -184,15 +187,31 @@ def _load_error(name: str, why: str) -> FslibError:
 
 
 def natural_pooling(encoder: nn.Module, tokenizer: Any, source: str) -> str:
-    """Return how an encoder sums up a text: as its folder says, or by what its tokens see."""
-    declared = Path(source) / "1_Pooling" / "config.json"
-    if declared.is_file():
+    """Return how an encoder sums up a text: as its files say, or by what its tokens see.
+
+    Args:
+        encoder: the encoder.
+        tokenizer: its own.
+        source: the folder or the Hub's repository that they came from.
+    """
+    if declared := _pooling_file(source):
         return _declared_pooling(declared)
     one, other = probe_with(encoder, [5, 6, 7]), probe_with(encoder, [5, 6, 8])
     if torch.equal(one[0], other[0]):  # the first token does not see the third: a decoder
         return "last"
     starts = tokenizer("a")["input_ids"][:1] == [tokenizer.cls_token_id]
     return "first" if starts and tokenizer.cls_token_id is not None else "mean"
+
+
+def _pooling_file(source: str) -> Path | None:
+    """Return the file in which sentence-transformers says how to pool, if there is one."""
+    if Path(source).is_dir():
+        path = Path(source, *POOLING_FILE.split("/"))
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, POOLING_FILE))
+    except EntryNotFoundError:  # also offline, where nothing says that there is one
+        return None
 
 
 def _declared_pooling(path: Path) -> str:
