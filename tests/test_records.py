@@ -13,7 +13,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import ClassVar
@@ -31,10 +30,9 @@ from refusal import refused
 from small_units import SMALL, TASKS, NumbersUnit, training, write_tasks
 from threadpoolctl import threadpool_info
 
-import fslib
 from fslib import Study
 from fslib.model.multitask import MultiTaskModel
-from fslib.study import files, fingerprints, provenance, verify
+from fslib.study import files, fingerprints, verify
 from fslib.study import store as stores
 from fslib.study.config import checked, settings_of
 from fslib.study.files import save_figure, save_table, write_bytes
@@ -389,7 +387,6 @@ def test_processes_at_once_compute_each_unit_once(start, tmp_path, what, records
         (".a.json.partial-{here}-{alive}", False),
         (".a.json.partial-elsewhere-{dead}", False),
         (".a.json", False),
-        (".b.json.partial-{here}-{dead}", False),
     ],
 )
 def test_only_what_a_dead_process_of_this_host_was_writing_is_swept(tmp_path, name, swept):
@@ -399,7 +396,7 @@ def test_only_what_a_dead_process_of_this_host_was_writing_is_swept(tmp_path, na
     here = files.platform.node()
     path = tmp_path / name.format(here=here, dead=dead.pid, alive=os.getpid())
     path.mkdir()
-    files.sweep(tmp_path, "a.")
+    files.sweep(tmp_path)
     assert path.exists() != swept
 
 
@@ -533,17 +530,6 @@ def test_an_undefined_number_is_recorded_and_repeated_by_another(store):
         assert len(verify.record_differences(found, defined, exact)) == 2
 
 
-def test_a_clone_that_is_not_installed_keeps_its_first_unit(store, monkeypatch):
-    def missing(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(provenance, "version", missing)
-    found = store.get(UNIT).versions
-    assert found.pop("fslib") == fslib.__version__ and found.pop("python")
-    names = {"torch", "transformers", "datasets", "numpy", "scikit-learn"}
-    assert found == dict.fromkeys(names, "unknown")
-
-
 # --- replaced ---------------------------------------------------------------------------------
 
 
@@ -576,7 +562,7 @@ def test_a_renewal_that_is_stopped_costs_one_recomputed_unit_at_most(store, monk
     again = Store(store.folder)
     if moment == ".json":  # the new arrays do not fit the old JSON
         assert again.find(UNIT) is None
-        with pytest.warns(UserWarning, match="arrays do not match"):
+        with pytest.warns(UserWarning, match="arrays are lost, or do not match"):
             again.get(UNIT)
     assert same(again.find(UNIT), old)
 
@@ -590,7 +576,7 @@ def test_a_reader_between_the_two_files_of_a_renewal_waits_for_the_second(store,
     def in_two_steps(path, content):
         if path.suffix == ".json":
             tried.clear()
-            found.append(readers.submit(Store(store.folder).load, UNIT.kind, UNIT.key))
+            found.append(readers.submit(Store(store.folder).get, UNIT))
             assert tried.wait(30)
         write_bytes(path, content)
 
@@ -600,7 +586,6 @@ def test_a_reader_between_the_two_files_of_a_renewal_waits_for_the_second(store,
         finally:
             tried.set()
 
-    monkeypatch.setattr(stores, "PAUSE", 1)
     monkeypatch.setattr(stores, "_parsed", noted)
     monkeypatch.setattr(stores, "write_bytes", in_two_steps)
     Store(store.folder).renew(UNIT)

@@ -306,14 +306,14 @@ class Design:
         without = " and ".join(self.profile.transfer_targets)
         return f"without {without} there are fewer than two tasks to train a source on"
 
-    def plan(self, notebook: str) -> list[Unit]:
-        """Return all units behind a notebook, those they depend on first.
+    def plan(self, *notebooks: str) -> list[Unit]:
+        """Return all units behind notebooks, each once, those they depend on first.
 
         Args:
-            notebook: its number or name.
+            notebooks: their numbers or names.
         """
-        plan = PLANS.get(str(notebook)[:2])
-        return distinct(plan(self)) if plan else []
+        plans = [PLANS[name[:2]] for name in notebooks if name[:2] in PLANS]
+        return distinct(unit for plan in plans for unit in plan(self))
 
 
 def at_dose(name: str, delta: float) -> str:
@@ -358,7 +358,7 @@ def _transfer(d: Design) -> list[Unit]:
 
 
 def _claims(d: Design) -> list[Unit]:
-    return [unit for number in range(1, 8) for unit in d.plan(f"{number:02d}")]
+    return d.plan(*(f"{number:02d}" for number in range(1, 8)))
 
 
 def _explore(d: Design) -> list[Unit]:

@@ -73,16 +73,11 @@ def is_abandoned(name: str) -> bool:
     return False
 
 
-def sweep(folder: Path, stem: str = "") -> None:
-    """Delete what dead processes have left half written in a folder.
-
-    Args:
-        folder: where to look; folders inside it are not searched.
-        stem: how the names of the files that are wanted begin.
-    """
+def sweep(folder: Path) -> None:
+    """Delete what dead processes have left half written in a folder, but not deeper in it."""
     with suppress(OSError):
         for path in folder.iterdir():
-            if path.name.lstrip(".").startswith(stem) and is_abandoned(path.name):
+            if is_abandoned(path.name):
                 remove(path)
 
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from fslib.data.loading import task_names
 from fslib.errors import FslibError, check_number, unknown
 from fslib.iat import IAT
-from fslib.study.config import PlainLoader, checked, one_of, shown
+from fslib.study.config import PlainLoader, checked, one_of
 from fslib.study.units import EncoderName, FineTuning, LesionedOn, Precision, Sampling, Steps
 from fslib.study.units import TaskNames as AnyTaskNames
 
@@ -193,7 +193,7 @@ def make_profile(name: str, changes: Mapping[str, Any]) -> Profile:
         raise unknown("profile", name, PROFILES)
     if not isinstance(changes, Mapping):
         form = "give them as {field: value}, such as {'steps': 100}"
-        raise FslibError(f"settings {shown(changes)}: {form}")
+        raise FslibError(f"settings {changes!r:.80}: {form}")
     # which tasks are paired, or get an ending, the profile says of its own tasks alone
     follow = {"pair_tasks": None, "ending_tasks": None} if "tasks" in changes else {}
     profile = checked(Profile, PROFILES[name] | follow | dict(changes), "setting")

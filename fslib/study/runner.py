@@ -1,6 +1,5 @@
 """Execute notebooks on records through papermill, each in a kernel of its own, and tidy them."""
 
-import errno
 import json
 import logging
 import os
@@ -23,7 +22,6 @@ LAUNCH = (
     "import os; os.dup2(os.open({log!r}, os.O_WRONLY | os.O_CREAT), 2); "
     "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
 )
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class NotebookError(FslibError):
@@ -58,13 +56,6 @@ def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
     return chosen if names else all_notebooks
 
 
-def check_in_place(study: Study) -> None:
-    """Refuse a study whose outputs must not stand in the committed notebooks."""
-    if not study.is_plain:
-        why = "the notebooks show its results"
-        raise FslibError(f"--in-place is for the default profile without other settings: {why}")
-
-
 def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
     """Execute a notebook on records, and return where it is, as executed.
 
@@ -77,8 +68,6 @@ def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
         FslibError: the notebook fails. It names the cell; what was done until then is kept as
             <name>.failed.ipynb.
     """
-    if in_place:
-        check_in_place(study)
     study.write_settings()
     target = study.folder / "notebooks" / source.name
     failed = target.with_name(f"{source.stem}.failed.ipynb")
@@ -154,9 +143,6 @@ def execute(study: Study, source: Path, output: Path) -> None:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         raise
     except Exception as error:  # papermill, nbclient, jupyter and zmq have no error in common
-        if getattr(error, "errno", None) in FULL:
-            with writing(output):
-                raise
         words, failed = last_words(output.with_name(LOG)), f"notebook {source.stem} failed"
         how = f": {words or explained(error)}, in the kernel of {sys.executable}"
         if isinstance(error, papermill.PapermillExecutionError):
