@@ -309,7 +309,7 @@ def verify(study: "Study", notebooks: Names, sample: int, draw: int) -> int:
 
     from fslib.questions.q08_claims import decide
     from fslib.study import runner, store
-    from fslib.study.verify import told, told_claims
+    from fslib.study.verify import compare_claims, told
 
     units = _units(study, runner.find_notebooks(notebooks))
     states = [study.store.state(unit) for unit in units]
@@ -326,7 +326,11 @@ def verify(study: "Study", notebooks: Names, sample: int, draw: int) -> int:
     compared = [told(study, unit, say) for unit in chosen]
     wrong = sum(comparison is None or bool(comparison.problems) for comparison in compared)
     other = [c.again for c in compared if c is not None and not c.exact]
-    changed = told_claims(study, other, decide, say)
+    lines, changed = compare_claims(study, other, decide)
+    for line in lines:
+        say(f"    {line}")
+    for change in changed:
+        say(f"with the records of this machine, the verdict on {change}")
     missed = f", {len(unread)} more could not be read" if unread else ""
     say(f"{len(chosen)} of {len(recorded)} records verified, {wrong} differ{missed}")
     return 1 if wrong or unread or changed else 0

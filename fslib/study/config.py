@@ -50,21 +50,19 @@ def checked(config: type[C], values: Mapping[str, Any], what: str) -> C:
     Raises:
         FslibError: for the first thing wrong; an unknown field gets the nearest valid name.
     """
-    for name, value in values.items():
+    for name in values:
         if name not in config.model_fields:
             raise unknown(what, str(name), config.model_fields)
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise FslibError(f"{what} {name}={value!r:.80}: {error}") from None
     try:
         # from JSON, since only there does strict mode take a list for a tuple
-        return config.model_validate_json(json.dumps(values), strict=True)
+        return config.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         reason = first["msg"].removeprefix("Value error, ")
         raise FslibError(f"{what} {name}={first['input']!r:.80}: {reason}") from None
+    except (ValueError, RecursionError) as error:  # a list inside itself
+        raise FslibError(f"{what}s: {error}") from None
 
 
 class PlainLoader(yaml.SafeLoader):
