@@ -271,7 +271,7 @@ def list_units(study: "Study", notebooks: Names) -> int:
     states = {unit.key: study.store.state(unit) for unit in _units(study, sources)}
     recorded = [state for state in states.values() if isinstance(state, store.Record)]
     typical = parallel.typical_seconds((record.kind, record.seconds) for record in recorded)
-    said, left = set(), 0.0
+    left: dict[str, float] = {}
     for source in sources:
         say(source.stem)
         for unit in study.plan(source.stem):
@@ -281,12 +281,11 @@ def list_units(study: "Study", notebooks: Names) -> int:
                 words, seconds = f"recorded {state.seconds:12.1f} s", 0.0
             elif state is not None:
                 words = "DAMAGED" if isinstance(state, store.DamagedRecordError) else "UNREADABLE"
-            again = "  (as above)" if unit.key in said else ""
-            left += 0.0 if again else seconds
-            said.add(unit.key)
-            say(f"    {unit.kind:11} {unit.key}  {words:23}  {unit.describe()}{again}")
+            left[unit.key] = seconds
+            say(f"    {unit.kind:11} {unit.key}  {words:23}  {unit.describe()}")
     workers = parallel.default_workers(study.profile.threads)
-    hours = f"; about {left / 3600 / workers:.1f} hours with --workers {workers}" if left else ""
+    time_left = sum(left.values()) / 3600 / workers
+    hours = f"; about {time_left:.1f} hours with --workers {workers}" if time_left else ""
     say(f"{len(recorded)} of {len(states)} units recorded{hours}")
     for trouble in states.values():
         if isinstance(trouble, ValueError):

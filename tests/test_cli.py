@@ -138,7 +138,7 @@ BAD = [
     (["--set", "steps"], ["--set 'steps'", "key=value"]),
     (["--set", "tasks=[bbc"], ["--set 'tasks=[bbc'", "YAML"]),
     (["--set", "steps=0"], ["steps=0"]),
-    (["--set", "sampling=anealed"], ["sampling 'anealed'", "did you mean 'annealed'"]),
+    (["--set", "sampling=anealed"], ["sampling='anealed'", "'annealed'"]),
     (["--set", "tasks=[bbc, bbc-pears]", "00"], ["task 'bbc-pears'", "did you mean 'bbc-pair'"]),
     (["--set", "steps=3", "--set", "steps=4"], ["steps=4", "twice"]),
     (["--set", "steps=2020-13-45"], ["2020-13-45", "YAML"]),

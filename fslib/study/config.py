@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fslib.errors import FslibError, unknown
 
@@ -26,17 +26,6 @@ class Config(BaseModel):
         for value in vars(self).values():
             if isinstance(value, Config):
                 value.check()
-
-
-def one_of(what: str, valid: Collection[str]) -> AfterValidator:
-    """Return a check of a field: one of some names; another gets the nearest of them."""
-
-    def check(value: str) -> str:
-        if value not in valid:
-            raise unknown(what, value, valid)
-        return value
-
-    return AfterValidator(check)
 
 
 def checked(config: type[C], values: Mapping[str, Any], what: str) -> C:

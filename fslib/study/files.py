@@ -66,10 +66,8 @@ def is_abandoned(name: str) -> bool:
         return False
     try:
         os.kill(int(match[2]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # it lives, as another user's
-        pass
+    except OSError as error:  # of a process that lives as another user's, it is PermissionError
+        return isinstance(error, ProcessLookupError)
     return False
 
 

@@ -438,7 +438,6 @@ class Backlog:
 
     def end(self, done: Done) -> None:
         """Take note of a unit that is through; what is built on a failure fails with it."""
-        self._store.reread(done.unit)
         through = [done.unit.key]
         if done.failure:
             through += [key for key in self.left if done.unit.key in self._needs[key]]

@@ -2,18 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, Field
 
 from fslib.data.loading import task_names
 from fslib.errors import FslibError, unknown
-from fslib.study.config import PlainLoader, checked, one_of
+from fslib.study.config import PlainLoader, checked
 from fslib.study.units import EncoderName, FineTuning, LesionedOn, Precision, Sampling, Steps
 from fslib.study.units import TaskNames as AnyTaskNames
 
-OTHER_ENDINGS = ("IAT, least heads", "PCGrad", "mixed batches", "IAT, others frozen", "IAT, leaky")
+OtherEnding = Literal[
+    "IAT, least heads", "PCGrad", "mixed batches", "IAT, others frozen", "IAT, leaky"
+]
 T = TypeVar("T")
 
 
@@ -42,9 +44,9 @@ ShareOrAll = Annotated[float, Field(gt=0, le=1)]
 SharesOrAll = Annotated[tuple[ShareOrAll, ...], DISTINCT]
 Fractions = Annotated[SharesOrAll, Field(min_length=1)]
 Size = Annotated[int, Field(ge=1)]
+Sizes = Annotated[tuple[Size | None, ...], Field(min_length=1), DISTINCT]
 Seeds = Annotated[int, Field(ge=1, le=10_000)]
 SomeSeeds = Annotated[int, Field(ge=2, le=10_000)]
-OtherEnding = Annotated[str, one_of("ending", OTHER_ENDINGS)]
 
 
 class Profile(FineTuning):
@@ -102,7 +104,7 @@ class Profile(FineTuning):
     alpha: ShareOrAll = 0.3
     other_deltas: Shares = (0.3,)
     other_alphas: SharesOrAll = (0.1, 0.5)
-    other_endings: Annotated[tuple[OtherEnding, ...], DISTINCT] = OTHER_ENDINGS
+    other_endings: Annotated[tuple[OtherEnding, ...], DISTINCT] = get_args(OtherEnding)
     doses: Shares = ()  # deltas at which random heads stand beside IAT's, and D is measured
     dose_seeds: SomeSeeds | None = None  # of trunks with more than what decides; None: all
     floor_delta: Share = 0.3  # of the endings of trunks with a floor
@@ -112,25 +114,14 @@ class Profile(FineTuning):
     transfer_seeds: SomeSeeds = 3
     transfer_targets: TaskNames = ("bbc-headline",)
     # in training examples; None: all
-    transfer_sizes: Annotated[tuple[Size | None, ...], Field(min_length=1), DISTINCT] = (
-        32, 128, 512, None
-    )  # fmt: skip
+    transfer_sizes: Sizes = (32, 128, 512, None)
     transfer_passes: int = Field(2, ge=1)
     transfer_min_steps: Steps = Field(ge=1)
     transfer_max_steps: Steps = Field(ge=1)
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the settings of every profile; those of its `base`, a profile above it, come first."""
-    profiles: dict[str, dict[str, Any]] = {}
-    text = path.read_text(encoding="utf-8")
-    for name, settings in yaml.load(text, Loader=PlainLoader).items():
-        base = settings.pop("base", None)
-        profiles[name] = (profiles[base] if base else {}) | settings
-    return profiles
-
-
-PROFILES = _read(Path(__file__).with_suffix(".yaml"))
+_SETTINGS = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+PROFILES: dict[str, dict[str, Any]] = yaml.load(_SETTINGS, Loader=PlainLoader)
 
 # What each of ten tasks asks, and of whose text: they are crossed, so that two tasks may share the
 # one, the other, both or neither.
@@ -176,10 +167,9 @@ def make_profile(name: str, changes: Mapping[str, Any]) -> Profile:
     follow = {"pair_tasks": None, "ending_tasks": None} if "tasks" in changes else {}
     profile = checked(Profile, PROFILES[name] | follow | dict(changes), "setting")
     trained = {profile.small_encoder, *profile.encoders}
-    for field in ("encoder_lrs", "encoder_seeds_of"):
-        for encoder in getattr(profile, field):
-            if encoder not in trained:
-                raise unknown(f"encoder in {field}", encoder, trained)
+    for encoder in (*profile.encoder_lrs, *profile.encoder_seeds_of):
+        if encoder not in trained:
+            raise unknown("encoder in encoder_lrs or encoder_seeds_of", encoder, trained)
     if profile.delta in profile.doses or profile.lr_floor in profile.dose_floors:
         there = "leave out the dose that decides (delta, lr_floor), which is there anyway"
         raise FslibError(f"doses and dose_floors: {there}")

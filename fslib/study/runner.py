@@ -104,7 +104,7 @@ def kernel_of(study: Study, scratch: Path) -> type:
     class Kernel(AsyncKernelManager):
         kernel_spec = KernelSpec(**get_kernel_dict())
 
-        async def start_kernel(self, **options: Any) -> None:
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
             self.connection_file = str(scratch / "connection.json")
             with (scratch / LOG).open("wb") as log:
                 await super().start_kernel(env=variables, stderr=log, **options)

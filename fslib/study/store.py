@@ -181,13 +181,6 @@ class Store:
             self._open[unit.key] = self._computed(unit)
         return self._open[unit.key]
 
-    def reread(self, unit: Unit) -> None:
-        """Read the unit's record anew when it is next asked for.
-
-        For another process may have written it.
-        """
-        self._open.pop(unit.key, None)
-
     def _computed(self, unit: Unit) -> Record:
         """Compute a unit, under its lock, and return its record, once it is written.
 
@@ -200,20 +193,12 @@ class Store:
             started = time.perf_counter()
             result = unit.compute(self)
             seconds = round(time.perf_counter() - started, 2)
-            sources = {name: public_source(cached_task(name)) for name in unit.task_names()}
-            record = Record(
-                unit.kind,
-                unit.key,
-                unit.model_dump(mode="json"),
-                unit.data(),
-                result.values,
-                result.arrays,
-                seconds,
-                versions(),
-                git_commit(),
-                machine(),
-                {name: where for name, where in sources.items() if where},
-            )
+            made: dict[str, Any] = {"versions": versions(), "commit": git_commit()}
+            made |= {"machine": machine(), "seconds": seconds, "data": unit.data()}
+            sources = {name: public_source(cached_task(name)) for name in made["data"]}
+            made["sources"] = {name: where for name, where in sources.items() if where}
+            made |= {"result": result.values, "arrays": result.arrays}
+            record = Record(unit.kind, unit.key, unit.model_dump(mode="json"), **made)
         self.save(record)
         return record
 
@@ -315,13 +300,13 @@ class Store:
                 is written then.
         """
         try:
-            _parsed(*files, unit.kind, unit.key)
+            record = _parsed(*files, unit.kind, unit.key)
         except Exception as error:  # the fault is in their content
             name = f"{unit.kind}-{unit.key}"
             raise DamagedRecordError(f"record {name} came damaged ({first_line(error)})") from error
         with self.lock(unit):
             self._write(self.path(unit.kind, unit.key), *files)
-        self.reread(unit)
+        self._open[unit.key] = record
 
 
 def _read(path: Path) -> bytes | None:

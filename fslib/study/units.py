@@ -5,7 +5,6 @@ choose heads, similarity of tasks, endings and transfer.
 """
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -20,7 +19,6 @@ from scipy.sparse import hstack
 
 from fslib import importance, similarity
 from fslib.claims import gate_half, score_half
-from fslib.data.batches import SAMPLINGS
 from fslib.data.loading import one_case
 from fslib.data.tasks import Split, Task
 from fslib.endings import Ending, PCGrad, Stop
@@ -38,7 +36,7 @@ from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.model.multitask import MultiTaskModel
 from fslib.progress import hidden
 from fslib.pruning import prune_important_heads
-from fslib.study.config import Config, one_of
+from fslib.study.config import Config
 from fslib.study.files import set_aside, writing
 from fslib.study.fingerprints import cached_task
 from fslib.study.store import Record, Result, Store, Unit
@@ -64,7 +62,7 @@ def _one_path(name: str) -> str:
 TaskNames = Annotated[tuple[str, ...], AfterValidator(_plain_names), Field(min_length=1)]
 Steps = Annotated[int, Field(le=10_000_000)]  # the task of every step is drawn before the first
 Precision = Literal["float32", "bf16"]
-Sampling = Annotated[str, one_of("sampling", SAMPLINGS)]
+Sampling = Literal["proportional", "sqrt", "uniform", "annealed"]
 LesionedOn = Literal["all", "scored"]  # evaluation examples: all, or the half that scores are from
 # A local folder by its whole path: one key, and one folder, wherever a process works.
 EncoderName = Annotated[str, Field(min_length=1), AfterValidator(_one_path)]
@@ -120,10 +118,6 @@ class FineTuning(Data):
     def shape(self) -> tuple[int, int]:
         """Return (layers, heads per layer) of the encoder."""
         return encoder_shape(self.encoder, self.max_length, self.tasks[0])
-
-    def evaluated(self, task: str) -> int:
-        """Return how many examples of a task are evaluated."""
-        return min(self.eval_examples or sys.maxsize, len(cached_task(task).eval))
 
 
 @cache
@@ -321,18 +315,11 @@ class PruneUnit(Unit):
     def compute(self, store: Store) -> Result:
         """Prune, and keep every prediction."""
         model, scored = self.importance.model, self.importance.contributions(store)
-        how: dict[str, Any] = {"reduction": self.reduction, "normalize": self.normalize}
-        iap = prune_on(
-            model.trained(store),
-            model.load(),
-            self.on,
-            fractions=self.fractions,
-            controls=self.controls,
-            importance={t: parts.importance(**how) for t, parts in scored.items()},
-            ablation=self.ablation,
-            examples=self.importance.examples,
-            seed=model.seed,
-        )
+        how = self.model_dump(include={"reduction", "normalize"})
+        options = self.model_dump(include={"fractions", "controls", "ablation"})
+        options |= {"examples": self.importance.examples, "seed": model.seed}
+        options["importance"] = {t: parts.importance(**how) for t, parts in scored.items()}
+        iap = prune_on(model.trained(store), model.load(), self.on, **options)
         return Result(iap_values(iap), iap_arrays(iap))
 
     def iap(self, store: Store) -> IAP:
@@ -410,17 +397,16 @@ class LesionUnit(OneModelUnit):
     def check(self) -> None:
         """Raise FslibError for a task of which a single example would be scored."""
         super().check()
-        half = 2 if self.on == "scored" else 1
-        most = self.examples or sys.maxsize
-        check_several({u: min(most, self.model.evaluated(u) // half) for u in self.model.tasks})
+        check_several({name: len(task.eval) for name, task in self.scored().items()})
+
+    def scored(self) -> dict[str, Task]:
+        """Return {name: task}, with the evaluation examples that every lesion is scored on."""
+        tasks = self.model.load().items()
+        return {n: scored_on(task, self.on).limited(eval=self.examples) for n, task in tasks}
 
     def compute(self, store: Store) -> Result:
         """Switch off one head after the other, and keep every prediction and loss."""
-        tasks = {
-            name: scored_on(task, self.on).limited(eval=self.examples)
-            for name, task in self.model.load().items()
-        }
-        found = lesion_heads(self.model.trained(store), tasks)
+        found = lesion_heads(self.model.trained(store), self.scored())
         result = Result({k: list(getattr(found, k)) for k in ("tasks", "metrics", "shape")})
         for part in LESION_PARTS:
             named = getattr(found, part).items()
@@ -591,11 +577,6 @@ class SimilarityUnit(SeededFineTuning):
     kind: ClassVar[str] = "similarity"
     examples: int = Field(ge=2)
     fraction: float = Field(0.3, gt=0, le=1)
-
-    def check(self) -> None:
-        """Raise FslibError for what the encoder's heads do not allow."""
-        super().check()
-        checked_fractions([self.fraction], self.shape())
 
     def compute(self, store: Store) -> Result:
         """Measure on models that never saw a pair of tasks.
