@@ -673,16 +673,19 @@ class EndingsUnit(SeededFineTuning):
         """Raise FslibError for what the heads, the steps or the tasks do not allow."""
         super().check()
         checked_fractions(self.fractions, self.shape())
+        for ending in filter(None, self.made().values()):
+            ending.start(self.steps)
         for spec in self.endings.values():
-            if ending := make_ending(spec):
-                ending.start(self.steps)
             if spec and "alpha" in spec:
                 checked_fractions([spec["alpha"]], self.shape(), what="alpha")
 
+    def made(self) -> dict[str, Ending | None]:
+        """Return the endings by name, made of their descriptions."""
+        return {name: make_ending(spec) for name, spec in self.endings.items()}
+
     def compute(self, store: Store) -> Result:
         """Train the trunk, then every ending from it; score each, and do what is asked."""
-        tasks = self.load()
-        endings = {name: make_ending(spec) for name, spec in self.endings.items()}
+        tasks, endings = self.load(), self.made()
         model = self.new_model(tasks)
         branched: dict[str, int] = {}
         moved: dict[str, dict[str, float]] = {}
