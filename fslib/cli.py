@@ -162,7 +162,7 @@ def run(study: "Study", notebooks: Names, fresh: bool, in_place: bool, **where: 
     if in_place and not study.is_plain:
         why = "the notebooks show its results"
         raise click.ClickException(f"--in-place is for the default profile as it is: {why}")
-    planned = _units(study, sources)
+    planned = study.plan(*(source.stem for source in sources))
     units = _to_compute(study, planned, fresh)
     figures = provenance.ROOT / "figures"
     for folder in (runner.notebooks_folder(), figures, Path(tempfile.gettempdir())):
@@ -214,11 +214,6 @@ def _compute(
     return parallel.compute(study.store, units, engine, say)
 
 
-def _units(study: "Study", sources: Sequence[Path]) -> list["Unit"]:
-    """Return every unit behind the notebooks, once, dependencies first."""
-    return study.plan(*(source.stem for source in sources))
-
-
 def _to_compute(study: "Study", planned: Sequence["Unit"], fresh: bool = False) -> list["Unit"]:
     """Return the units without a record, or all; refuse now what cannot be computed."""
     from fslib.study import fingerprints, parallel
@@ -268,7 +263,8 @@ def list_units(study: "Study", notebooks: Names) -> int:
 
     say(f"profile {study.name}, seeds {study.seeds}, results in {study.folder}")
     sources = runner.find_notebooks(notebooks)
-    states = {unit.key: study.store.state(unit) for unit in _units(study, sources)}
+    planned = study.plan(*(source.stem for source in sources))
+    states = {unit.key: study.store.state(unit) for unit in planned}
     recorded = [state for state in states.values() if isinstance(state, store.Record)]
     typical = parallel.typical_seconds((record.kind, record.seconds) for record in recorded)
     left: dict[str, float] = {}
@@ -310,7 +306,7 @@ def verify(study: "Study", notebooks: Names, sample: int, draw: int) -> int:
     from fslib.study import runner, store
     from fslib.study.verify import compare_claims, told
 
-    units = _units(study, runner.find_notebooks(notebooks))
+    units = study.plan(*(source.stem for source in runner.find_notebooks(notebooks)))
     states = [study.store.state(unit) for unit in units]
     pairs = zip(units, states, strict=True)
     recorded = [unit for unit, state in pairs if isinstance(state, store.Record)]
