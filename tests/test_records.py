@@ -508,7 +508,7 @@ def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypa
         return content
 
     monkeypatch.setattr(Path, "read_bytes", remove_after)
-    assert Store(store.folder).load(UNIT.kind, UNIT.key) is None
+    assert Store(store.folder).find(UNIT) is None
     assert not leftovers(store.folder) and not path.exists()
 
 
