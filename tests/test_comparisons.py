@@ -17,7 +17,6 @@ from fslib.study.units import (
     SimilarityUnit,
     Targets,
     TrainUnit,
-    make_ending,
     recorded_iap,
 )
 
@@ -139,28 +138,6 @@ def test_similarity_is_one_matrix_a_measure(store):
         np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("spec", "parts"),
-    [
-        ({"kind": "IAP"}, ("kind of ending 'IAP'", "IAT")),
-        ({"delta": 0.1}, ("kind of ending",)),
-        ({"kind": "IAT", "alhpa": 0.3}, ("alhpa",)),
-        ({"kind": "IAT", "alpha": 1.3}, ("alpha 1.3",)),
-    ],
-)
-def test_an_ending_that_is_none_is_refused(spec, parts):
-    with refused(*parts):
-        make_ending(spec)
-
-
-def test_a_target_that_is_in_the_source_is_refused(store):
-    with refused("target 'left'", "source's tasks"):
-        unit("transfer", tasks=("left",)).check()
-    with refused("left"):
-        store.get(unit("transfer", tasks=("left",)))
-    with refused("ending 'IAT, leeky'"):
-        unit("transfer", sources=("IAT, leeky",)).check()
-    with refused("ending 'IAP'", "did you mean"):
-        unit("endings", pruned=("IAP",)).check()
+def test_targets_are_tasks_that_there_are():
     with refused("transfer_targets", "'bbcs'"):
         Study("smoke", overrides={"transfer_targets": ["bbcs"]})

@@ -43,15 +43,15 @@ UNITS = [*(training(seed) for seed in (0, 1)), *SCORED, *PRUNED]
 NUMBERS = [NumbersUnit(tasks=TASKS, n=n) for n in range(6)]
 
 
-class Collection(NumbersUnit):
-    """A unit built on others, in whatever way a config can hold them."""
+class Pair(NumbersUnit):
+    """A unit built on two others."""
 
-    kind: ClassVar[str] = "collection"
-    parts: tuple[NumbersUnit, ...] = ()
-    named: dict[str, ImportanceUnit] = {}  # noqa: RUF012 - pydantic copies it
+    kind: ClassVar[str] = "pair"
+    one: ImportanceUnit
+    two: ImportanceUnit
 
     def compute(self, store: Store) -> Result:
-        return Result({"sum": sum(store.get(part).result["n"] for part in self.parts)})
+        return Result({})
 
 
 class Pretended(Engine):
@@ -91,11 +91,11 @@ class Pretended(Engine):
 # What is built on what
 
 
-def test_a_unit_knows_what_it_is_built_on_however_its_config_holds_it():
+def test_a_unit_knows_what_it_is_built_on():
     assert built_on(PRUNED[0]) == [training(0), SCORED[0]]
     assert built_on(training()) == []
-    whole = Collection(tasks=TASKS, n=0, parts=NUMBERS[:2], named={"a": SCORED[0], "b": SCORED[1]})
-    assert built_on(whole) == [*NUMBERS[:2], training(0), SCORED[0], training(1), SCORED[1]]
+    both = Pair(tasks=TASKS, n=0, one=SCORED[0], two=SCORED[1])
+    assert built_on(both) == [training(0), SCORED[0], training(1), SCORED[1]]
 
 
 def test_what_a_missing_unit_is_built_on_is_computed_first_and_what_is_recorded_is_not(tmp_path):
@@ -147,7 +147,7 @@ def test_a_lost_unit_is_computed_again_and_given_up_at_last(tmp_path):
 
 def test_what_shares_a_model_is_one_chain_and_what_needs_two_waits_for_both(tmp_path):
     store, other = Store(tmp_path), PruneUnit(importance=SCORED[0], fractions=(0.5,), controls=1)
-    both = Collection(tasks=TASKS, n=1, named={"a": SCORED[0], "b": SCORED[1]})
+    both = Pair(tasks=TASKS, n=1, one=SCORED[0], two=SCORED[1])
     backlog = Backlog(store, [*UNITS, other, both, NUMBERS[0]], chains=True)
     first, second, alone = (backlog.next() for _ in range(3))
     assert first == [training(0), SCORED[0], PRUNED[0], other]
@@ -166,7 +166,7 @@ def test_a_failure_within_a_chain_ends_what_is_built_on_it(tmp_path):
     backlog.next()
     backlog.end(Done(training(0), 1.0, "no"))
     assert backlog.failures.keys() == {unit.key for unit in (training(0), SCORED[0], PRUNED[0])}
-    assert backlog.rest() == backlog.next() == [PRUNED[1]] and backlog.is_active()
+    assert list(backlog.left.values()) == backlog.next() == [PRUNED[1]]
 
 
 def test_a_unit_waits_for_no_model_that_another_is_training_if_there_is_something_else(tmp_path):
@@ -319,7 +319,7 @@ def test_workers_write_the_same_bits_and_trouble_is_a_line_each(tmp_path, capfd)
 def test_a_worker_that_dies_idle_or_in_a_full_disk_leaves_nobody_behind(tmp_path):
     store = Store(tmp_path)
     engine = Workers(store, 1)
-    engine.begin(NUMBERS[:1])
+    engine.send(Chain(NUMBERS[:1]))
     (done,) = wait_for(lambda: engine.ended(1.0))
     assert done.failure == "" and store.find(NUMBERS[0])
     (worker,) = engine._crew
@@ -330,7 +330,7 @@ def test_a_worker_that_dies_idle_or_in_a_full_disk_leaves_nobody_behind(tmp_path
     time.sleep(0.5)
     (tmp_path / "computed").unlink()
     (tmp_path / "computed").mkdir()  # it cannot be written
-    engine.begin(NUMBERS[1:2])
+    engine.send(Chain(NUMBERS[1:2]))
     with pytest.raises(CannotWriteError, match="computed"):
         wait_for(lambda: engine.ended(1.0))
     (worker,) = engine._crew

@@ -212,8 +212,6 @@ def test_a_pattern_says_what_importance_is_made_of(zoo, model):
         assert one.label == task.label_names[task.eval.labels[i]]
     predictions = evaluate(model, task)["single"].predictions
     assert [one.predicted for one in found] == [task.label_names[p] for p in predictions]
-    with refused("2 examples: a pattern is of one"):
-        pattern(model, task, task.eval.take([0, 1]))
 
 
 def test_texts_are_the_first_that_are_short_enough(zoo, model):

@@ -13,7 +13,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import ClassVar
@@ -31,10 +30,9 @@ from refusal import refused
 from small_units import SMALL, TASKS, NumbersUnit, training, write_tasks
 from threadpoolctl import threadpool_info
 
-import fslib
 from fslib import Study
 from fslib.model.multitask import MultiTaskModel
-from fslib.study import files, fingerprints, provenance, verify
+from fslib.study import files, fingerprints, verify
 from fslib.study import store as stores
 from fslib.study.config import checked, settings_of
 from fslib.study.files import save_figure, save_table, write_bytes
@@ -158,14 +156,6 @@ def test_a_unit_that_fails_leaves_no_record_and_no_lock(store, monkeypatch):
     assert store.get(UNIT).result["n"] == 0
 
 
-def test_what_another_process_has_written_is_read_anew_when_that_is_said(store):
-    first = store.get(UNIT)
-    Store(store.folder).save(replace(first, result={"n": 7}))
-    assert store.get(UNIT) is first
-    store.reread(UNIT)
-    assert store.get(UNIT).result == {"n": 7}
-
-
 def test_records_can_take_the_place_of_those_on_the_disk(store):
     other = replace(store.get(UNIT), result={"n": 7})
     assert store.with_records([other]).get(UNIT).result == {"n": 7}
@@ -276,13 +266,13 @@ CIRCLE.append(CIRCLE)
         ({"steps": 2.5}, ["steps=2.5", "integer"]),
         ({"steps": "3"}, ["steps='3'", "integer"]),
         ({"steps": True}, ["steps=True", "integer"]),
-        ({"steps": {1, 2}}, ["steps={1, 2}", "set"]),
-        ({"steps": CIRCLE}, ["steps=", "Circular"]),
+        ({"steps": {1, 2}}, ["steps='{1, 2}'", "integer"]),
+        ({"steps": CIRCLE}, ["settings", "Circular"]),
         ({"lr": 0}, ["lr=0", "greater than 0"]),
         ({"lr": -1e-3}, ["lr=-0.001"]),
         ({"lr": float("nan")}, ["lr=nan", "finite"]),
         ({"seed": -1}, ["seed=-1"]),
-        ({"sampling": "anealed"}, ["sampling='anealed'", "did you mean 'annealed'"]),
+        ({"sampling": "anealed"}, ["sampling='anealed'", "'annealed'"]),
         ({"precision": "float16"}, ["precision='float16'", "bf16"]),
         ({"eval_examples": 1}, ["eval_examples=1"]),
         ({"tasks": []}, ["tasks"]),
@@ -389,7 +379,6 @@ def test_processes_at_once_compute_each_unit_once(start, tmp_path, what, records
         (".a.json.partial-{here}-{alive}", False),
         (".a.json.partial-elsewhere-{dead}", False),
         (".a.json", False),
-        (".b.json.partial-{here}-{dead}", False),
     ],
 )
 def test_only_what_a_dead_process_of_this_host_was_writing_is_swept(tmp_path, name, swept):
@@ -399,7 +388,7 @@ def test_only_what_a_dead_process_of_this_host_was_writing_is_swept(tmp_path, na
     here = files.platform.node()
     path = tmp_path / name.format(here=here, dead=dead.pid, alive=os.getpid())
     path.mkdir()
-    files.sweep(tmp_path, "a.")
+    files.sweep(tmp_path)
     assert path.exists() != swept
 
 
@@ -519,7 +508,7 @@ def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypa
         return content
 
     monkeypatch.setattr(Path, "read_bytes", remove_after)
-    assert Store(store.folder).load(UNIT.kind, UNIT.key) is None
+    assert Store(store.folder).find(UNIT) is None
     assert not leftovers(store.folder) and not path.exists()
 
 
@@ -531,17 +520,6 @@ def test_an_undefined_number_is_recorded_and_repeated_by_another(store):
     defined = record_of({"values": np.array([0.0, 1.0])}, d=0.5)
     for exact in (True, False):
         assert len(verify.record_differences(found, defined, exact)) == 2
-
-
-def test_a_clone_that_is_not_installed_keeps_its_first_unit(store, monkeypatch):
-    def missing(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(provenance, "version", missing)
-    found = store.get(UNIT).versions
-    assert found.pop("fslib") == fslib.__version__ and found.pop("python")
-    names = {"torch", "transformers", "datasets", "numpy", "scikit-learn"}
-    assert found == dict.fromkeys(names, "unknown")
 
 
 # --- replaced ---------------------------------------------------------------------------------
@@ -576,7 +554,7 @@ def test_a_renewal_that_is_stopped_costs_one_recomputed_unit_at_most(store, monk
     again = Store(store.folder)
     if moment == ".json":  # the new arrays do not fit the old JSON
         assert again.find(UNIT) is None
-        with pytest.warns(UserWarning, match="arrays do not match"):
+        with pytest.warns(UserWarning, match="arrays are lost, or do not match"):
             again.get(UNIT)
     assert same(again.find(UNIT), old)
 
@@ -590,7 +568,7 @@ def test_a_reader_between_the_two_files_of_a_renewal_waits_for_the_second(store,
     def in_two_steps(path, content):
         if path.suffix == ".json":
             tried.clear()
-            found.append(readers.submit(Store(store.folder).load, UNIT.kind, UNIT.key))
+            found.append(readers.submit(Store(store.folder).get, UNIT))
             assert tried.wait(30)
         write_bytes(path, content)
 
@@ -600,7 +578,6 @@ def test_a_reader_between_the_two_files_of_a_renewal_waits_for_the_second(store,
         finally:
             tried.set()
 
-    monkeypatch.setattr(stores, "PAUSE", 1)
     monkeypatch.setattr(stores, "_parsed", noted)
     monkeypatch.setattr(stores, "write_bytes", in_two_steps)
     Store(store.folder).renew(UNIT)
