@@ -12,8 +12,7 @@ from fslib.data.batches import Encoded
 from fslib.data.bbc import EMBEDDED, articles, raw_articles, split_articles
 from fslib.model.encoders import ENCODERS
 from fslib.model.multitask import MultiTaskModel
-from fslib.plot import COLOURS, looks, panels, percent, styled
-from fslib.questions.drawing import Look
+from fslib.plot import COLOURS, Look, looks, panels, percent, styled
 from fslib.scoring import chance_level
 from fslib.study.fingerprints import cached_task
 from fslib.study.study import Study
@@ -41,8 +40,8 @@ def task_table(study: Study) -> pd.DataFrame:
         row |= {"labels": ", ".join(task.label_names) or "a number"}
         row |= {"train": len(task.train), "eval": len(task.eval), "metric": task.metric}
         row |= {"chance": chance_level(task.metric, task.eval.labels)}
-        row |= {"tokens": float(tokens.mean()), "longest": int(tokens.max())}
-        row |= {"truncated": int(encoded.truncated.sum()), "lost": int(encoded.lost.sum())}
+        row |= {"tokens": tokens.mean(), "longest": tokens.max()}
+        row |= {"truncated": encoded.truncated.sum(), "lost": encoded.lost.sum()}
         rows.append(row | {"in both splits": len(task.shared_texts())})
     return pd.DataFrame(rows)
 
@@ -54,12 +53,13 @@ def lengths(study: Study) -> dict[str, np.ndarray]:
 
 def balance(study: Study) -> dict[str, dict[str, int]]:
     """Count how often each label occurs in training, task by task."""
-    counts = {}
-    for name, task in study.every_task.items():
-        if not task.is_regression:
-            found = np.bincount(task.train.labels, minlength=len(task.label_names))
-            counts[name] = dict(zip(task.label_names, found.tolist(), strict=True))
-    return counts
+    return {
+        name: {
+            label: int((task.train.labels == i).sum()) for i, label in enumerate(task.label_names)
+        }
+        for name, task in study.every_task.items()
+        if not task.is_regression
+    }
 
 
 def examples(study: Study) -> pd.DataFrame:
@@ -116,11 +116,10 @@ def embedded_encoders() -> pd.DataFrame:
     for name, (_, pretrained) in ENCODERS.items():
         model = MultiTaskModel.from_pretrained(name, task)
         weights = sum(p.numel() for p in model.encoder.parameters())
-        row = {"encoder": name, "layers": model.n_layers, "heads a layer": model.n_heads}
-        row |= {"hidden size": model.encoder.config.hidden_size}
-        row |= {"million parameters": weights / 1e6}
-        rows.append(row | {"pre-trained": pretrained, "pooling": model.pooling})
-    return pd.DataFrame(rows)
+        shape = model.n_layers, model.n_heads, model.encoder.config.hidden_size
+        rows.append((name, *shape, weights / 1e6, pretrained, model.pooling))
+    names = ["encoder", "layers", "heads a layer", "hidden size", "million parameters"]
+    return pd.DataFrame(rows, columns=[*names, "pre-trained", "pooling"])
 
 
 @styled
@@ -130,11 +129,11 @@ def plot_lengths_and_labels(
     """Draw, left: tokens per example of each task. Right: how often each label occurs."""
     style = looks(list(lengths))
     figure, (left, right) = panels(2, max(2.6, 0.5 + 0.32 * len(lengths)))
-    top = max(int(v.max()) for v in lengths.values())
-    shared: Look = {"bins": np.arange(0, top + 3, 3), "density": True, "histtype": "step"}
+    bins = np.arange(0, max(int(v.max()) for v in lengths.values()) + 3, 3)
+    look: Look = {"bins": bins, "density": True, "histtype": "step", "linewidth": 1.4}
     for number, (task, values) in enumerate(lengths.items()):
-        line: Look = {"linestyle": "-" if number < len(COLOURS) else "--", "linewidth": 1.4}
-        left.hist(values, **shared | line, color=style[task]["color"], label=task)
+        look |= {"color": style[task]["color"], "linestyle": "-" if number < len(COLOURS) else "--"}
+        left.hist(values, **look, label=task)
     left.set(xlabel="tokens per training example", ylabel="density")
     columns = 2 if len(lengths) < 5 else 3
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize=7)

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fslib.heads import head_name, overlap, top_heads
+from fslib.heads import head_name, top_heads
 from fslib.lesions import HeadLesions
 from fslib.plot import GREY, WIDTH, looks, map_of, panels, styled
+from fslib.questions.tables import agreement, ends, said
 from fslib.scoring import rank_correlation
 from fslib.study.study import Study
 
@@ -47,7 +48,7 @@ def task_correlations(study: Study) -> pd.DataFrame:
     same on the diagonal (a task with itself) and off it.
     """
     names, runs = study.profile.tasks, study.contributions()
-    table = pd.DataFrame(np.zeros((len(names), len(names))), names, names)
+    table = pd.DataFrame(0.0, names, names)
     for run in runs:
         halves = {}
         for t in names:
@@ -67,9 +68,7 @@ def seed_correlations(study: Study) -> pd.DataFrame:
         maps = {seed: run[task].importance() for seed, run in runs.items()}
         pairs = sorted(combinations(study.seeds, 2), key=lambda pair: pair[1])
         for i, j in pairs:
-            sets = [top_heads(maps[seed], FRACTION) for seed in (i, j)]
-            r = rank_correlation(maps[i], maps[j])
-            rows.append((task, f"{i} and {j}", r, overlap(*sets)))
+            rows.append((task, f"{i} and {j}", *agreement(maps[i], maps[j], FRACTION)))
     return pd.DataFrame(rows, columns=["task", "seeds", "rank correlation", OVERLAP])
 
 
@@ -86,8 +85,7 @@ def stability(study: Study, repeats: int = 20) -> pd.DataFrame:
             for number, run in enumerate(runs):
                 rng = np.random.default_rng([number, size])
                 for _ in range(repeats):
-                    order = rng.permutation(n)
-                    samples = order[:size], order[size : 2 * size]
+                    samples = rng.permutation(n)[: 2 * size].reshape(2, size)
                     maps = [run[task].importance(subset=sample) for sample in samples]
                     found.append(rank_correlation(*maps))
             rows.append((task, size, np.mean(found), *map(float, np.quantile(found, ENDS))))
@@ -106,9 +104,9 @@ def choices(study: Study) -> pd.DataFrame:
             for run in study.contributions():
                 usual = run[task].importance()
                 other = run[task].importance(reduction=reduction, normalize=normalize)
-                sets = top_heads(usual, FRACTION), top_heads(other, FRACTION)
-                last = sets[1][-1].sum() / max(1, sets[1].sum())
-                found.append((rank_correlation(usual, other), overlap(*sets), last))
+                top = top_heads(other, FRACTION)
+                last = top[-1].sum() / max(1, top.sum())
+                found.append((*agreement(usual, other, FRACTION), last))
             rows.append((str(normalize), reduction, task, *np.mean(found, 0)))
     measured = ["rank correlation", OVERLAP, "share of them in the last layer"]
     return pd.DataFrame(rows, columns=["normalize", "reduction", "task", *measured])
@@ -141,7 +139,7 @@ def lesions(study: Study) -> pd.DataFrame:
             lost = found.measure(task, layer, head).interval()
             rank = int((importance > importance[layer, head]).sum()) + 1
             agreement = r.value, max(r.low, -1), min(r.high, 1), found.reliability(task)
-            largest = head_name(layer, head), lost.value, lost.low, lost.high, rank
+            largest = head_name(layer, head), *ends(lost), rank
             rows.append((task, seed, *agreement, *largest, (rise < 0).mean()))
     return pd.DataFrame(rows, columns=LESIONS)
 
@@ -151,9 +149,8 @@ def lesion_sentences(table: pd.DataFrame) -> str:
     if table.empty:
         return "Of no model was every head switched off alone (lesion_seeds=0)."
     return "\n".join(
-        f"{row['task']}, seed {row['seed']}: r = {row['rank correlation']:.2f} "
-        f"[{row['low']:.2f}, {row['high']:.2f}] (halves of the examples agree at "
-        f"{row['two halves of the examples']:.2f}). The loss rises most without "
+        f"{row['task']}, seed {row['seed']}: r = {said(row, LESIONS[2:5], '.2f')} (halves of the "
+        f"examples agree at {row[LESIONS[5]]:.2f}). The loss rises most without "
         f"{row['largest rise: head']}, number {row['its rank by importance']} by importance; "
         f"the score then loses {row['points lost without it']:.1f} points "
         f"[{row['lost low']:.1f}, {row['lost high']:.1f}]."
@@ -163,13 +160,12 @@ def lesion_sentences(table: pd.DataFrame) -> str:
 
 def sentences(correlations: pd.DataFrame, stability: pd.DataFrame) -> str:
     """Say how maps agree within and between tasks, and which sample a ranking needs."""
-    values = correlations.to_numpy()
-    own = np.eye(len(values), dtype=bool)
+    values, own = correlations.to_numpy(), np.eye(len(correlations), dtype=bool)
     pairs = correlations.where(np.triu(~own)).stack()
-    mean = stability.groupby("examples")["mean"].min()
-    enough = mean.index[mean >= 0.95]
-    most = f"not within {mean.index.max()} examples"
-    needs = f"from {enough[0]} examples on" if len(enough) else most
+    least = stability.groupby("examples")["mean"].min()
+    enough, needs = least.index[least >= 0.95], f"not within {least.index.max()} examples"
+    if len(enough):
+        needs = f"from {enough[0]} examples on"
     return (
         f"Within a task, half samples agree at {values[own].min():.2f} to {values[own].max():.2f}; "
         f"between tasks maps agree at {values[~own].min():.2f} to {values[~own].max():.2f}.\n"
@@ -213,12 +209,12 @@ def plot_lesions(study: Study) -> Figure:
         right.axhline(0, color=GREY, linewidth=0.8)
         right.plot(share.ravel(), rise.ravel(), linestyle="", alpha=0.7, **style)  # type: ignore[arg-type]
         left.set_ylabel(f"{task}\nlayer")
-        for ax in (left, middle):
-            ax.tick_params(labelsize=7)
+        left.tick_params(labelsize=7)
+        middle.tick_params(labelsize=7)
         right.set_ylabel("rise", fontsize=7)
         right.set_title(f"r = {float(found.predicted_by(task, importance).values[0]):.2f}")
-    for ax, title in zip(rows[0], ("importance", "rise of the loss without it"), strict=False):
-        ax.set_title(title)
+    rows[0][0].set_title("importance")
+    rows[0][1].set_title("rise of the loss without it")
     for ax, label in zip(rows[-1], LABELS, strict=True):
         ax.set_xlabel(label)
     return figure

@@ -11,8 +11,17 @@ from matplotlib.figure import Figure
 from fslib.claims import LEAST_SEEDS, Evidence, Part, above_constant, learned, p_text
 from fslib.iap import IAP, Dissociation, double_dissociations, score_left
 from fslib.intervals import Measure, mean_of, score_measure
-from fslib.plot import GREY, looks, panels, percent, set_limits, styled
-from fslib.questions.drawing import ENDS, Look, legend_below, whiskers
+from fslib.plot import (
+    GREY,
+    Look,
+    legend_below,
+    looks,
+    panels,
+    percent,
+    set_limits,
+    styled,
+    whiskers,
+)
 from fslib.scoring import chance_level
 from fslib.study.profiles import shared_by
 from fslib.study.study import Study

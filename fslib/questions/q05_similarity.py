@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from fslib import claims
 from fslib.iap import IAP
 from fslib.intervals import Interval
-from fslib.plot import COLOURS, MARKERS, panels, set_limits, styled
-from fslib.questions.drawing import whiskers
+from fslib.plot import COLOURS, MARKERS, panels, set_limits, styled, whiskers, zero
+from fslib.questions.tables import D_ENDS, columns, said
 from fslib.study.profiles import SHARED, shared_by
 from fslib.study.study import Study
 from fslib.study.units import MEASURES
@@ -65,11 +65,11 @@ def pairs(study: Study) -> pd.DataFrame:
     passed = set(_learned(study, pruned))
     for pair, iap in pruned.items():
         d = claims.scored(iap).dissociation(draws=study.profile.draws).mean
-        row: dict[str, object] = {"pair": BETWEEN.join(pair), "shared": shared_by(*pair) or ""}
-        row |= {measure: frame.loc[pair] for measure, frame in similarities.items()}
-        row |= {"enters": set(pair) <= passed, "D": d.value, "low": d.low, "high": d.high}
-        rows.append(row | {"random heads": d.random, "p": d.p})
-    return pd.DataFrame(rows)
+        similar = [frame.loc[pair] for frame in similarities.values()]
+        row = (BETWEEN.join(pair), shared_by(*pair) or "", *similar, set(pair) <= passed)
+        rows.append((*row, d.value, d.low, d.high, d.random, d.p))
+    names = ["pair", "shared", *similarities, "enters", *D_ENDS, "random heads", "p"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def by_shared(table: pd.DataFrame) -> pd.DataFrame:
@@ -85,17 +85,16 @@ def by_shared(table: pd.DataFrame) -> pd.DataFrame:
     if {"text", "neither"} <= groups.keys():
         groups["not the question"] = known[known["shared"].isin(["text", "neither"])]
     rows = []
-    for part in groups.values():
+    for what, part in groups.items():
         d = part["D"]
-        similar, d_of = (_matrix(part, k).to_numpy() for k in (PRIMARY, "D"))
-        found = claims.correlation_over_pairs(similar, d_of)
+        found = claims.correlation_over_pairs(
+            *(_matrix(part, k).to_numpy() for k in (PRIMARY, "D"))
+        )
         ends = _ends(found) if found.df + 1 >= claims.LEAST_TASKS else (np.nan, np.nan)
         means = part[PRIMARY].mean(), d.mean()
-        rows.append((len(part), *means, d.min(), d.max(), found.value, *ends))
-    names = ["pairs", PRIMARY, "D", "lowest D", "highest D", "rank correlation", "low", "high"]
-    described = pd.DataFrame(rows, columns=names)
-    described.insert(0, "the two tasks share", list(groups))
-    return described
+        rows.append((what, len(part), *means, d.min(), d.max(), found.value, *ends))
+    names = ["the two tasks share", "pairs", PRIMARY, "D", "lowest D", "highest D"]
+    return pd.DataFrame(rows, columns=[*names, "rank correlation", "low", "high"])
 
 
 def _ends(correlation: Interval) -> tuple[float, float]:
@@ -129,9 +128,8 @@ def correlations(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     for measure, frame in _similarities(study).items():
         similar = frame.loc[tasks, tasks].to_numpy(dtype=float)
         found = claims.mantel(similar, d.to_numpy(), np.random.default_rng(0))
-        i = found.interval
-        row = (measure, i.value, *_ends(i), i.se, found.p)
-        rows.append((*row, len(tasks), len(tasks) * (len(tasks) - 1) // 2))
+        i, n = found.interval, len(tasks)
+        rows.append((measure, i.value, *_ends(i), i.se, found.p, n, n * (n - 1) // 2))
     names = ["similarity", CORRELATION, "low", "high", "se", "p", "tasks", "pairs"]
     return pd.DataFrame(rows, columns=names)
 
@@ -155,14 +153,13 @@ def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
     for ax, (_, row) in zip(axes, correlations.iterrows(), strict=False):
         for (_, pair), look in zip(table.iterrows(), _pair_looks(table), strict=True):
             face = {"markerfacecolor": look["color"] if pair["enters"] else "white"}
-            ends = pair[["D", "low", "high"]]
+            ends = pair[list(D_ENDS)]
             whiskers(ax, pair[row["similarity"]], ends, elinewidth=0.6, **look, **face)
-        ax.axhline(0, color="black", linewidth=0.6)
-        set_limits(ax, table["D"], table["low"], table["high"])
-        rho = row[CORRELATION]
-        known = f": {rho:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if np.isfinite(rho) else ""
-        ax.set_title(f"{row['similarity']}{known}")
-        ax.set_xlabel("similarity")
+        zero(ax, "y")
+        set_limits(ax, *columns(table, D_ENDS))
+        found = said(row, (CORRELATION, "low", "high"))
+        known = f": {found}" if np.isfinite(row[CORRELATION]) else ""
+        ax.set(title=f"{row['similarity']}{known}", xlabel="similarity")
     for ax in axes[::3]:
         ax.set_ylabel("dissociation D (points)")
     handles, labels = axes[0].get_legend_handles_labels()

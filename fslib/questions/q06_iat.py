@@ -12,8 +12,7 @@ from fslib import claims
 from fslib.data.tasks import Task
 from fslib.iap import IAP
 from fslib.intervals import Measure, mean_of, score_measure
-from fslib.plot import COLOURS, MARKERS, forest, looks, panels, percent, styled
-from fslib.questions.drawing import ENDS, Look, whiskers
+from fslib.plot import COLOURS, MARKERS, Look, forest, looks, panels, percent, styled, whiskers
 from fslib.study.design import at_dose
 from fslib.study.store import Record
 from fslib.study.study import Study

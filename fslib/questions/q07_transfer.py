@@ -12,8 +12,7 @@ from fslib import claims
 from fslib.data.tasks import Task
 from fslib.finetuning import PARTS
 from fslib.intervals import mean_of
-from fslib.plot import COLOURS, GREY, MARKERS, panels, percent, styled
-from fslib.questions.drawing import Look, whiskers
+from fslib.plot import COLOURS, GREY, MARKERS, Look, panels, percent, styled, whiskers
 from fslib.questions.q06_iat import evaluated_tasks, half_score
 from fslib.scoring import chance_level
 from fslib.study.study import Study
