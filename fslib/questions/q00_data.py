@@ -13,10 +13,15 @@ from fslib.data.bbc import EMBEDDED, articles, raw_articles, split_articles
 from fslib.model.encoders import ENCODERS
 from fslib.model.multitask import MultiTaskModel
 from fslib.plot import COLOURS, Look, looks, panels, percent, styled
+from fslib.questions.tables import Rows, table_of
 from fslib.scoring import chance_level
 from fslib.study.fingerprints import cached_task
 from fslib.study.study import Study
 
+COLUMNS = ["task", "question", "texts", "labels", "train", "eval", "metric", "chance", "tokens"]
+ENCODER = ["encoder", "layers", "heads a layer", "hidden size", "million parameters"]
+ENCODER += ["pre-trained", "pooling"]
+COLUMNS += ["longest", "truncated", "lost", "in both splits"]
 UNBALANCED = 0.8  # a constant answer that scores more than this
 
 
@@ -26,24 +31,21 @@ def _encoded(study: Study) -> dict[str, Encoded]:
     return {name: model.encode(task.train) for name, task in tasks.items()}
 
 
-def task_table(study: Study) -> pd.DataFrame:
+@table_of(*COLUMNS)
+def task_table(study: Study) -> Rows:
     """Return a row per task: sizes, labels, metric, chance, tokens per training example.
 
     truncated: training examples of which a part is cut off. lost: those of which a text is lost
     wholly.
     """
-    rows = []
     for name, encoded in _encoded(study).items():
         task, tokens = study.every_task[name], encoded.lengths
-        row: dict[str, object] = {"task": name, "question": task.description}
-        row |= {"texts": 1 if task.train.pairs is None else 2}
-        row |= {"labels": ", ".join(task.label_names) or "a number"}
-        row |= {"train": len(task.train), "eval": len(task.eval), "metric": task.metric}
-        row |= {"chance": chance_level(task.metric, task.eval.labels)}
-        row |= {"tokens": tokens.mean(), "longest": tokens.max()}
-        row |= {"truncated": encoded.truncated.sum(), "lost": encoded.lost.sum()}
-        rows.append(row | {"in both splits": len(task.shared_texts())})
-    return pd.DataFrame(rows)
+        texts = 1 if task.train.pairs is None else 2
+        asked = name, task.description, texts, ", ".join(task.label_names) or "a number"
+        chance = chance_level(task.metric, task.eval.labels)
+        sizes = len(task.train), len(task.eval), task.metric, chance
+        cut = encoded.truncated.sum(), encoded.lost.sum(), len(task.shared_texts())
+        yield *asked, *sizes, tokens.mean(), tokens.max(), *cut
 
 
 def lengths(study: Study) -> dict[str, np.ndarray]:
@@ -62,16 +64,15 @@ def balance(study: Study) -> dict[str, dict[str, int]]:
     }
 
 
-def examples(study: Study) -> pd.DataFrame:
+@table_of("task", "text", "second text", "label")
+def examples(study: Study) -> Rows:
     """Return the first training example of each task's first two labels, in their order."""
-    rows = []
     for name, task in study.every_task.items():
         for label in np.unique(task.train.labels)[:2]:
             i = int(np.flatnonzero(task.train.labels == label)[0])
             pair = task.train.pairs[i] if task.train.pairs else ""
             answer = f"{label:g}" if task.is_regression else task.label_names[int(label)]
-            rows.append((name, task.train.texts[i], pair, answer))
-    return pd.DataFrame(rows, columns=["task", "text", "second text", "label"])
+            yield name, task.train.texts[i], pair, answer
 
 
 def sentences(study: Study) -> str:
@@ -110,16 +111,15 @@ def corpus() -> pd.DataFrame:
 
 
 @cache
-def embedded_encoders() -> pd.DataFrame:
+@table_of(*ENCODER)
+def embedded_encoders() -> Rows:
     """Return a row per encoder that needs no download; it is the same whatever the tasks."""
-    rows, task = [], cached_task(next(iter(EMBEDDED)))
+    task = cached_task(next(iter(EMBEDDED)))
     for name, (_, pretrained) in ENCODERS.items():
         model = MultiTaskModel.from_pretrained(name, task)
         weights = sum(p.numel() for p in model.encoder.parameters())
         shape = model.n_layers, model.n_heads, model.encoder.config.hidden_size
-        rows.append((name, *shape, weights / 1e6, pretrained, model.pooling))
-    names = ["encoder", "layers", "heads a layer", "hidden size", "million parameters"]
-    return pd.DataFrame(rows, columns=[*names, "pre-trained", "pooling"])
+        yield name, *shape, weights / 1e6, pretrained, model.pooling
 
 
 @styled

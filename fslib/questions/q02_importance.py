@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from fslib.heads import head_name, top_heads
 from fslib.lesions import HeadLesions
 from fslib.plot import GREY, WIDTH, looks, map_of, panels, styled
-from fslib.questions.tables import agreement, ends, said
+from fslib.questions.tables import Rows, agreement, ends, said, table_of
 from fslib.scoring import rank_correlation
 from fslib.study.study import Study
 
 ENDS = [(1 - 0.95) / 2, (1 + 0.95) / 2]  # of a 95 % percentile interval
 FRACTION = 0.3  # of all heads: the top heads whose overlap is shown
 OVERLAP = "overlap of the top 30 % (Jaccard)"
+LAST = "share of them in the last layer"
 LESIONS = ["task", "seed", "rank correlation", "low", "high", "two halves of the examples"]
 LESIONS += ["largest rise: head", "points lost without it", "lost low", "lost high"]
 LESIONS += ["its rank by importance", "share of heads with a rise below 0"]
@@ -61,23 +62,23 @@ def task_correlations(study: Study) -> pd.DataFrame:
     return table
 
 
-def seed_correlations(study: Study) -> pd.DataFrame:
+@table_of("task", "seeds", "rank correlation", OVERLAP)
+def seed_correlations(study: Study) -> Rows:
     """Return how a task's maps agree between seeds: models of another order and dropout."""
-    rows, runs = [], dict(zip(study.seeds, study.contributions(), strict=True))
+    runs = dict(zip(study.seeds, study.contributions(), strict=True))
     for task in study.profile.tasks:
         maps = {seed: run[task].importance() for seed, run in runs.items()}
-        pairs = sorted(combinations(study.seeds, 2), key=lambda pair: pair[1])
-        for i, j in pairs:
-            rows.append((task, f"{i} and {j}", *agreement(maps[i], maps[j], FRACTION)))
-    return pd.DataFrame(rows, columns=["task", "seeds", "rank correlation", OVERLAP])
+        for i, j in sorted(combinations(study.seeds, 2), key=lambda pair: pair[1]):
+            yield task, f"{i} and {j}", *agreement(maps[i], maps[j], FRACTION)
 
 
-def stability(study: Study, repeats: int = 20) -> pd.DataFrame:
+@table_of("task", "examples", "mean", "low", "high")
+def stability(study: Study, repeats: int = 20) -> Rows:
     """Return the rank correlation of maps from two disjoint samples of one size.
 
     The mean, and the range of 95 % of `repeats` draws of each seed's model.
     """
-    rows, runs = [], study.contributions()
+    runs = study.contributions()
     for task in study.profile.tasks:
         n = len(runs[0][task].tokens)
         for size in [2**k for k in range(2, 20) if 2**k <= n // 2]:
@@ -88,16 +89,15 @@ def stability(study: Study, repeats: int = 20) -> pd.DataFrame:
                     samples = rng.permutation(n)[: 2 * size].reshape(2, size)
                     maps = [run[task].importance(subset=sample) for sample in samples]
                     found.append(rank_correlation(*maps))
-            rows.append((task, size, np.mean(found), *map(float, np.quantile(found, ENDS))))
-    return pd.DataFrame(rows, columns=["task", "examples", "mean", "low", "high"])
+            yield task, size, np.mean(found), *np.quantile(found, ENDS)
 
 
-def choices(study: Study) -> pd.DataFrame:
+@table_of("normalize", "reduction", "task", "rank correlation", OVERLAP, LAST)
+def choices(study: Study) -> Rows:
     """Return what layer normalization and the reduction change in maps and top heads.
 
     Against no normalization with token reduction; means over seeds.
     """
-    rows = []
     for reduction, normalize in product(("token", "example"), (None, "layer")):
         for task in study.profile.tasks:
             found = []
@@ -107,9 +107,7 @@ def choices(study: Study) -> pd.DataFrame:
                 top = top_heads(other, FRACTION)
                 last = top[-1].sum() / max(1, top.sum())
                 found.append((*agreement(usual, other, FRACTION), last))
-            rows.append((str(normalize), reduction, task, *np.mean(found, 0)))
-    measured = ["rank correlation", OVERLAP, "share of them in the last layer"]
-    return pd.DataFrame(rows, columns=["normalize", "reduction", "task", *measured])
+            yield str(normalize), reduction, task, *np.mean(found, 0)
 
 
 def _lesioned(study: Study, seed: int) -> tuple[HeadLesions, dict[str, np.ndarray]]:
@@ -119,7 +117,8 @@ def _lesioned(study: Study, seed: int) -> tuple[HeadLesions, dict[str, np.ndarra
     return study.lesion(seed).lesions(study.store), maps
 
 
-def lesions(study: Study) -> pd.DataFrame:
+@table_of(*LESIONS)
+def lesions(study: Study) -> Rows:
     """Return how importance predicts what a head's loss costs: a row per task and model.
 
     The rank correlation, over heads, of importance (training examples) with the rise of the mean
@@ -129,7 +128,6 @@ def lesions(study: Study) -> pd.DataFrame:
     from 1), the points of score that are lost without it, and its rank by importance. It is a
     maximum over heads, so its rise is in part luck.
     """
-    rows = []
     for seed in study.lesion_seeds:
         found, maps = _lesioned(study, seed)
         for task in found.tasks:
@@ -140,8 +138,7 @@ def lesions(study: Study) -> pd.DataFrame:
             rank = int((importance > importance[layer, head]).sum()) + 1
             agreement = r.value, max(r.low, -1), min(r.high, 1), found.reliability(task)
             largest = head_name(layer, head), *ends(lost), rank
-            rows.append((task, seed, *agreement, *largest, (rise < 0).mean()))
-    return pd.DataFrame(rows, columns=LESIONS)
+            yield task, seed, *agreement, *largest, (rise < 0).mean()
 
 
 def lesion_sentences(table: pd.DataFrame) -> str:

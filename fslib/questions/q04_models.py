@@ -11,7 +11,7 @@ from fslib.intervals import Interval, pooled
 from fslib.model.encoders import ENCODERS
 from fslib.plot import GREY, Look, forest, panels, percent, set_limits, styled, zero
 from fslib.questions.q03_pruning import POINT
-from fslib.questions.tables import D_ENDS, agreement, columns, minus, said
+from fslib.questions.tables import D_ENDS, Rows, agreement, columns, minus, said, table_of
 from fslib.study.store import Record
 from fslib.study.study import Study
 from fslib.study.units import SELECTIONS, UNMATCHED, recorded_iap
@@ -107,7 +107,8 @@ def _ranking(study: Study, record: Record, name: str) -> tuple[float, ...]:
     return *np.mean(found, 0), *passes(estimator, *record.result["shape"])
 
 
-def random_controls(study: Study) -> pd.DataFrame:
+@table_of("random sets", "sets", "score left (%)", "spread")
+def random_controls(study: Study) -> Rows:
     """Return what random head sets, matched by layer or not, leave of the score (%)."""
     record = study.store.get(study.selection())
     first = recorded_iap(record, FIRST)
@@ -116,11 +117,9 @@ def random_controls(study: Study) -> pd.DataFrame:
         "not matched": np.stack([iap.top.scores[0, 0] for iap in _unmatched(record).values()]),
         "(top heads)": first.top.scores[0, 0],
     }
-    rows = []
     for name, scores in sets.items():
         left = score_left(scores, first.baseline()[0]).mean(-1)
-        rows.append((name, left.size, left.mean(), left.std(ddof=1)))
-    return pd.DataFrame(rows, columns=["random sets", "sets", "score left (%)", "spread"])
+        yield name, left.size, left.mean(), left.std(ddof=1)
 
 
 def sentences(table: pd.DataFrame) -> str:

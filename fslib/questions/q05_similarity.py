@@ -10,7 +10,7 @@ from fslib import claims
 from fslib.iap import IAP
 from fslib.intervals import Interval
 from fslib.plot import COLOURS, MARKERS, panels, set_limits, styled, whiskers, zero
-from fslib.questions.tables import D_ENDS, columns, said
+from fslib.questions.tables import D_ENDS, Rows, columns, said, table_of
 from fslib.study.profiles import SHARED, shared_by
 from fslib.study.study import Study
 from fslib.study.units import MEASURES
@@ -21,6 +21,7 @@ NAMED = 15  # pairs: more than that are told apart by what they share, not by na
 PRIMARY = (
     "importance"  # the similarity that decides, chosen beforehand; others show what hangs on it
 )
+D_RANGE = ("D", "lowest D", "highest D")
 CORRELATION = "rank correlation with D"
 Pruned = Mapping[tuple[str, str], IAP]  # of the models of every pair of tasks, over seeds
 
@@ -55,24 +56,24 @@ def _similarities(study: Study) -> dict[str, pd.DataFrame]:
     return {measure: pd.DataFrame(found[measure], names, names) for measure in MEASURES}
 
 
-def pairs(study: Study) -> pd.DataFrame:
+@table_of("pair", "shared", *MEASURES, "enters", *D_ENDS, "random heads", "p")
+def pairs(study: Study) -> Rows:
     """Return a row per pair of tasks: five similarities, and D of the models trained on both.
 
     shared: question, text, both or neither, where that is known. enters: whether both tasks are
     learned, so that the pair counts. D: mean over seeds, with its interval.
     """
-    similarities, pruned, rows = _similarities(study), _pruned(study), []
+    similarities, pruned = _similarities(study), _pruned(study)
     passed = set(_learned(study, pruned))
     for pair, iap in pruned.items():
         d = claims.scored(iap).dissociation(draws=study.profile.draws).mean
         similar = [frame.loc[pair] for frame in similarities.values()]
-        row = (BETWEEN.join(pair), shared_by(*pair) or "", *similar, set(pair) <= passed)
-        rows.append((*row, d.value, d.low, d.high, d.random, d.p))
-    names = ["pair", "shared", *similarities, "enters", *D_ENDS, "random heads", "p"]
-    return pd.DataFrame(rows, columns=names)
+        names = BETWEEN.join(pair), shared_by(*pair) or ""
+        yield *names, *similar, set(pair) <= passed, d.value, d.low, d.high, d.random, d.p
 
 
-def by_shared(table: pd.DataFrame) -> pd.DataFrame:
+@table_of("the two tasks share", "pairs", PRIMARY, *D_RANGE, "rank correlation", "low", "high")
+def by_shared(table: pd.DataFrame) -> Rows:
     """Return a row per thing that two tasks share: pairs of `pairs`, their D and similarity.
 
     If some pairs share the text alone and others nothing, a last row has both: does similarity
@@ -84,7 +85,6 @@ def by_shared(table: pd.DataFrame) -> pd.DataFrame:
     groups = {what: part for what in SHARED if len(part := known[known["shared"] == what])}
     if {"text", "neither"} <= groups.keys():
         groups["not the question"] = known[known["shared"].isin(["text", "neither"])]
-    rows = []
     for what, part in groups.items():
         d = part["D"]
         found = claims.correlation_over_pairs(
@@ -92,9 +92,7 @@ def by_shared(table: pd.DataFrame) -> pd.DataFrame:
         )
         ends = _ends(found) if found.df + 1 >= claims.LEAST_TASKS else (np.nan, np.nan)
         means = part[PRIMARY].mean(), d.mean()
-        rows.append((what, len(part), *means, d.min(), d.max(), found.value, *ends))
-    names = ["the two tasks share", "pairs", PRIMARY, "D", "lowest D", "highest D"]
-    return pd.DataFrame(rows, columns=[*names, "rank correlation", "low", "high"])
+        yield what, len(part), *means, d.min(), d.max(), found.value, *ends
 
 
 def _ends(correlation: Interval) -> tuple[float, float]:
@@ -112,7 +110,8 @@ def _matrix(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return frame
 
 
-def correlations(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+@table_of("similarity", CORRELATION, "low", "high", "se", "p", "tasks", "pairs")
+def correlations(study: Study, table: pd.DataFrame) -> Rows:
     """Return a row per similarity: its rank correlation with D, which C2 says is negative.
 
     Over pairs of tasks that are learned. Interval: jackknife over tasks; p: one-sided, by
@@ -123,15 +122,13 @@ def correlations(study: Study, table: pd.DataFrame) -> pd.DataFrame:
         study: The study.
         table: Of `pairs`.
     """
-    d, rows = _matrix(table[table["enters"]], "D"), []
+    d = _matrix(table[table["enters"]], "D")
     tasks = list(d.index)
     for measure, frame in _similarities(study).items():
         similar = frame.loc[tasks, tasks].to_numpy(dtype=float)
         found = claims.mantel(similar, d.to_numpy(), np.random.default_rng(0))
         i, n = found.interval, len(tasks)
-        rows.append((measure, i.value, *_ends(i), i.se, found.p, n, n * (n - 1) // 2))
-    names = ["similarity", CORRELATION, "low", "high", "se", "p", "tasks", "pairs"]
-    return pd.DataFrame(rows, columns=names)
+        yield measure, i.value, *_ends(i), i.se, found.p, n, n * (n - 1) // 2
 
 
 def decide(table: pd.DataFrame) -> claims.Evidence:

@@ -21,11 +21,13 @@ from fslib.questions import q04_models as q04
 from fslib.questions import q05_similarity as q05
 from fslib.questions import q06_iat as q06
 from fslib.questions import q07_transfer as q07
-from fslib.questions.tables import ENDS, ends, minus, said
+from fslib.questions.tables import ENDS, Rows, ends, minus, said, table_of
 from fslib.questions.teaser import Story
 from fslib.scoring import rank_correlation
 from fslib.study.study import Study
 
+DESIGN = ["claim", "what decides", "encoder", "tasks", "seeds", "smallest effect of interest"]
+DESIGN += ["testable if"]
 COLUMNS = ["claim", "the paper says", "measured here", *ENDS, "p", "MDE", "SESOI", "claim p"]
 COLUMNS += ["verdict", "why", "seeds", "notebook"]
 NOTHING = rules.Part("nothing", Interval(np.nan, np.nan, np.nan))
@@ -52,7 +54,8 @@ def seed_counts(study: Study) -> dict[str, int]:
     return {"C1": p.seeds, "C2": p.pair_seeds, "C5": p.transfer_seeds} | endings
 
 
-def design(study: Study) -> pd.DataFrame:
+@table_of(*DESIGN)
+def design(study: Study) -> Rows:
     """Return a row per claim: what decides on it, in which models, and what must hold."""
     p, tasks, counts = study.profile, study.ending_tasks, seed_counts(study)
     words = {
@@ -66,19 +69,18 @@ def design(study: Study) -> pd.DataFrame:
     if set(p.transfer_targets) & set(tasks):
         words["sources"] = f"IAT on {', '.join(study.source_tasks)}"
     compared = {"C1": p.tasks, "C2": study.pair_tasks, "C5": p.transfer_targets}
-    table, first = [], study.seeds[0]
-    for claim in rules.SESOI:
-        last, (sesoi, unit) = first + counts[claim] - 1, rules.SESOI[claim]
-        row = {"claim": claim, "what decides": CLAIMS[claim]["decides"].format(**words)}
-        row |= {"encoder": p.encoder if claim == "C1" else p.small_encoder}
-        row |= {"tasks": ", ".join(compared.get(claim, tasks))}
-        row |= {"seeds": f"{first} to {last}" if last > first else str(first)}
-        row |= {"smallest effect of interest": f"{sesoi:g} {unit}".strip()}
-        table.append(row | {"testable if": CLAIMS[claim]["gate"].format(**words)})
-    return pd.DataFrame(table)
+    first = study.seeds[0]
+    for claim, (sesoi, unit) in rules.SESOI.items():
+        decides, gate = (CLAIMS[claim][k].format(**words) for k in ("decides", "gate"))
+        encoder = p.encoder if claim == "C1" else p.small_encoder
+        of = ", ".join(compared.get(claim, tasks))
+        last = first + counts[claim] - 1
+        seeds = f"{first} to {last}" if last > first else str(first)
+        yield claim, decides, encoder, of, seeds, f"{sesoi:g} {unit}".strip(), gate
 
 
-def claims(study: Study) -> pd.DataFrame:
+@table_of(*COLUMNS)
+def claims(study: Study) -> Rows:
     """Return a row per number that a claim stands on: estimate, interval, p, MDE; and verdict.
 
     p: of the part by itself. claim p: of the whole claim, corrected for five claims (Holm). why:
@@ -90,14 +92,12 @@ def claims(study: Study) -> pd.DataFrame:
     what = "parameters after IAT minus after plain training, every ending and seed"
     counted = rules.Part(what, Interval(added, 0.0, 1.0), np.nan)
     found["C6"] = (counted,), np.nan, rules.CONTRADICTED if added else rules.SUPPORTED, ""
-    rows = []
     for claim, (parts, *decision) in found.items():
         for part in parts or (NOTHING,):
             i, sesoi = part.interval, rules.SESOI.get(claim, (np.nan, ""))[0]
             numbers = *ends(i), part.tested, i.mde, sesoi
             last = counts[claim], CLAIMS[claim]["notebook"]
-            rows.append((claim, CLAIMS[claim]["says"], part.what, *numbers, *decision, *last))
-    return pd.DataFrame(rows, columns=COLUMNS)
+            yield claim, CLAIMS[claim]["says"], part.what, *numbers, *decision, *last
 
 
 def release_differences(study: Study) -> pd.DataFrame:

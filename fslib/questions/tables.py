@@ -1,6 +1,7 @@
 """What the tables of several questions write alike: columns, intervals as numbers and as text."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,22 @@ from fslib.scoring import rank_correlation
 ENDS = ("value", "low", "high")
 D_ENDS = ("D", "low", "high")
 SCORE_ENDS = ("score", "low", "high")
+
+
+Rows = Iterator[tuple[Any, ...]]
+
+
+def table_of(*names: str) -> Callable[[Callable[..., Rows]], Callable[..., pd.DataFrame]]:
+    """Let a function that yields rows return a table with columns of these names."""
+
+    def decorated(rows: Callable[..., Rows]) -> Callable[..., pd.DataFrame]:
+        @wraps(rows)
+        def table(*args: Any, **kwargs: Any) -> pd.DataFrame:
+            return pd.DataFrame(rows(*args, **kwargs), columns=list(names))
+
+        return table
+
+    return decorated
 
 
 def minus(reference: str) -> list[str]:
