@@ -32,7 +32,7 @@ STYLE |= {"legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": Fals
 STYLE |= {"axes.spines.right": False, "figure.dpi": 110, "lines.markersize": 4.5}
 
 
-def looks(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
+def looks(tasks: Sequence[str]) -> dict[str, Look]:
     """Return colour and marker of each task, by its place in the study's list.
 
     The eighth has another marker.
@@ -141,9 +141,7 @@ def band(ax: Axes, x: ArrayLike, ends: Iterable[Any], label: str, around: str = 
     ax.plot(x, value, color=GREY, linestyle="--", linewidth=1, label=label)
 
 
-def forest(
-    ax: Axes, names: Iterable[str], ends: Iterable[Any], color: str = COLOURS[0], **look: Any
-) -> None:
+def forest(ax: Axes, names: Iterable[str], ends: Iterable[Any], label: str, **look: Any) -> None:
     """Draw estimates with their intervals, one row per name, the first on top.
 
     Those of `CONTROLS` are grey.
@@ -152,16 +150,18 @@ def forest(
         ax: Where to draw.
         names: Of the rows.
         ends: Estimates, lower and upper ends of their intervals.
-        color: Of what is no control.
+        label: Of the axis of the estimates.
         **look: Options of `Axes.errorbar`.
     """
     names = list(names)
     for row, (name, *estimate) in enumerate(zip(names, *ends, strict=True)):
-        grey = any(word in name for word in CONTROLS)
-        usual: Look = {"fmt": "D" if grey else "o", "color": GREY if grey else color}
-        whiskers(ax, row, estimate, "x", **{"markersize": 4} | usual | look)
+        mine: Look = {"fmt": "o", "color": COLOURS[0], "markersize": 4} | look
+        if any(word in name for word in CONTROLS):
+            mine |= {"fmt": look.get("fmt", "D"), "color": GREY}
+        whiskers(ax, row, estimate, "x", **mine)
     name_rows(ax, names)
     ax.grid(axis="x", color="#dddddd", linewidth=0.6)
+    ax.set_xlabel(label)
 
 
 def name_rows(ax: Axes, names: Sequence[str]) -> None:

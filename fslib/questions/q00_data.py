@@ -19,9 +19,8 @@ from fslib.study.fingerprints import cached_task
 from fslib.study.study import Study
 
 COLUMNS = ["task", "question", "texts", "labels", "train", "eval", "metric", "chance", "tokens"]
-ENCODER = ["encoder", "layers", "heads a layer", "hidden size", "million parameters"]
-ENCODER += ["pre-trained", "pooling"]
 COLUMNS += ["longest", "truncated", "lost", "in both splits"]
+SIZES = ["layers", "heads a layer", "hidden size", "million parameters"]
 UNBALANCED = 0.8  # a constant answer that scores more than this
 
 
@@ -55,13 +54,12 @@ def lengths(study: Study) -> dict[str, np.ndarray]:
 
 def balance(study: Study) -> dict[str, dict[str, int]]:
     """Count how often each label occurs in training, task by task."""
-    return {
-        name: {
-            label: int((task.train.labels == i).sum()) for i, label in enumerate(task.label_names)
-        }
-        for name, task in study.every_task.items()
-        if not task.is_regression
-    }
+    counts = {}
+    for name, task in study.every_task.items():
+        if not task.is_regression:
+            found = np.bincount(task.train.labels, minlength=len(task.label_names))
+            counts[name] = dict(zip(task.label_names, found.tolist(), strict=True))
+    return counts
 
 
 @table_of("task", "text", "second text", "label")
@@ -111,7 +109,7 @@ def corpus() -> pd.DataFrame:
 
 
 @cache
-@table_of(*ENCODER)
+@table_of("encoder", *SIZES, "pre-trained", "pooling")
 def embedded_encoders() -> Rows:
     """Return a row per encoder that needs no download; it is the same whatever the tasks."""
     task = cached_task(next(iter(EMBEDDED)))

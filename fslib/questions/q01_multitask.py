@@ -58,7 +58,8 @@ def _measures(study: Study) -> dict[str, dict[str, Measure]]:
     together = [study.training(s) for s in study.alone_seeds]
     for t, task in study.tasks.items():
         alone = [study.training(s, t) for s in study.alone_seeds]
-        units = {REFERENCE: together, "single-task": alone, "bag of words": [study.words()]}
+        units: dict[str, list] = {REFERENCE: together, "single-task": alone}
+        units["bag of words"] = [study.words()]
         answers = {
             method: [study.store.get(unit).arrays[f"predictions/{t}"] for unit in some]
             for method, some in units.items()
@@ -100,7 +101,7 @@ def plot_learning_curves(
         for _, run in curves.groupby("seed"):
             right.plot(run["step"], run[task], color=colour, linewidth=0.5, alpha=0.4)
         mean = curves.groupby("step")[task].mean()
-        right.plot(mean.index, mean, **style[task], linewidth=1.4)  # type: ignore[arg-type]
+        right.plot(mean.index, mean, **style[task], linewidth=1.4)
         right.axhline(chance[task], color=colour, linestyle=":", linewidth=0.9)
     left.set(xlabel="step (one batch of one task)", ylabel="training loss, running mean")
     left.legend()
@@ -113,12 +114,11 @@ def plot_learning_curves(
 def plot_scores(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     """Draw scores with intervals, of `scores`: one panel per task, one row per method."""
     figure, axes = panels(len(tasks), 1.9, sharey=True)
-    methods = list(dict.fromkeys(table["method"]))
-    style = looks(tasks)
+    methods, style = list(dict.fromkeys(table["method"])), looks(tasks)
     for ax, task in zip(axes, tasks, strict=True):
         part = table[table["task"] == task].set_index("method").loc[methods]
-        look = {"fmt": style[task]["marker"], "markersize": None}
-        forest(ax, methods, columns(part, SCORE_ENDS), style[task]["color"], **look)
-        ax.set(title=task, xlabel="score (%)")
+        look = {"fmt": style[task]["marker"], "color": style[task]["color"], "markersize": None}
+        forest(ax, methods, columns(part, SCORE_ENDS), "score (%)", **look)
+        ax.set_title(task)
         percent(ax, "x")
     return figure

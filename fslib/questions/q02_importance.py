@@ -180,7 +180,7 @@ def plot_stability(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     figure.set_size_inches(WIDTH * 0.6, 2.6)
     for task in tasks:
         part = table[table["task"] == task]
-        ax.plot(part["examples"], part["mean"], **style[task], label=task)  # type: ignore[arg-type]
+        ax.plot(part["examples"], part["mean"], **style[task], label=task)
         ends = part["low"], part["high"]
         ax.fill_between(part["examples"], *ends, color=style[task]["color"], alpha=0.15, lw=0)
     ax.axhline(0.95, color=GREY, linestyle=":", linewidth=1)
@@ -204,7 +204,7 @@ def plot_lesions(study: Study) -> Figure:
         image = map_of(middle, rise, cmap="PuOr_r", vmin=-limit, vmax=limit)
         figure.colorbar(image, ax=middle, pad=0.02)
         right.axhline(0, color=GREY, linewidth=0.8)
-        right.plot(share.ravel(), rise.ravel(), linestyle="", alpha=0.7, **style)  # type: ignore[arg-type]
+        right.plot(share.ravel(), rise.ravel(), linestyle="", alpha=0.7, **style)
         left.set_ylabel(f"{task}\nlayer")
         left.tick_params(labelsize=7)
         middle.tick_params(labelsize=7)

@@ -219,9 +219,8 @@ def plot_by_task(result: Dissociation, tasks: Sequence[str]) -> Figure:
     null = result.null[:, -1, -1]
     right.hist(null[np.isfinite(null)], bins=30, color="#bbbbbb")
     right.axvline(result.mean.value, color="black", linewidth=2)
-    right.set(
-        xlabel="mean D, tasks relabelled (points)", yticks=[], title=rules.p_text(result.mean.p)
-    )
+    right.set(xlabel="mean D, tasks relabelled (points)", yticks=[])
+    right.set_title(rules.p_text(result.mean.p))
     return figure
 
 
@@ -233,10 +232,10 @@ def plot_pruning(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     for ax, scored in zip(axes, tasks, strict=True):
         part = table[table["scored"] == scored]
         _draw_lesions(ax, part, scored, style)
-        middle, margin = part["score"], 0.3 * (part["score"].max() - part["score"].min()) + 0.02
-        ax.set_ylim(middle.min() - margin, middle.max() + margin)  # intervals may reach far
+        low, high = part["score"].min(), part["score"].max()
+        margin = 0.3 * (high - low) + 0.02  # intervals may reach far
+        ax.set(ylabel="score (%)", ylim=(low - margin, high + margin))
         ax.set_title(f"scored: {scored}", color=style[scored]["color"], fontweight="bold")
-        ax.set_ylabel("score (%)")
         percent(ax)
         percent(ax, "x")
     for ax in axes[-min(2, len(tasks)) :]:
@@ -247,9 +246,7 @@ def plot_pruning(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     return figure
 
 
-def _draw_lesions(
-    ax: Axes, part: pd.DataFrame, scored: str, style: dict[str, dict[str, str]]
-) -> None:
+def _draw_lesions(ax: Axes, part: pd.DataFrame, scored: str, style: dict[str, Look]) -> None:
     """Draw one task's scores against the fraction pruned, a line per lesion."""
     random = part[part["pruned"] == "random"]
     band(ax, random["fraction"], columns(random, SCORE_ENDS), "their mean", "random heads")
@@ -277,11 +274,10 @@ def plot_dissociation(results: Sequence[Dissociation], tasks: Sequence[str]) -> 
     figure, axes = panels(len(results), 3.0)
     for ax, result in zip(axes, results, strict=True):
         x, style, mean = np.array(result.fractions), looks(tasks), result.along()
-        random = mean.random, mean.random_low, mean.random_high
-        band(ax, x, random, "mean, random heads")
+        band(ax, x, (mean.random, mean.random_low, mean.random_high), "mean, random heads")
         each = {task: result.along(task).value for task in result.tasks}
         for task, d in each.items():
-            ax.plot(x, d, **style[task], linewidth=1, alpha=0.8, label=task)  # type: ignore[arg-type]
+            ax.plot(x, d, **style[task], linewidth=1, alpha=0.8, label=task)
         look: Look = {"color": "black", "marker": "o", "linewidth": 2.2, "capsize": 3}
         whiskers(ax, x, (mean.value, mean.low, mean.high), **look, label="mean, top heads")
         zero(ax, "y")

@@ -147,12 +147,12 @@ def plot_encoders(table: pd.DataFrame) -> Figure:
     """Draw, left: D of each encoder beside random heads'. Right: what it learned."""
     figure, (left, right) = panels(2, 0.9 + 0.27 * len(table), sharey=True, width_ratios=[1.5, 1])
     rows, random = range(len(table)), table["random heads"]
-    forest(left, table["encoder"], columns(table, D_ENDS))
+    label = "dissociation D, mean over tasks, 10 and 30 % pruned (points)"
+    forest(left, table["encoder"], columns(table, D_ENDS), label)
     set_limits(left, [*table["D"], *random], table["low"], table["high"], "x")
     look: Look = {"color": GREY, "markersize": 11, "mew": 2, "label": "random heads, matched"}
     left.plot(random, rows, "|", **look)
     zero(left)
-    left.set(xlabel="dissociation D, mean over tasks, 10 and 30 % pruned (points)")
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
     right.barh(rows, table["above chance by"], color="#bbbbbb", height=0.55)
     right.set(xlabel="score above chance (points)")
@@ -164,9 +164,9 @@ def plot_encoders(table: pd.DataFrame) -> Figure:
 def plot_selections(table: pd.DataFrame) -> Figure:
     """Draw, left: D that each way to choose heads yields. Right: agreement with the first."""
     figure, (left, right) = panels(2, 0.9 + 0.24 * len(table), sharey=True, width_ratios=[1.5, 1])
-    forest(left, table["selection"], columns(table, D_ENDS))
+    label = "dissociation D, mean over tasks (points)"
+    forest(left, table["selection"], columns(table, D_ENDS), label)
     zero(left)
-    left.set(xlabel="dissociation D, mean over tasks (points)")
     r = table["rank correlation"]
     right.barh(range(len(table)), r.fillna(0), color="#bbbbbb", height=0.55)
     right.set(xlabel="rank correlation with the first", xlim=(min(0, r.min()), 1))

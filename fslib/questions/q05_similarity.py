@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from fslib import claims
 from fslib.iap import IAP
 from fslib.intervals import Interval
-from fslib.plot import COLOURS, MARKERS, panels, set_limits, styled, whiskers, zero
+from fslib.plot import COLOURS, MARKERS, Look, panels, set_limits, styled, whiskers, zero
 from fslib.questions.tables import D_ENDS, Rows, columns, said, table_of
 from fslib.study.profiles import SHARED, shared_by
 from fslib.study.study import Study
@@ -154,8 +154,8 @@ def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
             whiskers(ax, pair[row["similarity"]], ends, elinewidth=0.6, **look, **face)
         zero(ax, "y")
         set_limits(ax, *columns(table, D_ENDS))
-        found = said(row, (CORRELATION, "low", "high"))
-        known = f": {found}" if np.isfinite(row[CORRELATION]) else ""
+        estimate = said(row, (CORRELATION, "low", "high"))
+        known = f": {estimate}" if np.isfinite(row[CORRELATION]) else ""
         ax.set(title=f"{row['similarity']}{known}", xlabel="similarity")
     for ax in axes[::3]:
         ax.set_ylabel("dissociation D (points)")
@@ -168,7 +168,7 @@ def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
     return figure
 
 
-def _pair_looks(table: pd.DataFrame) -> list[dict[str, str]]:
+def _pair_looks(table: pd.DataFrame) -> list[Look]:
     """Return how each pair is drawn: by its own look, or, of many, by what its tasks share."""
     if len(table) > NAMED:
         places = [(*SHARED, UNKNOWN).index(what or UNKNOWN) for what in table["shared"]]

@@ -309,7 +309,7 @@ def plot_scores(table: pd.DataFrame, order: Sequence[str], reference: str = PLAI
     for ax, task in zip(axes, tasks, strict=True):
         part = 100 * table[table["task"] == task].set_index("ending").loc[names, minus(reference)]
         colour = "black" if task == "mean" else looks(order)[task]["color"]
-        forest(ax, names, columns(part, part), colour)
+        forest(ax, names, columns(part, part), "", color=colour)
         zero(ax)
         ax.set_title("mean over tasks" if task == "mean" else task)
     figure.supxlabel(f"score minus that of {reference} multi-task training (points)", fontsize=8.5)
@@ -322,12 +322,11 @@ def plot_dissociation(table: pd.DataFrame, reference: str = PLAIN) -> Figure:
     part = table[table["task"] == "mean"]
     beside = part.mask(part["ending"] == TRUNK)
     figure, (left, right) = panels(2, 0.8 + 0.26 * len(part), sharey=True)
-    forest(left, part["ending"], columns(part, D_ENDS))
-    forest(right, part["ending"], columns(beside, minus(reference)))
+    forest(left, part["ending"], columns(part, D_ENDS), "dissociation D (points)")
+    label = f"D minus that of {reference} training (points)"
+    forest(right, part["ending"], columns(beside, minus(reference)), label)
     zero(left)
     zero(right)
-    left.set(xlabel="dissociation D (points)")
-    right.set(xlabel=f"D minus that of {reference} training (points)")
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from fslib.study.units import AS_IT_WAS, PLAIN, RANDOM, TREATED, transfer_name
 REFERENCE = "multi-task"
 # as the records call them
 SOURCES = {AS_IT_WAS: AS_IT_WAS, REFERENCE: PLAIN, "IAT": TREATED, RANDOM: RANDOM}
+Answers = dict[str, dict[tuple[str, str], np.ndarray]]
 DIFFERENCE = minus(REFERENCE)
 COLUMNS = ("part", "source", "target", "size", "seeds", *SCORE_ENDS, *DIFFERENCE)
 
@@ -37,10 +39,10 @@ def chance(study: Study) -> dict[str, float]:
     return {t: chance_level(task.metric, labels[t]) for t, task in tasks.items()}
 
 
-def _answers(study: Study, part: str) -> dict[str, dict[tuple[str, str], np.ndarray]]:
+def _answers(study: Study, part: str) -> Answers:
     """Return {source: {(target, size): what every seed's model answers}}, (seeds, n)."""
     records = [study.store.get(study.source_unit(s)) for s in study.transfer_seeds]
-    tasks, found = target_tasks(study), {source: {} for source in SOURCES}
+    tasks, found = target_tasks(study), Answers({source: {} for source in SOURCES})
     for source, target, size in product(SOURCES, tasks, study.targets().sizes):
         name = transfer_name(target, SOURCES[source], part, size)
         n = str(size or len(tasks[target].train))
@@ -48,7 +50,7 @@ def _answers(study: Study, part: str) -> dict[str, dict[tuple[str, str], np.ndar
     return found
 
 
-def _scores(study: Study, part: str) -> dict[str, dict[tuple[str, str], Measure]]:
+def _scores(study: Study, part: str) -> dict[str, dict[Any, Measure]]:
     """Return the same as scores."""
     tasks = target_tasks(study)
     return {
