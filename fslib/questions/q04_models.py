@@ -95,7 +95,7 @@ def selections(study: Study) -> pd.DataFrame:
     return table[["selection", *AGREEMENT, *D_ENDS, *minus(FIRST), *PASSES]]
 
 
-def _ranking(study: Study, record: Record, name: str) -> tuple[float, ...]:
+def _ranking(study: Study, record: Record, name: str) -> tuple[float | int, ...]:
     """Return how a selection's maps agree with the first's, and the passes that they cost."""
     if name not in SELECTIONS:
         return np.nan, np.nan, 0, 0

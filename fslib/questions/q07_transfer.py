@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,6 @@ from fslib.study.units import AS_IT_WAS, PLAIN, RANDOM, TREATED, transfer_name
 REFERENCE = "multi-task"
 # as the records call them
 SOURCES = {AS_IT_WAS: AS_IT_WAS, REFERENCE: PLAIN, "IAT": TREATED, RANDOM: RANDOM}
-Answers = dict[str, dict[tuple[str, str], np.ndarray]]
 DIFFERENCE = minus(REFERENCE)
 COLUMNS = ("part", "source", "target", "size", "seeds", *SCORE_ENDS, *DIFFERENCE)
 
@@ -39,22 +37,25 @@ def chance(study: Study) -> dict[str, float]:
     return {t: chance_level(task.metric, labels[t]) for t, task in tasks.items()}
 
 
-def _answers(study: Study, part: str) -> Answers:
-    """Return {source: {(target, size): what every seed's model answers}}, (seeds, n)."""
+def _answers(study: Study, part: str) -> dict[str, dict[str, np.ndarray]]:
+    """Return {source: {"target, size": what every seed's model answers}}, (seeds, n)."""
     records = [study.store.get(study.source_unit(s)) for s in study.transfer_seeds]
-    tasks, found = target_tasks(study), Answers({source: {} for source in SOURCES})
+    tasks = target_tasks(study)
+    found: dict[str, dict[str, np.ndarray]] = {source: {} for source in SOURCES}
     for source, target, size in product(SOURCES, tasks, study.targets().sizes):
         name = transfer_name(target, SOURCES[source], part, size)
-        n = str(size or len(tasks[target].train))
-        found[source][target, n] = np.stack([record.arrays[name] for record in records])
+        n = size or len(tasks[target].train)
+        found[source][f"{target}, {n}"] = np.stack([record.arrays[name] for record in records])
     return found
 
 
-def _scores(study: Study, part: str) -> dict[str, dict[Any, Measure]]:
+def _scores(study: Study, part: str) -> dict[str, dict[str, Measure]]:
     """Return the same as scores."""
     tasks = target_tasks(study)
     return {
-        source: {of: half_score(tasks[of[0]], rows) for of, rows in answers.items()}
+        source: {
+            of: half_score(tasks[of.rpartition(", ")[0]], rows) for of, rows in answers.items()
+        }
         for source, answers in _answers(study, part).items()
     }
 
@@ -71,8 +72,8 @@ def learning_curves(study: Study) -> pd.DataFrame:
         table = claims.paired_differences(_scores(study, part), REFERENCE, ("source", "of"))
         frames.append(table.assign(part=part, seeds=len(study.transfer_seeds)))
     table = pd.concat(frames, ignore_index=True)
-    table[["target", "size"]] = [("mean", "mean") if of == "mean" else of for of in table["of"]]
-    return table[list(COLUMNS)]
+    table[["target", "size"]] = [of.rpartition(", ")[::2] for of in table["of"]]
+    return table.replace({"target": {"": "mean"}})[list(COLUMNS)]
 
 
 def decide(study: Study) -> claims.Evidence:
@@ -96,10 +97,11 @@ def _floor(study: Study) -> str:
     """Say where a source is not above the best constant answer, on the half that is not scored."""
     tasks, answers = target_tasks(study), _answers(study, "full")
     low: dict[str, list[str]] = {t: [] for t in tasks}  # {target: sizes}, each once
-    for t, size in answers[REFERENCE]:
+    for of in answers[REFERENCE]:
+        t, _, size = of.rpartition(", ")
         metric, labels = tasks[t].metric, claims.halved(tasks[t].eval.labels, claims.gate_half)
         for source in SOURCES.keys() - {AS_IT_WAS}:
-            rows = claims.halved(answers[source][t, size], claims.gate_half)
+            rows = claims.halved(answers[source][of], claims.gate_half)
             if claims.above_best_constant(t, metric, rows, labels).low <= 0 and size not in low[t]:
                 low[t].append(size)
     where = " and ".join(f"{', '.join(sizes)} examples of {t}" for t, sizes in low.items() if sizes)

@@ -47,7 +47,7 @@ def ends(interval: Interval) -> tuple[float, float, float]:
     return interval.value, interval.low, interval.high
 
 
-def said(row: Mapping[str, Any], columns: Sequence[str], form: str = "+.2f") -> str:
+def said(row: Mapping[str, Any] | pd.Series, columns: Sequence[str], form: str = "+.2f") -> str:
     """Return an estimate with its interval, columns of a row, as text."""
     value, low, high = (format(row[column], form) for column in columns)
     return f"{value} [{low}, {high}]"
