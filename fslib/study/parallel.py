@@ -14,10 +14,12 @@ import traceback
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
-from multiprocessing import connection, resource_tracker
+from multiprocessing import resource_tracker
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -153,30 +155,27 @@ class Here(Engine):
 
 
 class _Worker:
-    """A process of this machine, and the pipe to it."""
+    """A process of this machine: a pool of one, so that its death is nobody else's."""
 
-    def __init__(self, store: Store, fresh: bool) -> None:
+    def __init__(self, threads: int) -> None:
+        before = set(multiprocessing.active_children())
         # The tracker's own first start would let interrupts through. If this process is killed,
         # it clears up, and need not say so.
         with environment(PYTHONWARNINGS="ignore"):
             resource_tracker.ensure_running()
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        words = (theirs, store.folder, store.threads, fresh)
-        self.process = context.Process(target=_serve, args=words, daemon=True)
-        limits = dict.fromkeys(THREAD_LIMITS, str(store.threads))
+        self.pool = ProcessPoolExecutor(1, context, _prepare, (threads,))
+        limits = dict.fromkeys(THREAD_LIMITS, str(threads))
         with environment(**limits, **{SAID: "yes"}), _without_interrupts():
-            self.process.start()
-        theirs.close()
+            self.pool.submit(os.getpid)  # starts the process
+        (self.process,) = set(multiprocessing.active_children()) - before
 
-    def end(self) -> str:
-        """See to it that the process has ended, and say how it did."""
-        self.process.join(1)  # it may be ending, for a reason of its own
+    def end(self) -> int:
+        """Kill the process if it lives, and return its exit code."""
         self.process.kill()
+        self.pool.shutdown()
         self.process.join()
-        code = self.process.exitcode or 0
-        hint = ": out of memory? try fewer --workers" if code == -9 else ""
-        return f"{signal.Signals(-code).name}{hint}" if code < 0 else f"exit code {code}"
+        return self.process.exitcode or 0
 
 
 class Workers(Engine):
@@ -187,59 +186,63 @@ class Workers(Engine):
     def __init__(self, store: Store, workers: int, fresh: bool = False) -> None:
         super().__init__(store, workers)
         self._fresh = fresh
-        self._crew: list[_Worker] = []
+        self._crew: dict[_Worker, Future[str] | None] = {}
 
     def send(self, chain: Chain) -> None:
         """Send the unit to an idle worker."""
-        self._crew = [worker for worker in self._crew if worker.process.is_alive()]
-        idle = [worker for worker in self._crew if worker not in self.under_way]
-        if not idle:
-            idle = [_Worker(self._store, self._fresh)]
-            self._crew += idle
-        self.under_way[idle[0]] = chain
-        with suppress(OSError):  # it has died just now: its pipe will say so
-            idle[0].pipe.send(chain.units[0])
+        worker = next((w for w, future in self._crew.items() if future is None), None)
+        worker = worker or _Worker(self._store.threads)
+        words = (self._store.folder, self._store.threads, chain.units[0], self._fresh)
+        try:
+            self._crew[worker] = future = worker.pool.submit(_compute, *words)
+        except BrokenProcessPool:  # it died while it was idle
+            self._bury(worker)
+            return self.send(chain)
+        self.under_way[future] = chain
 
     def ended(self, patience: float) -> list[Done]:
         """Wait for a worker that is through, or dead."""
-        busy: dict[Any, _Worker] = {worker.pipe: worker for worker in self.under_way}
         found: list[Done] = []
-        for pipe in connection.wait(list(busy), patience):
-            chain = self.under_way.pop(busy[pipe])
+        for future in wait(self.under_way, patience, FIRST_COMPLETED).done:
+            chain = self.under_way.pop(future)
+            worker = next(w for w, busy in self._crew.items() if busy is future)
+            self._crew[worker] = None
             try:
-                said = busy[pipe].pipe.recv()
-            except (EOFError, OSError):
-                found += self.lose(chain, f"the end of its worker ({busy[pipe].end()})")
-                continue
-            if isinstance(said, CannotWriteError):
-                raise said
-            found.append(chain.through(chain.units[0], said))
+                found.append(chain.through(chain.units[0], future.result()))
+            except BrokenProcessPool:
+                found += self.lose(chain, f"the end of its worker ({self._bury(worker)})")
         return found
+
+    def _bury(self, worker: _Worker) -> str:
+        """Say how a worker died, and clear up after it."""
+        self._crew.pop(worker, None)
+        code = worker.end()
+        _clear_up(self._store)
+        hint = ": out of memory? try fewer --workers" if code == -9 else ""
+        return f"{signal.Signals(-code).name}{hint}" if code < 0 else f"exit code {code}"
 
     def close(self) -> None:
         """Kill the workers, and clear up what they leave half written."""
         super().close()
-        for worker in self._crew:
+        crew, self._crew = self._crew, {}
+        for worker in crew:
             worker.process.kill()
-        for worker in self._crew:
+        for worker in crew:
             worker.end()
-        if self._crew:
-            self._store.sweep()
-        self._crew = []
+        if crew:
+            _clear_up(self._store)
 
 
-def _serve(pipe: connection.Connection, folder: Path, threads: int, fresh: bool) -> None:
-    """Compute the units that come through a pipe, and send back what `attempt` says of each."""
+def _clear_up(store: Store) -> None:
+    with suppress(FslibError):  # whatever is the matter, the error that led here says more
+        store.sweep()
+
+
+def _prepare(threads: int) -> None:
+    """Get a worker ready, once it has imported this."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     keep_freed_memory()
-    with hidden(), suppress(EOFError, OSError):  # the pipe's, when the parent has ended
-        while True:
-            unit = pipe.recv()
-            try:
-                pipe.send(attempt(Store(folder, threads), unit, fresh=fresh))
-            except CannotWriteError as error:
-                pipe.send(error)
 
 
 def _end_with_parent() -> None:
@@ -247,6 +250,12 @@ def _end_with_parent() -> None:
     if parent := multiprocessing.parent_process():
         parent.join()
     os._exit(1)
+
+
+def _compute(folder: Path, threads: int, unit: Unit, fresh: bool) -> str:
+    """Compute a unit in a worker."""
+    with hidden():
+        return attempt(Store(folder, threads), unit, fresh=fresh)
 
 
 @contextmanager
