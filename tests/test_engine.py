@@ -1,10 +1,8 @@
 """Units in parallel: each after what it is built on, the same records whoever computes them."""
 
 import contextlib
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -13,11 +11,20 @@ from typing import ClassVar
 
 import pytest
 import torch
-from small_units import SMALL, TASKS, FailingUnit, KilledUnit, NumbersUnit, training
+from small_units import (
+    SMALL,
+    TASKS,
+    FailingUnit,
+    KilledUnit,
+    NumbersUnit,
+    small,
+    start,
+    training,
+    wait_for,
+)
 
-import fslib
 from fslib import FslibError, Study, progress
-from fslib.progress import Count, span
+from fslib.progress import Count
 from fslib.study.files import CannotWriteError
 from fslib.study.parallel import (
     Backlog,
@@ -241,11 +248,6 @@ def test_a_terminal_shows_one_bar_and_urgent_lines(monkeypatch, capsys):
     assert lines == ["[2/3] prune-1 failed"]
 
 
-def test_times_are_said_as_people_do():
-    times = (0.4, 59.0, 125.0, 3000.0, 7200.0, 90000.0)
-    assert [span(s) for s in times] == ["0 s", "59 s", "2 min", "50 min", "2.0 h", "25.0 h"]
-
-
 # Trouble
 
 
@@ -281,13 +283,6 @@ def test_any_other_error_is_the_units_own(tmp_path, monkeypatch, error, said):
     monkeypatch.setattr(NumbersUnit, "compute", fail)
     failures = compute(Store(tmp_path), NUMBERS[:2], Here(Store(tmp_path)), [].append)
     assert all(done.failure.startswith(said) for done in failures.values()) and len(failures) == 2
-
-
-def test_what_is_recorded_is_computed_anew_when_it_is_to_be_fresh(tmp_path):
-    store = Store(tmp_path)
-    for fresh, times in ((False, 1), (False, 1), (True, 2)):
-        compute(store, NUMBERS[:1], Here(store, fresh), [].append)
-        assert len((tmp_path / "computed").read_text().split()) == times
 
 
 def test_workers_write_the_same_bits_and_trouble_is_a_line_each(tmp_path, capfd):
@@ -338,23 +333,6 @@ def test_a_worker_that_dies_idle_or_in_a_full_disk_leaves_nobody_behind(tmp_path
     assert not worker.process.is_alive()
 
 
-def wait_for(found, seconds: float = 200):
-    """Return what a call gives once it gives something."""
-    end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.1)
-    return value
-
-
-COMMAND = [sys.executable, "-c", "import sys; from fslib.cli import main; sys.exit(main())"]
-LONG = [
-    w
-    for k, v in (SMALL | {"steps": 20_000, "seeds": 2}).items()
-    for w in ("--set", f"{k}={json.dumps(v)}")
-]
-
-
 def is_empty(group: int) -> bool:
     """Whether a process group has no process left."""
     with contextlib.suppress(ProcessLookupError):
@@ -368,15 +346,16 @@ INTERRUPTED = "fslib: interrupted; finished units are recorded, run again to go 
 
 @pytest.mark.parametrize(
     ("number", "to_all", "code", "said"),
-    [(signal.SIGINT, True, 130, INTERRUPTED), (signal.SIGKILL, False, -9, "")],
+    [
+        (signal.SIGINT, True, 130, INTERRUPTED),
+        (signal.SIGTERM, False, 143, INTERRUPTED.replace("interrupted", "terminated")),
+        (signal.SIGKILL, False, -9, ""),
+    ],
 )
 def test_whatever_ends_the_command_ends_its_workers(tmp_path, number, to_all, code, said):
     """Two workers on trainings that take for ever, in a process group as a terminal makes it."""
-    words = ["run", "3", "--profile", "smoke", *LONG, "--workers", "2", "--results", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(fslib.__file__).parents[1])}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
-    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen([*COMMAND, *words], env=environment, text=True, **pipes)
+    words = ["run", "3", *small(steps=20_000, seeds=2), "--workers", "2"]
+    process = start([*words, "--results", str(tmp_path)], start_new_session=True)
     try:
         begun = lambda: len(list(tmp_path.rglob("train-*.lock"))) == 2  # noqa: E731
         wait_for(lambda: process.poll() is not None or begun())

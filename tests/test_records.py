@@ -30,16 +30,17 @@ from PIL import Image
 from refusal import refused
 from small_units import SMALL, TASKS, NumbersUnit, training, write_tasks
 from threadpoolctl import threadpool_info
+from tinymodels import one_thread
 
 import fslib
 from fslib import Study
 from fslib.model.multitask import MultiTaskModel
-from fslib.study import files, fingerprints, provenance, verify
+from fslib.study import fingerprints, provenance, verify
 from fslib.study import store as stores
 from fslib.study.config import checked, settings_of
 from fslib.study.files import save_figure, save_table, write_bytes
 from fslib.study.runner import tidy
-from fslib.study.store import Record, Result, Store, Unit, key_of
+from fslib.study.store import Record, Result, Store, key_of
 from fslib.study.units import EndingsUnit, ImportanceUnit, PruneUnit, TrainUnit
 
 NUMBERS = small_units.units("numbers")
@@ -51,10 +52,8 @@ MODEL = training()
 def small(small_tasks, monkeypatch):
     """Small tasks, on one thread, by code of no known commit."""
     monkeypatch.setattr(stores, "git_commit", lambda: "unknown")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture
@@ -146,30 +145,14 @@ def test_a_unit_is_computed_once_and_then_read_until_it_is_renewed(store):
     assert computed(store.folder) == [0, 1, 0, 2]
 
 
-def test_a_unit_that_fails_leaves_no_record_and_no_lock(store, monkeypatch):
-    def broken(unit, store):
-        raise ZeroDivisionError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(NumbersUnit, "compute", broken)
-        with pytest.raises(ZeroDivisionError):
-            store.get(UNIT)
-    assert not list((store.folder / "runs").glob("*.*z*"))
-    assert store.get(UNIT).result["n"] == 0
-
-
-def test_what_another_process_has_written_is_read_anew_when_that_is_said(store):
+def test_records_can_take_the_place_of_those_on_the_disk(store):
     first = store.get(UNIT)
-    Store(store.folder).save(replace(first, result={"n": 7}))
+    other = replace(first, result={"n": 7})
+    assert store.with_records([other]).get(UNIT).result == {"n": 7}
+    Store(store.folder).save(other)  # as another process does
     assert store.get(UNIT) is first
     store.reread(UNIT)
     assert store.get(UNIT).result == {"n": 7}
-
-
-def test_records_can_take_the_place_of_those_on_the_disk(store):
-    other = replace(store.get(UNIT), result={"n": 7})
-    assert store.with_records([other]).get(UNIT).result == {"n": 7}
-    assert store.get(UNIT).result["n"] == 0
 
 
 def test_the_files_of_a_record_can_be_adopted_by_another_store_and_nothing_else(store, tmp_path):
@@ -186,22 +169,15 @@ def test_the_files_of_a_record_can_be_adopted_by_another_store_and_nothing_else(
         other.files(NUMBERS[1])
 
 
-@pytest.mark.parametrize("unit", [NumbersUnit, TrainUnit, ImportanceUnit, PruneUnit, Unit])
-def test_a_unit_that_computes_something_of_its_own_needs_a_kind_of_its_own(unit):
+def test_a_unit_that_computes_something_of_its_own_needs_a_kind_of_its_own():
     with pytest.raises(TypeError, match=r"Borrowed computes .*`kind` of its own"):
 
-        class Borrowed(unit):
+        class Borrowed(TrainUnit):
             def compute(self, store: Store) -> Result:
                 return Result({})
 
 
 # --- what a key depends on --------------------------------------------------------------------
-
-
-class OtherKind(TrainUnit):
-    """A training's config under another kind."""
-
-    kind: ClassVar[str] = "other"
 
 
 def test_the_key_knows_kind_and_every_part_of_the_config():
@@ -214,14 +190,15 @@ def test_the_key_knows_kind_and_every_part_of_the_config():
     ]  # fmt: skip
     assert {field for change in changes for field in change} == set(TrainUnit.model_fields)
     units = [TrainUnit(**base | change) for change in [{}, *changes]]
-    units.append(OtherKind(**base))
     scored = ImportanceUnit(model=training(), examples=4)
     units += [scored, ImportanceUnit(model=training(1), examples=4)]
     pruning = {"importance": scored, "fractions": (0.25,), "controls": 1}
     others = [{"controls": 2}, {"fractions": (0.5,)}, {"ablation": "mean"}, {"normalize": "layer"}]
     for change in ({}, *others, {"reduction": "example"}, {"on": "scored"}):
         units.append(PruneUnit(**pruning | change))
-    assert len({unit.key for unit in units}) == len(units)
+    keys = {unit.key for unit in units}
+    assert len(keys) == len(units)
+    assert key_of("other", training().model_dump(mode="json"), training().data()) not in keys
 
 
 def test_fields_that_are_younger_than_records_are_no_part_of_the_key_at_their_defaults():
@@ -269,26 +246,13 @@ CIRCLE.append(CIRCLE)
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"stepz": 3}, ["'stepz'", "did you mean 'steps'"]),
-        ({"learning": 1}, ["'learning'"]),
         ({3: 1}, ["setting '3'"]),
-        ({"steps": 0}, ["steps=0", "greater than or equal to 1"]),
-        ({"steps": 2.5}, ["steps=2.5", "integer"]),
         ({"steps": "3"}, ["steps='3'", "integer"]),
-        ({"steps": True}, ["steps=True", "integer"]),
         ({"steps": {1, 2}}, ["steps={1, 2}", "set"]),
         ({"steps": CIRCLE}, ["steps=", "Circular"]),
-        ({"lr": 0}, ["lr=0", "greater than 0"]),
-        ({"lr": -1e-3}, ["lr=-0.001"]),
         ({"lr": float("nan")}, ["lr=nan", "finite"]),
-        ({"seed": -1}, ["seed=-1"]),
-        ({"sampling": "anealed"}, ["sampling='anealed'", "did you mean 'annealed'"]),
         ({"precision": "float16"}, ["precision='float16'", "bf16"]),
-        ({"eval_examples": 1}, ["eval_examples=1"]),
-        ({"tasks": []}, ["tasks"]),
-        ({"tasks": "bbc"}, ["tasks='bbc'"]),
         ({"tasks": ["some/where"]}, ["some/where", "FSLIB_DATA"]),
-        ({"encoder": None}, ["encoder=None", "string"]),
         ({"encoder": "\ud800"}, ["setting"]),
     ],
 )
@@ -304,11 +268,6 @@ def test_settings_of_the_command_line_are_values_in_yaml():
     for pairs in (["steps"], ["=3"], ["tasks=[bbc"], ["steps=3", "steps=4"], ["a=2020-13-45"]):
         with refused("--set", pairs[-1]):
             settings_of(pairs)
-
-
-def test_a_config_cannot_be_changed_after_its_check():
-    with pytest.raises(ValueError, match="frozen"):
-        training().steps = 5
 
 
 # --- killed -----------------------------------------------------------------------------------
@@ -342,8 +301,7 @@ def finish(start, folder: Path, what: str, *, count: int = 1, code: int = 0, **o
 
 # a record is two files, each of which is flushed and renamed; a checkpoint is renamed before
 @pytest.mark.parametrize(
-    ("what", "kills", "records"),
-    [("numbers", (1, 2, 3, 4, 5, 7, 12), 40), ("models", (1, 2, 4, 5, 8), 6)],
+    ("what", "kills", "records"), [("numbers", (7, 3, 4), 40), ("models", (8, 2), 6)]
 )
 def test_a_kill_at_any_moment_loses_one_unit_at_most(start, tmp_path, what, kills, records):
     calm, rough = tmp_path / "calm", tmp_path / "rough"
@@ -371,55 +329,29 @@ def test_a_kill_at_any_moment_loses_one_unit_at_most(start, tmp_path, what, kill
         assert left == right, "what killed processes left is swept"
 
 
-@pytest.mark.parametrize(("what", "records"), [("numbers", 40), ("models", 6)])
-def test_processes_at_once_compute_each_unit_once(start, tmp_path, what, records):
-    finish(start, tmp_path, what, count=2)
-    assert len(whole_records(tmp_path)) == records and not leftovers(tmp_path)
-    if what == "numbers":
-        assert sorted(computed(tmp_path)) == list(range(records))
-    else:
-        trained = {f"train-{training(seed).key}" for seed in range(3)}
-        assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == trained
-
-
-@pytest.mark.parametrize(
-    ("name", "swept"),
-    [
-        (".a.json.partial-{here}-{dead}", True),
-        (".a.json.partial-{here}-{alive}", False),
-        (".a.json.partial-elsewhere-{dead}", False),
-        (".a.json", False),
-        (".b.json.partial-{here}-{dead}", False),
-    ],
-)
-def test_only_what_a_dead_process_of_this_host_was_writing_is_swept(tmp_path, name, swept):
-    dead = multiprocessing.get_context("fork").Process(target=int)
-    dead.start()
-    dead.join()
-    here = files.platform.node()
-    path = tmp_path / name.format(here=here, dead=dead.pid, alive=os.getpid())
-    path.mkdir()
-    files.sweep(tmp_path, "a.")
-    assert path.exists() != swept
+def test_processes_at_once_compute_each_unit_once(start, tmp_path):
+    finish(start, tmp_path / "numbers", "numbers", count=2)
+    assert sorted(computed(tmp_path / "numbers")) == list(range(40))
+    finish(start, tmp_path / "models", "models", count=2)
+    assert len(whole_records(tmp_path / "models")) == 6 and not leftovers(tmp_path)
+    trained = {f"train-{training(seed).key}" for seed in range(3)}
+    assert {p.name for p in (tmp_path / "models" / "checkpoints").iterdir()} == trained
 
 
 # --- damaged ----------------------------------------------------------------------------------
 
 
-def put(path: Path, content: bytes) -> None:
-    """Put a new file in the place of an old one, from which a loaded model may still read."""
-    path.unlink()
-    path.write_bytes(content)
-
-
 def cut(path: Path) -> None:
-    put(path, path.read_bytes()[: path.stat().st_size // 2])
+    """Put half of a file in its place: a loaded model may still read from the old one."""
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: len(content) // 2])
 
 
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    put(path, bytes(content))
+    path.write_bytes(content)
 
 
 def edit(*, honest: bool = False, **changes):
@@ -451,23 +383,15 @@ def of_another_unit(path: Path) -> None:
 
 DAMAGES = {
     "cut JSON": (".json", cut),
-    "empty JSON": (".json", lambda p: p.write_bytes(b"")),
     "not a record": (".json", lambda p: p.write_text("[]")),
-    "a number": (".json", lambda p: p.write_text("3")),
     "not UTF-8": (".json", lambda p: p.write_bytes(b"\xff\xfe")),
     "deep JSON": (".json", lambda p: p.write_text("[" * 100_000)),
     "field too many": (".json", edit(honest=True, extra=1)),
-    "wrong checksum": (".json", edit(honest=True, arrays_sha256="0" * 64)),
     "another config": (".json", edit(honest=True, config=OTHER)),
-    "other data": (".json", edit(honest=True, data={"left": "0", "right": "0"})),
-    "another key": (".json", edit(honest=True, key="f" * 16)),
-    "another kind": (".json", edit(honest=True, kind="train")),
     "another unit's": (".json", of_another_unit),
-    "another commit": (".json", edit(commit="0" * 40)),
     "another result": (".json", edit(result={"mean": 1.0, "n": 0})),
     "a text for seconds": (".json", edit(seconds="long")),
     "arrays that are no zip": (".npz", lambda p: arrays_in(p, b"PK\x03\x04 and no more")),
-    "cut arrays": (".npz", cut),
     "one bit of the arrays": (".npz", flip),
     "no arrays": (".npz", Path.unlink),
     "arrays of another record": (".npz", lambda p: np.savez(p, values=np.zeros(3))),
@@ -491,20 +415,6 @@ def test_a_damaged_record_is_never_used_and_set_aside_only_to_be_computed_again(
     assert store.set_aside() == [path.with_name(f"{path.name}.corrupt")]
     assert store.set_aside()[0].read_bytes() == left
     assert list(whole_records(store.folder)) == [path.stem]
-
-
-def test_what_cannot_be_read_is_not_taken_for_damaged(store, monkeypatch):
-    store.get(UNIT)
-
-    def refuse(path):
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-
-    before = sorted(p.name for p in (store.folder / "runs").iterdir())
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    for read in (lambda: store.load(UNIT.kind, UNIT.key), lambda: Store(store.folder).get(UNIT)):
-        with refused("cannot read", store.path(UNIT.kind, UNIT.key), "Input/output error"):
-            read()
-    assert sorted(p.name for p in (store.folder / "runs").iterdir()) == before
 
 
 def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypatch):
@@ -608,20 +518,6 @@ def test_a_reader_between_the_two_files_of_a_renewal_waits_for_the_second(store,
     assert np.array_equal(values, old.arrays["values"] + 1)
 
 
-def test_a_reader_during_renewals_never_gets_wrong_numbers(store, monkeypatch):
-    values = store.get(UNIT).arrays["values"]
-    other_numbers(monkeypatch)
-    renewing = threading.Thread(target=lambda: [Store(store.folder).renew(UNIT) for _ in range(10)])
-    renewing.start()
-    found = 0
-    while renewing.is_alive():
-        record = Store(store.folder).find(UNIT)
-        if record is not None:
-            assert any(np.array_equal(record.arrays["values"], values + k) for k in (0, 1))
-        found += record is not None
-    assert found > 3 and not leftovers(store.folder)
-
-
 def test_a_checkpoint_is_not_renewed_while_another_process_has_it(store):
     MODEL.trained(store)
     path = store.path("train", MODEL.key)
@@ -635,19 +531,11 @@ def test_a_checkpoint_is_not_renewed_while_another_process_has_it(store):
     assert store.checkpoint(MODEL).is_dir() and path.stat().st_mtime_ns > before
 
 
-@pytest.mark.parametrize(
-    ("file", "hurt"),
-    [
-        ("fslib.json", cut),
-        ("classifiers.safetensors", Path.unlink),
-        ("encoder/model.safetensors", cut),
-        ("encoder/config.json", Path.unlink),
-    ],
-)
-def test_a_damaged_checkpoint_is_set_aside_and_trained_again(store, file, hurt):
+@pytest.mark.parametrize("file", ["fslib.json", "encoder/model.safetensors"])
+def test_a_damaged_checkpoint_is_set_aside_and_trained_again(store, file):
     good = weights(MODEL.trained(store))
     folder = store.checkpoint(MODEL)
-    hurt(folder / file)
+    cut(folder / file)
     with pytest.warns(UserWarning, match=f"{folder.name}.*set aside as {folder.name}.corrupt"):
         again = weights(MODEL.trained(Store(store.folder)))
     assert torch.equal(good, again)
@@ -675,34 +563,21 @@ def test_a_missing_checkpoint_is_trained_again_on_as_many_threads(store, monkeyp
 # --- no space, no permission ------------------------------------------------------------------
 
 
-def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(store, monkeypatch):
+@pytest.mark.parametrize("unit", [UNIT, MODEL], ids=["record", "checkpoint"])
+def test_a_file_that_cannot_grow_is_told_in_one_line_and_none_is_half_written(store, unit):
+    """What a full disk looks like to any library: no file may grow beyond 100 kB."""
     path = store.folder / "table.csv"
     path.write_bytes(b"good")
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with refused("cannot write", store.folder, "No space left on device", "free some space"):
-            store.get(UNIT)
-        with refused("cannot write", path, "free some space"):
-            write_bytes(path, b"better")
-    assert path.read_bytes() == b"good"
-    assert not leftovers(store.folder) and not list((store.folder / "runs").glob("*-*"))
-    assert store.get(UNIT).result["n"] == 0
-
-
-@pytest.mark.parametrize("unit", [UNIT, MODEL], ids=["record", "checkpoint"])
-def test_a_file_that_cannot_grow_is_told_in_one_line(store, unit):
-    """What a full disk looks like to any library: no file may grow beyond 100 kB."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with refused("cannot write", store.folder, "free some space"):
             store.get(unit)
+        with refused("cannot write", path, "free some space"):
+            write_bytes(path, b"better" * 100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"good"
     assert not leftovers(store.folder) and whole_records(store.folder) == {}
     assert store.get(unit).kind == unit.kind
 
@@ -726,60 +601,29 @@ def test_records_of_a_read_only_folder_can_be_read(store, monkeypatch):
     assert same(again.get(UNIT), good)
     with refused("cannot write", store.folder, "Read-only file system", "--results"):
         again.get(NUMBERS[1])
-    with refused("cannot write", store.folder / "tables", "Read-only file system"):
-        save_table(store.folder, "some", pd.DataFrame({"a": [1]}))
     assert computed(store.folder) == [0]
-
-
-def test_a_file_where_the_results_folder_should_be_is_named(tmp_path):
-    place = tmp_path / "results"
-    place.write_text("I was here first")
-    assert Store(place).find(UNIT) is None
-    with refused("cannot write", place, "--results"):
-        Store(place).get(UNIT)
-    assert place.read_text() == "I was here first"
 
 
 # --- verified ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("recorded")
-
-
-@pytest.fixture
-def study(recorded) -> Study:
-    """A study of small models with all records of 03, read anew by every test."""
-    study = Study("smoke", overrides=SMALL, results=recorded)
-    for unit in study.plan("03"):
-        study.store.get(unit)
-    return Study("smoke", overrides=SMALL, results=recorded)
-
-
-@pytest.mark.parametrize("number", [0, 1, 2], ids=["train", "importance", "prune"])
-def test_an_honest_record_is_repeated_bit_by_bit(study, number):
-    verdict = verify.verify_unit(study, study.plan("03")[number])
-    assert verdict.exact and verdict.problems == []
-
-
-def test_a_tampered_record_is_found_out_and_none_is_refused(study, tmp_path):
+def test_a_tampered_record_is_found_out_and_none_is_refused(tmp_path):
+    study = Study("smoke", overrides=SMALL, results=tmp_path)
     unit = study.plan("03")[0]
+    with refused("no record", "train-", "fslib run"):
+        verify.verify_unit(study, unit)
     honest = study.store.get(unit)
     losses = honest.arrays["losses"].copy()
     losses[0] = np.nextafter(losses[0], np.float32(9))
-    other = Study("smoke", overrides=SMALL, results=tmp_path)
-    with refused("no record", "train-", "fslib run"):
-        verify.verify_unit(other, unit)
-    other.store.save(replace(honest, arrays=honest.arrays | {"losses": losses}))
-    (problem,) = verify.verify_unit(other, unit).problems
+    changes = [{"machine": honest.machine | {"threads": 2}}]
+    changes += [{"versions": honest.versions | {"torch": "0"}}, {}]
+    for change in changes:
+        study.store.save(replace(honest, arrays=honest.arrays | {"losses": losses}, **change))
+        verdict = verify.verify_unit(study, unit)
+        assert verdict.exact == (not change)
+        assert verdict.exact or verdict.problems == [], "held to the tolerance only"
+    (problem,) = verdict.problems
     assert "losses: 50.0%" in problem
-    elsewhere = [{"processor": "other"}, {"threads": 2}]
-    changes = [{"machine": honest.machine | change} for change in elsewhere]
-    for change in (*changes, {"versions": honest.versions | {"torch": "0"}}):
-        other.store.save(replace(honest, arrays=honest.arrays | {"losses": losses}, **change))
-        verdict = verify.verify_unit(other, unit)
-        assert not verdict.exact and verdict.problems == [], "held to the tolerance only"
 
 
 FLOATS = np.random.default_rng(0).random(50)
@@ -793,12 +637,9 @@ BITS = np.arange(20) % 2
         ({"score": 0.80}, {"score": 0.80 + 1e-12}, True, False),
         ({"score": 0.80}, {"score": 0.87}, False, True),
         ({"score": 0.80}, {"score": 0.89}, False, False),
-        ({"score": [0.8, {"x": 0.5}]}, {"score": [0.8, {"x": 0.4}]}, False, False),
         ({"steps": 10}, {"steps": 11}, False, False),
-        ({"name": "a"}, {"name": "b"}, False, False),
         ({"a": 1.0}, {"b": 1.0}, False, False),
         ({"list": [1.0]}, {"list": [1.0, 1.0]}, False, False),
-        (FLOATS, FLOATS.copy(), True, True),
         (FLOATS, np.nextafter(FLOATS, 2), True, False),
         (FLOATS, FLOATS * 1.01 + 0.02, False, True),
         (FLOATS, FLOATS[::-1].copy(), False, False),
@@ -828,27 +669,26 @@ class ThreadsUnit(NumbersUnit):
         """Count the threads of torch and of numpy's linear algebra."""
         if self.n:
             raise ZeroDivisionError
-        return Result({"torch": torch.get_num_threads(), "linear algebra": blas_threads()})
+        return Result({"threads": threads()})
 
 
-def blas_threads() -> list[int]:
-    blas = (library for library in threadpool_info() if library["user_api"] == "blas")
-    return sorted({library["num_threads"] for library in blas})
+def threads() -> list[int]:
+    """Those of torch, and of every library of linear algebra."""
+    blas = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    return [torch.get_num_threads(), *{library["num_threads"] for library in blas}]
 
 
-@pytest.mark.parametrize("around", [1, 3])
-def test_a_unit_is_computed_with_its_own_threads_however_many_there_are(tmp_path, around):
-    torch.set_num_threads(around)
-    before = blas_threads()
+def test_a_unit_is_computed_with_its_own_threads_however_many_there_are(tmp_path):
+    torch.set_num_threads(3)
+    before = threads()
     unit = ThreadsUnit(tasks=TASKS, n=0)
-    for threads in (1, 2):
-        record = Store(tmp_path / str(threads), threads).get(unit)
-        assert record.machine["threads"] == record.result["torch"] == threads
-        assert record.result["linear algebra"] == [threads]
-        assert (torch.get_num_threads(), blas_threads()) == (around, before)
+    for number in (1, 2):
+        record = Store(tmp_path / str(number), number).get(unit)
+        assert record.machine["threads"] == number
+        assert record.result["threads"] == [number, number] and threads() == before
     with pytest.raises(ZeroDivisionError):
         Store(tmp_path, 2).get(ThreadsUnit(tasks=TASKS, n=1))
-    assert (torch.get_num_threads(), blas_threads()) == (around, before)
+    assert threads() == before
 
 
 def test_the_profile_says_how_many_threads_and_no_key_knows(tmp_path):
