@@ -100,12 +100,6 @@ def test_all_notebooks_run_from_scratch_in_smoke(tmp_path, capsys):
     assert main(["list", *where]) == 0 and "missing" not in capsys.readouterr().out
 
 
-def test_committed_records_are_those_that_the_notebooks_ask_for():
-    study = Study("mini", results=ROOT / "results")
-    asked = {f"{u.kind}-{u.key}.json" for path in NOTEBOOKS for u in study.plan(path.stem)}
-    assert {p.name for p in (study.folder / "runs").glob("*.json")} == asked
-
-
 @pytest.mark.parametrize("profile", PROFILES)
 def test_committed_results_are_of_committed_code_and_of_no_one_machine(profile):
     folder = ROOT / "results" / profile

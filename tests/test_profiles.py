@@ -2,9 +2,9 @@
 
 import inspect
 import shutil
-from types import SimpleNamespace
 
 import pytest
+from papermill.translators import papermill_translators
 from refusal import refused
 from small_units import write_tasks
 
@@ -166,42 +166,23 @@ def test_a_notebook_takes_the_parameters_that_it_knows():
     injected = '# Parameters\nprofile = "smoke"\noverrides = {"steps": 7}\n'
     study = Study.from_parameters(cells(OWN, injected, "table = [1]"))
     assert (study.name, study.seed, study.overrides) == ("smoke", 0, {"steps": 7})
-    with refused("parameter 'profil'", "did you mean 'profile'"):
-        Study.from_parameters(cells(OWN, '# Parameters\nprofil = "smoke"\n'))
+    given = {"profil": "smoke", "overrides": {"encoder": "a\nseed = 3"}}
+    written = papermill_translators.find_translator("python3", "python").codify(given)
+    with refused("unknown parameter 'profil'", "did you mean 'profile'"):
+        Study.from_parameters(cells(OWN, written))
     for injected in ("seed = True", "seed = -1", "seed = 2**31"):
         with refused("seed", "whole number"):
             Study.from_parameters(cells(OWN, f"# Parameters\n{injected}\n"))
 
 
-def test_what_papermill_writes_is_what_is_looked_at(monkeypatch):
-    from papermill.translators import papermill_translators as translators
-
-    given = {"profil": "smoke", "overrides": {"encoder": "a\nseed = 3"}}
-    cell = translators.find_translator("python3", "python").codify(given)
-    namespace = SimpleNamespace(**cells(OWN, cell))
-    with refused("unknown parameter 'profil'", "did you mean 'profile'"):
-        Study.from_parameters(vars(namespace))
-
-
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"tasks": ["bbc"]}, ("at least two tasks",)),
-        ({"tasks": ["bbc", "BBC"]}, ("tasks", "'bbc'", "twice")),
         ({"tasks": ["bbc", "bbc-pears"]}, ("task 'bbc-pears'", "did you mean 'bbc-pair'")),
         ({"small_fractions": [0.1, 1.2]}, ("fraction 1.2", "(0, 1]")),
-        ({"fractions": [0.1, 0.1]}, ("fractions", "0.1", "twice")),
-        ({"encoders": ["minilm-l1", "minilm-l1"]}, ("encoders", "minilm-l1", "twice")),
-        ({"alpha": 0}, ("alpha",)),
-        ({"delta": 1.0}, ("delta",)),
-        ({"other_alphas": [1.5]}, ("alpha",)),
-        ({"ending_seeds": 1}, ("ending_seeds",)),
-        ({"transfer_targets": ["bbcs"]}, ("transfer_targets", "bbc")),
         ({"pair_tasks": ["bbc"]}, ("pair_tasks", "at least two tasks")),
         ({"ending_tasks": ["bbc", "bbcs"]}, ("ending_tasks", "bbc")),
-        ({"doses": [0.5, 0.5]}, ("doses", "twice")),
         ({"doses": [1.5]}, ("delta",)),
-        ({"dose_floors": [1.0]}, ("dose_floors",)),
         ({"other_endings": ["IAT, leeky"]}, ("other_endings", "IAT, leaky")),
         ({"lesioned_on": "half"}, ("lesioned_on",)),
         ({"encoder_lrs": {"minilm-l33": 0.1}}, ("encoder in encoder_lrs", "'minilm-l3'")),
@@ -209,9 +190,7 @@ def test_what_papermill_writes_is_what_is_looked_at(monkeypatch):
         ({"encoder_seeds_of": {"minilm-l3": True}}, ("encoder_seeds_of", "integer")),
         ({"doses": [0.9]}, ("doses", "the dose that decides")),
         ({"lr_floor": 0.2, "dose_floors": [0.2]}, ("dose_floors", "the dose that decides")),
-        ({"encoder_lrs": {"minilm-l3": 2.0}}, ("encoder_lrs",)),
         ({"small_sampling": "even"}, ("sampling 'even'", "uniform")),
-        ({"threads": 0}, ("threads=0",)),
     ],
 )
 def test_a_profile_is_refused_by_the_first_thing_wrong(changes, parts):
