@@ -271,11 +271,9 @@ def test_list_estimates_missing_units_by_those_of_their_kind(recorded, results, 
         content = json.loads(path.read_text())
         content["seconds"] = 5400.0 if path.name.startswith("train") else 1.0
         path.write_text(json.dumps(content))
-    other = small(seeds=3)
-    shutil.copytree(
-        recorded, Study("smoke", overrides=SMALL | {"seeds": 3}, results=results[1]).folder
-    )
-    assert main(["list", "02", *other, *results]) == 0
+    other = Study("smoke", overrides=SMALL | {"seeds": 3}, results=results[1])
+    recorded.rename(other.folder)
+    assert main(["list", "02", *small(seeds=3), *results]) == 0
     said = capsys.readouterr().out
     assert said.count("missing, about   5400 s") == 2 and said.count("missing, about      1 s") == 2
     workers = len(os.sched_getaffinity(0))
@@ -377,24 +375,22 @@ def test_relative_places_mean_the_same_in_the_command_and_in_the_kernel(
 
 def test_run_clears_away_what_dead_processes_left(recorded, results, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    (tmp_path / "tmp").mkdir()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    ours = [f".partial-{platform.node()}-{pid}" for pid in (dead.pid, os.getpid())]
-    ours.append(".partial-elsewhere-1")
+    gone, *ours = (f".partial-{platform.node()}-{pid}" for pid in (dead.pid, os.getpid()))
+    kept, swept = [], []
     places = ["runs/.train-0.json", "tables/.a.csv", "figures/.a.svg", "notebooks/.02.ipynb"]
-    files = [recorded / f"{place}{end}" for place in places for end in ours]
-    folders = [recorded / "checkpoints" / f"train-0{end}" for end in ours]
-    folders += [tmp_path / "tmp" / f"fslib-tmp-x{end}" for end in ours]
-    for path in files:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("half")
-    for path in folders:
-        (path / "inside").mkdir(parents=True)
+    places = [recorded / place for place in (*places, "checkpoints/train-0/inside")]
+    for place in (*places, tmp_path / "tmp" / "fslib-tmp-x" / "inside"):
+        for end in (gone, *ours, ".partial-elsewhere-1"):
+            is_folder = place.name == "inside"
+            path = Path(f"{place.parent if is_folder else place}{end}")
+            (path / "inside" if is_folder else path.parent).mkdir(parents=True, exist_ok=True)
+            if not is_folder:
+                path.write_text("half")
+            (swept if end == gone else kept).append(path)
     assert main(["run", "00", *SMOKE, *results]) == 0
-    left = {path for path in [*files, *folders] if path.exists()}
-    assert left == {path for path in [*files, *folders] if not path.name.endswith(ours[0])}
-    assert {p.name for p in (tmp_path / "tmp").iterdir()} == {p.name for p in folders[-2:]}
+    assert [path for path in [*kept, *swept] if path.exists()] == kept
 
 
 # Notebooks and units that fail
@@ -453,27 +449,21 @@ def test_an_interrupt_inside_a_notebook_leaves_nothing_to_complain_of(
 ):
     """nbclient's tasks then fail with nobody waiting for them: asyncio would print a traceback."""
 
-    def interrupted(*words, **options):
-        async def wait():
-            raise RuntimeError("Kernel died")
+    async def die():
+        raise RuntimeError("Kernel died")
 
+    def interrupted(*words, **options):
         loop = asyncio.new_event_loop()
-        task = loop.create_task(wait())
-        loop.run_until_complete(asyncio.wait([task]))
+        loop.run_until_complete(asyncio.wait([loop.create_task(die())]))
         loop.close()
-        left.append(task)
         raise KeyboardInterrupt
 
-    left = []
     monkeypatch.setattr(papermill, "execute_notebook", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runner.execute(Study("smoke", results=tmp_path), tmp_path / "a.ipynb", tmp_path / "b.ipynb")
-    try:
-        left.clear()
-        gc.collect()
-        assert not caplog.records
-    finally:
-        logging.getLogger("asyncio").setLevel(logging.NOTSET)
+    gc.collect()
+    logging.getLogger("asyncio").setLevel(logging.NOTSET)
+    assert not caplog.records
 
 
 # Verify

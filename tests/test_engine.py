@@ -39,7 +39,7 @@ from fslib.study.parallel import (
     local_engine,
     missing,
 )
-from fslib.study.store import Result, Store, Unit
+from fslib.study.store import Store, Unit
 from fslib.study.units import ImportanceUnit, PruneUnit
 
 pytestmark = pytest.mark.usefixtures("small_tasks")
@@ -57,21 +57,15 @@ class Collection(NumbersUnit):
     parts: tuple[NumbersUnit, ...] = ()
     named: dict[str, ImportanceUnit] = {}  # noqa: RUF012 - pydantic copies it
 
-    def compute(self, store: Store) -> Result:
-        return Result({"sum": sum(store.get(part).result["n"] for part in self.parts)})
-
 
 class Pretended(Engine):
     """An engine that computes nothing, ends what began last, and fails or loses what it is told."""
 
     tries = 2
 
-    def __init__(
-        self, workers: int, failing: Sequence[Unit] = (), losing: Sequence[Unit] = (), **options
-    ) -> None:
+    def __init__(self, workers: int, failing: Sequence[Unit] = (), losing: Sequence[Unit] = ()):
         super().__init__(Store(Path("/nowhere")), workers)
         self.failing, self.losing, self.log, self.closed = failing, list(losing), [], False
-        self.takes_chains = options.get("takes_chains", False)
 
     def send(self, chain: Chain) -> None:
         assert len(self.under_way) < self.workers
@@ -85,11 +79,8 @@ class Pretended(Engine):
             self.losing.remove(chain.units[0])
             return self.lose(chain, "a fire")
         self.log += [("end", unit.key) for unit in chain.units]
-        failing = [unit in self.failing for unit in chain.units]
-        return [
-            Done(unit, 10.0, "it was told to" if fails else "")
-            for unit, fails in zip(chain.units, failing, strict=True)
-        ]
+        why = {True: "it was told to", False: ""}
+        return [Done(unit, 10.0, why[unit in self.failing]) for unit in chain.units]
 
     def close(self) -> None:
         self.closed = True
@@ -117,14 +108,15 @@ def test_what_a_missing_unit_is_built_on_is_computed_first_and_what_is_recorded_
 @pytest.mark.parametrize("workers", [1, 2, 9])
 @pytest.mark.parametrize("takes_chains", [True, False])
 def test_every_unit_begins_after_what_it_is_built_on(tmp_path, workers, takes_chains):
-    engine = Pretended(workers, takes_chains=takes_chains)
+    engine = Pretended(workers)
+    engine.takes_chains = takes_chains
     assert compute(Store(tmp_path), UNITS, engine, [].append) == {}
     assert engine.closed
     places = {entry: place for place, entry in enumerate(engine.log)}
     assert len(places) == len(engine.log) == 2 * len(UNITS)
+    before = "begin" if takes_chains else "end"  # in a chain, the order is the worker's
     for unit in UNITS:
         for base in built_on(unit):
-            before = "begin" if takes_chains else "end"  # in a chain, the order is the worker's
             assert places[before, base.key] < places["begin", unit.key]
 
 
@@ -215,13 +207,14 @@ def test_the_time_left_is_that_of_units_of_the_same_kind(tmp_path, monkeypatch):
         def ended(self, patience: float) -> list[Done]:
             return [Done(d.unit, seconds[d.unit.kind]) for d in super().ended(patience)]
 
-    units, lines = [NUMBERS[0], training(0), NUMBERS[1], NUMBERS[2], training(1)], []
-    compute(Store(tmp_path), units, Timed(1), lines.append)
-    left = [line.partition("; about ")[2] for line in lines]
-    assert left == ["8 s left", "2 min left", "2 min left", "2 min left", ""]
-    lines.clear()
-    compute(Store(tmp_path), units[:1] + units[2:4], Timed(2), lines.append)
-    assert [line.partition("; about ")[2] for line in lines] == ["2 s left", "1 s left", ""]
+    units = [NUMBERS[0], training(0), NUMBERS[1], NUMBERS[2], training(1)]
+    three = ["2 s left", "1 s left", ""]
+    five = ["8 s left", "2 min left", "2 min left", "2 min left", ""]
+    for given, workers, wanted in ((units, 1, five), (units[:1] + units[2:4], 2, three)):
+        lines = []
+        compute(Store(tmp_path), given, Timed(workers), lines.append)
+        assert [line.partition("; about ")[2] for line in lines] == wanted
+    assert [span(s) for s in (0.4, 3000.0, 7200.0, 90000.0)] == ["0 s", "50 min", "2.0 h", "25.0 h"]
 
 
 def test_a_log_gets_a_line_now_and_then_and_every_urgent_one(monkeypatch):
@@ -251,38 +244,31 @@ def test_a_terminal_shows_one_bar_and_urgent_lines(monkeypatch, capsys):
 # Trouble
 
 
-GONE = FileNotFoundError(2, "No such file", "/x")
-
-
 @pytest.mark.parametrize(
     ("error", "said"),
-    [(CannotWriteError("No space left"), "No space left"), (GONE, "No such file .*/x")],
+    [
+        (CannotWriteError("No space left"), "No space left"),
+        (FileNotFoundError(2, "No such file", "/x"), "No such file .*/x"),
+        (FslibError("mend this"), ""),
+        (RuntimeError("a\nb"), ""),
+    ],
 )
-def test_what_cannot_write_ends_all(tmp_path, monkeypatch, error, said):
+def test_what_cannot_write_ends_all_and_any_other_error_is_the_units_own(
+    tmp_path, monkeypatch, error, said
+):
     def fail(unit, store):
         raise error
 
     monkeypatch.setattr(NumbersUnit, "compute", fail)
     engine = Here(Store(tmp_path))
-    with pytest.raises(CannotWriteError, match=said):
-        compute(Store(tmp_path), NUMBERS, engine, [].append)
-    assert engine.under_way == {}
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (FslibError("mend this"), "mend this"),
-        (RuntimeError("a\nb"), "RuntimeError: a (at store.py:"),
-    ],
-)
-def test_any_other_error_is_the_units_own(tmp_path, monkeypatch, error, said):
-    def fail(unit, store):
-        raise error
-
-    monkeypatch.setattr(NumbersUnit, "compute", fail)
-    failures = compute(Store(tmp_path), NUMBERS[:2], Here(Store(tmp_path)), [].append)
-    assert all(done.failure.startswith(said) for done in failures.values()) and len(failures) == 2
+    if said:
+        with pytest.raises(CannotWriteError, match=said):
+            compute(Store(tmp_path), NUMBERS, engine, [].append)
+        assert engine.under_way == {}
+    else:
+        failures = compute(Store(tmp_path), NUMBERS[:2], engine, [].append).values()
+        wanted = "mend this" if isinstance(error, FslibError) else "RuntimeError: a (at store.py:"
+        assert [done.failure.startswith(wanted) for done in failures] == [True, True]
 
 
 def test_workers_write_the_same_bits_and_trouble_is_a_line_each(tmp_path, capfd):
@@ -318,8 +304,6 @@ def test_a_worker_that_dies_idle_or_in_a_full_disk_leaves_nobody_behind(tmp_path
     (done,) = wait_for(lambda: engine.ended(1.0))
     assert done.failure == "" and store.find(NUMBERS[0])
     (worker,) = engine._crew
-    threads = Path(f"/proc/{worker.process.pid}/environ").read_bytes()
-    assert b"OMP_NUM_THREADS=1" in threads
     worker.process.kill()
     worker.process.join()
     time.sleep(0.5)

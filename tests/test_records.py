@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from multiprocessing import forkserver
@@ -89,11 +88,12 @@ def same(one: Record, other: Record) -> bool:
 
     def bits(record: Record) -> list:
         arrays = {k: (v.dtype, v.shape, v.tobytes()) for k, v in record.arrays.items()}
-        return [arrays, record.kind, record.key, record.config, record.data, record.result]
+        return [arrays, record.kind, record.key, record.config, record.data, repr(record.result)]
 
     return bits(one) == bits(other)
 
 
+NAN = float("nan")
 KEY = key_of("numbers", {"n": 1}, {"left": "f"})
 
 
@@ -119,10 +119,10 @@ ARRAYS = {
 
 @pytest.mark.parametrize("arrays", [ARRAYS, {}], ids=["arrays", "no arrays"])
 def test_a_record_comes_back_bit_by_bit(store, arrays):
-    record = record_of(arrays, mean=0.1 + 0.2, none=None, list=[1, 2.5, {"é": "…"}], yes=True)
+    record = record_of(arrays, mean=0.1 + 0.2, none=None, list=[1, NAN, {"é": "…"}], yes=True)
     store.save(record)
     found = Store(store.folder).load("numbers", KEY)
-    assert same(found, record) and replace(found, arrays={}) == replace(record, arrays={})
+    assert same(found, record) and found.machine == record.machine
     ends = {path.suffix for path in (store.folder / "runs").iterdir()}
     assert ends == ({".json", ".npz"} if arrays else {".json"})
 
@@ -433,16 +433,6 @@ def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypa
     assert not leftovers(store.folder) and not path.exists()
 
 
-def test_an_undefined_number_is_recorded_and_repeated_by_another(store):
-    store.save(record_of({"values": np.array([np.nan, 1.0])}, d=float("nan")))
-    found = store.load("numbers", KEY)
-    assert np.isnan(found.result["d"])
-    assert [verify.record_differences(found, found, exact) for exact in (True, False)] == [[], []]
-    defined = record_of({"values": np.array([0.0, 1.0])}, d=0.5)
-    for exact in (True, False):
-        assert len(verify.record_differences(found, defined, exact)) == 2
-
-
 def test_a_clone_that_is_not_installed_keeps_its_first_unit(store, monkeypatch):
     def missing(name):
         raise PackageNotFoundError(name)
@@ -494,28 +484,13 @@ def test_a_renewal_that_is_stopped_costs_one_recomputed_unit_at_most(store, monk
 def test_a_reader_between_the_two_files_of_a_renewal_waits_for_the_second(store, monkeypatch):
     old = store.get(UNIT)
     other_numbers(monkeypatch)
-    tried, parsed = threading.Event(), stores._parsed
-    readers, found = ThreadPoolExecutor(), []
-
-    def in_two_steps(path, content):
-        if path.suffix == ".json":
-            tried.clear()
-            found.append(readers.submit(Store(store.folder).load, UNIT.kind, UNIT.key))
-            assert tried.wait(30)
-        write_bytes(path, content)
-
-    def noted(*words):
-        try:
-            return parsed(*words)
-        finally:
-            tried.set()
-
-    monkeypatch.setattr(stores, "PAUSE", 1)
-    monkeypatch.setattr(stores, "_parsed", noted)
-    monkeypatch.setattr(stores, "write_bytes", in_two_steps)
-    Store(store.folder).renew(UNIT)
-    values = found[0].result(30).arrays["values"]
-    assert np.array_equal(values, old.arrays["values"] + 1)
+    other = Store(store.folder / "other")
+    new = other.renew(UNIT)
+    content, arrays = other.files(UNIT)
+    path = store.path(UNIT.kind, UNIT.key)
+    path.with_suffix(".npz").write_bytes(arrays)
+    monkeypatch.setattr(time, "sleep", lambda pause: pause and path.write_bytes(content))
+    assert same(Store(store.folder).load(UNIT.kind, UNIT.key), new) and not same(new, old)
 
 
 def test_a_checkpoint_is_not_renewed_while_another_process_has_it(store):
@@ -584,19 +559,12 @@ def test_a_file_that_cannot_grow_is_told_in_one_line_and_none_is_half_written(st
 
 def test_records_of_a_read_only_folder_can_be_read(store, monkeypatch):
     good = store.get(UNIT)
-    opened, made = Path.open, Path.mkdir
 
-    def refuse(path: Path):
+    def refuse(path: Path, *words, **options):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    def open_to_read(self, mode="r", *args, **kwargs):
-        return refuse(self) if set(mode) & set("wax+") else opened(self, mode, *args, **kwargs)
-
-    def make(self, *args, **kwargs):
-        return made(self, *args, **kwargs) if self.is_dir() else refuse(self)
-
-    monkeypatch.setattr(Path, "open", open_to_read)  # for root as well
-    monkeypatch.setattr(Path, "mkdir", make)
+    monkeypatch.setattr(Path, "mkdir", refuse)  # for root as well
+    monkeypatch.setattr(Path, "replace", refuse)
     again = Store(store.folder)
     assert same(again.get(UNIT), good)
     with refused("cannot write", store.folder, "Read-only file system", "--results"):
@@ -627,6 +595,7 @@ def test_a_tampered_record_is_found_out_and_none_is_refused(tmp_path):
 
 
 FLOATS = np.random.default_rng(0).random(50)
+GONE = np.where(np.arange(50) < 3, NAN, FLOATS)
 BITS = np.arange(20) % 2
 
 
@@ -637,6 +606,10 @@ BITS = np.arange(20) % 2
         ({"score": 0.80}, {"score": 0.80 + 1e-12}, True, False),
         ({"score": 0.80}, {"score": 0.87}, False, True),
         ({"score": 0.80}, {"score": 0.89}, False, False),
+        ({"score": NAN}, {"score": float("nan")}, True, True),
+        ({"score": NAN}, {"score": 0.5}, False, False),
+        (GONE, GONE.copy(), True, True),
+        (GONE, FLOATS, False, False),
         ({"steps": 10}, {"steps": 11}, False, False),
         ({"a": 1.0}, {"b": 1.0}, False, False),
         ({"list": [1.0]}, {"list": [1.0, 1.0]}, False, False),
