@@ -23,7 +23,6 @@ from tinymodels import one_thread
 from fslib import Study, cli
 from fslib.cli import main
 from fslib.study import runner
-from fslib.study.fingerprints import cached_task
 from fslib.study.store import Store, content_checksum
 from fslib.study.units import ImportanceUnit, TrainUnit
 
@@ -76,26 +75,13 @@ def no_kernel(monkeypatch) -> list[str]:
     return executed
 
 
-@pytest.fixture(scope="module")
-def computed(data, tmp_path_factory) -> Path:
-    """A results folder with the records of notebook 02."""
-    place = tmp_path_factory.mktemp("computed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FSLIB_DATA", str(data))
-        patch.setattr("fslib.study.store.git_commit", lambda: "unknown")
-        cached_task.cache_clear()
-        study = Study("smoke", overrides=SMALL, results=place)
-        for unit in study.plan("02"):
-            study.store.get(unit)
-        cached_task.cache_clear()
-    return place
-
-
 @pytest.fixture
-def recorded(computed, results) -> Path:
+def recorded(results) -> Path:
     """The study's folder, with the records of notebook 02."""
-    shutil.copytree(computed, results[1], ignore=shutil.ignore_patterns("checkpoints"))
-    return Study("smoke", overrides=SMALL, results=results[1]).folder
+    study = Study("smoke", overrides=SMALL, results=results[1])
+    for unit in study.plan("02"):
+        study.store.get(unit)
+    return study.folder
 
 
 def records(folder: Path) -> dict[str, int]:
@@ -127,7 +113,6 @@ BAD = [
     (["list", "02_haeds"], ["notebook '02_haeds'", "did you mean '02_heads'"]),
     (["list", "--set", "stepps=3"], ["setting 'stepps'", "did you mean 'steps'"]),
     (["list", "--set", "steps"], ["--set 'steps'", "key=value"]),
-    (["list", "--set", "tasks=" + "[" * 5000], ["--set", "YAML"]),
     (["list", "--set", "tasks=[&a [x, x], *a]"], ["setting tasks.0", "valid string"]),
     (["list", "--seed", "9" * 30], ["seed 999", "2**31"]),
     (["list", "--profil", "mini"], ["'--profil'", "Did you mean '--profile'"]),
@@ -137,11 +122,8 @@ BAD = [
     (["run", "--gpus-per-unit", "1"], ["--gpus-per-unit goes with --ray"]),
     (["run", "--ray", "x", "--gpus-per-unit", "1.5"], ["--gpus-per-unit 1.5: give a whole"]),
     (["run", "--ray", "x", "--gpus-per-unit", "nan"], ["--gpus-per-unit nan"]),
-    (["run", "--ray", "x", "--gpus-per-unit", "-1"], ["--gpus-per-unit -1"]),
     (["run", "--in-place", "--profile", "smoke"], ["--in-place is for the default"]),
-    (["run", "--in-place", "--seed", "1"], ["--in-place"]),
     (["run", "--in-place", "--fresh", "--set", "steps=3"], ["--in-place"]),
-    (["verify", "--sample", "-1"], ["'--sample'", "-1"]),
     (["verify"], ["no record in", "run fslib run --profile mini first"]),
 ]
 

@@ -10,18 +10,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import small_units
 import torch
-from small_units import (
-    SMALL,
-    TASKS,
-    FailingUnit,
-    KilledUnit,
-    NumbersUnit,
-    small,
-    start,
-    training,
-    wait_for,
-)
+from small_units import SMALL, TASKS, FailingUnit, KilledUnit, NumbersUnit, training
 
 from fslib import FslibError, Study, progress
 from fslib.progress import Count
@@ -301,7 +292,7 @@ def test_a_worker_that_dies_idle_or_in_a_full_disk_leaves_nobody_behind(tmp_path
     store = Store(tmp_path)
     engine = Workers(store, 1)
     engine.begin(NUMBERS[:1])
-    (done,) = wait_for(lambda: engine.ended(1.0))
+    (done,) = small_units.wait_for(lambda: engine.ended(1.0))
     assert done.failure == "" and store.find(NUMBERS[0])
     (worker,) = engine._crew
     worker.process.kill()
@@ -311,7 +302,7 @@ def test_a_worker_that_dies_idle_or_in_a_full_disk_leaves_nobody_behind(tmp_path
     (tmp_path / "computed").mkdir()  # it cannot be written
     engine.begin(NUMBERS[1:2])
     with pytest.raises(CannotWriteError, match="computed"):
-        wait_for(lambda: engine.ended(1.0))
+        small_units.wait_for(lambda: engine.ended(1.0))
     (worker,) = engine._crew
     engine.close()
     assert not worker.process.is_alive()
@@ -338,16 +329,16 @@ INTERRUPTED = "fslib: interrupted; finished units are recorded, run again to go 
 )
 def test_whatever_ends_the_command_ends_its_workers(tmp_path, number, to_all, code, said):
     """Two workers on trainings that take for ever, in a process group as a terminal makes it."""
-    words = ["run", "3", *small(steps=20_000, seeds=2), "--workers", "2"]
-    process = start([*words, "--results", str(tmp_path)], start_new_session=True)
+    words = ["run", "3", *small_units.small(steps=20_000, seeds=2), "--workers", "2"]
+    process = small_units.start([*words, "--results", str(tmp_path)], start_new_session=True)
     try:
         begun = lambda: len(list(tmp_path.rglob("train-*.lock"))) == 2  # noqa: E731
-        wait_for(lambda: process.poll() is not None or begun())
+        small_units.wait_for(lambda: process.poll() is not None or begun())
         assert process.poll() is None, process.communicate()
         os.killpg(process.pid, number) if to_all else process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (code, said)
-        wait_for(lambda: is_empty(process.pid), 30)
+        small_units.wait_for(lambda: is_empty(process.pid), 30)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

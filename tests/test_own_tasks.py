@@ -8,14 +8,12 @@ from pathlib import Path
 import IPython.display
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 from tinymodels import one_thread
 
 import fslib
 from fslib.study.fingerprints import cached_task
 from fslib.study.profiles import PROFILES
-from fslib.training import lr_share
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -90,32 +88,6 @@ def two(place: Path) -> dict[str, object]:
     return {"tasks": names, "transfer_targets": [constant]}
 
 
-def crossed(place: Path) -> dict[str, object]:
-    """A design like that of `evidence`: other tasks for pairs and endings, doses at few seeds."""
-    place.mkdir()
-    few = dict.fromkeys(("eval_examples", "small_eval_examples", "ending_examples"), 24)
-    return few | {
-        "tasks": ["bbc", "bbc-headline", "bbc-shift"],
-        "pair_tasks": ["bbc", "bbc-pair", "bbc-shift"],
-        "ending_tasks": ["bbc-headline", "bbc-shift"],
-        "ending_seeds": 3,
-        "ending_fractions": [0.1, 0.3],
-        "prune_examples": 16,
-        "dose_seeds": 2,
-        "doses": [0.3, 0.5],
-        "dose_floors": [0.3],
-        "floor_delta": 0.6,
-        "delta": 0.8,
-        "other_deltas": [],
-        "other_endings": ["IAT, least heads"],
-        "transfer_targets": ["bbc", "bbc-next"],
-        "transfer_sizes": [10**6],
-        "lesioned_on": "scored",
-        "first_seed": 100,
-        "small_steps": 15,
-    }
-
-
 def execute(path: Path, parameters: dict[str, object]) -> str:
     """Run a notebook's code here, with other parameters; returns what it printed and showed."""
     shown: list[str] = []
@@ -148,41 +120,9 @@ def calm(monkeypatch):
     cached_task.cache_clear()
 
 
-def check_crossed(study: fslib.Study) -> None:
-    """Tables name what they are of, and at how many seeds."""
-    tables = study.folder / "tables"
-    doses = pd.read_csv(tables / "06_doses.csv")
-    steps = study.endings_unit(100).steps
-    wanted = [(0.3, 0.0), (0.5, 0.0), (0.6, 0.3), (0.8, 0.0)]
-    columns = doses[["delta", "floor", "dose"]].drop_duplicates()
-    found = sorted(columns.itertuples(index=False, name=None))
-    assert np.allclose(found, [(d, floor, lr_share(steps, d, floor)) for d, floor in wanted])
-    seeds = doses.groupby("decides")["seeds"].unique().map(list).to_dict()
-    assert seeds == {False: [2], True: [3]}
-    endings = pd.read_csv(tables / "06_endings.csv").groupby("ending")["seeds"].unique().map(tuple)
-    doses = [f"{ending}, delta {d}" for ending in ("IAT", "IAT, random heads") for d in (0.3, 0.5)]
-    assert endings.to_dict() == {
-        "single-task": (1,),
-        **dict.fromkeys(["trunk", "IAT", "plain", "IAT, random heads"], (3,)),
-        **dict.fromkeys(["IAT, least heads", *doses], (2,)),
-    }
-    # all are on BBC's texts, so none shares neither; two ask whether texts belong together
-    assert set(pd.read_csv(tables / "03_shared.csv")["lesion of"]) <= {"the task itself"}
-    shared = pd.read_csv(tables / "05_pairs.csv")["shared"].value_counts().to_dict()
-    assert shared == {"text": 2, "question and text": 1}
-    targets = pd.read_csv(tables / "07_transfer.csv")["target"].unique().tolist()
-    assert targets == ["bbc", "bbc-next", "mean"]
-    assert {u.seed for u in study.plan("06")} == {100, 101, 102}
-    assert "no such ending" in (tables / "08_differences.md").read_text()
-
-
 @pytest.mark.parametrize(
     ("design", "notebooks", "parts"),
-    [
-        (odd, range(10), {6: "no PCGrad", 7: "left: (6,)"}),
-        (two, (5, 7, 8), {7: "not testable"}),
-        (crossed, (3, 5, 6, 7, 8), {7: "left: (None,)"}),
-    ],
+    [(odd, range(10), {6: "no PCGrad", 7: "left: (6,)"}), (two, (5, 7, 8), {7: "not testable"})],
 )
 def test_notebooks_go_through(design, notebooks, parts, calm, tmp_path, monkeypatch):
     monkeypatch.setenv("FSLIB_DATA", str(tmp_path / "data"))
@@ -196,5 +136,3 @@ def test_notebooks_go_through(design, notebooks, parts, calm, tmp_path, monkeypa
     claims = (study.folder / "tables" / "08_claims.md").read_text()
     assert all(f"C{number}" in claims for number in range(1, 7))
     assert design is not two or "not testable" in claims
-    if design is crossed:
-        check_crossed(study)

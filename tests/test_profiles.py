@@ -10,10 +10,9 @@ from small_units import write_tasks
 
 import fslib
 from fslib import Study
-from fslib.data.bbc import EMBEDDED
 from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.study import profiles
-from fslib.study.profiles import PROFILES, SHARED, make_profile, shared_by
+from fslib.study.profiles import PROFILES, make_profile
 from fslib.study.units import SELECTIONS
 
 NOTEBOOKS = [f"{i:02d}" for i in range(10)]
@@ -32,9 +31,6 @@ def test_what_is_said_of_profiles_is_so():
     assert list(PROFILES) == ["smoke", "mini", "evidence", "paper"]
     assert make_profile("paper", {}).encoders == tuple(PRETRAINED) and len(PRETRAINED) == 7
     mini, evidence = make_profile("mini", {}), make_profile("evidence", {})
-    assert min(mini.seeds, mini.ending_seeds, mini.transfer_seeds) >= 3, "for an interval"
-    assert not set(mini.transfer_targets) & set(mini.ending_tasks), "its endings are the sources"
-    assert set(EMBEDDED) < set(evidence.pair_tasks) and len(evidence.pair_tasks) == 10
     assert (mini.lr, evidence.encoder_lrs["minilm-l4"]) == (1e-4, 1.5e-4), "numbers, not texts"
     assert next(iter(SELECTIONS.items())) == ("gradient", {}), "the default is the paper's"
     estimators = {options.get("estimator", "gradient") for options in SELECTIONS.values()}
@@ -49,13 +45,6 @@ def test_a_profile_may_be_based_on_another(tmp_path):
     file.write_text("b: {base: a}\n")
     with pytest.raises(KeyError):
         profiles._read(file)
-
-
-def test_what_two_tasks_share():
-    pairs = {("bbc", "bbc-pair"): 0, ("bbc", "ag-pair"): 1, ("bbc", "bbc-shift"): 2}
-    for (a, b), place in (pairs | {("bbc", "sst-2"): 3}).items():
-        assert shared_by(a, b) == shared_by(b, a) == SHARED[place]
-    assert shared_by("bbc", "mine") is None
 
 
 @pytest.mark.parametrize("name", ["smoke", "mini"])
@@ -212,6 +201,7 @@ def test_an_unknown_profile_and_what_is_none_are_refused():
 def test_transfer_needs_two_source_tasks():
     two = Study("mini", overrides={"tasks": ["bbc", "bbc-pair"], "transfer_targets": ["bbc"]})
     assert two.plan("06"), "two tasks are enough for all but transfer"
+    assert Study("mini", overrides={"transfer_sizes": [10**6]}).targets().sizes == (None,)
     assert two.plan("07") == [] and "fewer than two tasks" in two.no_transfer()
 
 

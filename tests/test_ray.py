@@ -9,19 +9,10 @@ from pathlib import Path
 
 import pytest
 import ray
+import small_units
 from ray.cluster_utils import Cluster as RayCluster
 from refusal import refused
-from small_units import (
-    TASKS,
-    FailingUnit,
-    KilledUnit,
-    NumbersUnit,
-    PlacedUnit,
-    small,
-    start,
-    training,
-    wait_for,
-)
+from small_units import TASKS, FailingUnit, KilledUnit, NumbersUnit, PlacedUnit, training
 
 import fslib
 from fslib.cli import main
@@ -119,8 +110,8 @@ def test_a_machine_that_goes_in_the_middle_of_a_chain_costs_nothing_but_time(
     thread.start()
     begun = lambda: log.read_text().splitlines() if log.is_file() else []  # noqa: E731
     there_now = lambda: [n for n in range(3) if f"{10 + n} {doomed.node_id}" in begun()]  # noqa: E731
-    (number,) = wait_for(there_now)
-    wait_for(store.path("placed", first[number].key).is_file)  # it is on its way
+    (number,) = small_units.wait_for(there_now)
+    small_units.wait_for(store.path("placed", first[number].key).is_file)  # it is on its way
     places.remove_node(doomed)
     thread.join(120)
     assert found["failures"] == {} and all(store.find(unit) for unit in (*first, *slow))
@@ -144,49 +135,51 @@ def test_gpus_are_handed_out_one_a_chain_and_none_is_seen_without(tmp_path, ther
         there(Store(tmp_path, 5), units)
 
 
-def test_a_worker_with_other_code_is_refused_by_name(tmp_path, there, monkeypatch):
-    mine = clusters.versions()
-    monkeypatch.setattr(clusters, "versions", lambda: mine | {"torch": "0.1"})
-    other = f"torch {mine['torch']} instead of 0.1"
-    with refused("the worker on", "was refused", other, "install the same"):
-        there(Store(tmp_path), numbers(1))
+def test_a_worker_with_other_code_or_data_is_refused_by_name(tmp_path, there, data, monkeypatch):
+    mine, store = clusters.versions(), Store(tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr(clusters, "versions", lambda: mine | {"torch": "0.1"})
+        other = f"torch {mine['torch']} instead of 0.1"
+        with refused("the worker on", "was refused", other, "install the same"):
+            there(store, numbers(1))
+    changed = shutil.copytree(data, tmp_path / "other") / "left" / "train.tsv"
+    changed.write_text(changed.read_text().replace("number", "no."))
+    monkeypatch.setenv("FSLIB_DATA", str(tmp_path / "other"))
+    cached_task.cache_clear()
+    with refused("was refused", "its data are others", "left, right"):
+        there(store, numbers(1))
+    cached_task.cache_clear()
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_a_worker_with_other_data_is_refused_by_name(tmp_path, there, data, monkeypatch):
-    other = tmp_path / "other"
-    shutil.copytree(data, other)
-    text = (other / "left" / "train.tsv").read_text()
-    (other / "left" / "train.tsv").write_text(text.replace("number", "no."))
-    cached_task.cache_clear()
-    with monkeypatch.context() as patch:
-        patch.setenv("FSLIB_DATA", str(other))
-        with refused("was refused", "its data are others", "left, right"):
-            there(Store(tmp_path / "store"), numbers(1))
-    cached_task.cache_clear()
-
-
-def test_a_worker_without_the_data_is_refused_and_names_them(places, monkeypatch):
+def test_a_worker_without_the_data_is_refused_and_names_them(monkeypatch):
     def missing(unit):
         raise fslib.FslibError("no left")
 
-    (unit,) = numbers(1)
-    wanted, pickled = clusters.code(), pickle.dumps([unit])
+    wanted, pickled = clusters.code(), pickle.dumps(numbers(1))
     monkeypatch.setattr(NumbersUnit, "data", missing)
     (word,) = clusters.obey(wanted, pickled, ["0"], pickle.dumps([]), 1)
     assert word.refusal == "it cannot load the data: no left"
 
 
 def test_a_driver_that_is_killed_goes_on_where_it_was(tmp_path, places):
-    words = ["run", "03", *small(seeds=3), "--results", str(tmp_path), "--ray", places.address]
+    words = [
+        "run",
+        "03",
+        *small_units.small(seeds=3),
+        "--results",
+        str(tmp_path),
+        "--ray",
+        places.address,
+    ]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = start(words, **quiet, env={"PYTHONPATH": os.environ["PYTHONPATH"]})
-    wait_for(lambda: process.poll() is not None or list(tmp_path.rglob("train-*.json")))
+    process = small_units.start(words, **quiet, env={"PYTHONPATH": os.environ["PYTHONPATH"]})
+    small_units.wait_for(lambda: process.poll() is not None or list(tmp_path.rglob("train-*.json")))
     process.kill()
     process.wait()
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("runs/*.json")}
     assert 1 <= len(before) < 9
-    process = start(words, env={"PYTHONPATH": os.environ["PYTHONPATH"]})
+    process = small_units.start(words, env={"PYTHONPATH": os.environ["PYTHONPATH"]})
     said, errors = process.communicate(timeout=300)
     assert f"9 units: {len(before)} recorded, {9 - len(before)} to compute" in said, errors
     assert len(list(tmp_path.rglob("runs/*.json"))) == 9

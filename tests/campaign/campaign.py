@@ -1,13 +1,13 @@
-"""Hostile days, on purpose: runs are killed, crowd each other, and meet full disks.
+"""Hostile days, on purpose: runs are killed, again and again, and crowd each other.
 
-    python tests/campaign/campaign.py                 all of it (over an hour on two cores)
-    python tests/campaign/campaign.py kills disks     some of it: kills, together, disks
-    python tests/campaign/campaign.py kills --kills 10
+    python tests/campaign/campaign.py         100 kills (over an hour on two cores)
+    python tests/campaign/campaign.py 10      10 kills
 
-Every trial runs the command `fslib` in processes of its own on the profile `smoke`, and compares
-what it leaves behind with the results of one undisturbed run. A line per trial that went wrong,
-then a table: trials, wrong in silence, tracebacks, lost results. The exit code is 1 if one of them
-is not zero. The random moments come from a fixed seed.
+Full disks and damaged records are tested in tests/test_records.py. Every trial runs the command
+`fslib` in processes of its own on the profile `smoke`, and compares what it leaves behind with the
+results of one undisturbed run. A line per trial that went wrong, then a table: trials, wrong in
+silence, tracebacks, lost results. The exit code is 1 if one of them is not zero. The random
+moments come from a fixed seed.
 """
 
 import argparse
@@ -23,16 +23,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-c", "import sys; from fslib.cli import main; sys.exit(main())"]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from small_units import start  # noqa: E402
+
 SMOKE = ["--profile", "smoke"]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 EXITS = {signal.SIGKILL: {-9}, signal.SIGTERM: {-15, 143}, signal.SIGINT: {-2, 130}}
 KINDS = ("silent", "tracebacks", "lost")  # what can go wrong
 LONGEST = 1800  # seconds that one command may take
-STORAGE = ["02", "03"]  # what a disk can do to a run does not depend on the notebook
 
 
 @dataclass
@@ -48,22 +49,11 @@ class Tally:
         return f"| {self.name} | {self.trials} | {counts} |"
 
 
-def start(words: list[str]) -> subprocess.Popen:
+def begin(words: list[str]) -> subprocess.Popen:
     """Begin a command in a process group of its own, as a terminal would."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("FSLIB_DATA", "FSLIB_RESULTS")}
-    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    options: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-    options |= {"stdin": subprocess.DEVNULL, "text": True, "start_new_session": True}
-    # what a shell starts in the background ignores Ctrl-C, and so would what it starts
-    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen([*COMMAND, *words], env=environment, cwd=ROOT, **options)
-
-
-def run(words: list[str]) -> tuple[int, str]:
-    """Return a command's exit code and what it said on standard error."""
-    process = start(words)
-    _, err = process.communicate(timeout=LONGEST)
-    return process.returncode, err
+    fixed = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    options = {"stdin": subprocess.DEVNULL, "start_new_session": True, "cwd": ROOT}
+    return start(["run", *words], env=fixed, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -104,21 +94,14 @@ def one_line(tally: Tally, trial: str, code: int, err: str, wanted: set[int]) ->
         tally.wrong["silent"].append(f"{trial}: {told}")
 
 
-def go_on(tally: Tally, trial: str, words: list[str], expected: dict[str, bytes]) -> None:
-    """Run once more, undisturbed: it must end as one that never was."""
-    code, err = run(words)
-    if code:
-        one_line(tally, trial, code, err, {0})
-    compare(tally, trial, Path(words[-1]), expected)
-
-
 @contextlib.contextmanager
 def undisturbed(notebooks: list[str]) -> Iterator[tuple[Path, dict[str, bytes]]]:
     """A folder to work in, and what one calm run leaves in a results folder."""
     with tempfile.TemporaryDirectory(prefix="fslib-campaign-") as place:
         calm = Path(place) / "calm"
-        code, err = run(["run", *notebooks, *SMOKE, "--results", str(calm)])
-        assert code == 0, err
+        process = begin([*notebooks, *SMOKE, "--results", str(calm)])
+        _, err = process.communicate(timeout=LONGEST)
+        assert process.returncode == 0, err
         yield Path(place), contents(calm)
 
 
@@ -127,10 +110,10 @@ def kills(count: int, longest: float, notebooks: list[str]) -> Tally:
     names = ", ".join(s.name for s in SIGNALS)
     tally, moments = Tally(f"killed at a random moment ({names})"), random.Random(0)
     with undisturbed(notebooks) as (place, expected):
-        words = ["run", *notebooks, *SMOKE, "--results", str(place / "rough")]
+        words = [*notebooks, *SMOKE, "--results", str(place / "rough")]
         for number in range(count):
             chosen = SIGNALS[number % len(SIGNALS)]
-            process = start(words)
+            process = begin(words)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(moments.uniform(0, longest))
             if process.poll() is None:
@@ -142,7 +125,11 @@ def kills(count: int, longest: float, notebooks: list[str]) -> Tally:
             if chosen is not signal.SIGKILL and process.returncode:
                 one_line(tally, f"kill {number}", process.returncode, err, EXITS[chosen])
         time.sleep(5)  # kernels whose parent has gone end by themselves
-        go_on(tally, f"after {count} kills", words, expected)
+        process = begin(words)
+        _, err = process.communicate(timeout=LONGEST)
+        if process.returncode:
+            one_line(tally, "the last run", process.returncode, err, {0})
+        compare(tally, f"after {count} kills", Path(words[-1]), expected)
     return tally
 
 
@@ -151,8 +138,8 @@ def together(count: int, notebooks: list[str]) -> Tally:
     tally = Tally(f"{count} runs at once on one folder")
     with undisturbed(notebooks) as (place, expected):
         shared = place / "shared"
-        words = ["run", *notebooks, *SMOKE, "--results", str(shared)]
-        processes = [start(words) for _ in range(count)]
+        words = [*notebooks, *SMOKE, "--results", str(shared)]
+        processes = [begin(words) for _ in range(count)]
         for number, process in enumerate(processes):
             _, err = process.communicate(timeout=LONGEST)
             tally.trials += 1
@@ -162,60 +149,19 @@ def together(count: int, notebooks: list[str]) -> Tally:
     return tally
 
 
-@contextlib.contextmanager
-def small_disk(place: Path, options: str) -> Iterator[Path]:
-    """A file system of its own, which takes root."""
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def disks(sizes: list[str], notebooks: list[str]) -> Tally:
-    """A disk that is full after so much, then one with room; and one that cannot be written."""
-    tally = Tally("full or read-only disk")
-    if os.geteuid():
-        print("    disks: not tried, since file systems of a chosen size take root", flush=True)
-        return tally
-    with undisturbed(notebooks) as (place, expected):
-        for size in sizes:
-            with small_disk(place / size, f"size={size}") as disk:
-                words = ["run", *notebooks, *SMOKE, "--results", str(disk)]
-                one_line(tally, f"disk of {size}", *run(words), {1, 2})
-                subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
-                go_on(tally, f"disk of {size}, then with room", words, expected)
-        with small_disk(place / "read-only", "ro") as disk:
-            words = ["run", *notebooks, *SMOKE, "--results", str(disk)]
-            one_line(tally, "read-only disk", *run(words), {1, 2})
-        tally.trials = len(sizes) + 1
-    return tally
-
-
 def main() -> int:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
-    parts = ("kills", "together", "disks")
-    parser.add_argument("parts", nargs="*", choices=[[], *parts], help="default: all")
-    parser.add_argument("--kills", type=int, default=100, help="how many (default: 100)")
+    parser.add_argument("rounds", nargs="?", type=int, default=100, help="kills (default: 100)")
     parser.add_argument("--longest", type=float, default=30, help="seconds (default: 30)")
-    parser.add_argument("--notebooks", nargs="*", default=[], help="default: all, or 02 and 03")
+    parser.add_argument("--notebooks", nargs="*", default=[], help="default: all")
     options = parser.parse_args()
-    trials = {
-        "kills": lambda: kills(options.kills, options.longest, options.notebooks),
-        "together": lambda: together(3, options.notebooks),
-        "disks": lambda: disks(["100k", "1m", "3m", "10m"], options.notebooks or STORAGE),
-    }
-    tallies = []
-    for name in options.parts or parts:
-        begun = time.perf_counter()
-        tallies.append(trials[name]())
-        seconds = time.perf_counter() - begun
-        print(f"{name}: {tallies[-1].trials} trials in {seconds:.0f} s", flush=True)
-        for kind, lines in tallies[-1].wrong.items():
+    killed = kills(options.rounds, options.longest, options.notebooks)
+    tallies = [killed, together(3, options.notebooks)]
+    for tally in tallies:
+        for kind, lines in tally.wrong.items():
             for line in lines:
-                print(f"    {kind}: {line}", flush=True)
+                print(f"{kind}: {line}", flush=True)
     print("\n| what | trials | wrong in silence | tracebacks | lost |")
     print("| --- | --- | --- | --- | --- |")
     for tally in tallies:
