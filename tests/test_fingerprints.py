@@ -13,9 +13,7 @@ import fslib
 from fslib import Study
 from fslib.data.tasks import make_task
 from fslib.errors import NotAtHandError
-from fslib.questions import q01_multitask, q03_pruning
 from fslib.study import fingerprints
-from fslib.study.files import save_table
 from fslib.study.fingerprints import FILE, cached_task, card_of, read_cards, recorded_task
 from fslib.study.store import Store
 
@@ -77,19 +75,14 @@ def test_a_model_cannot_be_trained_or_measured_on_labels_alone():
             call()
 
 
-def test_records_open_without_their_data(capsys, tmp_path):
+def test_records_open_without_their_data(capsys):
+    """Their tables are written again in test_notebooks.py."""
     study = Study("evidence", results=ROOT / "results")
     units = [unit for notebook in ("01", "02", "03") for unit in study.plan(notebook)]
     assert all(study.store.find(unit) for unit in units)
     where = "are not at hand: records are found by the fingerprint in results/evidence/data.json"
     said = sorted(capsys.readouterr().err.splitlines())
-    gone = ("qnli", "sst-2", "sst-shift")
-    assert [f"fslib: data of {task} {where}" for task in gone] == said
-    tables = {"01_scores": q01_multitask.scores(study), "03_pruning": q03_pruning.pruning(study)}
-    for name, table in tables.items():
-        save_table(tmp_path, name, table)
-        written, committed = (f / "tables" / f"{name}.md" for f in (tmp_path, EVIDENCE))
-        assert written.read_text() == committed.read_text()
+    assert said == [f"fslib: data of {t} {where}" for t in ("qnli", "sst-2", "sst-shift")]
     assert study.chance()["sst-2"] == pytest.approx(0.5, abs=0.1)
     # texts to show a method on: the embedded ones
     assert [t for t in study.example_tasks if not t.startswith("bbc")] == []
@@ -140,12 +133,10 @@ def test_the_folder_that_was_named_last_is_asked_first(evidence, tmp_path):
 
 def test_data_that_are_others_than_the_records_are_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FSLIB_DATA", str(write_tasks(tmp_path / "data")))
-    store = Store(tmp_path / "runs")
+    store, path = Store(tmp_path / "runs"), tmp_path / "runs" / FILE
     store.tell_data(TASKS)
-    path = tmp_path / "runs" / FILE
-    before = read_cards(path)
+    before, stamp = read_cards(path), path.stat().st_mtime_ns
     assert set(before) == set(TASKS) and str(tmp_path) not in path.read_text()
-    stamp = path.stat().st_mtime_ns
     store.tell_data(TASKS[:1])
     assert path.stat().st_mtime_ns == stamp, "nothing new"
 
@@ -158,21 +149,9 @@ def test_data_that_are_others_than_the_records_are_said(tmp_path, monkeypatch, c
     for part in ("data of right at hand", "are not those in", "computed anew"):
         assert part in said
     store.tell_data(TASKS[1:])
-    after = read_cards(path)
+    after, now = read_cards(path), cached_task("right").fingerprint
     assert after["left"] == before["left"], "what it tells of other tasks stays"
-    now = cached_task("right").fingerprint
     assert after["right"]["fingerprint"] == now != before["right"]["fingerprint"]
     path.write_text("damaged")
     store.tell_data(TASKS)
     assert read_cards(path) == after
-
-
-@pytest.mark.parametrize("profile", ["mini", "evidence"])
-def test_every_committed_record_is_of_the_data_that_data_json_tells(profile):
-    folder = ROOT / "results" / profile
-    told = {name: card["fingerprint"] for name, card in read_cards(folder / FILE).items()}
-    paths = (folder / "runs").glob("*.json")
-    used = {item for path in paths for item in json.loads(path.read_text())["data"].items()}
-    assert used == set(told.items())
-    embedded = [name for name in told if name.startswith("bbc")]
-    assert all(cached_task(name).fingerprint == told[name] for name in embedded)

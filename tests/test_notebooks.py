@@ -103,11 +103,10 @@ def test_committed_tables_are_written_again_as_they_are(tmp_path, profile):
     """The tables of `mini` are nbval's part, too; those of `evidence` are compared here alone."""
     study = Study(profile, results=tmp_path)
     study.store = Study(profile, results=ROOT / "results").store
-    tables = {"06_movement": q06_iat.movement, "07_transfer": q07_transfer.learning_curves}
+    tables = {"01_scores": q01_multitask.scores, "03_pruning": q03_pruning.pruning}
+    tables |= {"06_movement": q06_iat.movement, "07_transfer": q07_transfer.learning_curves}
     if profile == "evidence":
         tables |= {"05_pairs": q05_similarity.pairs, "06_doses": q06_iat.doses}
-    else:
-        tables |= {"01_scores": q01_multitask.scores, "03_pruning": q03_pruning.pruning}
     for name, make in tables.items():
         study.table(name, make(study))
         committed = ROOT / "results" / profile / "tables"

@@ -163,15 +163,8 @@ def test_a_worker_without_the_data_is_refused_and_names_them(monkeypatch):
 
 
 def test_a_driver_that_is_killed_goes_on_where_it_was(tmp_path, places):
-    words = [
-        "run",
-        "03",
-        *small_units.small(seeds=3),
-        "--results",
-        str(tmp_path),
-        "--ray",
-        places.address,
-    ]
+    words = ["run", "03", *small_units.small(seeds=3), "--results", str(tmp_path)]
+    words += ["--ray", places.address]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = small_units.start(words, **quiet, env={"PYTHONPATH": os.environ["PYTHONPATH"]})
     small_units.wait_for(lambda: process.poll() is not None or list(tmp_path.rglob("train-*.json")))
