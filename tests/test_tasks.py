@@ -109,16 +109,6 @@ class TestCorpus:
 
 
 class TestRules:
-    def test_every_text_is_in_two_pairs_once_per_class(self, side):
-        splits, articles = side
-        uses = Counter()
-        for *texts, label, ids in rows(splits["bbc-pair"]):
-            one, other = (articles[i] for i in ids)
-            assert texts == [one.sentences[0], other.sentences[0]] and one.id != other.id
-            assert (one.topic == other.topic) == label
-            uses.update((text, label) for text in texts)
-        assert set(uses.values()) == {1} and len(uses) == 2 * len({text for text, _ in uses})
-
     def test_neither_presence_nor_frequency_of_an_exchanged_word_tells(self, side):
         splits, articles = side
         out, put = [], []
