@@ -436,13 +436,16 @@ def test_an_interrupt_inside_a_notebook_leaves_nothing_to_complain_of(
 
     def interrupted(*words, **options):
         loop = asyncio.new_event_loop()
-        loop.run_until_complete(asyncio.wait([loop.create_task(die())]))
+        left.append(loop.create_task(die()))
+        loop.run_until_complete(asyncio.wait(left))
         loop.close()
         raise KeyboardInterrupt
 
+    left = []
     monkeypatch.setattr(papermill, "execute_notebook", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runner.execute(Study("smoke", results=tmp_path), tmp_path / "a.ipynb", tmp_path / "b.ipynb")
+    left.clear()
     gc.collect()
     logging.getLogger("asyncio").setLevel(logging.NOTSET)
     assert not caplog.records
