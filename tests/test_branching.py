@@ -198,49 +198,15 @@ def test_a_gradient_too_small_to_square_does_no_harm():
 def rivals(zoo):
     """Two tasks with the same texts and opposite labels: their gradients conflict."""
     task = zoo.tasks["pair"]
-    options = {"label_names": task.label_names}
     texts = list(zip(task.train.texts, task.train.pairs, strict=True))
-    labels = task.train.labels.tolist()
-    yes = fslib.make_task("yes", (texts, labels), (texts, labels), **options)
-    flipped = [1 - label for label in labels]
-    no = fslib.make_task("no", (texts, flipped), (texts, flipped), **options)
-    return {"yes": yes, "no": no}
+    rows = {"yes": (texts, task.train.labels.tolist())}
+    rows["no"] = (texts, [1 - label for label in rows["yes"][1]])
+    names = {"label_names": task.label_names}
+    return {name: fslib.make_task(name, mine, mine, **names) for name, mine in rows.items()}
 
 
-def one_mixed_step(zoo, rivals, monkeypatch, ending):
-    """Return of the first step of an ending: model before, batches, gradients, history."""
-    model = fslib.MultiTaskModel.from_pretrained(zoo.folder("bert"), rivals)
-    model.dropout.p = 0.0
-    with torch.no_grad():
-        model.classifiers["yes"].weight.mul_(20)
-        model.classifiers["no"].weight.copy_(model.classifiers["yes"].weight)
-    before, seen, batches, plain = copy.deepcopy(model), {}, {}, model.losses
-
-    def look(_):
-        named = model.named_parameters()
-        seen.update({n: p.grad.clone() for n, p in named if p.grad is not None})
-
-    at_every_update(monkeypatch, look)
-    run = Training(model, rivals, Settings(steps=10, batch_size=8, lr=1e-3, clip=1e9))
-    run.begin(ending)
-    monkeypatch.setattr(
-        model, "losses", lambda batch, task: batches.update({task: batch}) or plain(batch, task)
-    )
-    run.advance(1)
-    assert run.history.order == [MIXED]
-    return before, batches, seen, run.history
-
-
-def task_gradients(model, batches):
-    """Return each task's gradients by name, and its mean loss."""
-    named, losses = {}, {}
-    for task, batch in batches.items():
-        model.zero_grad()
-        loss = model.losses(batch, task).mean()
-        loss.backward()
-        losses[task] = loss.item()
-        named[task] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return named, losses
+def gradients_of(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def of_encoder(gradients):
@@ -251,21 +217,37 @@ def of_encoder(gradients):
 
 @pytest.mark.parametrize("project", [True, False])
 def test_a_step_by_hand(zoo, rivals, monkeypatch, project):
-    ending = PCGrad(project=project)
-    model, batches, seen, history = one_mixed_step(zoo, rivals, monkeypatch, ending)
+    model = fslib.MultiTaskModel.from_pretrained(zoo.folder("bert"), rivals)
+    model.dropout.p = 0.0
+    with torch.no_grad():
+        model.classifiers["yes"].weight.mul_(20)
+        model.classifiers["no"].weight.copy_(model.classifiers["yes"].weight)
+    before, batches, seen, plain = copy.deepcopy(model), {}, {}, model.losses
+    at_every_update(monkeypatch, lambda _: seen.update(gradients_of(model)))
+    run = Training(model, rivals, Settings(steps=10, batch_size=8, lr=1e-3, clip=1e9))
+    run.begin(PCGrad(project=project))
+    monkeypatch.setattr(
+        model, "losses", lambda batch, task: batches.update({task: batch}) or plain(batch, task)
+    )
+    run.advance(1)
+    assert run.history.order == [MIXED]
     assert {task: len(batch.labels) for task, batch in batches.items()} == {"yes": 4, "no": 4}
-    named, losses = task_gradients(model, batches)
+    named, losses = {}, []
+    for task, batch in batches.items():
+        before.zero_grad()
+        losses.append(before.losses(batch, task).mean())
+        losses[-1].backward()
+        named[task] = gradients_of(before)
+        for kind in ("weight", "bias"):  # a task's loss has half a share in the step's
+            name = f"classifiers.{task}.{kind}"
+            torch.testing.assert_close(seen[name], named[task][name] / 2)
     a, b, found = of_encoder(named["yes"]), of_encoder(named["no"]), of_encoder(seen)
     assert a @ b < 0
     mean = (a + b) / 2
     expected = mean - (a @ b) * (a / (a @ a) + b / (b @ b)) / 2 if project else mean
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     assert torch.allclose(found, mean, atol=1e-5) is not project
-    for task in batches:  # whose loss has half a share in the step's
-        for kind in ("weight", "bias"):
-            name = f"classifiers.{task}.{kind}"
-            torch.testing.assert_close(seen[name], named[task][name] / 2)
-    assert history.losses == pytest.approx([np.mean(list(losses.values()))], rel=1e-5)
+    assert run.history.losses == pytest.approx([float(sum(losses)) / 2], rel=1e-5)
 
 
 def test_a_mixed_step_is_told_as_one_and_takes_every_task(fresh, zoo):

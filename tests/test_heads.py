@@ -57,12 +57,6 @@ def logits_alone(model, task):
     return torch.cat(list(alone))
 
 
-def heads_outputs(name, model, batch):
-    """What enters each layer's output projection: (layers, batch, seq, heads, head_dim)."""
-    seen = []
-    with at_projections(name, model.encoder, lambda layer, x: seen.append(x.clone())):
-        logits_of(model, batch)
-    return torch.stack(seen)
 
 
 # --- every architecture against itself, untouched -----------------------------------------------
@@ -391,14 +385,6 @@ def test_a_pickled_model_is_pruned_in_another_process(bert, zoo, tmp_path):
     assert not torch.equal(whole, without)
 
 
-class Trap:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return Path.touch, (self.mark,)
 
 
 def test_pickled_weights_and_code_in_a_folder_are_never_run(zoo, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from fslib import MultiTaskModel, make_task
+from fslib.data.batches import Batch
 from fslib.data.tasks import Task
 from fslib.model.hooked import HOOKED
 
@@ -80,8 +81,6 @@ class Architecture(NamedTuple):
 ARCHITECTURES = {
     "bert": Architecture("Bert", BERT_LIKE, token_types=True),
     "roberta": Architecture("Roberta", BERT_LIKE),
-    "xlm-roberta": Architecture("XLMRoberta", BERT_LIKE),
-    "camembert": Architecture("Camembert", BERT_LIKE),
     "electra": Architecture("Electra", NARROW, token_types=True),
     "distilbert": Architecture("DistilBert", DISTILBERT, "transformer.layer.{}.attention.out_lin"),
     "albert": Architecture("Albert", NARROW, ALBERT_PROJECTION, token_types=True),
@@ -176,6 +175,15 @@ def at_projections(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def heads_outputs(name: str, model: MultiTaskModel, batch: Batch, task: str = "single") -> Tensor:
+    """What enters each layer's output projection: (layers, batch, seq, heads, head_dim)."""
+    seen: list[Tensor] = []
+    with at_projections(name, model.encoder, lambda layer, x: seen.append(x.clone())):
+        model(batch.inputs, task)
+    return torch.stack(seen)
 
 
 def heads_at(*places: tuple[int, int]) -> np.ndarray:
