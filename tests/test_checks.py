@@ -12,21 +12,18 @@ from fslib.model.attention import gated
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_an_architecture_that_is_used_passes_every_check(zoo, name):
-    report = fslib.check(zoo.folder(name))
-    assert report.works and (report.layers, report.heads) == (LAYERS, HEADS), report
-    assert len(report.passed) == 3 and report.rows == ""
-    assert report.pooling == ARCHITECTURES[name].pooling
+def test_an_architecture_that_is_used_passes_every_check_and_stays_as_it_was(zoo, name):
+    model = zoo.model(name)
+    before = trace(disturbed(model) if name == "bert" else model)
+    for given in (model, zoo.folder(name)):
+        report = fslib.check(given)
+        assert report.works and (report.layers, report.heads) == (LAYERS, HEADS), report
+        assert len(report.passed) == 3 and report.rows == ""
+        assert report.pooling == ARCHITECTURES[name].pooling
+    assert trace(model) == before
     said = str(report)
     for part in (f"works, {LAYERS} layers of {HEADS} heads", "12 of 12 heads tried", "IAT: finds"):
         assert part in said
-
-
-def test_a_loaded_model_is_checked_and_left_as_it_was(bert):
-    before = trace(disturbed(bert))
-    report = fslib.check(bert)
-    assert report.works and report.pooling == bert.pooling
-    assert trace(bert) == before
 
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}

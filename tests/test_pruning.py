@@ -135,30 +135,24 @@ def test_the_model_is_left_as_it_came(bert, zoo):
     assert trace(bert) == before
 
 
+EARLY = dict.fromkeys(("bbc", "bbc-pair"), np.arange(24.0).reshape(2, 12))
 REFUSALS = [
     (([0.04, 0.5], 1), {}, ["fraction 0.04 of 2 x 12 heads is no head", "0.042"]),
     (([0.5, 0.51], 1), {}, ["fractions 0.5 and 0.51", "12 heads each"]),
     (([1.0], 1), {}, ["fraction 1.0", "the same one", "controls=0"]),
     (([0.5], 0), {"min_per_layer": 12}, ["fraction 0.5", "no head of task bbc", "min_per_layer"]),
-    (([1 / 24], 13), {"importance": "early"}, ["13 controls", "only 11 other"]),
+    (([1 / 24], 13), {}, ["13 controls", "only 11 other"]),
     (([0.5], 1), {"ablation": "men"}, ["unknown ablation 'men': did you mean 'mean'"]),
-    (([0.5], 1), {"importance": "of one"}, ["bbc-pair", "missing", SHAPE]),
-    (([0.5], 1), {"importance": "turned"}, ["bbc-pair", (12, 2), SHAPE]),
-    (([0.5], 1), {"importance": "broken"}, ["importance of task bbc-pair", "finite"]),
+    (([0.5], 1), {"importance": {"bbc": EARLY["bbc"]}}, ["bbc-pair", "missing", SHAPE]),
+    (([0.5], 1), {"importance": EARLY | {"bbc-pair": np.ones((12, 2))}}, ["bbc-pair", (12, 2)]),
+    (([0.5], 1), {"importance": EARLY | {"bbc-pair": np.full(SHAPE, np.nan)}}, ["finite"]),
 ]
 
 
 @pytest.mark.parametrize(("given", "options", "words"), REFUSALS, ids=lambda x: str(x)[:40])
-def test_what_cannot_be_pruned_is_refused(model, two, importance, given, options, words):
-    maps = {
-        "early": dict.fromkeys(two, np.arange(24.0).reshape(2, 12)),
-        "of one": {"bbc": importance["bbc"]},
-        "turned": importance | {"bbc-pair": np.ones((12, 2))},
-        "broken": importance | {"bbc-pair": np.full(SHAPE, np.nan)},
-    }
-    options = options | {"importance": maps.get(options.get("importance"), importance)}
+def test_what_cannot_be_pruned_is_refused(model, two, given, options, words):
     with refused(*words):
-        prune_important_heads(model, two, *given, **options)
+        prune_important_heads(model, two, *given, **{"importance": EARLY} | options)
 
 
 # --- scores and D by hand -----------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Layers below a switched-off head hand back what they gave: the same bits, fewer layers run."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -38,16 +40,16 @@ def test_results_are_the_bits_of_whole_passes(zoo, name, around, monkeypatch):
     assert not any("forward" in vars(module) for module in model.modules()), "all is put back"
 
 
+LESIONS = [fslib.lesion_heads, partial(fslib.head_importance, estimator="ablation")]
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("measure", ["lesions", "ablation"])
+@pytest.mark.parametrize("measure", LESIONS, ids=["lesions", "ablation"])
 def test_a_layer_runs_for_lesions_of_its_heads_and_of_those_below(zoo, name, measure):
-    model, task, runs = zoo.model(name), zoo.tasks["single"], []
+    model, runs = zoo.model(name), []
     for number, module in enumerate(projections(name, model.encoder)):
         module.register_forward_pre_hook(lambda *_, at=number: runs.append(at))
-    if measure == "lesions":
-        fslib.lesion_heads(model, task, batch_size=99)
-    else:
-        fslib.head_importance(model, task, estimator="ablation", batch_size=99)
+    measure(model, zoo.tasks["single"], batch_size=99)
     counts = np.bincount(runs, minlength=LAYERS).tolist()
     if name == "albert":  # its layers are one module: whole passes
         assert counts == [LAYERS * (1 + LAYERS * HEADS)] * LAYERS
@@ -55,19 +57,12 @@ def test_a_layer_runs_for_lesions_of_its_heads_and_of_those_below(zoo, name, mea
         assert counts == [1 + HEADS * (layer + 1) for layer in range(LAYERS)]
 
 
-class Odd:
-    """What a layer may give that is no tensor, and that nobody can hand back."""
-
-    def __init__(self, hidden):
-        self.hidden = hidden
-
-
 def test_an_output_that_cannot_be_handed_back_means_whole_passes(bert, zoo, monkeypatch):
     layer, runs = bert.encoder.encoder.layer[0], []
     plain = type(layer).forward
-    monkeypatch.setattr(type(layer), "forward", lambda *a, **k: Odd(plain(*a, **k)))
+    monkeypatch.setattr(type(layer), "forward", lambda *a, **k: [plain(*a, **k)])  # a list
     for each in bert.encoder.encoder.layer:
-        each.register_forward_hook(lambda module, args, odd: runs.append(1) or odd.hidden)
+        each.register_forward_hook(lambda module, args, odd: runs.append(1) or odd[0])
     found = fslib.lesion_heads(bert, zoo.tasks["single"], batch_size=99)
     assert len(runs) == LAYERS * (1 + LAYERS * HEADS) and np.isfinite(found.rise("single")).all()
 

@@ -31,12 +31,9 @@ def easy():
 @pytest.fixture(scope="module")
 def graded():
     """A regression task: how often a word stands in a text."""
-    texts = [
-        " ".join(["good"] * k + [word] * (6 - k))
-        for word in ("river", "cloud", "stone")
-        for k in range(6)
-    ]
-    values = [text.count("good") / 3 for text in texts]
+    words = [(word, k) for word in ("river", "cloud", "stone") for k in range(6)]
+    texts = [" ".join(["good"] * k + [word] * (6 - k)) for word, k in words]
+    values = [k / 3 for _, k in words]
     return fslib.make_task("graded", (texts[:12], values[:12]), (texts[12:], values[12:]))
 
 
@@ -123,19 +120,6 @@ class TestSameSeed:
 
 
 class TestOneStep:
-    def test_only_the_classifier_of_the_batchs_task_moves(self, easy, graded):
-        model = fresh(easy, graded)
-        settings = training.Settings(steps=8, batch_size=4, sampling="uniform", warmup=0.0)
-        run = training.Training(model, [easy, graded], settings)
-        for step in range(1, 8):
-            before = weights(model)
-            run.advance(step)
-            moved = changed(before, model)
-            task = run.history.tasks[run.history.order[-1]]
-            assert {n.split(".")[1] for n in moved if n.startswith("classifiers")} == {task}
-            assert any(name.startswith("encoder") for name in moved)
-        assert set(run.history.order) == {0, 1}
-
     def test_no_weight_decay_on_biases_and_norms(self, easy):
         plain, decayed = fresh(easy), fresh(easy)
         for model, decay in ((plain, 0.0), (decayed, 0.9)):
@@ -160,15 +144,6 @@ class TestOneStep:
         falling = np.arange(7, 0, -1)
         np.testing.assert_allclose(rates[:10], [0, 1 / 2, 1, *(falling / 8)])
         np.testing.assert_allclose(rates[10:], [0, 1 / 2, 1, *(0.2 + falling / 10)])
-
-    def test_step_goes_down_the_gradient_by_the_learning_rate(self, easy):
-        # Adam's first step is lr * gradient / (|gradient| + eps), whatever the gradient's size
-        model = fresh(easy)
-        before = weights(model)["classifiers.easy.weight"]
-        fslib.train(model, easy, steps=1, batch_size=16, warmup=0.0, lr=1e-3, weight_decay=0.0)
-        step = (model.classifiers["easy"].weight - before).abs()
-        assert step.median().item() == pytest.approx(1e-3, rel=1e-2)
-        assert step.max().item() <= 1.01e-3
 
 
 class TestSchedule:
@@ -197,16 +172,6 @@ class TestSchedule:
 
 
 class TestSizes:
-    @pytest.mark.parametrize(
-        ("option", "value"), [("steps", 1), *(("batch_size", b) for b in (1, 7, 99)), ("epochs", 9)]
-    )
-    def test_one_task(self, easy, option, value):
-        options = {"steps": 4, "batch_size": 8, option: value}
-        history = fslib.train(fresh(easy), easy, **options)
-        assert history.tasks == ["easy"] and history.order == [0] * options["steps"]
-        assert history.steps_of("easy") == len(history.losses) == options["steps"]
-        assert np.isfinite(history.losses).all()
-
     def test_loss_is_the_mean_over_a_ragged_batch_too(self, easy, monkeypatch):
         model = fresh(easy)
         found, plain = [], model.losses
@@ -214,6 +179,7 @@ class TestSizes:
         history = fslib.train(model, easy, steps=6, batch_size=7)
         assert sorted(map(len, found)) == [2, 2, 7, 7, 7, 7]  # 16 = 7 + 7 + 2, twice
         assert history.losses == pytest.approx([v.mean().item() for v in found])
+        assert history.order == [0] * 6 and history.steps_of("easy") == 6
 
     def test_loss_goes_down_on_an_easy_task(self, easy):
         model = fresh(easy)
@@ -270,8 +236,6 @@ class TestRefusals:
     def test_nothing_to_train(self, easy, graded):
         with torch.no_grad(), refused("nothing can be trained"):
             fslib.train(fresh(easy), easy, steps=1)
-        with refused("nothing can be trained"):
-            fslib.train(fresh(easy).requires_grad_(False), easy, steps=1)
         with refused("'graded'", "valid: easy"):
             fslib.train(fresh(easy), [easy, graded], steps=1)
 
@@ -301,14 +265,11 @@ class TestPrecision:
 
     def test_bf16_changes_losses_a_little_and_keeps_weights_in_float32(self, easy, monkeypatch):
         whole, types = self.trained(easy, monkeypatch)
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # is not listened to
+        assert self.trained(easy, monkeypatch) == (whole, types)
         half, half_types = self.trained(easy, monkeypatch, precision="bf16")
         assert (types, half_types) == ({torch.float32}, {torch.bfloat16})
         assert whole != half and np.allclose(whole, half, atol=0.02)
-
-    def test_float32_is_the_default_whatever_the_environment_says(self, easy, monkeypatch):
-        whole, _ = self.trained(easy, monkeypatch)
-        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-        assert self.trained(easy, monkeypatch) == (whole, {torch.float32})
 
 
 class TestEvaluate:
