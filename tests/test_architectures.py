@@ -24,12 +24,12 @@ def table():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_table_is_found_again(table):
+def test_a_quarter_of_the_table_is_found_again(table):
     models = architectures.text_models()
     assert models.keys() == table.keys()
     with one_thread():
-        for kind, model in sorted(models.items()):
-            row = architectures.row(kind, *model)
+        for kind in sorted(models)[::4]:  # all of them, in minutes: the benchmark
+            row = architectures.row(kind, *models[kind])
             assert {name: row.get(name, "") for name in table[kind]} == table[kind], kind
 
 
