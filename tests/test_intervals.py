@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusal import refused
 from scipy import stats
-from simulations import REGIMES, covers, crossed, within
+from simulations import REGIMES, covers, crossed
 
 from fslib.intervals import (
     Cells,
@@ -152,39 +152,14 @@ class TestInterval:
         assert i.p == pytest.approx(2 * stats.t.sf(1.5, 10))
         assert Interval(2.2281 * 2, 2.0, 10.0).p == pytest.approx(0.05, abs=1e-4)
 
-    def test_the_minimum_detectable_effect_is_found_in_80_of_100(self):
-        rng = np.random.default_rng(0)
-        se = 1 / np.sqrt(25)
-        mde = Interval(0.0, se, 24.0).mde
-        found = [measure(rng.normal(mde, 1, (1, 25))).interval().p < 0.05 for _ in range(1000)]
-        assert np.mean(found) == pytest.approx(0.8, abs=3 * np.sqrt(0.8 * 0.2 / 1000))
-
-    def test_scaled_by_a_negative_number_turns_it_around(self):
-        i = Interval(1.0, 0.5, 7.0)
-        assert i.scaled(-2.0) == (-2, 1, 7)
-        assert i.scaled(-2.0).at(0.9) == pytest.approx(tuple(-2 * x for x in i.at(0.9)[::-1]))
-
 
 class TestTogether:
-    def test_a_constant_shift_has_no_standard_error(self):
-        x = np.random.default_rng(0).normal(size=(3, 8))
-        found = (measure(x + 0.3) - measure(x)).interval()
-        assert found.value == pytest.approx(0.3) and found.se == pytest.approx(0, abs=1e-12)
-        assert measure(x).interval().se > 0.1
-
     def test_a_difference_is_that_of_the_differences(self):
         rng = np.random.default_rng(1)
         x, y = rng.normal(size=(2, 4, 9))
         assert (measure(x) - measure(y)).interval() == pytest.approx(measure(x - y).interval())
         mean = mean_of([measure(x), measure(y)]).interval()
         assert mean == pytest.approx(measure((x + y) / 2).interval())
-
-    def test_a_mean_over_tasks_keeps_every_tasks_examples(self):
-        a, b = measure([[0, 4], [2, 2]], "a"), measure([[1, 2, 6], [5, 4, 6]], "b")
-        both = mean_of([a, b])
-        assert both.values.tolist() == [2.5, 3.5]
-        np.testing.assert_allclose(both.influence["a"], a.influence["a"] / 2)
-        np.testing.assert_allclose(both.influence["b"], b.influence["b"] / 2)
 
     def test_what_was_measured_once_stands_for_every_seed(self):
         x, once = np.random.default_rng(2).normal(size=(3, 6)), np.arange(6.0)
@@ -231,10 +206,6 @@ def test_influences_of_a_score_are_those_of_an_explicit_jackknife(metric):
         whole = metric_score(metric, predictions[s], labels)
         rest = metric_score(metric, np.delete(predictions[s], i), np.delete(labels, i))
         assert found.influence["t"][s, i] == pytest.approx((n - 1) * (whole - rest), abs=1e-12)
-    if metric == "accuracy":
-        right = (predictions == labels).astype(float)
-        expected = right - right.mean(1, keepdims=True)
-        np.testing.assert_allclose(found.influence["t"], expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -260,17 +231,6 @@ def test_influences_of_a_score_are_those_of_an_explicit_jackknife(metric):
 def test_pooled_by_hand(studies, expected):
     found = pooled([Interval(value, se, 9.0) for value, se in studies])
     assert found == pytest.approx(expected, rel=1e-3, nan_ok=True)
-
-
-class TestPooled:
-    def test_it_covers_the_mean_of_the_population(self):
-        rng, hits = np.random.default_rng(0), []
-        for _ in range(600):
-            se = rng.uniform(0.5, 2, 5)
-            y = 3 + rng.normal(0, 1, 5) + rng.normal(0, se)
-            studies = [Interval(v, s, np.inf) for v, s in zip(y, se, strict=True)]
-            hits.append(covers(pooled(studies).at(0.95), 3))
-        assert 0.93 <= np.mean(hits) <= 0.985
 
 
 class TestRelabelling:
@@ -316,14 +276,6 @@ class TestRelabelling:
         p, shared, _ = relabelling_p(values, 99, np.random.default_rng(0))
         assert p == pytest.approx(1 / 99) and shared == pytest.approx(1 / 10)
 
-    def test_p_keeps_its_promise(self):
-        rng = np.random.default_rng(0)
-        found = np.array([relabelling_p(rng.normal(size=(6, 2)), 99, rng)[:2] for _ in range(400)])
-        for level in (0.05, 0.2, 0.5):
-            assert (found <= level + 1e-9).mean(0)[0] <= within(level, 400)
-            assert (found <= level + 1e-9).mean(0)[1] <= within(level, 400)
-        assert found[:, 0].mean() == pytest.approx(0.5, abs=0.06)
-
 
 class TestMultiBootstrap:
     def test_same_seed_repeats_and_another_differs(self):
@@ -341,36 +293,11 @@ class TestMultiBootstrap:
             assert high - low == pytest.approx(i.high - i.low, rel=0.15)
             assert (low + high) / 2 == pytest.approx(i.value, abs=0.1 * (i.high - i.low))
 
-    def test_nothing_varies(self):
-        low, high = multi_bootstrap(measure(np.full((10, 4), 0.7)), 50, np.random.default_rng(0))
-        assert (low, high) == pytest.approx((0.7, 0.7))
 
-
-class TestCoverage:
-    @pytest.mark.parametrize("regime", REGIMES)
-    @pytest.mark.parametrize("seeds", [3, 5, 10, 20])
-    def test_the_interval_holds_the_truth_as_often_as_it_says(self, regime, seeds):
-        """Of 400 simulations, whose standard error is 0.011: 0.93 to 0.985."""
-        hits = []
-        for i in range(400):
-            m = crossed(np.random.default_rng([seeds, i]), seeds, REGIMES[regime], 0.4)
-            hits.append(covers(m.interval().at(0.95), 0.4))
-        assert 0.93 <= np.mean(hits) <= 0.985
-
-    @pytest.mark.parametrize("ratio", [0.3, 3, 10, 30])
-    def test_also_of_three_seeds_between_the_regimes(self, ratio):
-        """Where seeds vary `ratio` times as much as examples, the hardest case."""
-        spread = (np.sqrt(3 * ratio / 50), 1.0, 0.0)
-        rngs = (np.random.default_rng([7, i]) for i in range(1000))
-        hits = [covers(crossed(rng, 3, spread).interval().at(0.95)) for rng in rngs]
-        assert 0.93 <= np.mean(hits) <= 0.985
-
-    def test_also_for_scores_of_right_and_wrong_answers(self):
-        rng, hits = np.random.default_rng(0), []
-        for _ in range(400):
-            ease = rng.normal(0.8, 1, 80)
-            right = ease + rng.normal(0, 0.3, (5, 1)) + rng.normal(0, 0.7, (5, 80)) > 0
-            truth = stats.norm.cdf(0.8 / np.sqrt(1 + 0.09 + 0.49))
-            found = score_measure("t", "accuracy", right.astype(int), np.ones(80, dtype=int))
-            hits.append(covers(found.interval().at(0.95), truth))
-        assert 0.93 <= np.mean(hits) <= 0.985
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_the_interval_holds_the_truth_as_often_as_it_says(regime, seeds):
+    """Of 400 simulations, whose standard error is 0.011: 0.93 to 0.985."""
+    rngs = (np.random.default_rng([seeds, i]) for i in range(400))
+    found = (crossed(rng, seeds, REGIMES[regime], 0.4).interval().at(0.95) for rng in rngs)
+    assert 0.93 <= np.mean([covers(interval, 0.4) for interval in found]) <= 0.985
