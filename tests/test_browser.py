@@ -5,7 +5,6 @@ leaves this machine is a failure. Of a test that fails, screenshots are kept in 
 names.
 """
 
-import contextlib
 import os
 import re
 import socket
@@ -14,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -324,22 +322,17 @@ def lab(smoke, tmp_path) -> Iterator[str]:
     command, log = [sys.executable, "-m", "jupyterlab", *words.split()], tmp_path / "lab.log"
     with log.open("w") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output, env=env, cwd=tmp_path)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            with contextlib.suppress(OSError):
-                urlopen(f"{address}/api", timeout=5).close()
-                break
+    address = f"http://127.0.0.1:{port}/lab"
+    with server:
+        while address not in log.read_text():
             assert server.poll() is None, log.read_text()
             time.sleep(0.5)
         yield address
-    finally:
         server.terminate()
-        server.wait(30)
 
 
 def test_the_explorer_scores_with_a_kernel(lab, smoke, tab):
-    tab.goto(f"{lab}/lab/tree/{NOTEBOOK.name}?reset")
+    tab.goto(f"{lab}/tree/{NOTEBOOK.name}?reset")
     tab.get_by_text("Run the cell to explore it").wait_for()  # no kernel knows the widget yet
     tab.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
     tab.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()

@@ -4,8 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from refusal import refused
 from scipy import stats
 from simulations import REGIMES, covers, crossed
@@ -23,8 +21,6 @@ from fslib.intervals import (
     weighted,
 )
 from fslib.scoring import metric_score
-
-QUICK = settings(max_examples=40, deadline=None)
 
 
 def measure(x, name: str = "e") -> Measure:
@@ -46,16 +42,6 @@ class TestTwoWay:
         assert found == pytest.approx((4, np.sqrt(5 / 3), 25 / 14))
         half = stats.t.ppf(0.975, 25 / 14) * np.sqrt(5 / 3)
         assert (found.low, found.high) == pytest.approx((4 - half, 4 + half))
-
-    def test_three_seeds_and_two_examples_by_hand(self):
-        # rows 0 4, 2 2, 7 9: means 2 2 8, grand mean 4, columns' means 3 and 5
-        # SS seeds = 2 (4 + 4 + 16) = 48, df 2, MS 24; SS examples = 3 (1 + 1) = 6, df 1, MS 6
-        # residuals x - row - column + 4: -1 1, 1 -1, 0 0, SS 4, df 2, MS 2
-        # Var(mean) = (24 + 6 - 2) / 6 = 14/3, of the parts 4, 1 and -1/3
-        # df = (14/3)^2 / (16/2 + 1/1 + (1/9)/2) = (196/9) / (163/18) = 392/163 = 2.405
-        # the seeds' share in full: 2 (4 + 1) / 4 = 2.5, which is more
-        found = measure([[0, 4], [2, 2], [7, 9]]).interval()
-        assert found == pytest.approx((4, np.sqrt(14 / 3), 392 / 163))
 
     def test_seeds_that_happen_to_agree_do_not_lend_their_degrees_of_freedom(self):
         # two seeds of means 0 and 0.2: variance of the mean 0.01, one degree of freedom; no
@@ -128,19 +114,6 @@ class TestTwoWay:
         assert only_influence.value == 1 and np.isnan(only_influence.se)
         assert np.isnan(measure([[1.0], [2.0]]).interval().se), "one example is too few"
 
-    @QUICK
-    @given(
-        st.integers(1, 5), st.integers(2, 6), st.sampled_from([-3.0, -0.1, 2.5]), st.integers(0, 99)
-    )
-    def test_another_unit_and_another_order_change_nothing(self, seeds, n, factor, seed):
-        rng = np.random.default_rng(seed)
-        x = rng.normal(size=(seeds, n))
-        found = measure(x).interval()
-        other = measure(factor * x[rng.permutation(seeds)][:, rng.permutation(n)]).interval()
-        assert other == pytest.approx(found.scaled(factor))
-        assert measure(x).scaled(factor).interval() == pytest.approx(found.scaled(factor))
-        assert found.low <= found.value <= found.high
-
 
 class TestInterval:
     def test_levels_p_and_minimum_detectable_effect_by_hand(self):
@@ -151,6 +124,9 @@ class TestInterval:
         assert i.mde == pytest.approx(2 * (2.2281 + 0.8791), abs=2e-4)
         assert i.p == pytest.approx(2 * stats.t.sf(1.5, 10))
         assert Interval(2.2281 * 2, 2.0, 10.0).p == pytest.approx(0.05, abs=1e-4)
+        assert i.scaled(-2.0) == (-6, 4, 10)
+        x = np.array([[1, 2, 6], [5, 4, 6]])
+        assert measure(x).scaled(-2.0).interval() == measure(-2 * x).interval()
 
 
 class TestTogether:
@@ -217,13 +193,10 @@ def test_influences_of_a_score_are_those_of_an_explicit_jackknife(metric):
         # variances 1 and 4: Q = 0.25 / 5 < 1, so tau = 0; weights 1 and 1/4: (2 + 0.625) / 1.25;
         # the variance is not taken below that of one common effect: 1 / 1.25
         ([(2.0, 1.0), (2.5, 2.0)], (2.1, np.sqrt(0.8), 1)),
-        # one result measured more often
-        ([(2.0, 1.0)] * 4, (2, 0.5, 3)),
         # results that differ hugely count as one number each: mean 62.5, standard deviation 708.2
         ([(-900.0, 0.1), (100.0, 1.0), (250.0, 0.5), (800.0, 2.0)], (62.5, 354.36, 3)),
         # one study says nothing of others, nor does one without an error
         ([(2.0, 1.0)], (2, np.nan, np.nan)),
-        ([(2.0, 0.0)] * 2, (2, np.nan, np.nan)),
         ([(2.0, np.nan)] * 2, (2, np.nan, np.nan)),
         ([], (np.nan, np.nan, np.nan)),
     ],

@@ -5,7 +5,7 @@ import re
 
 import pandas as pd
 import pytest
-from readme_tables import README, ROOT, TABLES, with_tables
+from readme_tables import BEGIN, README, ROOT, with_tables
 
 TEXT = README.read_text()
 WORDS = " ".join(TEXT.split())
@@ -24,11 +24,10 @@ def test_tables_are_as_the_command_writes_them():
     assert with_tables(TEXT) == TEXT, "python tests/readme_tables.py"
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_the_command_mends_a_table_and_needs_its_mark(name):
-    begin = TEXT.index(f"<!-- table: {name} -->")
+def test_the_command_mends_a_table_and_needs_its_mark():
+    begin = TEXT.index(BEGIN)
     assert with_tables(TEXT[:begin] + TEXT[begin:].replace("1", "7", 1)) == TEXT
-    with pytest.raises(SystemExit, match=f"one line <!-- table: {name} -->"):
+    with pytest.raises(SystemExit, match="one line <!-- table: claims -->"):
         with_tables(TEXT[:begin] + TEXT[begin + 1 :])
 
 

@@ -35,13 +35,10 @@ def gradients_by_hand(model, task):
     chosen = {name: p for name, p in model.encoder.named_parameters() if p is not words}
     found = {name: [] for name in chosen}
     for i in range(len(encoded)):
-        batch = encoded.batch([i])
-        (logits,), (label,) = model(batch.inputs, task.name), batch.labels
-        error = (logits[0] - label) ** 2 if task.is_regression else None
-        loss = torch.logsumexp(logits, 0) - logits[label] if error is None else error
-        grads = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
-        for (name, p), grad in zip(chosen.items(), grads, strict=True):
-            found[name].append(torch.zeros(p.numel()) if grad is None else grad.flatten())
+        model.zero_grad()
+        model.losses(encoded.batch([i]), task.name).sum().backward()
+        for name, p in chosen.items():
+            found[name].append(torch.zeros(p.numel()) if p.grad is None else p.grad.flatten())
     return {name: torch.stack(rows).double().numpy() for name, rows in found.items()}
 
 
@@ -148,7 +145,6 @@ def test_task_similarity_is_the_mean_of_cosines():
     [
         ([1, 2], [-2, -4], -1),
         ([3e-20, 4e-20], [4e20, 3e20], 0.96),
-        ([[1, 2], [3, 4]], [[1, 2], [3, 4]], 1),
         ([0, 0], [1, 1], "zeros"),
         ([1, 1, 1], [1, 1], "(3,)"),
         ([1, np.nan], [1, 1], "finite"),

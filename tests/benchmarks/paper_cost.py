@@ -86,9 +86,8 @@ if __name__ == "__main__":
     rate = float(sys.argv[1] if sys.argv[1:] else 50) * 1e12
     flops = {encoder: forward_flops(encoder) for encoder in PRETRAINED}
     units = [(what, encoder, texts * flops[encoder]) for what, encoder, texts in chains()]
-    print(
-        "| what | encoder | how many | PFLOP each | hours each |\n| --- | --- | --- | --- | --- |"
-    )
+    print("| what | encoder | how many | PFLOP each | hours each |")
+    print("| --- | --- | --- | --- | --- |")
     for what, encoder in dict.fromkeys(unit[:2] for unit in units):
         work = [each for *name, each in units if name == [what, encoder]]
         mean = sum(work) / len(work)
