@@ -110,8 +110,7 @@ def test_the_source_stays_bit_for_bit(source, easy, tasks):
     source.encoder.requires_grad_(False)
     source.train()
     source.encoder.embeddings.eval()
-    before = snapshot(source)
-    model = fresh(source, easy)
+    before, model = snapshot(source), fresh(source, easy)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     transfer(source, easy, **SETTINGS)
     transfer(source, easy, part="classifier")
@@ -141,9 +140,8 @@ def test_smaller_subsets_lie_inside_larger_ones_and_texts_keep_their_labels(task
 @pytest.mark.parametrize("seed", range(5))
 def test_every_class_is_there_from_the_first(seed):
     labels = [0] * 95 + [1] * 4 + [2]  # so rare that most random samples would miss it
-    texts = [f"text {i}" for i in range(100)]
-    names = ["a", "b", "c"]
-    task = fslib.make_task("rare", (texts, labels), (["a", "b"], [0, 1]), label_names=names)
+    sides = ([f"text {i}" for i in range(100)], labels), (["a", "b"], [0, 1])
+    task = fslib.make_task("rare", *sides, label_names=["a", "b", "c"])
     parts = [training_subset(task, size, seed).train for size in (3, 4, 10)]
     assert all(set(part.labels) == {0, 1, 2} for part in parts)
     assert set(parts[0].texts) < set(parts[1].texts) < set(parts[2].texts)
@@ -153,15 +151,14 @@ def test_every_class_is_there_from_the_first(seed):
 
 
 def test_full_is_training_of_a_fresh_copy_on_the_subset(source, easy, graded):
-    found = transfer(source, easy, size=8, seed=2, evaluate_every=5, **SETTINGS)
+    found = transfer(source, easy, size=8, seed=2, **SETTINGS)
     task, model = training_subset(easy, 8, 2), fresh(source, easy, 2)
-    history = fslib.train(model, task, seed=2, evaluate_every=5, **SETTINGS)
+    history = fslib.train(model, task, seed=2, **SETTINGS)
     assert (found.size, found.part, found.history) == (8, "full", history)
     expected = fslib.evaluate(model, easy)["easy"]
     np.testing.assert_array_equal(found.score.predictions, expected.predictions)
-    assert history.evaluations[-1]["easy"] == found.score.value
     assert not same_weights(model.encoder, source.encoder)
-    other = transfer(source, easy, size=8, seed=3, evaluate_every=5, **SETTINGS)
+    other = transfer(source, easy, size=8, seed=3, **SETTINGS)
     assert other.history.losses != history.losses
     score = transfer(source, graded, size=10, **SETTINGS).score
     assert (score.metric, score.predictions.dtype) == ("spearman", np.float32)
@@ -169,16 +166,14 @@ def test_full_is_training_of_a_fresh_copy_on_the_subset(source, easy, graded):
     assert transfer(source, easy, steps=60, batch_size=8, lr=3e-3).score.value >= 0.9, "it learns"
 
 
-def test_the_classifier_is_logistic_regression_on_frozen_representations(source, easy, tasks):
+def test_the_classifier_is_logistic_regression_on_frozen_representations(source, easy):
     found = transfer(source, easy, part="classifier", seed=1)
     x, new = representations(source, easy.train), representations(source, easy.eval)
     mean, spread = x.mean(0), x.std(0)
     model = LogisticRegression(max_iter=1000).fit((x - mean) / spread, easy.train.labels)
     np.testing.assert_array_equal(found.score.predictions, model.predict((new - mean) / spread))
+    assert found.score.predictions.dtype == np.int64
     assert (found.size, found.part, found.history) == (16, "classifier", None)
-    assert found.score.metric == "accuracy"
-    part = transfer(source, tasks["bbc"], size=20, part="classifier").score
-    assert part.predictions.dtype == np.int64
 
 
 def test_settings_that_make_no_sense_are_refused(source, easy):

@@ -78,7 +78,6 @@ def test_it_is_a_model_like_any_other(zoo, tmp_path):
     again = MultiTaskModel.load(tmp_path / "saved")
     scores, others = fslib.evaluate(model, TASKS), fslib.evaluate(again, TASKS)
     assert all(np.array_equal(scores[t].predictions, others[t].predictions) for t in scores)
-    assert fslib.train(again, TASKS, steps=2, batch_size=2).order
 
 
 def test_what_is_no_such_checkpoint_is_refused(zoo, tmp_path):

