@@ -120,12 +120,9 @@ class Decided(NamedTuple):
 
 def decide_specialization(iap: IAP, draws: int = 999) -> Decided:
     """Decide C1 by itself, as notebook 03 does."""
-    chosen = entering(iap)
-    result = chosen.dissociation(draws=draws)
+    result = entering(iap).dissociation(draws=draws)
     found = q03_pruning.decide(result, q03_pruning.not_testable(iap))
-    alone = result
-    if chosen.tasks != iap.tasks:
-        alone = iap.part(examples=score_half).dissociation(draws=draws)
+    alone = iap.part(examples=score_half).dissociation(draws=draws)
     return Decided(found.verdict == SUPPORTED, bool(alone.mean.p < 0.05))
 
 
@@ -160,7 +157,7 @@ def one_part(rng: np.random.Generator, truth: float) -> Evidence:
 
 def five_claims(rng: np.random.Generator) -> dict[str, Evidence]:
     """Claims C1 to C5, none true, corrected for their number; p of C1 and C2 is one-sided."""
-    claims: dict[str, Evidence] = {}
+    claims = {}
     for name in ("C1", "C2", "C5"):
         interval = crossed(rng, 5, TREATED).interval()
         one_sided = interval.p / 2 if interval.value > 0 else 1 - interval.p / 2

@@ -175,17 +175,16 @@ def test_attention_is_what_was_recorded_and_names_are_text(tab, tmp_path):
     assert tab.title() == f"made up {EVIL}" and EVIL in tab.locator("h2").inner_text()
     cell(tab, 1, 5).click()
     (pattern,) = view.tasks[1].patterns
-    weights, importance = pattern["weights"][1, 2] / 255, pattern["importance"][1, 2]
+    words, weights = pattern["tokens"], pattern["weights"][1, 2] / 2.55
     titles = tab.locator("td.weight").evaluate_all("cells => cells.map(c => c.title)")
-    words = pattern["tokens"]
-    shares = [f"{words[i]} → {words[j]}: {100 * weights[i, j]:.0f} %" for i, j in np.ndindex(4, 4)]
-    assert titles == shares
+    places = list(np.ndindex(4, 4))
+    assert titles == [f"{words[i]} → {words[j]}: {weights[i, j]:.0f} %" for i, j in places]
     found = [text.removesuffix(" %") for text in tab.locator("td.importance").all_inner_texts()]
+    importance = pattern["importance"][1, 2]
     expected = 100 * importance / importance.sum()
     np.testing.assert_allclose([float(x) for x in found], expected, atol=0.51)
     assert f"answer: {EVIL}; the model's: no" in tab.locator(".attention").inner_text()
     assert "<b>bold</b>" in tab.locator(".pattern").inner_text()
-    assert tab.locator(".fslib-explorer b").count() == 0
     for task in view.tasks:
         task.patterns, task.texts = [], 0
     opened(tab, view, tmp_path)
@@ -205,44 +204,37 @@ def test_text_can_be_read_in_light_and_dark(tab, tmp_path, scheme):
     assert tab.evaluate("document.documentElement.scrollWidth") <= 1300, "tables scroll themselves"
 
 
-# --- two views of one widget, and what a kernel would send
+# --- what a kernel would send
 
-TWO_VIEWS = """async ([code, state]) => {
+VIEW = """async ([code, state]) => {
     const source = `data:text/javascript,${encodeURIComponent(code)}`;
     const { default: explorer } = await import(source);
     const model = explorer.standIn(state), hears = {};
-    model.on = (name, hear) => (hears[name] ??= []).push(hear);
-    window.tell = (name, what) => hears[name].forEach((hear) => hear(what));
+    model.on = (name, hear) => { hears[name] = hear; };
+    model.off = (name) => { delete hears[name]; };
     window.asked = [];
     model.send = (message) => window.asked.push(message);
-    window.fromPython = (off) => { state.off = off; window.tell("change:off"); };
-    model.set = (name, value) => window.fromPython(value);
-    window.end = ["one", "two"].map((id) => {
-        const el = document.body.appendChild(document.createElement("div"));
-        el.id = id;
-        return explorer.render({ model, el });
-    });
+    window.answer = (message) => hears["msg:custom"]?.(message);
+    window.fromPython = (off) => { state.off = off; hears["change:off"](); };
+    window.end = explorer.render({ model, el: document.body });
 }"""
 
 
 def answer(tab, **message) -> None:
-    """Tell both views."""
-    tab.evaluate("message => window.tell('msg:custom', message)", message)
+    tab.evaluate("message => window.answer(message)", message)
 
 
-def test_two_views_of_one_explorer_share_heads_scores_and_texts(tab):
-    """Progress and trouble are told to the view that asked, scores to both."""
+def test_a_view_hears_what_it_has_asked_and_what_is_scored_for_others(tab):
     view = as_json(made_up())
     (pattern,) = view["tasks"][1]["patterns"]
     for task in view["tasks"]:
         task |= {"patterns": [], "texts": 2}
     state = {"view": view, "off": [], "percent": 10, "kernel": True}
-    tab.evaluate(TWO_VIEWS, [MODULE.read_text(encoding="utf-8"), state])
-    one, two = tab.locator("#one"), tab.locator("#two")
-    click_off(one, 0, 1)
-    click_off(one, 0, 2)
-    assert source(one) == source(two) == "2 of 6 heads off; not scored yet."
-    ask, work = one.locator(".compute"), one.locator(".work")
+    tab.evaluate(VIEW, [MODULE.read_text(encoding="utf-8"), state])
+    click_off(tab, 0, 1)
+    click_off(tab, 0, 2)
+    assert source(tab) == "2 of 6 heads off; not scored yet."
+    ask, work = tab.locator(".compute"), tab.locator(".work")
     ask.click()
     ask.press("Enter")
     assert ask.evaluate(f"node => node === {FOCUSED}"), "the keyboard stays there"
@@ -250,36 +242,33 @@ def test_two_views_of_one_explorer_share_heads_scores_and_texts(tab):
     assert question["type"] == "scores" and question["off"] == [1, 2]
     tab.evaluate("window.fromPython([4])")  # another set, while the first is scored
     answer(tab, type="progress", id=question["id"], done=1, total=4)
+    answer(tab, type="progress", id="another's", done=3, total=4)
     assert work.inner_text() == "Without L1H2, L1H3: 1 of 4 tasks scored"
-    assert two.locator("progress").is_hidden()
-    tab.evaluate("window.fromPython([1, 2])")
     answer(tab, type="problem", id=question["id"], text="interrupted")
     assert work.inner_text() == "Without L1H2, L1H3: interrupted"
-    assert two.locator(".work").is_hidden()
-    ask.click()
-    again = tab.evaluate("window.asked")[1] | {"off": [2, 1], "note": "As it is."}
+    tab.evaluate("window.fromPython([1, 2])")
+    again = question | {"id": "another's", "off": [2, 1], "note": "As it is."}
     effects = {part: view["sets"][0][part] for part in ("scores", "lost")}
     answer(tab, **again, **effects, whole=view["wholes"][1])
-    for which in (one, two):
-        computed = r"2 of 6 heads off; computed at [\d:]+( [AP]M)?\. As it is\."
-        assert re.fullmatch(computed, source(which))
-        assert rows(which, "scores")[0][2:4] == ["12", said(view["wholes"][1][0])]
-    two.locator("button.none").click()
-    shown = rows(one, "scores")[0][3]
+    computed = r"2 of 6 heads off; computed at [\d:]+( [AP]M)?\. As it is\."
+    assert re.fullmatch(computed, source(tab))
+    assert rows(tab, "scores")[0][2:4] == ["12", said(view["wholes"][1][0])]
+    tab.locator("button.none").click()
+    shown = rows(tab, "scores")[0][3]
     assert shown == said(view["wholes"][0][0]), "what is computed does not stand for the record"
-    cell(one, 1, 4).click()
-    texts = one.locator(".attention select").nth(1)
+    cell(tab, 1, 4).click()
+    texts = tab.locator(".attention select").nth(1)
     texts.select_option("1")
-    assert [m["number"] for m in tab.evaluate("window.asked.slice(2)")] == [0, 1]
+    assert [m["number"] for m in tab.evaluate("window.asked.slice(1)")] == [0, 1]
     problem = {"type": "problem", "task": 0, "text": "<b>no</b>"}
     answer(tab, **problem, number=0)
-    assert one.locator(".attention .problem").count() == 0, "of a text that is not shown"
+    assert tab.locator(".attention .problem").count() == 0, "of a text that is not shown"
     answer(tab, **problem, number=1)
-    assert one.locator(".attention .problem").inner_text() == "<b>no</b>"
+    assert tab.locator(".attention .problem").inner_text() == "<b>no</b>"
     answer(tab, type="pattern", task=0, asked=1, number=0, texts=1, pattern=pattern)
-    assert one.locator("td.weight").count() == 16 and texts.input_value() == "0"
-    tab.evaluate("window.end[0]()")
-    assert one.locator(".head").count() == 0
+    assert tab.locator("td.weight").count() == 16 and texts.input_value() == "0"
+    tab.evaluate("window.end()")
+    assert tab.locator(".head").count() == 0
 
 
 # --- JupyterLab

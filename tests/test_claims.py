@@ -205,35 +205,35 @@ def test_a_task_is_learned_if_it_is_above_the_best_constant_answer_beyond_its_in
     # is sqrt(0.8 x 0.2 / 19) = 0.092 and sqrt(0.7 x 0.3 / 19) = 0.105; t with df 19 is 2.093
     found = above_constant(made({"all": 20, "most": 16, "some": 14, "half": 10}))
     assert [i.value for i in found.values()] == pytest.approx([0.5, 0.3, 0.2, 0])
-    lows = [i.low for i in found.values()][:3]
+    lows = [found[u].low for u in ("all", "most", "some")]
     assert lows == pytest.approx([0.5, 0.3 - 0.192, 0.2 - 0.220], abs=1e-3)
     assert learned(found) == ["all", "most"]
 
 
 def test_the_gate_sees_one_half_of_the_examples_and_the_score_the_other():
-    iap, half = made({"a": 20, "b": 16, "c": 4}), score_half(40)
-    gate, score = above_constant(iap), entering(iap)
-    other = made({"a": 20, "b": 16, "c": 4})
+    iap, other = (made({"a": 20, "b": 16, "c": 4}) for _ in range(2))
+    half, gate, score = score_half(40), above_constant(iap), entering(iap)
     for u in iap.tasks:
         for answers in (other.unpruned[u], other.lesioned[u]):
             answers[..., half] = 1 - answers[..., half]
     assert above_constant(other) == gate, "scores on the other half changed"
     np.testing.assert_allclose(entering(other).baseline(), 1 - score.baseline())
     for u in iap.tasks:
-        for answers in (other.unpruned[u], other.lesioned[u]):
-            answers[...] = 1 - answers
-    assert above_constant(other) != gate and learned(above_constant(other)) == ["c"]
+        other.unpruned[u][:] = 1 - other.unpruned[u]
+    assert learned(above_constant(other)) == ["c"]
     kept = other.part(["a", "b"], score_half)
     assert np.array_equal(kept.baseline(), score.baseline()) and score.tasks == ("a", "b")
 
 
 def test_c1_needs_two_learned_tasks_two_seeds_and_random_heads():
-    assert q03_pruning.not_testable(made({"a": 20, "b": 16, "c": 4})) == ""
-    said = q03_pruning.not_testable(made({"a": 20, "b": 10, "c": 4}))
-    assert said == "1 of 3 tasks are learned (above the best constant answer)"
+    for iap, said in (
+        (made({"a": 20, "b": 16, "c": 4}), ""),
+        (made({"a": 20, "b": 10, "c": 4}), "1 of 3 tasks are learned"),
+        (made({"a": 20, "b": 20}, seeds=1), "one seed says nothing of other trainings"),
+    ):
+        assert q03_pruning.not_testable(iap).startswith(said)
+        assert bool(q03_pruning.not_testable(iap)) == bool(said)
     assert entering(made({"a": 20, "b": 10})).tasks == ("a", "b"), "shown all the same"
-    said = q03_pruning.not_testable(made({"a": 20, "b": 20}, seeds=1))
-    assert said == "one seed says nothing of other trainings"
     iap = made({"a": 20, "b": 20})
     tops = {u: x[:, :, :, :1] for u, x in iap.lesioned.items()}
     alone = replace(iap, heads=iap.heads[:, :, :, :1], lesioned=tops)
@@ -260,22 +260,20 @@ def test_lesions_of_the_scored_half_alone_say_the_same_as_those_of_all_examples(
     tasks = fslib.load_tasks(["left", "right"])
     model = fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=16)
     options = {"fractions": (0.25,), "controls": 1, "examples": 8}
-    whole, scored_alone = (prune_on(model, tasks, on, **options) for on in ("all", "scored"))
-    assert {u: x.shape[-1] for u, x in scored_alone.lesioned.items()} == {"left": 5, "right": 5}
-    assert above_constant(scored_alone) == above_constant(whole)
-    kept = IAP.from_arrays(whole.tasks, whole.metrics, whole.fractions, scored_alone.arrays())
-    for found in (scored_alone, kept):
+    whole, half = (prune_on(model, tasks, on, **options) for on in ("all", "scored"))
+    assert {u: x.shape[-1] for u, x in half.lesioned.items()} == {"left": 5, "right": 5}
+    kept = IAP.from_arrays(whole.tasks, whole.metrics, whole.fractions, half.arrays())
+    for found in (half, kept):
+        assert above_constant(found) == above_constant(whole)
         for one, other in ((scored(found), scored(whole)), (entering(found), entering(whole))):
-            arrays = {k: v for k, v in one.arrays().items() if "apart" not in k}
-            assert arrays.keys() == other.arrays().keys()
+            arrays = one.arrays()
             assert all(np.array_equal(arrays[k], v) for k, v in other.arrays().items())
-    two = IAP.over_seeds([scored_alone, kept])
+    two = IAP.over_seeds([half, kept])
     assert two.apart["left"].predictions.shape == (2, 5) and two.apart["left"].labels.shape == (5,)
-    assert two.part(["right", "left"]).apart.keys() == {"left", "right"}
     turned = {u: Unlesioned(1 - x.labels, x.predictions) for u, x in kept.apart.items()}
     for other in (replace(kept, apart=turned), scored(whole)):
         with refused("runs differ"):
-            IAP.over_seeds([scored_alone, other])
+            IAP.over_seeds([half, other])
 
 
 @pytest.mark.parametrize("n", [2, 3, 40, 597])

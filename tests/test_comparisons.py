@@ -51,7 +51,7 @@ def unit(kind: str, **changes) -> Unit:
     if kind == "selection":
         selections = {"gradient": {}, "norm": {"estimator": "norm"}}
         options = {"selections": selections, "examples": 4, "fraction": 0.25, "randoms": 2}
-        return SelectionUnit(model=TrainUnit(**shared), **options | changes)
+        return SelectionUnit(model=TrainUnit(**shared), **options)
     if kind == "endings":
         options = {"endings": ENDINGS, "pruned": ("trunk", "IAT"), "fractions": (0.3,)}
         return EndingsUnit(**shared | options | {"examples": 4} | changes)
@@ -59,7 +59,7 @@ def unit(kind: str, **changes) -> Unit:
         options = {"tasks": ("new",), "sources": ("plain", "IAT"), "sizes": (4, None), "passes": 1}
         targets = Targets(**options | {"min_steps": 2, "max_steps": 3} | changes)
         return EndingsUnit(**shared, endings=TWO, examples=4, targets=targets)
-    return SimilarityUnit(**shared | {"examples": 6} | changes)
+    return SimilarityUnit(**shared, examples=6)
 
 
 def trained(tasks, **options):

@@ -15,33 +15,28 @@ from fslib.study.profiles import QUESTION_AND_TEXT, SHARED, make_profile, shared
 N = 100
 
 
-def pruned(left: dict[str, dict[str, int]], seeds: int = 2) -> IAP:
-    """Models of which `left[scored][lesion]` of 100 answers are right, at two fractions."""
-    tasks, labels = tuple(left), np.zeros(N, dtype=np.int64)
+def pruned(left: dict[str, dict[str, int]]) -> IAP:
+    """Two models of which `left[scored][lesion]` of 100 answers are right, at two fractions."""
+    tasks, known = tuple(left), dict.fromkeys(left, np.zeros(N, dtype=np.int64))
 
-    def answers(right: int, shape: tuple[int, ...]) -> np.ndarray:
+    def answers(right: int, *shape: int) -> np.ndarray:
         return np.broadcast_to((np.arange(N) >= right).astype(np.int64), (*shape, N)).copy()
 
-    lesioned = {
-        u: np.stack([answers(left[u][t], (seeds, 2, 1)) for t in tasks], axis=2) for u in tasks
-    }  # (seeds, fractions, tasks, sets, n)
-    heads = np.zeros((seeds, 2, len(tasks), 1, 1, 4), dtype=bool)
-    unpruned = {u: answers(90, (seeds,)) for u in tasks}
-    metrics, known = ("accuracy",) * len(tasks), dict.fromkeys(tasks, labels)
+    # (seeds, fractions, tasks, sets, n)
+    lesioned = {u: np.stack([answers(left[u][t], 2, 2, 1) for t in tasks], 2) for u in tasks}
+    heads = np.zeros((2, 2, len(tasks), 1, 1, 4), dtype=bool)
+    unpruned = {u: answers(90, 2) for u in tasks}
+    metrics = ("accuracy",) * len(tasks)
     return IAP(tasks, metrics, (0.1, 0.3), heads, known, unpruned, lesioned)
 
 
 def test_what_ten_tasks_share():
     counted = Counter(shared_by(a, b) for a, b in combinations(QUESTION_AND_TEXT, 2))
     assert counted == {"question and text": 3, "question": 6, "text": 13, "neither": 23}
-    for a, b, shared in (
-        ("sst-2", "sst-shift", "text"),
-        ("bbc-shift", "sst-shift", "question"),
-        ("bbc", "bbc-pair", "question and text"),
-        ("sst-2", "qnli", "neither"),
-        ("bbc", "mine", None),
-    ):
-        assert shared_by(a, b) == shared
+    assert shared_by("sst-2", "sst-shift") == "text"
+    assert shared_by("bbc-shift", "sst-shift") == "question"
+    assert shared_by("bbc", "bbc-pair") == "question and text"
+    assert shared_by("bbc", "mine") is None
     profile = make_profile("evidence", {})
     assert set(profile.pair_tasks) == set(QUESTION_AND_TEXT) > set(profile.tasks)
     assert set(profile.ending_tasks) | set(profile.transfer_targets) == set(profile.tasks)

@@ -103,8 +103,7 @@ def test_scores_are_those_of_evaluate_under_pruned_as_the_model_is_now(zoo, expl
 )
 def test_a_question_without_an_answer_is_told_why(explorer, message, told):
     answer = asked(explorer, **message)
-    wanted = message | {"type": "problem"}
-    assert told in answer.pop("text") and answer == wanted
+    assert told in answer.pop("text") and answer == message | {"type": "problem"}
 
 
 def test_an_interrupt_is_told_to_the_page(explorer, monkeypatch):

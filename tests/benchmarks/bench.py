@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -109,10 +110,9 @@ def padding() -> bool:
     met = True
     for what, split in ((f"{names[0]} train", first.train), (f"{names[1]} eval", second.eval)):
         encoded = model.encode(split)
-        stream = encoded.forever(32, np.random.default_rng(0))
-        drawn = [next(stream) for _ in range(len(encoded) // 32)]
-        orders = {"evaluation": (encoded.in_length_order(32), 0.1), "training": (drawn, 0.2)}
-        for when, (order, most) in orders.items():
+        drawn = islice(encoded.forever(32, np.random.default_rng(0)), len(encoded) // 32)
+        orders = ("evaluation", encoded.in_length_order(32), 0.1), ("training", list(drawn), 0.2)
+        for when, order, most in orders:
             share = padding_share(order, encoded.lengths)
             line = f"padding, {when}, {what}, batch 32"
             met &= report(line, f"{share:.1%}", f"<= {most:.0%}", share <= most)
@@ -140,10 +140,10 @@ def throughput() -> bool:
 PEAK = """
 import resource, sys
 import fslib
-task = fslib.load_tasks(["bbc-pair"])["bbc-pair"]
+task = fslib.load_tasks(["bbc-pair"])["bbc-pair"].limited(train=1000)
 times = int(sys.argv[1]) // 1000
-texts = list(zip(task.train.texts[:1000], task.train.pairs[:1000])) * times
-labels, names = list(task.train.labels[:1000]) * times, task.label_names
+texts = list(zip(task.train.texts, task.train.pairs)) * times
+labels, names = list(task.train.labels) * times, task.label_names
 task = fslib.make_task("big", (texts, labels), (texts[:64], labels[:64]), label_names=names)
 model = fslib.MultiTaskModel.from_pretrained("minilm-l6", task, max_length=32)
 fslib.head_importance(model, task)
@@ -197,25 +197,17 @@ def ranking() -> bool:
     """Find the sample whose ranking of heads correlates to 0.95 with the whole training set's."""
     draws, limit, steps = (2, 64, 4) if QUICK else (20, None, 300)
     study, model = mini()
-    trained = study.store.checkpoint(study.units(0).train)
-    if trained.is_dir() and not QUICK:
-        model = fslib.MultiTaskModel.load(trained)
-    else:
-        fslib.train(model, study.tasks, steps=steps)
-    met, rng = True, np.random.default_rng(0)
+    fslib.train(model, study.tasks, steps=steps)
+    met, rng, default = True, np.random.default_rng(0), fslib.IAT().examples
     for name, task in study.tasks.items():
         every = contributions(model, task, examples=limit)
-        whole, n = every.importance(), len(every.tokens)
-        means = {}
+        whole, n, means = every.importance(), len(every.tokens), {}
         for size in (2**k for k in range(3, 10) if 2**k < n):
             subsets = [rng.choice(n, size, replace=False) for _ in range(draws)]
             maps = [every.importance(subset=subset) for subset in subsets]
             means[size] = float(np.mean([fslib.rank_correlation(m, whole) for m in maps]))
-        shown = ", ".join(f"{size}: {mean:.3f}" for size, mean in means.items())
-        print(f"    {name}, {n} examples: {shown}")
-        unstable = [size for size, mean in means.items() if mean < 0.95]
-        enough = 2 * max(unstable, default=4)
-        default = fslib.IAT().examples
+        print(f"    {name}, {n} examples: {means}")
+        enough = 2 * max((size for size, mean in means.items() if mean < 0.95), default=4)
         what = f"ranking of heads, {name}: examples for a correlation of 0.95"
         met &= report(what, str(enough), f"<= {default}", enough <= default)
     return met
