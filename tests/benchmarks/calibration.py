@@ -25,6 +25,8 @@ from fslib.claims import CONTRADICTED, NO_EFFECT, SUPPORTED
 from fslib.intervals import multi_bootstrap
 
 QUICK = os.environ.get("FSLIB_BENCH_QUICK") == "1"
+BOTH, ANY = "two parts: no effect", "any of five claims supported"
+Verdict = Callable[[np.random.Generator], str]
 # what, of what data, what it should be, found, beside it
 Row = tuple[str, str, str, list[bool], list[bool]]
 
@@ -38,14 +40,12 @@ def coverage() -> Iterator[Row]:
     """The 95 % interval; beside it the Multi-Bootstrap, of ten seeds or more, 400 times."""
     for place, (regime, spread) in enumerate(sim.REGIMES.items()):
         for seeds in (2, 3, 5, 10, 20):
-            measures = [
-                sim.crossed(rng, seeds, spread) for rng in generators(4000, 1, place, seeds)
-            ]
+            rngs = generators(4000, 1, place, seeds)
+            measures = [sim.crossed(rng, seeds, spread) for rng in rngs]
             found = [sim.covers(m.interval().at(0.95)) for m in measures]
-            few = zip(
-                measures[: 400 if seeds >= 10 else 0], generators(400, 2, place), strict=False
-            )
-            beside = [sim.covers(multi_bootstrap(m, 999, rng)) for m, rng in few]
+            few = measures[: 400 if seeds >= 10 else 0]
+            both = zip(few, generators(400, 2, place), strict=False)
+            beside = [sim.covers(multi_bootstrap(m, 999, rng)) for m, rng in both]
             verb = "dominates" if regime == "interaction" else "dominate"
             what = f"{regime} {verb}, {seeds} seeds"
             yield "95 % interval holds the truth", what, "0.95", found, beside
@@ -73,39 +73,31 @@ def correlation() -> Iterator[Row]:
 def claims() -> Iterator[Row]:
     """C3 to C5, of 5 seeds, and all five claims together."""
 
-    def of_two(truth: float, other: float) -> Callable[[np.random.Generator], str]:
+    def two(truth: float, other: float) -> Verdict:
         return lambda rng: sim.two_parts(rng, (truth, other)).verdict
 
-    def of_one(truth: float) -> Callable[[np.random.Generator], str]:
+    def one(truth: float) -> Verdict:
         return lambda rng: sim.one_part(rng, truth).verdict
 
-    two, one, none = "two parts", "one part: no effect", "two parts: no effect"
+    def any_supported(rng: np.random.Generator) -> str:
+        verdicts = [evidence.verdict for evidence in sim.five_claims(rng).values()]
+        return SUPPORTED if SUPPORTED in verdicts else ""
+
+    supported, none = "two parts supported", "one part: no effect"
     rows = [
-        (f"{two} supported", "false: neither part is true", "<= 0.05", of_two(0, 0), SUPPORTED, 6),
-        (
-            f"{two} supported",
-            "false: one part alone is true",
-            "<= 0.05",
-            of_two(0, 9),
-            SUPPORTED,
-            6,
-        ),
-        (f"{two} contradicted", "false: both are 0", "<= 0.05", of_two(0, 0), CONTRADICTED, 7),
-        (one, "false: it is +1, the smallest of interest", "<= 0.05", of_one(1), NO_EFFECT, 8),
-        (one, "false: it is -1, the smallest of interest", "<= 0.05", of_one(-1), NO_EFFECT, 8),
-        (one, "true: it is 0", "high", of_one(0), NO_EFFECT, 9),
-        (none, "false: both the smallest of interest", "<= 0.10", of_two(0.5, 0.5), NO_EFFECT, 10),
+        (supported, "false: neither part is true", "<= 0.05", two(0, 0), SUPPORTED, 6),
+        (supported, "false: one part alone is true", "<= 0.05", two(0, 9), SUPPORTED, 6),
+        ("two parts contradicted", "false: both are 0", "<= 0.05", two(0, 0), CONTRADICTED, 7),
+        (none, "false: it is +1, the smallest of interest", "<= 0.05", one(1), NO_EFFECT, 8),
+        (none, "false: it is -1, the smallest of interest", "<= 0.05", one(-1), NO_EFFECT, 8),
+        (none, "true: it is 0", "high", one(0), NO_EFFECT, 9),
+        (BOTH, "false: both the smallest of interest", "<= 0.10", two(0.5, 0.5), NO_EFFECT, 10),
+        (ANY, "false: none is true", "<= 0.05", any_supported, SUPPORTED, 11),
     ]
-    n = 40 if QUICK else 2000
     for what, data, expected, decide, verdict, seed in rows:
+        n = 40 if QUICK else 1000 if what == ANY else 2000
         found = sim.many(lambda rng, d=decide, v=verdict: d(rng).startswith(v), n, seed)
         yield what, data, expected, found, []
-
-    def any_supported(rng: np.random.Generator) -> bool:
-        return any(e.verdict == SUPPORTED for e in sim.five_claims(rng).values())
-
-    found = sim.many(any_supported, n if QUICK else 1000, 11)
-    yield "any of five claims supported", "false: none is true", "<= 0.05", found, []
 
 
 def shown(found: list[bool]) -> str:
