@@ -130,8 +130,3 @@ def test_similarity_is_one_matrix_a_measure(store):
         matrix = np.array(record.result["similarity"][measure])
         np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
         np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-6)
-
-
-def test_targets_are_tasks_that_there_are():
-    with refused("transfer_targets", "'bbcs'"):
-        Study("smoke", overrides={"transfer_targets": ["bbcs"]})
