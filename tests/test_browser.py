@@ -23,7 +23,7 @@ from views import EVIL, made_up
 from fslib import Study, evaluate, pruned
 from fslib.evaluation import Score
 from fslib.explorer.view import as_json, compare
-from fslib.explorer.widget import MODULE, Explorer, Kernel
+from fslib.explorer.widget import MODULE, STYLE, Explorer, Kernel
 from fslib.study.units import scored_on
 
 pytestmark = pytest.mark.browser
@@ -230,6 +230,7 @@ def test_a_view_hears_what_it_has_asked_and_what_is_scored_for_others(tab):
     for task in view["tasks"]:
         task |= {"patterns": [], "texts": 2}
     state = {"view": view, "off": [], "percent": 10, "kernel": True}
+    tab.add_style_tag(path=STYLE)
     tab.evaluate(VIEW, [MODULE.read_text(encoding="utf-8"), state])
     click_off(tab, 0, 1)
     click_off(tab, 0, 2)
@@ -260,12 +261,12 @@ def test_a_view_hears_what_it_has_asked_and_what_is_scored_for_others(tab):
     texts = tab.locator(".attention select").nth(1)
     texts.select_option("1")
     assert [m["number"] for m in tab.evaluate("window.asked.slice(1)")] == [0, 1]
-    problem = {"type": "problem", "task": 0, "text": "<b>no</b>"}
+    problem = {"type": "problem", "task": 1, "text": "<b>no</b>"}
     answer(tab, **problem, number=0)
     assert tab.locator(".attention .problem").count() == 0, "of a text that is not shown"
     answer(tab, **problem, number=1)
     assert tab.locator(".attention .problem").inner_text() == "<b>no</b>"
-    answer(tab, type="pattern", task=0, asked=1, number=0, texts=1, pattern=pattern)
+    answer(tab, type="pattern", task=1, asked=1, number=0, texts=1, pattern=pattern)
     assert tab.locator("td.weight").count() == 16 and texts.input_value() == "0"
     tab.evaluate("window.end()")
     assert tab.locator(".head").count() == 0
