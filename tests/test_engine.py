@@ -15,7 +15,7 @@ import torch
 from small_units import SMALL, TASKS, FailingUnit, KilledUnit, NumbersUnit, training
 
 from fslib import FslibError, Study, progress
-from fslib.progress import Count
+from fslib.progress import Count, span
 from fslib.study.files import CannotWriteError
 from fslib.study.parallel import (
     Backlog,
