@@ -6,11 +6,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "campaign"))
 
 import campaign
-from small_units import small
 
 
-def test_a_killed_run_ends_as_an_undisturbed_one(small_tasks):
-    tally = campaign.kills(1, 12, ["02", *small()])
+def test_a_killed_run_ends_as_an_undisturbed_one():
+    tally = campaign.kills(1, 12, ["02", "--set", "seeds=1", "--set", "steps=10"])
     assert (tally.trials, *tally.wrong.values()) == (1, [], [], [])
 
 
