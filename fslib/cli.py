@@ -24,16 +24,15 @@ from typing import TYPE_CHECKING, Any
 import click  # and nothing else: help is there at once, and torch is not
 
 if TYPE_CHECKING:
-    from fslib.study.parallel import Done, Engine
-    from fslib.study.store import Record, Unit
+    from fslib.study.parallel import Done
+    from fslib.study.store import Unit
     from fslib.study.study import Study
 
-FILE_HANDLES = 256  # a run and its kernel use about 100 each
 HEAVY = ["fslib.checks", *(f"fslib.study.{name}" for name in ("parallel", "runner", "verify"))]
 Action = Callable[..., int]
 Names = tuple[str, ...]
 say = partial(print, flush=True)  # at once, also into a pipe
-_begun = True
+_begun = False  # whether heavy modules are imported
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -52,12 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     with suppress(AttributeError):  # there is no output, or a stream of another kind
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
+    for number in (signal.SIGINT, signal.SIGTERM) if arguments is None else ():
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _obey(list(sys.argv[1:] if arguments is None else arguments))
+        with command.make_context("fslib", list(words) or ["--help"]) as context:
+            return int(command.invoke(context))
+    except click.exceptions.Exit as left:
+        return left.exit_code if words else 2
     except click.ClickException as error:
         return _fail(error.format_message())
     except OSError as error:  # too few file handles, a folder that may not be read, no reader
@@ -67,18 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         word = "interrupted" if number == signal.SIGINT else "terminated"
         return _fail(f"{word}; finished units are recorded, run again to go on", 128 + number)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         if arguments is None:  # all is said: Python's own end would answer in a traceback
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _obey(words: list[str]) -> int:
-    try:
-        with command.make_context("fslib", list(words) or ["--help"]) as context:
-            return int(command.invoke(context))
-    except click.exceptions.Exit as left:
-        return left.exit_code if words else 2
 
 
 def _unwritten(error: OSError) -> int:
@@ -110,7 +102,6 @@ def _opened(action: Action) -> Action:
     @wraps(action)
     def opened(*words: Any, **options: Any) -> int:
         global _begun
-        _begun = False
         try:
             for name in HEAVY:
                 import_module(name)
@@ -118,8 +109,7 @@ def _opened(action: Action) -> Action:
             reason = f"cannot be started ({' '.join(str(error).split())})"
             mend = "install it with pip install -r requirements.lock -e ."
             raise click.ClickException(f"{reason}; {mend}") from error
-        finally:
-            _begun = True
+        _begun = True
         from fslib.errors import FslibError
 
         try:
@@ -165,14 +155,14 @@ AT_LEAST = {least: click.IntRange(min=least) for least in (0, 1)}
 @_on_study
 def run(study: "Study", notebooks: Names, fresh: bool, in_place: bool, **where: Any) -> int:
     """Compute what is missing and execute NOTEBOOKS, given by number or name (default: all)."""
-    from fslib.study import files, parallel, provenance, runner
+    from fslib.study import files, provenance, runner
 
-    _check_file_handles()
     _check_where(**where)
     sources = runner.find_notebooks(notebooks)
-    if in_place:
-        runner.check_in_place(study)
-    planned = _units(study, sources)
+    if in_place and not study.is_plain:
+        why = "the notebooks show its results"
+        raise click.ClickException(f"--in-place is for the default profile as it is: {why}")
+    planned = study.plan(*(source.stem for source in sources))
     units = _to_compute(study, planned, fresh)
     figures = provenance.ROOT / "figures"
     for folder in (runner.notebooks_folder(), figures, Path(tempfile.gettempdir())):
@@ -185,61 +175,43 @@ def run(study: "Study", notebooks: Names, fresh: bool, in_place: bool, **where: 
     say(f"{recorded + len(units)} units: {recorded} recorded, {len(units)} to compute")
     failures: dict[str, Done] = {}
     if units:
-        engine = _engine(study, units, fresh, **where)
-        failures = parallel.compute(study.store, units, engine, say)
+        failures = _compute(study, units, fresh, **where)
         say(f"{len(units) - len(failures)} units computed, {len(failures)} failed")
     say("executing the notebooks on their records")
     failed = [s.stem for s in sources if not _execute(study, s, titles[s], failures, in_place)]
     if failed:
         return _fail(f"{len(failed)} of {len(sources)} notebooks failed: {', '.join(failed)}", 1)
     say(f"all done in {time.perf_counter() - started:.0f} s")
-    for part in ("tables", "figures", "notebooks"):
-        say(f"{part:10} {study.folder / part}")
+    say(f"tables, figures and notebooks: {study.folder}")
     return 0
-
-
-def _check_file_handles() -> None:
-    """Refuse where a notebook's kernel could not open its connections: it would stop anywhere."""
-    with suppress(ImportError):  # Windows has no such limit
-        import resource
-
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if 0 <= limit < FILE_HANDLES:
-            few = f"too few open files are allowed ({limit})"
-            raise click.ClickException(f"{few}: ulimit -n {FILE_HANDLES}, or more")
 
 
 def _check_where(workers: int | None, ray: str | None, gpus: float | None) -> None:
     """Refuse options that say two things about where units are computed."""
-    wrong = ""
     if ray is None and gpus is not None:
-        wrong = "goes with --ray: on this machine a unit takes the GPU that there is"
-    elif gpus is not None and not (0 <= gpus < 1 or (gpus > 0 and gpus % 1 == 0)):
-        wrong = f"{gpus:g}: give a whole number, or a share of one between 0 and 1"
-    if wrong:
-        raise click.ClickException(f"--gpus-per-unit {wrong}")
+        raise click.ClickException("--gpus-per-unit goes with --ray")
     if ray is not None and workers is not None:
-        wrong = "are processes of this machine: leave it out with --ray, which counts its own"
-        raise click.ClickException(f"--workers {wrong}")
+        raise click.ClickException("--workers are processes of this machine: not with --ray")
+    if gpus is not None and not (0 <= gpus < 1 or (gpus > 0 and gpus % 1 == 0)):
+        raise click.ClickException(
+            f"--gpus-per-unit {gpus:g}: give a whole number, or a share of 1"
+        )
 
 
-def _engine(study: "Study", units: Sequence["Unit"], fresh: bool = False, **where: Any) -> "Engine":
-    """Return what computes a study's units: a Ray cluster, or this machine."""
+def _compute(
+    study: "Study", units: Sequence["Unit"], fresh: bool = False, **where: Any
+) -> dict[str, "Done"]:
+    """Compute a study's units on a Ray cluster, or this machine, and return what failed."""
     from fslib.study import parallel
 
     if where.get("ray") is not None:
         from fslib.study.ray import Cluster
 
-        return Cluster(study.store, where["ray"], where["gpus"] or 0)
-    workers = where.get("workers") or parallel.default_workers(study.profile.threads)
-    return parallel.local_engine(study.store, units, workers, fresh=fresh)
-
-
-def _units(study: "Study", sources: Sequence[Path]) -> list["Unit"]:
-    """Return every unit behind the notebooks, once, dependencies first."""
-    from fslib.study.store import distinct
-
-    return distinct(unit for source in sources for unit in study.plan(source.stem))
+        engine: parallel.Engine = Cluster(study.store, where["ray"], where["gpus"] or 0)
+    else:
+        workers = where.get("workers") or parallel.default_workers(study.profile.threads)
+        engine = parallel.local_engine(study.store, units, workers, fresh=fresh)
+    return parallel.compute(study.store, units, engine, say)
 
 
 def _to_compute(study: "Study", planned: Sequence["Unit"], fresh: bool = False) -> list["Unit"]:
@@ -270,29 +242,16 @@ def _execute(
     from fslib.study.runner import NotebookError, run_notebook
 
     begun = time.perf_counter()
-    for done in [failures[u.key] for u in study.plan(source.stem) if u.key in failures][:1]:
-        _fail(f"notebook {source.stem} failed, computing {done}")
-        return False
+    failed = [failures[unit.key] for unit in study.plan(source.stem) if unit.key in failures]
     try:
+        if failed:
+            raise NotebookError(f"notebook {source.stem} failed, computing {failed[0]}")
         run_notebook(study, source, in_place=in_place)
     except NotebookError as error:
         _fail(str(error))
         return False
     say(f"{title}: done in {time.perf_counter() - begun:.0f} s")
     return True
-
-
-def _states(study: "Study", units: Sequence["Unit"]) -> dict[str, "Record | ValueError | None"]:
-    """Return each unit's record, None if there is none, or the FslibError that says why."""
-    from fslib.errors import FslibError
-
-    states: dict[str, Record | ValueError | None] = {}
-    for unit in units:
-        try:
-            states[unit.key] = study.store.load(unit.kind, unit.key)
-        except FslibError as error:
-            states[unit.key] = error
-    return states
 
 
 @command.command("list")
@@ -304,10 +263,11 @@ def list_units(study: "Study", notebooks: Names) -> int:
 
     say(f"profile {study.name}, seeds {study.seeds}, results in {study.folder}")
     sources = runner.find_notebooks(notebooks)
-    states = _states(study, _units(study, sources))
+    planned = study.plan(*(source.stem for source in sources))
+    states = {unit.key: study.store.state(unit) for unit in planned}
     recorded = [state for state in states.values() if isinstance(state, store.Record)]
     typical = parallel.typical_seconds((record.kind, record.seconds) for record in recorded)
-    said, left = set(), 0.0
+    left: dict[str, float] = {}
     for source in sources:
         say(source.stem)
         for unit in study.plan(source.stem):
@@ -317,12 +277,11 @@ def list_units(study: "Study", notebooks: Names) -> int:
                 words, seconds = f"recorded {state.seconds:12.1f} s", 0.0
             elif state is not None:
                 words = "DAMAGED" if isinstance(state, store.DamagedRecordError) else "UNREADABLE"
-            again = "  (as above)" if unit.key in said else ""
-            left += 0.0 if again else seconds
-            said.add(unit.key)
-            say(f"    {unit.kind:11} {unit.key}  {words:23}  {unit.describe()}{again}")
+            left[unit.key] = seconds
+            say(f"    {unit.kind:11} {unit.key}  {words:23}  {unit.describe()}")
     workers = parallel.default_workers(study.profile.threads)
-    hours = f"; about {left / 3600 / workers:.1f} hours with --workers {workers}" if left else ""
+    time_left = sum(left.values()) / 3600 / workers
+    hours = f"; about {time_left:.1f} hours with --workers {workers}" if time_left else ""
     say(f"{len(recorded)} of {len(states)} units recorded{hours}")
     for trouble in states.values():
         if isinstance(trouble, ValueError):
@@ -345,12 +304,13 @@ def verify(study: "Study", notebooks: Names, sample: int, draw: int) -> int:
 
     from fslib.questions.q08_claims import decide
     from fslib.study import runner, store
-    from fslib.study.verify import told, told_claims
+    from fslib.study.verify import compare_claims, told
 
-    units = _units(study, runner.find_notebooks(notebooks))
-    states = _states(study, units)
-    recorded = [unit for unit in units if isinstance(states[unit.key], store.Record)]
-    unread = [state for state in states.values() if isinstance(state, ValueError)]
+    units = study.plan(*(source.stem for source in runner.find_notebooks(notebooks)))
+    states = [study.store.state(unit) for unit in units]
+    pairs = zip(units, states, strict=True)
+    recorded = [unit for unit, state in pairs if isinstance(state, store.Record)]
+    unread = [state for state in states if isinstance(state, ValueError)]
     if not recorded and not unread:
         mend = f"run fslib run --profile {study.name} first"
         raise click.ClickException(f"no record in {study.folder}: {mend}")
@@ -361,7 +321,11 @@ def verify(study: "Study", notebooks: Names, sample: int, draw: int) -> int:
     compared = [told(study, unit, say) for unit in chosen]
     wrong = sum(comparison is None or bool(comparison.problems) for comparison in compared)
     other = [c.again for c in compared if c is not None and not c.exact]
-    changed = told_claims(study, other, decide, say)
+    lines, changed = compare_claims(study, other, decide)
+    for line in lines:
+        say(f"    {line}")
+    for change in changed:
+        say(f"with the records of this machine, the verdict on {change}")
     missed = f", {len(unread)} more could not be read" if unread else ""
     say(f"{len(chosen)} of {len(recorded)} records verified, {wrong} differ{missed}")
     return 1 if wrong or unread or changed else 0
@@ -394,14 +358,12 @@ def check(models: Names) -> int:
 def explore(study: "Study", out: Path, model_seed: int | None) -> int:
     """Write a page that shows a model's heads."""
     from fslib.explorer import widget  # widgets take a second to import
-    from fslib.study import parallel
 
     widget.checked_file(out)
     if units := _to_compute(study, widget.shown_units(study, model_seed)):
         say(f"{len(units)} units have no record: computing them first")
-        failures = parallel.compute(study.store, units, _engine(study, units), say)
-        for done in failures.values():
-            return _fail(str(done), 1)
+        for failed in _compute(study, units).values():
+            return _fail(str(failed), 1)
     path = widget.explore(study, seed=model_seed).to_html(out)
     say(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0

@@ -17,19 +17,22 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.legend import Legend
 from numpy.typing import ArrayLike
 
+Look = dict[str, Any]  # options of a drawing function
 WIDTH = 7.0  # inches: two columns of a page
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#777777"
-CONTROLS = ("random", "least", "mixed", "trunk")  # in the name of what is drawn in grey
-STYLE: dict[str, Any] = {"font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5}
+# in the name of what is drawn in grey
+CONTROLS = ("random", "least", "mixed", "trunk", "bag of words", "majority class")
+STYLE: Look = {"font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5}
 STYLE |= {"legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": False}
 STYLE |= {"axes.spines.right": False, "figure.dpi": 110, "lines.markersize": 4.5}
 
 
-def looks(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
+def looks(tasks: Sequence[str]) -> dict[str, Look]:
     """Return colour and marker of each task, by its place in the study's list.
 
     The eighth has another marker.
@@ -96,38 +99,86 @@ def set_limits(
         high: Upper ends.
         which: "x" or "y".
     """
-    middle, least, most = (np.asarray(x, dtype=float).ravel() for x in (value, low, high))
-    if not np.isfinite(middle).any():
-        return
-    bottom, top = float(np.nanmin([np.nanmin(middle), 0])), float(np.nanmax([np.nanmax(middle), 0]))
-    room = 1.2 * (top - bottom) or 1.0
-    ends = [np.nanmin([*least, *middle, 0]), np.nanmax([*most, *middle, 0])]
-    margin = 0.04 * (top - bottom) or 0.1
-    limits = max(float(ends[0]) - margin, bottom - room), min(float(ends[1]) + margin, top + room)
-    getattr(ax, f"set_{which}lim")(limits)
+    middle, least, most = (np.append(np.asarray(x, dtype=float), 0.0) for x in (value, low, high))
+    if np.isfinite(middle[:-1]).any():
+        bottom, top = float(np.nanmin(middle)), float(np.nanmax(middle))
+        room, margin = 1.2 * (top - bottom) or 1.0, 0.04 * (top - bottom) or 0.1
+        lowest, highest = np.nanmin([*least, *middle]), np.nanmax([*most, *middle])
+        limits = max(lowest - margin, bottom - room), min(highest + margin, top + room)
+        getattr(ax, f"set_{which}lim")(limits)
 
 
-def forest(
-    ax: Axes,
-    names: Iterable[str],
-    value: Iterable,
-    low: Iterable,
-    high: Iterable,
-    color: str = COLOURS[0],
+def whiskers(
+    ax: Axes, at: ArrayLike | float | int, ends: Iterable[Any], which: str = "y", **look: Any
 ) -> None:
-    """Draw values with intervals, one row per name, the first on top.
+    """Draw estimates with their intervals.
+
+    Args:
+        ax: Where to draw.
+        at: The place of each estimate on the other axis.
+        ends: Estimates, lower and upper ends of their intervals.
+        which: The axis that the estimates lie on.
+        **look: Options of `Axes.errorbar`.
+    """
+    place, value, low, high = (np.atleast_1d(np.asarray(x, dtype=float)) for x in (at, *ends))
+    x, y = (place, value) if which == "y" else (value, place)
+    options: Look = {"capsize": 2, f"{which}err": [value - low, high - value]}
+    ax.errorbar(x, y, **options | look)
+
+
+def band(ax: Axes, x: ArrayLike, ends: Iterable[Any], label: str, around: str = "") -> None:
+    """Draw estimates of controls over x, dashed, in a grey band of their intervals.
+
+    Args:
+        ax: Where to draw.
+        x: The places of the estimates.
+        ends: Estimates, lower and upper ends of their intervals.
+        label: Of the line.
+        around: Label of the band; "": none.
+    """
+    value, *interval = ends
+    ax.fill_between(x, *interval, color=GREY, alpha=0.25, lw=0, label=around)
+    ax.plot(x, value, color=GREY, linestyle="--", linewidth=1, label=label)
+
+
+def forest(ax: Axes, names: Iterable[str], ends: Iterable[Any], label: str, **look: Any) -> None:
+    """Draw estimates with their intervals, one row per name, the first on top.
 
     Those of `CONTROLS` are grey.
+
+    Args:
+        ax: Where to draw.
+        names: Of the rows.
+        ends: Estimates, lower and upper ends of their intervals.
+        label: Of the axis of the estimates.
+        **look: Options of `Axes.errorbar`.
     """
     names = list(names)
-    for row, (name, middle, least, most) in enumerate(zip(names, value, low, high, strict=True)):
-        grey = any(word in name for word in CONTROLS)
-        ends = [[middle - least], [most - middle]]
-        look: dict[str, Any] = {"fmt": "D" if grey else "o", "color": GREY if grey else color}
-        ax.errorbar(middle, row, xerr=ends, capsize=2, markersize=4, **look)
+    for row, (name, *estimate) in enumerate(zip(names, *ends, strict=True)):
+        mine: Look = {"fmt": "o", "color": COLOURS[0], "markersize": 4} | look
+        if any(word in name for word in CONTROLS):
+            mine |= {"fmt": look.get("fmt", "D"), "color": GREY}
+        whiskers(ax, row, estimate, "x", **mine)
+    name_rows(ax, names)
+    ax.grid(axis="x", color="#dddddd", linewidth=0.6)
+    ax.set_xlabel(label)
+
+
+def name_rows(ax: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a panel, the first on top."""
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.grid(axis="x", color="#dddddd", linewidth=0.6)
+
+
+def zero(ax: Axes, which: str = "x") -> None:
+    """Draw a line where the values of an axis are 0."""
+    line = ax.axvline if which == "x" else ax.axhline
+    line(0, color="black", linewidth=0.6)
+
+
+def legend_below(figure: Figure, ax: Axes, columns: int) -> Legend:
+    """Put the legend of one of a figure's axes below all of them."""
+    return figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 
 
 @styled
@@ -140,10 +191,10 @@ def matrices(
     values = np.concatenate([f.to_numpy(dtype=float).ravel() for f in frames.values()])
     limit = float(np.nanmax(np.abs(values)))
     ends = (-limit, limit) if diverging else (float(np.nanmin(values)), float(np.nanmax(values)))
-    look: dict[str, Any] = {"annot": True, "fmt": fmt, "annot_kws": {"fontsize": 7}}
+    look: Look = {"annot": True, "fmt": fmt, "annot_kws": {"fontsize": 7}}
     look |= {"cmap": "PuOr" if diverging else "viridis", "vmin": ends[0], "vmax": ends[1]}
     look |= {"cbar": False, "square": True, "linewidths": 0.5}
-    outline: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 1.6}
+    outline: Look = {"fill": False, "edgecolor": "black", "linewidth": 1.6}
     for i, (ax, (title, frame)) in enumerate(zip(axes, frames.items(), strict=True)):
         sns.heatmap(frame.astype(float), ax=ax, **look)
         for row in range(len(frame) if frame.index.equals(frame.columns) else 0):

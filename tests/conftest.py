@@ -83,11 +83,8 @@ def bert(zoo):
     return zoo.model("bert")
 
 
-CHROMIUM = [
-    path
-    for name in ("chromium", "chromium-browser", "google-chrome")
-    if (path := shutil.which(name))
-]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = [path for path in map(shutil.which, BROWSERS) if path]
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +116,8 @@ def tab(chromium, tmp_path, request):
 
     page.route("**/*", guarded)
     page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on(
-        "console", lambda m: m.type == "error" and "/api/" not in m.text and troubles.append(m.text)
-    )
+    mine = lambda m: m.type == "error" and "/api/" not in m.text  # noqa: E731
+    page.on("console", lambda m: mine(m) and troubles.append(m.text))
     page.troubles = troubles
     yield page
     page.screenshot(path=tmp_path / "page.png", full_page=True)

@@ -28,13 +28,9 @@ SHARE = (-0.1, 0, 1.5, "0.3", None, True, NAN, [0.3])  # wrong for shares
 NUMBER = (None, 5, ["single"], {"a": 1})  # wrong for texts
 OBJECT = ("single", *NUMBER)  # wrong for everything else
 FLAG = ("no", None, 5, [True])
-SET = (
-    "maps['pair']",
-    "top.astype(int)",
-    "top[0]",
-    "[[True], [True, False]]",
-)  # computed: head sets
+SET = ("maps['pair']", "top.astype(int)", "top[0]", "[[True], [True, False]]")  # no head sets
 WRAPPED = ("nn.DataParallel(model)", "nn.Sequential(model)", "None")  # computed: no models
+PRUNE = "prune_important_heads(model, tasks, [0.5], 1"
 OWN = "(['a', 'b'], [0, 1]), (['c'], [1]), label_names="
 
 # A call with the wrong value V, and what V is in turn
@@ -42,10 +38,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "evaluate(model, tasks, batch_size=V)": (*COUNT, 0, None),
     "evaluate(model, V)": OBJECT,
     "evaluate(model, single, split=V)": OBJECT,
-    "prune_important_heads(model, tasks, [0.5], 1, importance=maps, batch_size=V)": COUNT,
     "prune_important_heads(model, tasks, [0.5], V, importance=maps)": COUNT,
-    "prune_important_heads(model, tasks, [0.5], 1, importance=maps, seed=V)": COUNT,
-    "prune_important_heads(model, tasks, [0.5], 1, importance=maps, min_per_layer=V)": COUNT,
     "prune_important_heads(model, tasks, [0.5], 1, examples=V)": (*COUNT, 0),
     "prune_important_heads(model, tasks, [V], 0, importance=maps)": SHARE,
     "prune_important_heads(model, tasks, V)": (0.3, "0.3", None, 5),
@@ -61,14 +54,13 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "overlap(V, top)": OBJECT,
     "pruned(model, V).__enter__()": OBJECT,
     "rank_correlation(V, maps['pair'])": OBJECT,
-    "single.limited(eval=V)": (*COUNT, 0),
-    "single.limited(train=V)": (*COUNT, 0),
     "single.limited(train=5, seed=V)": COUNT,
     "make_task('own', (list('abcdef'), [0, 1] * 3), label_names=['x', 'y'], seed=V)": COUNT,
     "make_task('own', V, label_names=['x', 'y'])": OBJECT,
     f"make_task(V, {OWN}['x', 'y'])": ("Single", *NUMBER),
-    f"make_task('own', {OWN}V)": (*OBJECT[:3], {"x": 0, "y": 1}, {"x", "y"}, "xy", [1, 0]),
+    f"make_task('own', {OWN}V)": ("single", None, 5, ["x"], {"x": 0, "y": 1}, {"x", "y"}, "xy"),
     "Task('own', V, V, ('x', 'y'))": OBJECT,
+    f"make_task('own', {OWN}['x', 'y'], metric=V)": ("single", *NUMBER[1:]),
     "load_tasks(V)": OBJECT,
     "task_names(V)": ("single", *NUMBER[1:]),
     "glue_task(V)": OBJECT,
@@ -79,8 +71,6 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "MultiTaskModel.load(V)": OBJECT,
     "model.save(V)": NUMBER,
     "Encoded(single.eval, model.tokenizer, V)": (*COUNT, 0, None),
-    "head_importance(model, single, examples=V)": (*COUNT, 0),
-    "head_importance(model, single, batch_size=V)": (*COUNT, 0),
     "head_importance(model, single, examples=4, seed=V)": COUNT,
     "head_importance(model, single, estimator='integrated', steps=V)": (*COUNT, 0),
     "head_importance(model, single, estimator=V)": OBJECT,
@@ -94,21 +84,9 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "transfer(model, new, part='classifier', seed=V)": COUNT,
     "transfer(model, V)": OBJECT,
     "IAT(examples=V)": (*COUNT, 0),
-    "IAT(alpha=V)": SHARE,
-    "IAT(delta=V)": SHARE,
     "IAT(heads=V)": OBJECT,
-    "IAT(shared=V)": FLAG,
-    "IAT(strict=V)": FLAG,
     "PCGrad(project=V)": FLAG,
-    "train(model, tasks, steps=V)": (*COUNT, 0),
-    "train(model, tasks, steps=2, batch_size=V)": (*COUNT, 0),
-    "train(model, tasks, steps=2, epochs=V)": (*COUNT, 0),
-    "train(model, tasks, steps=2, evaluate_every=V)": (*COUNT, 0),
     "train(model, tasks, steps=2, seed=V)": COUNT,
-    "train(model, tasks, steps=2, lr=V)": FLOAT,
-    "train(model, tasks, steps=2, weight_decay=V)": FLOAT,
-    "train(model, tasks, steps=2, warmup=V)": FLOAT,
-    "train(model, tasks, steps=2, clip=V)": FLOAT,
     "train(model, tasks, steps=2, sampling=V)": OBJECT,
     "train(model, V)": OBJECT,
     "list(branch(model, tasks, V, steps=2))": OBJECT,
@@ -126,26 +104,34 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "similarity.task_similarity(V, {'a': V})": OBJECT,
     "similarity.text_embedding(model, V)": OBJECT,
 }
+# A call, some of its settings, and what each is in turn
+TOGETHER: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
+    ("train(model, tasks, **({'steps': 2} | {'%s': V}))", "steps batch_size epochs", (*COUNT, 0)),
+    ("train(model, tasks, steps=2, %s=V)", "lr weight_decay warmup clip", FLOAT),
+    ("train(model, tasks, steps=2, %s=V)", "evaluate_every", (*COUNT, 0)),
+    (f"{PRUNE}, importance=maps, %s=V)", "batch_size seed min_per_layer", COUNT),
+    ("IAT(%s=V)", "alpha delta", SHARE),
+    ("IAT(%s=V)", "shared strict", FLAG),
+    ("single.limited(%s=V)", "train eval", (*COUNT, 0)),
+    ("head_importance(model, single, %s=V)", "examples batch_size", (*COUNT, 0)),
+)
+for call, settings, values in TOGETHER:
+    VALUES |= {call % setting: values for setting in settings.split()}
 # A setting of a profile, and what it is in turn
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "stepps": (3,),
     "steps": (0, -1, 2.5, True, None, "many", [1], {"a": 1}),
     "lr": (0, -1, NAN, "fast"),
     "sampling": ("anealed",),
-    "small_sampling": (False,),
     "fractions": ([], [0], [1.5], [0.1, 0.1], 0.1),
     "tasks": ([], ["bbc"], ["bbc", "bbc"], ["bbc", "BBC"], ["bbc", "bbcs"], "bbc", ["a/b", "bbc"]),
-    "transfer_targets": (["bbcs"],),
     "controls": (0, -1),
-    "encoder": ([],),
-    "encoders": ([],),
-    "max_length": (0, 3),
-    "alpha": (0, 1.5),
-    "other_alphas": ([2],),
-    "delta": (0, 1),
-    "other_deltas": ([0],),
-    **dict.fromkeys(("seeds", "batch_size", "importance_examples", "curve_points", "epochs"), (0,)),
-    **dict.fromkeys(("draws", "ending_seeds", "eval_examples"), (1,)),
+    "encoders": ([], ["minilm-l1", "minilm-l1"]),
+    "encoder_lrs": ({"minilm-l3": 2.0},),
+    **dict.fromkeys(("alpha", "delta"), (0, 1.5)),
+    **dict.fromkeys(("other_alphas", "other_deltas", "doses"), ([2], [0], [0.5, 0.5])),
+    **dict.fromkeys(("seeds", "threads", "max_length", "batch_size", "epochs"), (0,)),
+    **dict.fromkeys(("draws", "ending_seeds", "eval_examples", "importance_examples"), (1,)),
 }
 VALUES |= {f"Study('smoke', overrides={{{s!r}: V}})": values for s, values in SETTINGS.items()}
 # A call with something computed, V
@@ -194,38 +180,31 @@ COMPUTED: dict[str, tuple[str, ...]] = {
     "make_task('own', (['a', 'b', 'c'], V), label_names=['1', '0'])": ("[0, 1, 0]", "[0.0, 1, 0]"),
 }
 POOLING = "1_Pooling/config.json"
+BROKEN = (b"[]", b'{"\xe9": 1}', b"{")
 # A model's folder in which one file is this (bytes), has these entries (dict), or is gone (None)
 FOLDERS: dict[str, tuple[bytes | dict[str, Any] | None, ...]] = {
-    "tokenizer.json": (None, b"[]", b'{"\xe9": 1}', b"{"),
+    "tokenizer.json": (None, *BROKEN),
     "tokenizer_config.json": (
-        b"[]",
-        b'{"\xe9": 1}',
+        *BROKEN[:2],
         *({"model_max_length": value} for value in ("many", float("inf"), True)),
     ),
     "config.json": (
-        b"[]",
+        *BROKEN[::2],
         b'{"model_type": "b\xe9rt"}',
-        b"{",
         *({"num_hidden_layers": value} for value in ("three", 2.5, None, -1)),
         *({"num_attention_heads": value} for value in (3.5, 0, 5)),
-        {"max_position_embeddings": "many"},
-        {"vocab_size": "many"},
+        *({name: "many"} for name in ("max_position_embeddings", "vocab_size")),
     ),
     POOLING: (
-        b"[]",
-        b'{"\xe9": 1}',
-        b"{",
-        b"[" * 100_000,
+        *(*BROKEN, b"[" * 100_000),
         {"pooling_mode_max_tokens": True},
-        {"pooling_mode_mean_tokens": False},
-        {"pooling_mode_mean_tokens": 1.5},
+        *({"pooling_mode_mean_tokens": value} for value in (False, 1.5)),
         {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
     ),
 }
 # A checkpoint whose card is this, or has these entries
 CARDS: tuple[bytes | dict[str, Any], ...] = (
-    b"[]",
-    b'{"\xe9": 1}',
+    *BROKEN[:2],
     *({"max_length": value} for value in (0, "long", 7.5)),
     {"pooling": "max"},
     *({"answers": value} for value in ([], {"single": {"outputs": "3"}}, {"single": 3})),
@@ -246,16 +225,12 @@ class Given:
         self.model = fslib.MultiTaskModel.from_pretrained(self.source, every)
         self.maps = {t.name: np.arange(12.0).reshape(3, 4) for t in self.tasks}
         self.top = fslib.top_heads(self.maps["single"], 0.3)
-        self.iap = fslib.prune_important_heads(
-            self.model, self.tasks, [0.5], 1, importance=self.maps
-        )
+        scores = {"importance": self.maps}
+        self.iap = fslib.prune_important_heads(self.model, self.tasks, [0.5], 1, **scores)
         self.names = {name: getattr(fslib, name) for name in fslib.__all__} | vars(self)
         more = (Encoded, contributions, History, Task)
-        self.names |= {thing.__name__: thing for thing in more} | {
-            "np": np,
-            "torch": torch,
-            "nn": nn,
-        }
+        self.names |= {thing.__name__: thing for thing in more}
+        self.names |= {"np": np, "torch": torch, "nn": nn}
 
     def call(self, call: str, value: Any) -> Any:
         return eval(call, self.names | {"V": value})

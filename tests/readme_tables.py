@@ -1,10 +1,9 @@
-"""Write README's tables anew from what the notebooks have saved.
+"""Write README's table of claims anew from what the notebooks have saved.
 
-`python tests/readme_tables.py` writes each between its marks, `<!-- table: NAME -->` and
+`python tests/readme_tables.py` writes it between its marks, `<!-- table: claims -->` and
 `<!-- end -->`; `pytest tests/test_readme.py` says whether it would change anything.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+ENDS = ("value", "low", "high")
 PROFILES = {"mini": 1, "evidence": 2}  # and how many digits of an estimate are shown
 WORDS = {  # what README calls each claim, and the numbers that it stands on
     "C1": ("heads specialize", "own lesion against others', points of D",
@@ -42,13 +42,11 @@ def verdict(part: pd.Series) -> str:
 
 def number(part: pd.Series, digits: int) -> str:
     """Write one number of a claim: estimate, interval, p, and minimum detectable effect."""
+    value, low, high = (f"{round(part[k], digits) + 0.0:.{digits}f}" for k in ENDS)
     if np.isnan(part["value"]):
         return ""
     if part["low"] == part["value"] == part["high"]:
         return f"{part['value']:g} exactly"
-    value, low, high = (
-        f"{round(part[k], digits) + 0.0:.{digits}f}" for k in ("value", "low", "high")
-    )
     return f"{value} [{low}, {high}], p {p_value(part['p'])}, {part['MDE']:.2g}"
 
 
@@ -67,19 +65,16 @@ def claims() -> list[list[str]]:
     return rows
 
 
-TABLES: dict[str, Callable[[], list[list[str]]]] = {"claims": claims}
+BEGIN, END = "<!-- table: claims -->\n", "<!-- end -->"
 
 
 def with_tables(text: str) -> str:
-    """Return README's text with every table as it follows from the records."""
-    for name, rows in TABLES.items():
-        begin, end = f"<!-- table: {name} -->\n", "<!-- end -->"
-        if text.count(begin) != 1:
-            raise SystemExit(f"README needs one line {begin.strip()}, and {end} below it")
-        before, _, rest = text.partition(begin)
-        table = "".join(f"| {' | '.join(row)} |\n" for row in rows())
-        text = before + begin + table + end + rest.partition(end)[2]
-    return text
+    """Return README's text with its table as it follows from the records."""
+    if text.count(BEGIN) != 1:
+        raise SystemExit(f"README needs one line {BEGIN.strip()}, and {END} below it")
+    before, _, rest = text.partition(BEGIN)
+    table = "".join(f"| {' | '.join(row)} |\n" for row in claims())
+    return before + BEGIN + table + END + rest.partition(END)[2]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Small tasks and units for the tests of records, engines and the command."""
 
 import itertools
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+import fslib
 from fslib.study.store import Result, Store, Unit
 from fslib.study.units import Data, ImportanceUnit, TrainUnit
 
@@ -29,6 +33,36 @@ SMALL = {
     "controls": 1,
     "lesion_seeds": 0,
 }
+COMMAND = [sys.executable, "-c", "import sys; from fslib.cli import main; sys.exit(main())"]
+
+
+def small(**changes: object) -> list[str]:
+    """The settings of small studies, some changed, as words of the command line."""
+    pairs = (SMALL | changes).items()
+    settings = [word for key, value in pairs for word in ("--set", f"{key}={json.dumps(value)}")]
+    return ["--profile", "smoke", *settings]
+
+
+def hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def start(words: list[str], **options) -> subprocess.Popen:
+    """Start the command in a process of its own; the code under test is found first."""
+    here = str(Path(fslib.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": here} | options.pop("env", {})
+    # what a shell starts in the background ignores Ctrl-C, and so would what it starts
+    shared = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hear_interrupts}
+    return subprocess.Popen([*COMMAND, *words], env=environment, text=True, **shared | options)
+
+
+def wait_for(found: Callable, seconds: float = 200):
+    """Return what a call gives once it gives something."""
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.05)
+    return value
 
 
 class NumbersUnit(Data, Unit):
@@ -85,13 +119,10 @@ class PlacedUnit(NumbersUnit):
         with Path(self.log).open("a") as file:
             file.write(f"{self.n} {node}\n")
         time.sleep(self.seconds)
-        seen = {
-            "n": self.n,
-            "node": node,
-            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-            "threads": torch.get_num_threads(),
-        }
-        return Result(seen | {"base": self.base and store.get(self.base).result["n"]})
+        gpus, threads = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.get_num_threads()
+        if self.base is not None:
+            store.get(self.base)
+        return Result({"n": self.n, "node": node, "gpus": gpus, "threads": threads})
 
 
 def write_tasks(place: Path) -> Path:

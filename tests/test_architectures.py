@@ -24,31 +24,23 @@ def table():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_table_is_found_again(table):
+def test_a_quarter_of_the_table_is_found_again(table):
+    models = architectures.text_models()
+    assert models.keys() == table.keys()
     with one_thread():
-        found = {
-            kind: architectures.row(kind, *model)
-            for kind, model in sorted(architectures.text_models().items())
-        }
-    assert found.keys() == table.keys()
-    for kind, row in found.items():
-        assert {name: row.get(name, "") for name in table[kind]} == table[kind], kind
+        for kind in sorted(models)[::4]:  # all of them, in minutes: the benchmark
+            row = architectures.row(kind, *models[kind])
+            assert {name: row.get(name, "") for name in table[kind]} == table[kind], kind
 
 
 def test_what_works_has_passed_the_checks_and_what_does_not_says_why(table):
     for row in table.values():
         if row["result"] == "works":
-            assert (
-                "the empty set changes nothing" in row["why"]
-                and "one head off is zeros in its place" in row["why"]
-            )
-            assert row["IAT"]
+            for passed in ("the empty set changes nothing", "one head off is zeros in its place"):
+                assert passed in row["why"] and row["IAT"]
         else:
-            assert (
-                row["result"] in ("refused", "not built", "unsure")
-                and row["why"]
-                and not row["IAT"]
-            )
+            assert row["result"] in ("refused", "not built", "unsure")
+            assert row["why"] and not row["IAT"]
 
 
 def test_readme_counts_what_the_table_does(table):

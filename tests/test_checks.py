@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers as tf
 from refusal import refused
-from tinymodels import ARCHITECTURES, HEADS, LAYERS, tokenizer
+from tinymodels import ARCHITECTURES, HEADS, LAYERS, disturbed, save, tokenizer, trace
 
 import fslib
 from fslib import checks
@@ -12,55 +12,45 @@ from fslib.model.attention import gated
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_an_architecture_that_is_used_passes_every_check(zoo, name):
-    report = fslib.check(zoo.folder(name))
-    assert report.works and (report.layers, report.heads) == (LAYERS, HEADS), report
-    assert len(report.passed) == 3 and report.rows == ""
-    assert report.pooling == ARCHITECTURES[name].pooling
+def test_an_architecture_that_is_used_passes_every_check_and_stays_as_it_was(zoo, name):
+    model = zoo.model(name)
+    before = trace(disturbed(model) if name == "bert" else model)
+    for given in (model, zoo.folder(name)):
+        report = fslib.check(given)
+        assert report.works and (report.layers, report.heads) == (LAYERS, HEADS), report
+        assert len(report.passed) == 3 and report.rows == ""
+        assert report.pooling == ARCHITECTURES[name].pooling
+    assert trace(model) == before
     said = str(report)
     for part in (f"works, {LAYERS} layers of {HEADS} heads", "12 of 12 heads tried", "IAT: finds"):
         assert part in said
-
-
-def test_a_loaded_model_is_checked_and_left_as_it_was(zoo):
-    model = zoo.model("bert")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.train()
-    report = fslib.check(model)
-    assert report.works and report.pooling == model.pooling and model.training
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert model.control.gate is None and model.control.tap is None
 
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
 SMALL |= {"num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def test_a_model_whose_attention_cannot_be_reached_is_refused_by_name(tmp_path):
-    report = fslib.check(tf.RoFormerModel(tf.RoFormerConfig(**SMALL)))
+def test_a_model_whose_attention_cannot_be_reached_is_refused_by_name(zoo, tmp_path):
+    model = tf.RoFormerModel(tf.RoFormerConfig(**SMALL))
+    report = fslib.check(model)
     assert not report.works and "RoFormerModel cannot be used" in report.refused
     assert str(report).startswith("RoFormerModel (RoFormerModel): refused. ")
+    model.save_pretrained(tmp_path)
+    tokenizer(("[CLS]", "[SEP]")).save_pretrained(tmp_path)
+    report = fslib.check(tmp_path)
+    assert not report.works and report.refused.startswith("RoFormerModel at")
+    with refused("RoFormerModel", "use an architecture", "BERT, RoBERTa"):
+        fslib.MultiTaskModel.from_pretrained(tmp_path, zoo.tasks)
+    with refused("unknown model 'bort'"):
+        fslib.check("bort")
 
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("positions", [["p2c", "c2p"], ["c2p"], []])
-def test_deberta_works_however_it_attends_to_positions(shared, positions):
-    options = {
-        "relative_attention": bool(positions),
-        "pos_att_type": positions,
-        "share_att_key": shared,
-    }
-    model = tf.DebertaV2Model(tf.DebertaV2Config(**SMALL, **options, attn_implementation="eager"))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    report = fslib.check(model)
+def test_deberta_works_however_it_attends_to_positions(zoo, tmp_path, shared, positions):
+    options = {"relative_attention": bool(positions), "pos_att_type": positions}
+    report = fslib.check(save("deberta-v2", tmp_path, share_att_key=shared, **options))
     assert report.works and len(report.passed) == 3 and not report.rows, report
-
-
-def test_a_name_that_is_nothing_is_no_report(tmp_path):
-    with refused("unknown model 'bort'"):
-        fslib.check("bort")
 
 
 def test_what_a_head_does_otherwise_is_seen(zoo):
@@ -95,13 +85,6 @@ def test_iat_says_why_it_cannot(zoo):
         parameter.requires_grad_(False)
     report = fslib.check(model)
     assert report.works and "head 0 of layer 0 has no rows of its own" in report.rows
-
-
-def test_a_folder_that_cannot_be_used_is_a_report_and_not_an_error(tmp_path):
-    tf.RoFormerModel(tf.RoFormerConfig(**SMALL)).save_pretrained(tmp_path)
-    tokenizer(("[CLS]", "[SEP]")).save_pretrained(tmp_path)
-    report = fslib.check(tmp_path)
-    assert not report.works and report.refused.startswith("RoFormerModel at")
 
 
 def test_a_head_whose_output_no_module_reads_as_it_is_cannot_be_checked(zoo):

@@ -10,14 +10,12 @@ from scipy import stats
 from simulations import (
     WORLDS,
     World,
+    crossed,
     decide_specialization,
     five_claims,
-    mantel_p,
     many,
     matrix_of_tasks,
-    one_part,
     pruned_models,
-    two_parts,
     within,
 )
 
@@ -41,12 +39,11 @@ from fslib.claims import (
     learned,
     mantel,
     p_text,
-    paired_differences,
     score_half,
     scored,
 )
-from fslib.iap import IAP, Unlesioned, double_dissociations
-from fslib.intervals import Interval, Measure, constant
+from fslib.iap import IAP, Unlesioned
+from fslib.intervals import Interval
 from fslib.questions import q03_pruning
 from fslib.scoring import rank_correlation
 from fslib.study.units import prune_on
@@ -58,10 +55,8 @@ NONE = "no effect of 1 points or more"  # of C5, whose smallest effect of intere
 # With df infinite and standard error 1 a 95 % interval ends 1.96 away, a 90 % one 1.645.
 DECISIONS = [
     # value, standard error, p of its own test (None: of the interval), verdict
-    (3.0, 1.0, None, SUPPORTED),
     (1.97, 1.0, None, SUPPORTED),
     (1.95, 1.0, None, INCONCLUSIVE),
-    (0.0, 1.0, None, INCONCLUSIVE),
     (-1.95, 1.0, None, INCONCLUSIVE),
     (-1.97, 1.0, None, CONTRADICTED),
     (3.0, 1.0, np.nextafter(0.05, 0), SUPPORTED),
@@ -69,19 +64,15 @@ DECISIONS = [
     (1.95, 1.0, 0.001, INCONCLUSIVE),  # nor does p
     (-1.97, 1.0, 0.001, CONTRADICTED),
     # standard error 0.3: the 90 % interval ends 0.493 away, the 95 % one 0.588
-    (0.0, 0.3, None, NONE),
     (0.5, 0.3, None, NONE),
     (0.51, 0.3, None, INCONCLUSIVE),
     (-0.5, 0.3, None, NONE),
     (-0.55, 0.3, None, INCONCLUSIVE),
-    (0.6, 0.3, None, SUPPORTED),
-    (-0.6, 0.3, None, CONTRADICTED),
     # order: a small effect that is there is supported or contradicted first
     (0.4, 0.1, None, SUPPORTED),
     (0.4, 0.1, 0.2, NONE),  # where its own test does not support it
     (-0.4, 0.1, None, CONTRADICTED),
     (0.0, 0.0, None, NONE),  # nothing varies
-    (0.7, 0.0, None, SUPPORTED),
     (1.0, 0.0, 1.0, INCONCLUSIVE),  # the smallest effect of interest is one
     (np.nan, np.nan, None, NOT_TESTABLE),
     (1.0, np.nan, 0.001, NOT_TESTABLE),
@@ -111,7 +102,6 @@ def test_a_verdict_follows_from_its_one_part_unless_a_gate_failed(value, se, p, 
         ((0.0, 0.3), (-3.0, 1.0), CONTRADICTED),
         ((1.0, 1.0), (0.0, 0.3), NONE),
         ((3.0, 1.0), (np.nan, np.nan), NOT_TESTABLE),
-        ((3.0, 1.0, 0.2), (3.0, 1.0), INCONCLUSIVE),
         ((3.0, 1.0, 0.01), (3.0, 1.0, 0.04), SUPPORTED),
         ((3.0, 1.0, 0.01), (3.0, 1.0, np.nan), INCONCLUSIVE),
     ],
@@ -121,32 +111,23 @@ def test_a_claim_of_two_parts_needs_both_and_falls_with_one(one, other, verdict)
         assert Evidence("C5", parts).verdict == verdict
 
 
-def test_a_claim_without_a_part_is_not_testable():
-    assert Evidence("C5", ()).verdict == NOT_TESTABLE
-    assert np.isnan(Evidence("C5", ()).claim_p)
-
-
-@pytest.mark.parametrize(
-    ("claim", "said"),
-    [
-        ("C1", "no effect of 2 points of D or more"),
-        ("C2", "no effect of 0.5 or more"),
-        ("C3", "no effect of 1 points of D or more"),
-        ("C4", "no effect of 0.5 points or more"),
-        ("C5", "no effect of 1 points or more"),
-    ],
-)
-def test_no_effect_says_of_what_size(claim, said):
-    assert Evidence(claim, (part(0.0, 0.1),)).verdict == said
-    size = float(said.split()[3])
-    assert Evidence(claim, (part(0.0, size / 1.644),)).verdict == INCONCLUSIVE
-    assert Evidence(claim, (part(0.0, size / 1.646),)).verdict == said
-
-
-def test_the_claim_has_the_larger_p_of_its_parts():
+def test_a_claim_has_the_larger_p_of_its_parts_and_none_without_a_part():
     found = Evidence("C4", (part(3.0, 1.0, 0.01), part(1.0, 2.0)))
     assert found.claim_p == pytest.approx(2 * stats.norm.sf(0.5))
     assert Evidence("C4", found.parts, p=0.77).claim_p == 0.77
+    none = Evidence("C5", ())
+    assert none.verdict == NOT_TESTABLE and np.isnan(none.claim_p)
+
+
+@pytest.mark.parametrize(
+    ("claim", "size"),
+    [("C1", "2 points of D"), ("C2", "0.5"), ("C3", "1 points of D"), ("C4", "0.5 points")],
+)
+def test_no_effect_says_of_what_size(claim, size):
+    largest = float(size.split()[0])
+    assert Evidence(claim, (part(0.0, largest / 1.644),)).verdict == INCONCLUSIVE
+    found = Evidence(claim, (part(0.0, largest / 1.646),))
+    assert found.verdict == f"no effect of {size} or more"
 
 
 def test_it_says_its_verdict_and_every_number():
@@ -169,9 +150,7 @@ def test_it_says_its_verdict_and_every_number():
         # sorted: 0.01 to 0.04 of four: 4 x 0.01, 3 x 0.02, 2 x 0.03, 1 x 0.04, never falling
         ([0.03, 0.01, 0.04, 0.02], [0.06, 0.04, 0.06, 0.06]),
         ([0.6, 0.7], [1, 1]),
-        ([0.02, 0.02], [0.04, 0.04]),
         ([np.nan, 0.01, 0.2], [np.nan, 0.03, 0.4]),  # 0.01 is the first of three
-        ([np.nan], [np.nan]),
         ([], []),
     ],
 )
@@ -226,35 +205,35 @@ def test_a_task_is_learned_if_it_is_above_the_best_constant_answer_beyond_its_in
     # is sqrt(0.8 x 0.2 / 19) = 0.092 and sqrt(0.7 x 0.3 / 19) = 0.105; t with df 19 is 2.093
     found = above_constant(made({"all": 20, "most": 16, "some": 14, "half": 10}))
     assert [i.value for i in found.values()] == pytest.approx([0.5, 0.3, 0.2, 0])
-    lows = [i.low for i in found.values()][:3]
+    lows = [found[u].low for u in ("all", "most", "some")]
     assert lows == pytest.approx([0.5, 0.3 - 0.192, 0.2 - 0.220], abs=1e-3)
     assert learned(found) == ["all", "most"]
 
 
 def test_the_gate_sees_one_half_of_the_examples_and_the_score_the_other():
-    iap, half = made({"a": 20, "b": 16, "c": 4}), score_half(40)
-    gate, score = above_constant(iap), entering(iap)
-    other = made({"a": 20, "b": 16, "c": 4})
+    iap, other = (made({"a": 20, "b": 16, "c": 4}) for _ in range(2))
+    half, gate, score = score_half(40), above_constant(iap), entering(iap)
     for u in iap.tasks:
         for answers in (other.unpruned[u], other.lesioned[u]):
             answers[..., half] = 1 - answers[..., half]
     assert above_constant(other) == gate, "scores on the other half changed"
     np.testing.assert_allclose(entering(other).baseline(), 1 - score.baseline())
     for u in iap.tasks:
-        for answers in (other.unpruned[u], other.lesioned[u]):
-            answers[...] = 1 - answers
-    assert above_constant(other) != gate and learned(above_constant(other)) == ["c"]
+        other.unpruned[u][:] = 1 - other.unpruned[u]
+    assert learned(above_constant(other)) == ["c"]
     kept = other.part(["a", "b"], score_half)
     assert np.array_equal(kept.baseline(), score.baseline()) and score.tasks == ("a", "b")
 
 
 def test_c1_needs_two_learned_tasks_two_seeds_and_random_heads():
-    assert q03_pruning.not_testable(made({"a": 20, "b": 16, "c": 4})) == ""
-    said = q03_pruning.not_testable(made({"a": 20, "b": 10, "c": 4}))
-    assert said == "1 of 3 tasks are learned (above the best constant answer)"
+    for iap, said in (
+        (made({"a": 20, "b": 16, "c": 4}), ""),
+        (made({"a": 20, "b": 10, "c": 4}), "1 of 3 tasks are learned"),
+        (made({"a": 20, "b": 20}, seeds=1), "one seed says nothing of other trainings"),
+    ):
+        assert q03_pruning.not_testable(iap).startswith(said)
+        assert bool(q03_pruning.not_testable(iap)) == bool(said)
     assert entering(made({"a": 20, "b": 10})).tasks == ("a", "b"), "shown all the same"
-    said = q03_pruning.not_testable(made({"a": 20, "b": 20}, seeds=1))
-    assert said == "one seed says nothing of other trainings"
     iap = made({"a": 20, "b": 20})
     tops = {u: x[:, :, :, :1] for u, x in iap.lesioned.items()}
     alone = replace(iap, heads=iap.heads[:, :, :, :1], lesioned=tops)
@@ -262,63 +241,39 @@ def test_c1_needs_two_learned_tasks_two_seeds_and_random_heads():
     assert len(q03_pruning.decide(alone.dissociation(), "").parts) == 1
 
 
-def test_a_part_of_a_pruning_by_hand():
-    rng = np.random.default_rng(0)
-    labels = {"a": np.arange(6), "b": np.arange(5), "c": np.arange(4)}
-    lesioned = {u: rng.integers(9, size=(2, 1, 3, 2, len(y))) for u, y in labels.items()}
-    unpruned = {u: rng.integers(9, size=(2, len(y))) for u, y in labels.items()}
-    heads = rng.random((2, 1, 3, 2, 1, 4)) < 0.5
-    metrics = ("accuracy", "f1", "matthews")
-    iap = IAP(("a", "b", "c"), metrics, (0.1,), heads, labels, unpruned, lesioned)
-    found = iap.part(["c", "a"], lambda n: np.arange(1, n, 2))
-    named = (found.tasks, found.metrics, found.fractions)
-    assert named == (("c", "a"), ("matthews", "accuracy"), (0.1,))
-    assert {u: y.tolist() for u, y in found.labels.items()} == {"c": [1, 3], "a": [1, 3, 5]}
-    assert np.array_equal(found.heads, heads[:, :, [2, 0]])
-    assert np.array_equal(found.unpruned["a"], unpruned["a"][:, [1, 3, 5]])
-    assert np.array_equal(found.lesioned["a"], lesioned["a"][:, :, [2, 0]][..., [1, 3, 5]])
+def test_a_part_of_a_pruning_needs_its_tasks_and_examples():
+    iap = made({"a": 20, "b": 16, "c": 4})
     assert all(np.array_equal(x, iap.part().arrays()[k]) for k, x in iap.arrays().items())
+    iap.heads[:] = np.arange(iap.heads.size).reshape(iap.heads.shape) % 5 == 0
+    assert np.array_equal(iap.part(["c", "a"]).heads, iap.heads[:, :, [2, 0]])
     for tasks, examples, said in (
         (["a", "d"], np.arange, "'d'"),
         (["a"], np.arange, "at least two tasks"),
-        (["a", "c"], lambda n: np.arange(3, n), "fewer than two examples of task c"),
+        (["a", "c"], lambda n: np.arange(39, n), "fewer than two examples of task"),
     ):
         with refused(said):
             iap.part(tasks, examples)
 
 
-def test_lesions_of_the_scored_half_alone_say_the_same_as_those_of_all_examples(
-    model_and_tasks, tmp_path
-):
+def test_lesions_of_the_scored_half_alone_say_the_same_as_those_of_all_examples(small_tasks):
     """Gate and D of `prune_on(..., "scored")`, also when read from a record."""
-    model, tasks = model_and_tasks
-    options = {"fractions": (0.25,), "controls": 1, "examples": 8}
-    whole, scored_alone = (prune_on(model, tasks, on, **options) for on in ("all", "scored"))
-    assert {u: x.shape[-1] for u, x in scored_alone.lesioned.items()} == {"left": 5, "right": 5}
-    assert above_constant(scored_alone) == above_constant(whole)
-    kept = IAP.from_arrays(
-        *(getattr(whole, k) for k in ("tasks", "metrics", "fractions")), scored_alone.arrays()
-    )
-    for found in (scored_alone, kept):
-        for one, other in ((scored(found), scored(whole)), (entering(found), entering(whole))):
-            arrays = {k: v for k, v in one.arrays().items() if "apart" not in k}
-            assert arrays.keys() == other.arrays().keys()
-            assert all(np.array_equal(arrays[k], v) for k, v in other.arrays().items())
-    two = IAP.over_seeds([scored_alone, kept])
-    assert two.apart["left"].predictions.shape == (2, 5) and two.apart["left"].labels.shape == (5,)
-    assert two.part(["right", "left"]).apart.keys() == {"left", "right"}
-    other = replace(
-        kept, apart={u: Unlesioned(1 - x.labels, x.predictions) for u, x in kept.apart.items()}
-    )
-    for runs in ([scored_alone, other], [scored_alone, scored(whole)]):
-        with refused("runs differ"):
-            IAP.over_seeds(runs)
-
-
-@pytest.fixture
-def model_and_tasks(small_tasks):
     tasks = fslib.load_tasks(["left", "right"])
-    return fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=16), tasks
+    model = fslib.MultiTaskModel.from_pretrained("tiny-random", tasks, max_length=16)
+    options = {"fractions": (0.25,), "controls": 1, "examples": 8}
+    whole, half = (prune_on(model, tasks, on, **options) for on in ("all", "scored"))
+    assert {u: x.shape[-1] for u, x in half.lesioned.items()} == {"left": 5, "right": 5}
+    kept = IAP.from_arrays(whole.tasks, whole.metrics, whole.fractions, half.arrays())
+    for found in (half, kept):
+        assert above_constant(found) == above_constant(whole)
+        for one, other in ((scored(found), scored(whole)), (entering(found), entering(whole))):
+            arrays = one.arrays()
+            assert all(np.array_equal(arrays[k], v) for k, v in other.arrays().items())
+    two = IAP.over_seeds([half, kept])
+    assert two.apart["left"].predictions.shape == (2, 5) and two.apart["left"].labels.shape == (5,)
+    turned = {u: Unlesioned(1 - x.labels, x.predictions) for u, x in kept.apart.items()}
+    for other in (replace(kept, apart=turned), scored(whole)):
+        with refused("runs differ"):
+            IAP.over_seeds([half, other])
 
 
 @pytest.mark.parametrize("n", [2, 3, 40, 597])
@@ -339,50 +294,6 @@ def test_the_share_of_changed_predictions_by_hand():
     numbers = {"number": np.array([[0.0, 2.0, 0.0, 2.0]])}  # their standard deviation is 1
     moved = {"number": numbers["number"] + np.array([[1e-7, 0.09, -0.11, 0.5]])}
     assert changed_share(moved, numbers) == 0.5, "from a tenth of the spread on"
-
-
-def test_paired_differences_by_hand():
-    """Two methods, two seeds, four examples of two tasks; they differ by constants."""
-    base = np.array([[0.0, 1, 1, 0], [1, 1, 0, 0]])
-
-    def measure(x):
-        return Measure(x.mean(1), {"t": x - x.mean(1, keepdims=True)})
-
-    tasks = {"a": measure(base), "b": measure(base / 2)}
-    better = {"a": measure(base + 0.25), "b": tasks["b"] - constant(0.125, tasks["b"])}
-    table = paired_differences({"new": better, "old": tasks}, "old", ("method", "task"))
-    rows = table.set_index(["method", "task"])
-    assert list(table) == [
-        "method",
-        "task",
-        "score",
-        "low",
-        "high",
-        "minus old",
-        "diff low",
-        "diff high",
-    ]
-    assert rows["score"].tolist() == [0.75, 0.125, 0.4375, 0.5, 0.25, 0.375]
-    assert rows["minus old"].tolist() == [0.25, -0.125, 0.0625, 0, 0, 0]
-    np.testing.assert_allclose(rows["diff low"], rows["minus old"], atol=1e-9)
-    np.testing.assert_allclose(rows["diff high"], rows["minus old"], atol=1e-9)
-    interval = tasks["a"].interval()
-    assert rows.loc[("old", "a"), ["low", "high"]].tolist() == [interval.low, interval.high]
-    single = {"new": better, "old": tasks}
-    bare = paired_differences(single, "old", ("method", "task"), value="D", with_mean=False)
-    assert bare["task"].tolist() == ["a", "b"] * 2 and "D" in bare
-
-
-def test_double_dissociations_by_hand():
-    # a and b: a's lesion leaves 40 of a and 80 of b, b's 90 and 50: each hurts its own more.
-    # a and c: c's lesion leaves 30 of a, less than its own does: none.
-    # b and c: c suffers alike from both: none.
-    left = np.array([[40.0, 80, 90], [90, 50, 60], [30, 70, 60]])
-    expected = np.zeros((3, 3), dtype=bool)
-    expected[0, 1] = expected[1, 0] = True
-    assert np.array_equal(double_dissociations(left), expected)
-    assert double_dissociations(100 * (1 - np.eye(4))).sum() == 12
-    assert not double_dissociations(np.full((3, 3), np.nan)).any()
 
 
 # --- Mantel's test
@@ -406,33 +317,10 @@ class TestMantel:
         null = [self.correlation(self.A[order], self.B) for order in orders]
         assert len(null) == 24 and found.p == np.mean(np.array(null) <= found.interval.value + 1e-9)
 
-    def test_p_is_that_of_a_correlation_below_0(self):
-        rng = np.random.default_rng(0)
-        a = matrix_of_tasks(rng, 6)
-        assert mantel(a, -a, rng).interval.value == pytest.approx(-1)
-        assert mantel(a, -a, rng).p == pytest.approx(1 / 720)
-        assert mantel(a, a, rng).p == 1
-
-    def test_standard_error_is_the_jackknife_over_tasks(self):
-        rng = np.random.default_rng(1)
-        a, b = matrix_of_tasks(rng, 6), matrix_of_tasks(rng, 6)
-        left = []
-        for k in range(6):
-            rest = np.ix_([i for i in range(6) if i != k], [i for i in range(6) if i != k])
-            left.append(self.correlation(a[rest], b[rest]))
-        variance = 5 / 6 * sum((x - np.mean(left)) ** 2 for x in left)
-        assert mantel(a, b, rng).interval == pytest.approx(
-            (self.correlation(a, b), np.sqrt(variance), 5)
-        )
-
     def test_ranks_decide_and_the_order_of_tasks_does_not(self):
         rng = np.random.default_rng(2)
-        a, b, order = (
-            matrix_of_tasks(rng, 5),
-            matrix_of_tasks(rng, 5),
-            np.ix_(*[rng.permutation(5)] * 2),
-        )
-        found = mantel(a, b, rng)
+        a, b = matrix_of_tasks(rng, 5), matrix_of_tasks(rng, 5)
+        order, found = np.ix_(*[rng.permutation(5)] * 2), mantel(a, b, rng)
         for other in (mantel(np.exp(a), b**3, rng), mantel(a[order], b[order], rng)):
             assert (*other.interval, other.p) == pytest.approx((*found.interval, found.p))
 
@@ -442,34 +330,24 @@ class TestMantel:
         for a, b in ((self.A[:3, :3], self.B[:3, :3]), (self.A, broken), (broken, self.A)):
             found = mantel(a, b, np.random.default_rng(0))
             assert np.isnan([*found.interval, found.p]).all()
-        diagonal = self.B + np.diag([np.nan] * 4)
-        assert (
-            mantel(self.A, diagonal, np.random.default_rng(0)).p
-            == mantel(self.A, self.B, np.random.default_rng(0)).p
-        ), "of a task and itself nothing is read"
+        diagonal = self.B + np.diag([np.nan] * 4)  # of a task and itself nothing is read
+        one, other = (mantel(self.A, b, np.random.default_rng(0)).p for b in (self.B, diagonal))
+        assert one == other
 
     def test_unknown_pairs_and_tasks_without_a_pair_are_left_out(self):
         rng = np.random.default_rng(4)
         a, b = matrix_of_tasks(rng, 6), matrix_of_tasks(rng, 6)
         full = correlation_over_pairs(a, b)
         assert full == mantel(a, b, rng).interval
-        wide = np.full((8, 8), np.nan)
+        wide = np.full((8, 8), np.nan)  # of two tasks nothing is known
         wide[:6, :6] = a
-        assert correlation_over_pairs(wide, np.pad(b, (0, 2))) == full, (
-            "two tasks of which nothing is known"
-        )
-        some = a.copy()
-        some[0, 1] = some[1, 0] = np.nan
+        assert correlation_over_pairs(wide, np.pad(b, (0, 2))) == full
+        three = correlation_over_pairs(a[:3, :3], b[:3, :3])  # one pair is left without a task
+        assert np.isfinite(three.value) and np.isnan(three.se)
         pairs = np.triu_indices(6, 1)
-        rest = np.isfinite(some[pairs])
-        assert correlation_over_pairs(some, b).value == pytest.approx(
-            rank_correlation(a[pairs][rest], b[pairs][rest])
-        )
-        three = correlation_over_pairs(a[:3, :3], b[:3, :3])
-        assert np.isfinite(three.value) and np.isnan(three.se), (
-            "no pair but one is left without a task"
-        )
-        assert np.isnan(correlation_over_pairs(a[:2, :2], b[:2, :2]).value)
+        expected = rank_correlation(a[pairs][1:], b[pairs][1:])
+        a[0, 1] = a[1, 0] = np.nan
+        assert correlation_over_pairs(a, b).value == pytest.approx(expected)
         assert np.isnan(correlation_over_pairs(a * np.nan, b).value), "nothing is known at all"
 
     def test_more_than_seven_tasks_are_exchanged_at_random_and_repeat(self, monkeypatch):
@@ -478,76 +356,36 @@ class TestMantel:
         a, b = matrix_of_tasks(rng, 8), matrix_of_tasks(rng, 8)
         p = [mantel(a, b, np.random.default_rng(seed)).p for seed in (0, 0, 1, 2, 3)]
         assert p[0] == p[1] and len(set(p)) > 1
-        assert all(
-            (x * 199) % 1 == pytest.approx(0, abs=1e-9) or (x * 199) % 1 > 1 - 1e-9 for x in p
-        )
         assert mantel(a, -a, rng).p == pytest.approx(1 / 199), "the observed order counts"
 
 
 # --- data whose truth is known
 
 
-def test_mantel_keeps_its_promise_where_tasks_differ(monkeypatch):
-    """Two unrelated matrices, each with entries that depend on the task."""
-    monkeypatch.setattr(claims, "EXCHANGES", 499)
-    p = np.array([mantel_p(np.random.default_rng([1, i]), 8) for i in range(200)])
-    for level in (0.05, 0.2, 0.5):
-        assert abs(np.mean(p < level) - level) <= 3 * np.sqrt(level * (1 - level) / 200)
-
-
-def test_relabelling_keeps_its_promise_where_no_lesion_is_special():
-    found = [
-        decide_specialization(pruned_models(np.random.default_rng([2, i]), World(), n=80))
-        for i in range(150)
-    ]
-    assert np.mean([x.permutation_alone for x in found]) <= within(0.05, 150)
-    assert np.mean([x.supported for x in found]) <= within(0.05, 150)
-
-
-@pytest.mark.parametrize("world", list(WORLDS)[1:])
+@pytest.mark.parametrize("world", list(WORLDS)[2:])
 def test_traps_are_not_called_specialization(world):
     """They look like specialization to the relabelling alone."""
-    found = [
-        decide_specialization(pruned_models(np.random.default_rng([3, i]), WORLDS[world], n=80))
-        for i in range(60)
-    ]
-    assert np.mean([x.supported for x in found]) <= within(0.05, 60)
+    rngs = (np.random.default_rng([3, i]) for i in range(30))
+    found = [decide_specialization(pruned_models(r, WORLDS[world], n=80), 199) for r in rngs]
+    assert np.mean([x.supported for x in found]) <= within(0.05, 30)
     if world == "shared ranking, a task at chance":
         assert np.mean([x.permutation_alone for x in found]) > 0.3, "it is a trap"
 
 
 def test_specialization_that_is_there_is_found():
-    found = [
-        decide_specialization(pruned_models(np.random.default_rng([4, i]), World(specific=3.0)))
-        for i in range(15)
-    ]
+    rngs = (np.random.default_rng([4, i]) for i in range(8))
+    found = [decide_specialization(pruned_models(r, World(specific=3.0)), 199) for r in rngs]
     assert np.mean([x.supported for x in found]) > 0.8
 
 
-@pytest.mark.parametrize("truths", [(0.0, 0.0), (0.0, 9.0)])
-def test_a_claim_of_two_parts_is_supported_by_chance_in_at_most_5_of_100(truths):
-    found = many(lambda rng: two_parts(rng, truths).verdict == SUPPORTED, 400, 5)
-    assert np.mean(found) <= within(0.05, 400)
-
-
-@pytest.mark.parametrize("side", [-1.0, 1.0])
-def test_an_effect_of_the_smallest_size_of_interest_is_called_none_in_at_most_5_of_100(side):
-    found = many(lambda rng: one_part(rng, side).verdict == NONE, 400, 6)
-    assert np.mean(found) <= within(0.05, 400)
-    nothing = many(lambda rng: one_part(rng, 0.0).verdict == NONE, 100, 6)
-    assert np.mean(nothing) > 0.5, "and none is often called none"
-
-
 def test_any_of_five_claims_is_supported_by_chance_in_at_most_5_of_100():
-    found = many(lambda rng: any(e.verdict == SUPPORTED for e in five_claims(rng).values()), 300, 7)
-    assert np.mean(found) <= within(0.05, 300)
+    found = many(lambda rng: any(e.verdict == SUPPORTED for e in five_claims(rng).values()), 200, 7)
+    assert np.mean(found) <= within(0.05, 200)
 
 
 @pytest.mark.parametrize(("seeds", "beside"), [(9, False), (10, True)])
 def test_the_multi_bootstrap_stands_beside_the_interval_from_ten_seeds_on(seeds, beside):
-    rng = np.random.default_rng(0)
-    rows = rng.normal(1, 1, (seeds, 40))
-    measure = Measure(rows.mean(1), {"t": rows - rows.mean(1, keepdims=True)})
+    measure = crossed(np.random.default_rng(0), seeds, (0.2, 1.0, 1.0), 1.0)
     part = Part.of("it", measure)
     assert part.interval == measure.interval()
     assert (part.resampled is not None) == beside == ("Multi-Bootstrap [+" in str(part))

@@ -1,7 +1,7 @@
 """Tasks that share their question, their text, both or neither: lesions and pairs, by hand."""
 
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
@@ -15,33 +15,28 @@ from fslib.study.profiles import QUESTION_AND_TEXT, SHARED, make_profile, shared
 N = 100
 
 
-def pruned(left: dict[str, dict[str, int]], seeds: int = 2) -> IAP:
-    """Models of which `left[scored][lesion]` of 100 answers are right, at two fractions."""
-    tasks, labels = tuple(left), np.zeros(N, dtype=np.int64)
+def pruned(left: dict[str, dict[str, int]]) -> IAP:
+    """Two models of which `left[scored][lesion]` of 100 answers are right, at two fractions."""
+    tasks, known = tuple(left), dict.fromkeys(left, np.zeros(N, dtype=np.int64))
 
-    def answers(right: int, shape: tuple[int, ...]) -> np.ndarray:
+    def answers(right: int, *shape: int) -> np.ndarray:
         return np.broadcast_to((np.arange(N) >= right).astype(np.int64), (*shape, N)).copy()
 
-    lesioned = {
-        u: np.stack([answers(left[u][t], (seeds, 2, 1)) for t in tasks], axis=2) for u in tasks
-    }  # (seeds, fractions, tasks, sets, n)
-    heads = np.zeros((seeds, 2, len(tasks), 1, 1, 4), dtype=bool)
-    unpruned = {u: answers(90, (seeds,)) for u in tasks}
-    metrics, known = ("accuracy",) * len(tasks), dict.fromkeys(tasks, labels)
+    # (seeds, fractions, tasks, sets, n)
+    lesioned = {u: np.stack([answers(left[u][t], 2, 2, 1) for t in tasks], 2) for u in tasks}
+    heads = np.zeros((2, 2, len(tasks), 1, 1, 4), dtype=bool)
+    unpruned = {u: answers(90, 2) for u in tasks}
+    metrics = ("accuracy",) * len(tasks)
     return IAP(tasks, metrics, (0.1, 0.3), heads, known, unpruned, lesioned)
 
 
 def test_what_ten_tasks_share():
     counted = Counter(shared_by(a, b) for a, b in combinations(QUESTION_AND_TEXT, 2))
     assert counted == {"question and text": 3, "question": 6, "text": 13, "neither": 23}
-    for a, b, shared in (
-        ("sst-2", "sst-shift", "text"),
-        ("bbc-shift", "sst-shift", "question"),
-        ("bbc", "bbc-pair", "question and text"),
-        ("sst-2", "qnli", "neither"),
-        ("bbc", "mine", None),
-    ):
-        assert shared_by(a, b) == shared
+    assert shared_by("sst-2", "sst-shift") == "text"
+    assert shared_by("bbc-shift", "sst-shift") == "question"
+    assert shared_by("bbc", "bbc-pair") == "question and text"
+    assert shared_by("bbc", "mine") is None
     profile = make_profile("evidence", {})
     assert set(profile.pair_tasks) == set(QUESTION_AND_TEXT) > set(profile.tasks)
     assert set(profile.ending_tasks) | set(profile.transfer_targets) == set(profile.tasks)
@@ -66,10 +61,14 @@ def test_lesions_that_share_a_text_or_a_question_by_hand():
     assert (table["low"] <= table["by"]).all() and (table["high"] >= table["by"]).all()
 
 
-def test_a_task_that_shares_question_and_text_has_the_question_of_the_other():
-    left = {u: {t: 20 if t == u else 60 for t in ("bbc", "bbc-pair")} for u in ("bbc", "bbc-pair")}
-    (row,) = q03_pruning.shared_lesions(pruned(left)).to_dict("records")
+def test_tasks_that_share_both_have_the_question_of_the_other_and_of_ones_own_nobody_knows():
+    def table(*tasks: str) -> pd.DataFrame:
+        left = {u: {t: 20 if t == u else 60 for t in tasks} for u in tasks}
+        return q03_pruning.shared_lesions(pruned(left))
+
+    (row,) = table("bbc", "bbc-pair").to_dict("records")
     assert (row["lesion of"], row["by"]) == ("the task itself", pytest.approx(40))
+    assert table("mine", "bbc", "sst-2").empty
 
 
 def test_pairs_are_counted_by_what_they_share():
@@ -78,9 +77,9 @@ def test_pairs_are_counted_by_what_they_share():
     rows += [("b + c", "neither", 0.3, True, 8.0), ("a + d", "question", 0.8, True, 1.0)]
     rows += [("a + e", "text", 0.5, False, 5.0), ("a + f", "", 0.5, True, 5.0)]
     table = q05_similarity.by_shared(pd.DataFrame(rows, columns=columns))
-    assert table["the two tasks share"].tolist() == ["question", "neither"], "learned and known"
-    assert table["pairs"].tolist() == [1, 3] and table["D"].tolist() == [1, 8]
-    assert table[["lowest D", "highest D"]].to_numpy().tolist() == [[1, 1], [7, 9]]
+    found = table[["the two tasks share", "pairs", "D", "lowest D", "highest D"]].to_numpy()
+    wanted = [["question", 1, 1, 1, 1], ["neither", 3, 8, 7, 9]]
+    assert found.tolist() == wanted, "learned and known"
     assert table["importance"].tolist() == pytest.approx([0.8, 0.2])
     assert table["rank correlation"].tolist() == pytest.approx([np.nan, -0.5], nan_ok=True)
     assert table[["low", "high"]].isna().all(axis=None), "fewer than eight tasks have no interval"
@@ -107,26 +106,17 @@ def test_pairs_without_the_question_in_common_have_a_correlation_of_their_own():
     assert rows["low"].min() >= -1 and rows["high"].max() <= 1
 
 
-def test_tasks_of_ones_own_share_what_nobody_knows():
-    left = {u: dict.fromkeys(("mine", "bbc", "sst-2"), 50) for u in ("mine", "bbc", "sst-2")}
-    assert q03_pruning.shared_lesions(pruned(left)).empty
-
-
 def test_many_pairs_are_told_apart_by_what_they_share_and_a_few_by_name():
-    tasks = list(QUESTION_AND_TEXT)
+    pairs = list(combinations(QUESTION_AND_TEXT, 2))
+    many = pd.DataFrame({"pair": [" + ".join(pair) for pair in pairs]})
+    many["shared"] = [shared_by(*pair) for pair in pairs]
     known = {"D": 1.0, "low": 0.0, "high": 2.0} | dict.fromkeys(q05_similarity.MEASURES, 0.5)
-    rows = [
-        {"pair": f"{a} + {b}", "shared": shared_by(a, b), "enters": a != "bbc-somo"} | known
-        for a, b in combinations(tasks, 2)
-    ]
-    correlations = pd.DataFrame(
-        {"similarity": q05_similarity.MEASURES, "rank correlation with D": -0.2, "low": -1.0}
-    )
-    correlations["high"] = 0.5
-    many, few = pd.DataFrame(rows), pd.DataFrame(rows[:6])
+    many = many.assign(enters=[pair[0] != "bbc-somo" for pair in pairs], **known)
+    correlations = pd.DataFrame({"similarity": q05_similarity.MEASURES})
+    correlations[["rank correlation with D", "low", "high"]] = -0.2, -1.0, 0.5
     for table, names in (
         (many, set(SHARED)),
-        (few, set(few["pair"])),
+        (many[:6], set(many["pair"][:6])),
         (many.assign(shared=""), {q05_similarity.UNKNOWN}),
     ):
         legend = q05_similarity.plot_similarity(table, correlations).axes[-1].get_legend()
@@ -135,17 +125,13 @@ def test_many_pairs_are_told_apart_by_what_they_share_and_a_few_by_name():
 
 def test_the_curve_over_dose_shows_every_dose_and_marks_the_one_that_decides():
     doses = ((0.1, 0.0, 0.01, 1.0), (0.9, 0.0, 0.9, np.nan), (0.3, 0.3, 0.2, 4.0))
-    differences = ("IAT minus plain training", "IAT minus IAT with random heads")
     rows = [
-        {"claim": claim, "difference": what, "delta": delta, "floor": floor, "dose": dose}
-        | {"value": 0.1, "low": -1.0, "high": high, "decides": delta == 0.9}
-        for claim in ("C3", "C4")
-        for what in differences
-        for delta, floor, dose, high in doses
+        (claim, what, *dose, 0.1, -1.0, dose[0] == 0.9)
+        for claim, what, dose in product(("C3", "C4"), ("IAT minus this", "minus that"), doses)
     ]
-    figure = q06_iat.plot_doses(pd.DataFrame(rows))
-    titles = [ax.get_title() for ax in figure.axes]
-    assert titles[:2] == [f"C3: {difference}" for difference in differences]
+    columns = ["claim", "difference", "delta", "floor", "dose", "high", "value", "low", "decides"]
+    figure = q06_iat.plot_doses(pd.DataFrame(rows, columns=columns))
+    assert [ax.get_title() for ax in figure.axes][:2] == ["C3: IAT minus this", "C3: minus that"]
     for ax in figure.axes:
         texts = sorted(text.get_text() for text in ax.texts)
         assert texts == [rf"$\delta$ {delta}" for delta in (0.1, 0.3, 0.9)]

@@ -1,10 +1,8 @@
 """Units in parallel: each after what it is built on, the same records whoever computes them."""
 
 import contextlib
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -12,10 +10,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import small_units
 import torch
 from small_units import SMALL, TASKS, FailingUnit, KilledUnit, NumbersUnit, training
 
-import fslib
 from fslib import FslibError, Study, progress
 from fslib.progress import Count, span
 from fslib.study.files import CannotWriteError
@@ -32,7 +30,7 @@ from fslib.study.parallel import (
     local_engine,
     missing,
 )
-from fslib.study.store import Result, Store, Unit
+from fslib.study.store import Store, Unit
 from fslib.study.units import ImportanceUnit, PruneUnit
 
 pytestmark = pytest.mark.usefixtures("small_tasks")
@@ -43,15 +41,12 @@ UNITS = [*(training(seed) for seed in (0, 1)), *SCORED, *PRUNED]
 NUMBERS = [NumbersUnit(tasks=TASKS, n=n) for n in range(6)]
 
 
-class Collection(NumbersUnit):
-    """A unit built on others, in whatever way a config can hold them."""
+class Pair(NumbersUnit):
+    """A unit built on two others."""
 
-    kind: ClassVar[str] = "collection"
-    parts: tuple[NumbersUnit, ...] = ()
-    named: dict[str, ImportanceUnit] = {}  # noqa: RUF012 - pydantic copies it
-
-    def compute(self, store: Store) -> Result:
-        return Result({"sum": sum(store.get(part).result["n"] for part in self.parts)})
+    kind: ClassVar[str] = "pair"
+    one: ImportanceUnit
+    two: ImportanceUnit
 
 
 class Pretended(Engine):
@@ -59,12 +54,9 @@ class Pretended(Engine):
 
     tries = 2
 
-    def __init__(
-        self, workers: int, failing: Sequence[Unit] = (), losing: Sequence[Unit] = (), **options
-    ) -> None:
+    def __init__(self, workers: int, failing: Sequence[Unit] = (), losing: Sequence[Unit] = ()):
         super().__init__(Store(Path("/nowhere")), workers)
         self.failing, self.losing, self.log, self.closed = failing, list(losing), [], False
-        self.takes_chains = options.get("takes_chains", False)
 
     def send(self, chain: Chain) -> None:
         assert len(self.under_way) < self.workers
@@ -78,11 +70,8 @@ class Pretended(Engine):
             self.losing.remove(chain.units[0])
             return self.lose(chain, "a fire")
         self.log += [("end", unit.key) for unit in chain.units]
-        failing = [unit in self.failing for unit in chain.units]
-        return [
-            Done(unit, 10.0, "it was told to" if fails else "")
-            for unit, fails in zip(chain.units, failing, strict=True)
-        ]
+        why = {True: "it was told to", False: ""}
+        return [Done(unit, 10.0, why[unit in self.failing]) for unit in chain.units]
 
     def close(self) -> None:
         self.closed = True
@@ -91,11 +80,11 @@ class Pretended(Engine):
 # What is built on what
 
 
-def test_a_unit_knows_what_it_is_built_on_however_its_config_holds_it():
+def test_a_unit_knows_what_it_is_built_on():
     assert built_on(PRUNED[0]) == [training(0), SCORED[0]]
     assert built_on(training()) == []
-    whole = Collection(tasks=TASKS, n=0, parts=NUMBERS[:2], named={"a": SCORED[0], "b": SCORED[1]})
-    assert built_on(whole) == [*NUMBERS[:2], training(0), SCORED[0], training(1), SCORED[1]]
+    both = Pair(tasks=TASKS, n=0, one=SCORED[0], two=SCORED[1])
+    assert built_on(both) == [training(0), SCORED[0], training(1), SCORED[1]]
 
 
 def test_what_a_missing_unit_is_built_on_is_computed_first_and_what_is_recorded_is_not(tmp_path):
@@ -110,14 +99,15 @@ def test_what_a_missing_unit_is_built_on_is_computed_first_and_what_is_recorded_
 @pytest.mark.parametrize("workers", [1, 2, 9])
 @pytest.mark.parametrize("takes_chains", [True, False])
 def test_every_unit_begins_after_what_it_is_built_on(tmp_path, workers, takes_chains):
-    engine = Pretended(workers, takes_chains=takes_chains)
+    engine = Pretended(workers)
+    engine.takes_chains = takes_chains
     assert compute(Store(tmp_path), UNITS, engine, [].append) == {}
     assert engine.closed
     places = {entry: place for place, entry in enumerate(engine.log)}
     assert len(places) == len(engine.log) == 2 * len(UNITS)
+    before = "begin" if takes_chains else "end"  # in a chain, the order is the worker's
     for unit in UNITS:
         for base in built_on(unit):
-            before = "begin" if takes_chains else "end"  # in a chain, the order is the worker's
             assert places[before, base.key] < places["begin", unit.key]
 
 
@@ -147,7 +137,7 @@ def test_a_lost_unit_is_computed_again_and_given_up_at_last(tmp_path):
 
 def test_what_shares_a_model_is_one_chain_and_what_needs_two_waits_for_both(tmp_path):
     store, other = Store(tmp_path), PruneUnit(importance=SCORED[0], fractions=(0.5,), controls=1)
-    both = Collection(tasks=TASKS, n=1, named={"a": SCORED[0], "b": SCORED[1]})
+    both = Pair(tasks=TASKS, n=1, one=SCORED[0], two=SCORED[1])
     backlog = Backlog(store, [*UNITS, other, both, NUMBERS[0]], chains=True)
     first, second, alone = (backlog.next() for _ in range(3))
     assert first == [training(0), SCORED[0], PRUNED[0], other]
@@ -166,7 +156,7 @@ def test_a_failure_within_a_chain_ends_what_is_built_on_it(tmp_path):
     backlog.next()
     backlog.end(Done(training(0), 1.0, "no"))
     assert backlog.failures.keys() == {unit.key for unit in (training(0), SCORED[0], PRUNED[0])}
-    assert backlog.rest() == backlog.next() == [PRUNED[1]] and backlog.is_active()
+    assert list(backlog.left.values()) == backlog.next() == [PRUNED[1]]
 
 
 def test_a_unit_waits_for_no_model_that_another_is_training_if_there_is_something_else(tmp_path):
@@ -208,13 +198,14 @@ def test_the_time_left_is_that_of_units_of_the_same_kind(tmp_path, monkeypatch):
         def ended(self, patience: float) -> list[Done]:
             return [Done(d.unit, seconds[d.unit.kind]) for d in super().ended(patience)]
 
-    units, lines = [NUMBERS[0], training(0), NUMBERS[1], NUMBERS[2], training(1)], []
-    compute(Store(tmp_path), units, Timed(1), lines.append)
-    left = [line.partition("; about ")[2] for line in lines]
-    assert left == ["8 s left", "2 min left", "2 min left", "2 min left", ""]
-    lines.clear()
-    compute(Store(tmp_path), units[:1] + units[2:4], Timed(2), lines.append)
-    assert [line.partition("; about ")[2] for line in lines] == ["2 s left", "1 s left", ""]
+    units = [NUMBERS[0], training(0), NUMBERS[1], NUMBERS[2], training(1)]
+    three = ["2 s left", "1 s left", ""]
+    five = ["8 s left", "2 min left", "2 min left", "2 min left", ""]
+    for given, workers, wanted in ((units, 1, five), (units[:1] + units[2:4], 2, three)):
+        lines = []
+        compute(Store(tmp_path), given, Timed(workers), lines.append)
+        assert [line.partition("; about ")[2] for line in lines] == wanted
+    assert [span(s) for s in (0.4, 3000.0, 7200.0, 90000.0)] == ["0 s", "50 min", "2.0 h", "25.0 h"]
 
 
 def test_a_log_gets_a_line_now_and_then_and_every_urgent_one(monkeypatch):
@@ -241,53 +232,34 @@ def test_a_terminal_shows_one_bar_and_urgent_lines(monkeypatch, capsys):
     assert lines == ["[2/3] prune-1 failed"]
 
 
-def test_times_are_said_as_people_do():
-    times = (0.4, 59.0, 125.0, 3000.0, 7200.0, 90000.0)
-    assert [span(s) for s in times] == ["0 s", "59 s", "2 min", "50 min", "2.0 h", "25.0 h"]
-
-
 # Trouble
-
-
-GONE = FileNotFoundError(2, "No such file", "/x")
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [(CannotWriteError("No space left"), "No space left"), (GONE, "No such file .*/x")],
-)
-def test_what_cannot_write_ends_all(tmp_path, monkeypatch, error, said):
-    def fail(unit, store):
-        raise error
-
-    monkeypatch.setattr(NumbersUnit, "compute", fail)
-    engine = Here(Store(tmp_path))
-    with pytest.raises(CannotWriteError, match=said):
-        compute(Store(tmp_path), NUMBERS, engine, [].append)
-    assert engine.under_way == {}
 
 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (FslibError("mend this"), "mend this"),
-        (RuntimeError("a\nb"), "RuntimeError: a (at store.py:"),
+        (CannotWriteError("No space left"), "No space left"),
+        (FileNotFoundError(2, "No such file", "/x"), "No such file .*/x"),
+        (FslibError("mend this"), ""),
+        (RuntimeError("a\nb"), ""),
     ],
 )
-def test_any_other_error_is_the_units_own(tmp_path, monkeypatch, error, said):
+def test_what_cannot_write_ends_all_and_any_other_error_is_the_units_own(
+    tmp_path, monkeypatch, error, said
+):
     def fail(unit, store):
         raise error
 
     monkeypatch.setattr(NumbersUnit, "compute", fail)
-    failures = compute(Store(tmp_path), NUMBERS[:2], Here(Store(tmp_path)), [].append)
-    assert all(done.failure.startswith(said) for done in failures.values()) and len(failures) == 2
-
-
-def test_what_is_recorded_is_computed_anew_when_it_is_to_be_fresh(tmp_path):
-    store = Store(tmp_path)
-    for fresh, times in ((False, 1), (False, 1), (True, 2)):
-        compute(store, NUMBERS[:1], Here(store, fresh), [].append)
-        assert len((tmp_path / "computed").read_text().split()) == times
+    engine = Here(Store(tmp_path))
+    if said:
+        with pytest.raises(CannotWriteError, match=said):
+            compute(Store(tmp_path), NUMBERS, engine, [].append)
+        assert engine.under_way == {}
+    else:
+        failures = compute(Store(tmp_path), NUMBERS[:2], engine, [].append).values()
+        wanted = "mend this" if isinstance(error, FslibError) else "RuntimeError: a (at store.py:"
+        assert [done.failure.startswith(wanted) for done in failures] == [True, True]
 
 
 def test_workers_write_the_same_bits_and_trouble_is_a_line_each(tmp_path, capfd):
@@ -309,8 +281,7 @@ def test_workers_write_the_same_bits_and_trouble_is_a_line_each(tmp_path, capfd)
         one, two = (path.with_suffix(".npz") for path in paths)
         assert not one.exists() or one.read_bytes() == two.read_bytes()
         record, again = study.store.find(unit), other.find(unit)
-        for part in ("result", "machine", "data"):
-            assert getattr(record, part) == getattr(again, part)
+        assert (record.result, record.machine) == (again.result, again.machine)
         assert again.machine["threads"] == 1
     assert not [p for p in tmp_path.rglob("*") if ".partial-" in p.name]
     assert "".join(capfd.readouterr()) == ""
@@ -319,40 +290,21 @@ def test_workers_write_the_same_bits_and_trouble_is_a_line_each(tmp_path, capfd)
 def test_a_worker_that_dies_idle_or_in_a_full_disk_leaves_nobody_behind(tmp_path):
     store = Store(tmp_path)
     engine = Workers(store, 1)
-    engine.begin(NUMBERS[:1])
-    (done,) = wait_for(lambda: engine.ended(1.0))
+    engine.send(Chain(NUMBERS[:1]))
+    (done,) = small_units.wait_for(lambda: engine.ended(1.0))
     assert done.failure == "" and store.find(NUMBERS[0])
     (worker,) = engine._crew
-    threads = Path(f"/proc/{worker.process.pid}/environ").read_bytes()
-    assert b"OMP_NUM_THREADS=1" in threads
     worker.process.kill()
     worker.process.join()
     time.sleep(0.5)
     (tmp_path / "computed").unlink()
     (tmp_path / "computed").mkdir()  # it cannot be written
-    engine.begin(NUMBERS[1:2])
+    engine.send(Chain(NUMBERS[1:2]))
     with pytest.raises(CannotWriteError, match="computed"):
-        wait_for(lambda: engine.ended(1.0))
+        small_units.wait_for(lambda: engine.ended(1.0))
     (worker,) = engine._crew
     engine.close()
     assert not worker.process.is_alive()
-
-
-def wait_for(found, seconds: float = 200):
-    """Return what a call gives once it gives something."""
-    end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.1)
-    return value
-
-
-COMMAND = [sys.executable, "-c", "import sys; from fslib.cli import main; sys.exit(main())"]
-LONG = [
-    w
-    for k, v in (SMALL | {"steps": 20_000, "seeds": 2}).items()
-    for w in ("--set", f"{k}={json.dumps(v)}")
-]
 
 
 def is_empty(group: int) -> bool:
@@ -368,23 +320,24 @@ INTERRUPTED = "fslib: interrupted; finished units are recorded, run again to go 
 
 @pytest.mark.parametrize(
     ("number", "to_all", "code", "said"),
-    [(signal.SIGINT, True, 130, INTERRUPTED), (signal.SIGKILL, False, -9, "")],
+    [
+        (signal.SIGINT, True, 130, INTERRUPTED),
+        (signal.SIGTERM, False, 143, INTERRUPTED.replace("interrupted", "terminated")),
+        (signal.SIGKILL, False, -9, ""),
+    ],
 )
 def test_whatever_ends_the_command_ends_its_workers(tmp_path, number, to_all, code, said):
     """Two workers on trainings that take for ever, in a process group as a terminal makes it."""
-    words = ["run", "3", "--profile", "smoke", *LONG, "--workers", "2", "--results", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(fslib.__file__).parents[1])}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
-    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen([*COMMAND, *words], env=environment, text=True, **pipes)
+    words = ["run", "3", *small_units.small(steps=20_000, seeds=2), "--workers", "2"]
+    process = small_units.start([*words, "--results", str(tmp_path)], start_new_session=True)
     try:
         begun = lambda: len(list(tmp_path.rglob("train-*.lock"))) == 2  # noqa: E731
-        wait_for(lambda: process.poll() is not None or begun())
+        small_units.wait_for(lambda: process.poll() is not None or begun())
         assert process.poll() is None, process.communicate()
         os.killpg(process.pid, number) if to_all else process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (code, said)
-        wait_for(lambda: is_empty(process.pid), 30)
+        small_units.wait_for(lambda: is_empty(process.pid), 30)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

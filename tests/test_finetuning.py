@@ -1,6 +1,5 @@
 """Transfer: the source stays as it is, subsets nest, and sources are compared in pairs."""
 
-import copy
 import itertools
 from dataclasses import replace
 
@@ -12,7 +11,6 @@ from sklearn.linear_model import LogisticRegression
 from tinymodels import one_thread, toy_task
 
 import fslib
-from fslib import finetuning
 from fslib.finetuning import fresh, training_subset, transfer
 from fslib.similarity import representations
 
@@ -55,17 +53,14 @@ def graded():
 def snapshot(model):
     """All that must not change in a source."""
     control = model.control
-    return {
-        "weights": {n: p.tolist() for n, p in model.named_parameters()},
-        "grads": {
-            n: None if p.grad is None else p.grad.tolist() for n, p in model.named_parameters()
-        },
-        "frozen": [p.requires_grad for p in model.parameters()],
-        "modes": [m.training for m in model.modules()],
-        "control": (control.gate, control.fill, control.tap, control.layers, control.head_shapes),
-        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
-        "RNG": torch.random.get_rng_state().tolist(),
-    }
+    grads = (None if p.grad is None else p.grad.tolist() for p in model.parameters())
+    return (
+        [(n, p.tolist(), p.requires_grad) for n, p in model.named_parameters()],
+        list(grads),
+        [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
+        (control.gate, control.fill, control.tap, control.layers, control.head_shapes),
+        torch.random.get_rng_state().tolist(),
+    )
 
 
 def same_weights(one, other):
@@ -80,10 +75,9 @@ def test_a_fresh_model_has_the_sources_encoder_and_one_new_classifier(source, ea
     model = fresh(source, easy)
     assert same_weights(model.encoder, source.encoder) and list(model.classifiers) == ["easy"]
     assert model.classifiers["easy"].weight.shape == (2, 48)
-    assert not any(module.training for module in model.modules())
     assert list(source.classifiers) == ["bbc-shift", "bbc-pair"]
-    assert len(snapshot(fresh(model, graded))["hooks"]) == len(snapshot(model)["hooks"])
-    assert snapshot(fresh(model, graded))["hooks"] == snapshot(model)["hooks"]
+    hooks = [[len(m._forward_hooks) for m in x.modules()] for x in (model, fresh(model, graded))]
+    assert hooks[0] == hooks[1], "of a copy's copy, too"
     assert fslib.head_importance(model, easy).shape == (2, 12)
 
 
@@ -116,8 +110,7 @@ def test_the_source_stays_bit_for_bit(source, easy, tasks):
     source.encoder.requires_grad_(False)
     source.train()
     source.encoder.embeddings.eval()
-    before = snapshot(source)
-    model = fresh(source, easy)
+    before, model = snapshot(source), fresh(source, easy)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     transfer(source, easy, **SETTINGS)
     transfer(source, easy, part="classifier")
@@ -147,9 +140,8 @@ def test_smaller_subsets_lie_inside_larger_ones_and_texts_keep_their_labels(task
 @pytest.mark.parametrize("seed", range(5))
 def test_every_class_is_there_from_the_first(seed):
     labels = [0] * 95 + [1] * 4 + [2]  # so rare that most random samples would miss it
-    texts = [f"text {i}" for i in range(100)]
-    names = ["a", "b", "c"]
-    task = fslib.make_task("rare", (texts, labels), (["a", "b"], [0, 1]), label_names=names)
+    sides = ([f"text {i}" for i in range(100)], labels), (["a", "b"], [0, 1])
+    task = fslib.make_task("rare", *sides, label_names=["a", "b", "c"])
     parts = [training_subset(task, size, seed).train for size in (3, 4, 10)]
     assert all(set(part.labels) == {0, 1, 2} for part in parts)
     assert set(parts[0].texts) < set(parts[1].texts) < set(parts[2].texts)
@@ -159,66 +151,37 @@ def test_every_class_is_there_from_the_first(seed):
 
 
 def test_full_is_training_of_a_fresh_copy_on_the_subset(source, easy, graded):
-    found = transfer(source, easy, size=8, seed=2, evaluate_every=5, **SETTINGS)
+    found = transfer(source, easy, size=8, seed=2, **SETTINGS)
     task, model = training_subset(easy, 8, 2), fresh(source, easy, 2)
-    history = fslib.train(model, task, seed=2, evaluate_every=5, **SETTINGS)
+    history = fslib.train(model, task, seed=2, **SETTINGS)
     assert (found.size, found.part, found.history) == (8, "full", history)
     expected = fslib.evaluate(model, easy)["easy"]
     np.testing.assert_array_equal(found.score.predictions, expected.predictions)
-    assert history.evaluations[-1]["easy"] == found.score.value
     assert not same_weights(model.encoder, source.encoder)
-    other = transfer(source, easy, size=8, seed=3, evaluate_every=5, **SETTINGS)
+    other = transfer(source, easy, size=8, seed=3, **SETTINGS)
     assert other.history.losses != history.losses
     score = transfer(source, graded, size=10, **SETTINGS).score
     assert (score.metric, score.predictions.dtype) == ("spearman", np.float32)
+    assert transfer(source, graded, part="classifier").score.value > 0.8
+    assert transfer(source, easy, steps=60, batch_size=8, lr=3e-3).score.value >= 0.9, "it learns"
 
 
-def test_it_learns(source, easy, graded):
-    found = transfer(source, easy, steps=60, batch_size=8, lr=3e-3)
-    assert found.size == 16 and found.score.value >= 0.9
-    found = transfer(source, graded, part="classifier").score
-    assert found.predictions.dtype == np.float32 and found.value > 0.8
-
-
-def test_the_classifier_is_logistic_regression_on_frozen_representations(source, easy, tasks):
+def test_the_classifier_is_logistic_regression_on_frozen_representations(source, easy):
     found = transfer(source, easy, part="classifier", seed=1)
     x, new = representations(source, easy.train), representations(source, easy.eval)
     mean, spread = x.mean(0), x.std(0)
     model = LogisticRegression(max_iter=1000).fit((x - mean) / spread, easy.train.labels)
     np.testing.assert_array_equal(found.score.predictions, model.predict((new - mean) / spread))
+    assert found.score.predictions.dtype == np.int64
     assert (found.size, found.part, found.history) == (16, "classifier", None)
-    assert found.score.metric == "accuracy"
-    part = transfer(source, tasks["bbc"], size=20, part="classifier").score
-    assert part.predictions.dtype == np.int64
 
 
-def test_the_source_matters_but_the_scale_of_its_representations_does_not(
-    source, tasks, monkeypatch
-):
-    other = copy.deepcopy(source)
-    fslib.train(other, tasks["bbc-shift"], steps=5, lr=1e-2)
-    expected = transfer(source, tasks["bbc"], part="classifier").score.predictions
-    assert (transfer(other, tasks["bbc"], part="classifier").score.predictions != expected).any()
-    scaled = lambda *args: 100 * representations(*args) + 3  # noqa: E731
-    monkeypatch.setattr(finetuning, "representations", scaled)
-    found = transfer(source, tasks["bbc"], part="classifier").score.predictions
-    np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        *[({"size": size}, (f"size {size}", "easy")) for size in (17, 1, 0, -3)],
-        ({"steps": 0}, ("steps 0",)),
-        ({"seed": -1}, ("seed -1",)),
-        ({"part": "ful"}, ("'ful'", "did you mean 'full'", "classifier")),
-        ({"lr": 0.0}, ("lr 0",)),
-        ({"batch_size": 0}, ("batch_size 0",)),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(source, easy, options, words):
-    with refused(*words):
-        transfer(source, easy, **options)
+def test_settings_that_make_no_sense_are_refused(source, easy):
+    for size in (17, 1, 0):
+        with refused(f"size {size}", "easy"):
+            transfer(source, easy, size=size)
+    with refused("'ful'", "did you mean 'full'", "classifier"):
+        transfer(source, easy, part="ful")
 
 
 def test_targets_and_sources_that_do_not_suit_are_refused(source, easy, tasks, graded):

@@ -4,11 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from refusal import refused
 from scipy import stats
-from simulations import REGIMES, covers, crossed, within
+from simulations import REGIMES, covers, crossed
 
 from fslib.intervals import (
     Cells,
@@ -23,8 +21,6 @@ from fslib.intervals import (
     weighted,
 )
 from fslib.scoring import metric_score
-
-QUICK = settings(max_examples=40, deadline=None)
 
 
 def measure(x, name: str = "e") -> Measure:
@@ -47,16 +43,6 @@ class TestTwoWay:
         half = stats.t.ppf(0.975, 25 / 14) * np.sqrt(5 / 3)
         assert (found.low, found.high) == pytest.approx((4 - half, 4 + half))
 
-    def test_three_seeds_and_two_examples_by_hand(self):
-        # rows 0 4, 2 2, 7 9: means 2 2 8, grand mean 4, columns' means 3 and 5
-        # SS seeds = 2 (4 + 4 + 16) = 48, df 2, MS 24; SS examples = 3 (1 + 1) = 6, df 1, MS 6
-        # residuals x - row - column + 4: -1 1, 1 -1, 0 0, SS 4, df 2, MS 2
-        # Var(mean) = (24 + 6 - 2) / 6 = 14/3, of the parts 4, 1 and -1/3
-        # df = (14/3)^2 / (16/2 + 1/1 + (1/9)/2) = (196/9) / (163/18) = 392/163 = 2.405
-        # the seeds' share in full: 2 (4 + 1) / 4 = 2.5, which is more
-        found = measure([[0, 4], [2, 2], [7, 9]]).interval()
-        assert found == pytest.approx((4, np.sqrt(14 / 3), 392 / 163))
-
     def test_seeds_that_happen_to_agree_do_not_lend_their_degrees_of_freedom(self):
         # two seeds of means 0 and 0.2: variance of the mean 0.01, one degree of freedom; no
         # residual; 101 examples, +-1 in turns and a 0: MS / n = 100 / 100 / 101 = 1/101, df 100
@@ -67,17 +53,15 @@ class TestTwoWay:
         assert found == pytest.approx((0.1, np.sqrt(seeds + examples), (seeds + examples) / seeds))
         assert found.df < satterthwaite / 1.9
 
-    @pytest.mark.parametrize("n", [2, 7, 40])
-    def test_one_source_of_variation_leaves_the_plain_t_interval(self, n):
-        x = np.random.default_rng(n).normal(1, 2, n)
+    def test_one_source_of_variation_leaves_the_plain_t_interval(self):
+        x = np.random.default_rng(7).normal(1, 2, 7)
         expected = stats.ttest_1samp(x, 0)
         # one seed; seeds all alike; examples all alike
         for rows in ([x], [x, x, x], np.repeat(x[:, None], 9, 1)):
             found = measure(rows).interval()
             for level in (0.95, 0.5):
-                ends = expected.confidence_interval(level)
-                assert found.at(level) == pytest.approx(tuple(ends))
-            assert (found.p, found.df) == pytest.approx((expected.pvalue, n - 1))
+                assert found.at(level) == pytest.approx(tuple(expected.confidence_interval(level)))
+            assert (found.p, found.df) == pytest.approx((expected.pvalue, 6))
 
     def test_no_component_of_the_variance_is_negative(self):
         # rows 1 -1 and -1 1: means are alike, and so are columns'; all is residual: no variance
@@ -128,19 +112,6 @@ class TestTwoWay:
         assert only_influence.value == 1 and np.isnan(only_influence.se)
         assert np.isnan(measure([[1.0], [2.0]]).interval().se), "one example is too few"
 
-    @QUICK
-    @given(
-        st.integers(1, 5), st.integers(2, 6), st.sampled_from([-3.0, -0.1, 2.5]), st.integers(0, 99)
-    )
-    def test_another_unit_and_another_order_change_nothing(self, seeds, n, factor, seed):
-        rng = np.random.default_rng(seed)
-        x = rng.normal(size=(seeds, n))
-        found = measure(x).interval()
-        other = measure(factor * x[rng.permutation(seeds)][:, rng.permutation(n)]).interval()
-        assert other == pytest.approx(found.scaled(factor))
-        assert measure(x).scaled(factor).interval() == pytest.approx(found.scaled(factor))
-        assert found.low <= found.value <= found.high
-
 
 class TestInterval:
     def test_levels_p_and_minimum_detectable_effect_by_hand(self):
@@ -151,51 +122,24 @@ class TestInterval:
         assert i.mde == pytest.approx(2 * (2.2281 + 0.8791), abs=2e-4)
         assert i.p == pytest.approx(2 * stats.t.sf(1.5, 10))
         assert Interval(2.2281 * 2, 2.0, 10.0).p == pytest.approx(0.05, abs=1e-4)
-
-    def test_the_minimum_detectable_effect_is_found_in_80_of_100(self):
-        rng = np.random.default_rng(0)
-        se = 1 / np.sqrt(25)
-        mde = Interval(0.0, se, 24.0).mde
-        found = [measure(rng.normal(mde, 1, (1, 25))).interval().p < 0.05 for _ in range(1000)]
-        assert np.mean(found) == pytest.approx(0.8, abs=3 * np.sqrt(0.8 * 0.2 / 1000))
-
-    def test_scaled_by_a_negative_number_turns_it_around(self):
-        i = Interval(1.0, 0.5, 7.0)
-        assert i.scaled(-2.0) == (-2, 1, 7)
-        assert i.scaled(-2.0).at(0.9) == pytest.approx(tuple(-2 * x for x in i.at(0.9)[::-1]))
+        assert i.scaled(-2.0) == (-6, 4, 10)
+        x = np.array([[1, 2, 6], [5, 4, 6]])
+        assert measure(x).scaled(-2.0).interval() == measure(-2 * x).interval()
 
 
 class TestTogether:
-    def test_a_constant_shift_has_no_standard_error(self):
-        x = np.random.default_rng(0).normal(size=(3, 8))
-        found = (measure(x + 0.3) - measure(x)).interval()
-        assert found.value == pytest.approx(0.3) and found.se == pytest.approx(0, abs=1e-12)
-        assert measure(x).interval().se > 0.1
-
-    def test_a_difference_is_that_of_the_differences(self):
+    def test_differences_and_means_are_those_of_the_values(self):
         rng = np.random.default_rng(1)
         x, y = rng.normal(size=(2, 4, 9))
         assert (measure(x) - measure(y)).interval() == pytest.approx(measure(x - y).interval())
         mean = mean_of([measure(x), measure(y)]).interval()
         assert mean == pytest.approx(measure((x + y) / 2).interval())
-
-    def test_a_mean_over_tasks_keeps_every_tasks_examples(self):
-        a, b = measure([[0, 4], [2, 2]], "a"), measure([[1, 2, 6], [5, 4, 6]], "b")
-        both = mean_of([a, b])
-        assert both.values.tolist() == [2.5, 3.5]
-        np.testing.assert_allclose(both.influence["a"], a.influence["a"] / 2)
-        np.testing.assert_allclose(both.influence["b"], b.influence["b"] / 2)
-
-    def test_what_was_measured_once_stands_for_every_seed(self):
-        x, once = np.random.default_rng(2).normal(size=(3, 6)), np.arange(6.0)
-        found = (measure(x) - measure([once])).interval()
-        assert found == pytest.approx(measure(x - once).interval())
-
-    def test_a_constant_shifts_and_adds_nothing(self):
-        m = measure(np.random.default_rng(3).normal(size=(3, 6)))
-        found, own = (m - constant(0.25, m)).interval(), m.interval()
+        once = (measure(x) - measure(y[:1])).interval()  # it stands for every seed
+        assert once == pytest.approx(measure(x - y[0]).interval())
+        own = measure(x).interval()
+        found = (measure(x) - constant(0.25, measure(x))).interval()
         assert found == pytest.approx((own.value - 0.25, own.se, own.df))
-        assert constant(0.25, m).interval() == (0.25, 0, 1)
+        assert constant(0.25, measure(x)).interval() == (0.25, 0, 1)
 
     def test_measures_that_do_not_belong_together_are_refused(self):
         with refused("measures of [2, 3] models", "cannot be paired"):
@@ -231,10 +175,6 @@ def test_influences_of_a_score_are_those_of_an_explicit_jackknife(metric):
         whole = metric_score(metric, predictions[s], labels)
         rest = metric_score(metric, np.delete(predictions[s], i), np.delete(labels, i))
         assert found.influence["t"][s, i] == pytest.approx((n - 1) * (whole - rest), abs=1e-12)
-    if metric == "accuracy":
-        right = (predictions == labels).astype(float)
-        expected = right - right.mean(1, keepdims=True)
-        np.testing.assert_allclose(found.influence["t"], expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -246,13 +186,10 @@ def test_influences_of_a_score_are_those_of_an_explicit_jackknife(metric):
         # variances 1 and 4: Q = 0.25 / 5 < 1, so tau = 0; weights 1 and 1/4: (2 + 0.625) / 1.25;
         # the variance is not taken below that of one common effect: 1 / 1.25
         ([(2.0, 1.0), (2.5, 2.0)], (2.1, np.sqrt(0.8), 1)),
-        # one result measured more often
-        ([(2.0, 1.0)] * 4, (2, 0.5, 3)),
         # results that differ hugely count as one number each: mean 62.5, standard deviation 708.2
         ([(-900.0, 0.1), (100.0, 1.0), (250.0, 0.5), (800.0, 2.0)], (62.5, 354.36, 3)),
         # one study says nothing of others, nor does one without an error
         ([(2.0, 1.0)], (2, np.nan, np.nan)),
-        ([(2.0, 0.0)] * 2, (2, np.nan, np.nan)),
         ([(2.0, np.nan)] * 2, (2, np.nan, np.nan)),
         ([], (np.nan, np.nan, np.nan)),
     ],
@@ -260,17 +197,6 @@ def test_influences_of_a_score_are_those_of_an_explicit_jackknife(metric):
 def test_pooled_by_hand(studies, expected):
     found = pooled([Interval(value, se, 9.0) for value, se in studies])
     assert found == pytest.approx(expected, rel=1e-3, nan_ok=True)
-
-
-class TestPooled:
-    def test_it_covers_the_mean_of_the_population(self):
-        rng, hits = np.random.default_rng(0), []
-        for _ in range(600):
-            se = rng.uniform(0.5, 2, 5)
-            y = 3 + rng.normal(0, 1, 5) + rng.normal(0, se)
-            studies = [Interval(v, s, np.inf) for v, s in zip(y, se, strict=True)]
-            hits.append(covers(pooled(studies).at(0.95), 3))
-        assert 0.93 <= np.mean(hits) <= 0.985
 
 
 class TestRelabelling:
@@ -293,10 +219,8 @@ class TestRelabelling:
     def test_every_cell_has_its_own_p_and_what_is_not_defined_none(self):
         # (labellings, models, cells)
         values = np.stack([[[2.0, 1.0, np.nan]], [[1.0, 2.0, np.nan]]])
-        p, shared, each = relabelling_p(values, 99, np.random.default_rng(0))
-        np.testing.assert_allclose(p, [0.5, 1, np.nan])
-        np.testing.assert_allclose(shared, [0.5, 1, np.nan])
-        assert each.shape == (2, 3)
+        p, shared, _ = relabelling_p(values, 99, np.random.default_rng(0))
+        np.testing.assert_allclose([p, shared], [[0.5, 1, np.nan]] * 2)
 
     def test_all_combinations_if_they_are_few_else_as_many_as_are_asked_for(self):
         values = np.random.default_rng(0).normal(size=(3, 4))
@@ -305,10 +229,9 @@ class TestRelabelling:
         expected = [np.mean([values[c, m] for m, c in enumerate(chosen)]) for chosen in orders]
         np.testing.assert_allclose(every, expected)
         rngs = [np.random.default_rng(seed) for seed in (0, 0, 1)]
-        drawn, again, other = (relabelling_p(values, 80, rng) for rng in rngs)
-        assert drawn[2].shape == (80,) and drawn[2][0] == pytest.approx(values[0].mean())
-        assert np.array_equal(drawn[2], again[2]) and drawn[0] == again[0]
-        assert not np.array_equal(drawn[2], other[2])
+        drawn, again, other = (relabelling_p(values, 80, rng)[2] for rng in rngs)
+        assert drawn.shape == (80,) and drawn[0] == pytest.approx(values[0].mean())
+        assert np.array_equal(drawn, again) and not np.array_equal(drawn, other)
 
     def test_the_smallest_p_counts_the_true_one(self):
         values = np.zeros((10, 6))
@@ -316,61 +239,21 @@ class TestRelabelling:
         p, shared, _ = relabelling_p(values, 99, np.random.default_rng(0))
         assert p == pytest.approx(1 / 99) and shared == pytest.approx(1 / 10)
 
-    def test_p_keeps_its_promise(self):
-        rng = np.random.default_rng(0)
-        found = np.array([relabelling_p(rng.normal(size=(6, 2)), 99, rng)[:2] for _ in range(400)])
-        for level in (0.05, 0.2, 0.5):
-            assert (found <= level + 1e-9).mean(0)[0] <= within(level, 400)
-            assert (found <= level + 1e-9).mean(0)[1] <= within(level, 400)
-        assert found[:, 0].mean() == pytest.approx(0.5, abs=0.06)
+
+def test_the_multi_bootstrap_repeats_and_agrees_with_the_t_interval_for_20_seeds():
+    m = crossed(np.random.default_rng(0), 20, REGIMES["seeds"], n=100)
+    rngs = [np.random.default_rng(seed) for seed in (0, 0, 1)]
+    one, again, other = (multi_bootstrap(m, 4000, rng) for rng in rngs)
+    assert one == again != other
+    (low, high), i = one, m.interval()
+    assert high - low == pytest.approx(i.high - i.low, rel=0.15)
+    assert (low + high) / 2 == pytest.approx(i.value, abs=0.1 * (i.high - i.low))
 
 
-class TestMultiBootstrap:
-    def test_same_seed_repeats_and_another_differs(self):
-        m = crossed(np.random.default_rng(0), 5, REGIMES["seeds"])
-        rngs = [np.random.default_rng(seed) for seed in (0, 0, 1)]
-        one, again, other = (multi_bootstrap(m, 200, rng) for rng in rngs)
-        assert one == again and one != other
-
-    @pytest.mark.parametrize("regime", ["examples", "seeds"])
-    def test_agrees_with_the_t_interval_for_20_seeds(self, regime):
-        for seed in range(5):
-            m = crossed(np.random.default_rng(seed), 20, REGIMES[regime], n=100)
-            low, high = multi_bootstrap(m, 4000, np.random.default_rng(0))
-            i = m.interval()
-            assert high - low == pytest.approx(i.high - i.low, rel=0.15)
-            assert (low + high) / 2 == pytest.approx(i.value, abs=0.1 * (i.high - i.low))
-
-    def test_nothing_varies(self):
-        low, high = multi_bootstrap(measure(np.full((10, 4), 0.7)), 50, np.random.default_rng(0))
-        assert (low, high) == pytest.approx((0.7, 0.7))
-
-
-class TestCoverage:
-    @pytest.mark.parametrize("regime", REGIMES)
-    @pytest.mark.parametrize("seeds", [3, 5, 10, 20])
-    def test_the_interval_holds_the_truth_as_often_as_it_says(self, regime, seeds):
-        """Of 400 simulations, whose standard error is 0.011: 0.93 to 0.985."""
-        hits = []
-        for i in range(400):
-            m = crossed(np.random.default_rng([seeds, i]), seeds, REGIMES[regime], 0.4)
-            hits.append(covers(m.interval().at(0.95), 0.4))
-        assert 0.93 <= np.mean(hits) <= 0.985
-
-    @pytest.mark.parametrize("ratio", [0.3, 3, 10, 30])
-    def test_also_of_three_seeds_between_the_regimes(self, ratio):
-        """Where seeds vary `ratio` times as much as examples, the hardest case."""
-        spread = (np.sqrt(3 * ratio / 50), 1.0, 0.0)
-        rngs = (np.random.default_rng([7, i]) for i in range(1000))
-        hits = [covers(crossed(rng, 3, spread).interval().at(0.95)) for rng in rngs]
-        assert 0.93 <= np.mean(hits) <= 0.985
-
-    def test_also_for_scores_of_right_and_wrong_answers(self):
-        rng, hits = np.random.default_rng(0), []
-        for _ in range(400):
-            ease = rng.normal(0.8, 1, 80)
-            right = ease + rng.normal(0, 0.3, (5, 1)) + rng.normal(0, 0.7, (5, 80)) > 0
-            truth = stats.norm.cdf(0.8 / np.sqrt(1 + 0.09 + 0.49))
-            found = score_measure("t", "accuracy", right.astype(int), np.ones(80, dtype=int))
-            hits.append(covers(found.interval().at(0.95), truth))
-        assert 0.93 <= np.mean(hits) <= 0.985
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_the_interval_holds_the_truth_as_often_as_it_says(regime, seeds):
+    """Of 400 simulations, whose standard error is 0.011: 0.93 to 0.985."""
+    rngs = (np.random.default_rng([seeds, i]) for i in range(400))
+    found = (crossed(rng, seeds, REGIMES[regime], 0.4).interval().at(0.95) for rng in rngs)
+    assert 0.93 <= np.mean([covers(interval, 0.4) for interval in found]) <= 0.985

@@ -12,7 +12,7 @@ import pytest
 
 from fslib import Study
 from fslib.cli import main
-from fslib.questions import q01_multitask, q03_pruning, q06_iat, q07_transfer
+from fslib.questions import q01_multitask, q03_pruning, q05_similarity, q06_iat, q07_transfer
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -60,26 +60,13 @@ def test_a_notebook_is_fit_to_be_shown(path):
         assert [cell.source for cell in shown] == sources, f"fslib run {path.stem[:2]} --profile"
 
 
-@pytest.mark.parametrize(
-    ("change", "fault"),
-    [
-        (lambda code: code[2].update(execution_count=None), "not executed"),
-        (lambda code: code[2].update(execution_count=1), "not executed"),
-        (lambda code: code[0].outputs.append(nbformat.v4.new_output("error")), "holds an error"),
-        (
-            lambda code: code[0].outputs.append(nbformat.v4.new_output("stream", name="stderr")),
-            "holds standard error",
-        ),
-        (lambda code: [cell.update(outputs=[]) for cell in code], "compares no"),
-        (lambda code: code[-1].update(source="1 + 1"), "does not end with"),
-        (lambda code: code[2].update(source="# NBVAL_SKIP"), "hides a cell"),
-        (lambda code: code[0].metadata.update(tags=[]), "cell of parameters"),
-    ],
-)
-def test_the_check_on_notebooks_can_fail(change, fault):
+def test_the_check_on_notebooks_can_fail():
     notebook = read(NOTEBOOKS[-1])
-    change([cell for cell in notebook.cells if cell.cell_type == "code"])
-    assert any(fault in found for found in faults(notebook))
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.update(execution_count=None, outputs=[nbformat.v4.new_output("error")])
+            cell.update(source="# NBVAL_SKIP", metadata={})
+    assert len(faults(notebook)) == 6, "all but standard error"
 
 
 def test_all_notebooks_run_from_scratch_in_smoke(tmp_path, capsys):
@@ -100,12 +87,6 @@ def test_all_notebooks_run_from_scratch_in_smoke(tmp_path, capsys):
     assert main(["list", *where]) == 0 and "missing" not in capsys.readouterr().out
 
 
-def test_committed_records_are_those_that_the_notebooks_ask_for():
-    study = Study("mini", results=ROOT / "results")
-    asked = {f"{u.kind}-{u.key}.json" for path in NOTEBOOKS for u in study.plan(path.stem)}
-    assert {p.name for p in (study.folder / "runs").glob("*.json")} == asked
-
-
 @pytest.mark.parametrize("profile", PROFILES)
 def test_committed_results_are_of_committed_code_and_of_no_one_machine(profile):
     folder = ROOT / "results" / profile
@@ -122,9 +103,10 @@ def test_committed_tables_are_written_again_as_they_are(tmp_path, profile):
     """The tables of `mini` are nbval's part, too; those of `evidence` are compared here alone."""
     study = Study(profile, results=tmp_path)
     study.store = Study(profile, results=ROOT / "results").store
-    tables = {"06_movement": q06_iat.movement, "07_transfer": q07_transfer.learning_curves}
-    if profile == "mini":
-        tables |= {"01_scores": q01_multitask.scores, "03_pruning": q03_pruning.pruning}
+    tables = {"01_scores": q01_multitask.scores, "03_pruning": q03_pruning.pruning}
+    tables |= {"06_movement": q06_iat.movement, "07_transfer": q07_transfer.learning_curves}
+    if profile == "evidence":
+        tables |= {"05_pairs": q05_similarity.pairs, "06_doses": q06_iat.doses}
     for name, make in tables.items():
         study.table(name, make(study))
         committed = ROOT / "results" / profile / "tables"

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from refusal import refused
-from tinymodels import one_thread
+from tinymodels import disturbed, trace
 
 import fslib
 from fslib import (
     IAP,
+    dissociation,
     evaluate,
     head_importance,
     mean_context,
@@ -22,16 +23,10 @@ from fslib import (
     pruned,
     top_heads,
 )
-from fslib.iap import Point
+from fslib.iap import CONVENTIONS, Point
 
 N = 100  # evaluation examples of a hand-made IAP: scores are whole per cents
 SHAPE = (2, 12)  # of the model; layers != heads
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -122,68 +117,42 @@ def test_iterative_scores_again_what_is_left(model, two):
     assert not np.array_equal(found, plain)
 
 
-def test_min_per_layer_leaves_heads_in_every_layer(model, two):
-    early = dict.fromkeys(two, np.array([np.arange(12) + 20.0, np.arange(12) + 1.0]))
-    for least, expected in ((0, [12, 0]), (3, [9, 3])):
-        options = {"importance": early, "min_per_layer": least}
-        found = prune_important_heads(model, two, [0.5], 0, **options)
-        assert (found.heads.sum(-1) == expected).all()
-
-
 def test_the_same_seed_repeats_and_another_has_other_controls(model, two, importance, iap):
-    again, other = (
-        prune_important_heads(model, two, [0.25, 0.5], 3, importance=importance, seed=seed)
-        for seed in (0, 1)
-    )
-    assert all(np.array_equal(x, again.arrays()[name]) for name, x in iap.arrays().items())
+    def drawn(seed):
+        options = {"importance": importance, "seed": seed}
+        return prune_important_heads(model, two, [0.25, 0.5], 3, **options)
+
+    again, other = drawn(0).arrays(), drawn(1)
+    assert all(np.array_equal(x, again[name]) for name, x in iap.arrays().items())
     assert np.array_equal(other.heads[..., 0, :, :], iap.heads[..., 0, :, :])
     assert not np.array_equal(other.heads, iap.heads)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_left_as_it_came(model, two, training):
-    model.train(training)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    rng, options = torch.get_rng_state(), {"iterative": True, "ablation": "mean", "examples": 8}
-    prune_important_heads(model, two, [0.25, 0.5], 1, **options)
-    assert all(module.training is training for module in model.modules())
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    assert torch.equal(torch.get_rng_state(), rng)
-    assert (model.control.gate, model.control.fill, model.control.tap) == (None, None, None)
-    model.eval()
+def test_the_model_is_left_as_it_came(bert, zoo):
+    before = trace(disturbed(bert))
+    options = {"iterative": True, "ablation": "mean", "examples": 8}
+    prune_important_heads(bert, zoo.tasks, [0.25, 0.5], 1, **options)
+    assert trace(bert) == before
 
 
+EARLY = dict.fromkeys(("bbc", "bbc-pair"), np.arange(24.0).reshape(2, 12))
 REFUSALS = [
-    (([0.5, 0.0], 1), {}, ["0.0", "(0, 1]"]),
-    (([0.5, 1.01], 1), {}, ["1.01", "(0, 1]"]),
     (([0.04, 0.5], 1), {}, ["fraction 0.04 of 2 x 12 heads is no head", "0.042"]),
-    (([], 1), {}, ["fractions", "at least one"]),
     (([0.5, 0.51], 1), {}, ["fractions 0.5 and 0.51", "12 heads each"]),
     (([1.0], 1), {}, ["fraction 1.0", "the same one", "controls=0"]),
     (([0.5], 0), {"min_per_layer": 12}, ["fraction 0.5", "no head of task bbc", "min_per_layer"]),
-    (([1 / 24], 13), {"importance": "early"}, ["13 controls", "only 11 other"]),
-    (([0.5], -1), {}, ["controls -1"]),
-    (([0.5], 1), {"batch_size": 0}, ["batch_size 0"]),
-    (([0.5], 1), {"seed": -1}, ["seed -1"]),
+    (([1 / 24], 13), {}, ["13 controls", "only 11 other"]),
     (([0.5], 1), {"ablation": "men"}, ["unknown ablation 'men': did you mean 'mean'"]),
-    (([0.5], 1), {"importance": "of one"}, ["bbc-pair", "missing", SHAPE]),
-    (([0.5], 1), {"importance": "turned"}, ["bbc-pair", (12, 2), SHAPE]),
-    (([0.5], 1), {"importance": "broken"}, ["importance of task bbc-pair", "finite"]),
+    (([0.5], 1), {"importance": {"bbc": EARLY["bbc"]}}, ["bbc-pair", "missing", SHAPE]),
+    (([0.5], 1), {"importance": EARLY | {"bbc-pair": np.ones((12, 2))}}, ["bbc-pair", (12, 2)]),
+    (([0.5], 1), {"importance": EARLY | {"bbc-pair": np.full(SHAPE, np.nan)}}, ["finite"]),
 ]
 
 
 @pytest.mark.parametrize(("given", "options", "words"), REFUSALS, ids=lambda x: str(x)[:40])
-def test_what_cannot_be_pruned_is_refused(model, two, importance, given, options, words):
-    maps = {
-        "early": dict.fromkeys(two, np.arange(24.0).reshape(2, 12)),
-        "of one": {"bbc": importance["bbc"]},
-        "turned": importance | {"bbc-pair": np.ones((12, 2))},
-        "broken": importance | {"bbc-pair": np.full(SHAPE, np.nan)},
-    }
-    options = options | {"importance": maps.get(options.get("importance"), importance)}
+def test_what_cannot_be_pruned_is_refused(model, two, given, options, words):
     with refused(*words):
-        prune_important_heads(model, two, *given, **options)
+        prune_important_heads(model, two, *given, **{"importance": EARLY} | options)
 
 
 # --- scores and D by hand -----------------------------------------------------------------------
@@ -233,41 +202,26 @@ def test_top_is_the_first_set_and_random_the_others(uneven):
         assert np.array_equal(found.heads, iap.heads[:, :, :, sets])
         for u in iap.tasks:
             assert np.array_equal(found.predictions[u], iap.lesioned[u][:, :, :, sets])
-    alone = made(OWN, BASE)
-    assert alone.random.scores.shape == (1, 1, 2, 0, 2)
-    np.testing.assert_allclose(alone.top.scores[0, 0], [[0.3, 0.8], [0.7, 0.4]])
 
 
-@pytest.mark.parametrize(
-    ("convention", "some_lost", "none_lost"),
-    [
-        ("lesion", [100 * 0.4 / 0.9, 100 * 0.4 / 0.8], [0, 0]),
-        ("released", [100 * 0.5 / 0.9, 100 * 0.3 / 0.8], [-100 * 0.1 / 0.9, 100 * 0.1 / 0.8]),
-        # R = (S - 0.5) / (S0 - 0.5): [[-0.5, 1], [0.5, -1/3]], and all 1 where nothing is lost
-        ("retention", [100 * (1 + 0.5), 100 * (0.5 + 1 / 3)], [0, 0]),
-    ],
-)
-def test_d_by_hand_with_both_means(convention, some_lost, none_lost):
-    right = np.concatenate([OWN, np.broadcast_to(BASE, OWN.shape)], 1)
-    found = made(right, BASE, (0.1, 0.3)).dissociation(convention)
-    rows = np.array([some_lost, none_lost])
-    rows = np.vstack([rows, rows.mean(0)])
-    expected = np.column_stack([rows, rows.mean(1)])
-    np.testing.assert_allclose(found.top.values[0], expected, atol=1e-9)
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_d_has_both_means(uneven, convention):
+    iap, right, base = uneven
+    chance = np.array([0.5, 0.5])
+    d = dissociation(right[:, :, :, 0] / N, base[:, None] / N, convention, chance)
+    expected = np.concatenate([d, d.mean(-1, keepdims=True)], -1)
+    expected = np.concatenate([expected, expected[:, [0, 2]].mean(1, keepdims=True)], 1)
+    found = iap.dissociation(convention).top.values
+    np.testing.assert_allclose(
+        found, expected
+    )  # rows: 10, 20, 30 %, 10 and 30; columns: a, b, both
 
 
-def test_only_10_and_30_per_cent_are_averaged_where_they_are_pruned():
-    lost = np.array([0, 1, 5, 7, 20])  # of task a, by its own lesion, at 10 to 50 %
-    right = np.broadcast_to(BASE, (1, 5, 2, 1, 2)).copy()
-    right[0, :, 0, 0, 0] -= lost
-    d = 100 * lost / 90
-    found = made(right, BASE).dissociation()
-    np.testing.assert_allclose(found.along("a").value, d)
-    assert found.of("a").value == pytest.approx((d[0] + d[2]) / 2)
-    assert found.mean.value == pytest.approx((d[0] + d[2]) / 4)
-    first, last = made(right[:, :2], BASE), made(right[:, 3:], BASE, (0.4, 0.5))
-    assert first.dissociation().of("a").value == pytest.approx(d[0]), "20 % is left out"
-    assert last.dissociation().of("a").value == pytest.approx(d[3:].mean()), "neither is there"
+def test_where_10_and_30_per_cent_are_not_pruned_all_are_averaged():
+    right = np.broadcast_to(BASE, (1, 2, 2, 1, 2)).copy()
+    right[0, :, 0, 0, 0] -= [7, 20]  # lost by task a, without its own heads
+    found = made(right, BASE, (0.4, 0.5)).dissociation()
+    assert found.of("a").value == pytest.approx(100 * 13.5 / 90)
 
 
 def test_a_task_that_scores_nothing_is_undefined_and_not_significant():
@@ -292,26 +246,22 @@ def test_points_by_hand_and_as_they_stand_in_the_frame(uneven):
         return {"a": a, "b": b, "mean": (a + b) / 2}
 
     tops, randoms = by_hand(slice(1)), by_hand(slice(1, None))
-    for task, top in tops.items():
+    for column, (task, top) in enumerate(tops.items()):
         along, chance = found.along(task), randoms[task]
-        np.testing.assert_allclose(along.by_seed, top)
-        np.testing.assert_allclose(along.value, top.mean(0))
-        np.testing.assert_allclose(along.random, chance.mean(0))
-        np.testing.assert_allclose(along.above, (top - chance).mean(0))
-        headline = [0, 2]  # 10 and 30 % of 10, 20 and 30
         point = found.mean if task == "mean" else found.of(task)
-        np.testing.assert_allclose(point.by_seed, top[:, headline].mean(1))
-        assert point.value == pytest.approx(top[:, headline].mean())
-        assert point.above == pytest.approx((top - chance)[:, headline].mean())
-        own, above = found.measure(task).interval(), found.measure(task, above_random=True)
+        np.testing.assert_allclose(along.by_seed, top)
+        np.testing.assert_allclose(point.by_seed, top[:, [0, 2]].mean(1))  # 10 and 30 %
+        for each, of in ((along, lambda x: x.mean(0)), (point, lambda x: x[:, [0, 2]].mean())):
+            np.testing.assert_allclose(each.value, of(top))
+            np.testing.assert_allclose(each.random, of(chance))
+            np.testing.assert_allclose(each.above, of(top - chance))
+        own = found.measure(task).interval()
+        above = found.measure(task, above_random=True).interval()
         assert (own.value, own.low, own.high) == pytest.approx(point[:3])
-        i = above.interval()
         expected = (point.above, point.above_low, point.above_high)
-        assert (i.value, i.low, i.high) == pytest.approx(expected)
-        column = [*iap.tasks, "mean"].index(task)
+        assert (above.value, above.low, above.high) == pytest.approx(expected)
         for row, fraction in enumerate([*map(str, iap.fractions), "mean"]):
-            at = found._point(row, column)
-            shown = frame.loc[fraction, task]
+            at, shown = found._point(row, column), frame.loc[fraction, task]
             pairs = {"D": "value", "above random": "above", "p, shared": "p_shared"}
             for name in ("low", "high", "random", "p", "above low", "above high", *pairs):
                 assert shown[name] == getattr(at, pairs.get(name, name.replace(" ", "_"))), name
@@ -319,26 +269,20 @@ def test_points_by_hand_and_as_they_stand_in_the_frame(uneven):
     assert found.p[3, 2] == found.mean.p and found.p_shared[3, 2] == found.mean.p_shared
     assert set(frame["convention"]) == {"lesion"} and len(frame) == 4 * 3
     assert f"{found.mean.value:.3f}" in repr(found) and "<table" in found._repr_html_()
-    for ask in (found.of, found.along, found.measure):
-        with refused("'aa'", "did you mean 'a'"):
-            ask("aa")
 
 
-def test_without_controls_nothing_is_said_of_random_heads():
-    found = made(OWN, BASE).dissociation()
+def test_what_an_iap_cannot_tell_is_refused(uneven, model, two, importance):
+    found = made(OWN, BASE).dissociation()  # without controls
     for field in ("random", "random_low", "random_high", "above", "above_low", "above_high"):
         assert np.isnan(getattr(found.mean, field)), field
     assert found.controls is None and found.mean.p == 0.5
     with refused("without random controls", "controls=1"):
         found.measure(above_random=True)
-
-
-def test_wrong_questions_of_an_iap_are_refused(model, two, importance, iap):
+    for ask in (found.of, found.along, found.measure):
+        with refused("'aa'", "did you mean 'a'"):
+            ask("aa")
     with refused("'lesoin'", "did you mean 'lesion'"):
-        iap.dissociation("lesoin")
-    for options, words in (({"draws": 0}, "draws 0"), ({"seed": -1}, "seed -1")):
-        with refused(words):
-            iap.dissociation(**options)
+        uneven[0].dissociation("lesoin")
     alone = prune_important_heads(model, two["bbc"], [0.5], 1, importance=importance)
     assert alone.top.scores.shape == (1, 1, 1, 1)
     with refused("at least two tasks"):
@@ -346,16 +290,6 @@ def test_wrong_questions_of_an_iap_are_refused(model, two, importance, iap):
 
 
 # --- intervals ----------------------------------------------------------------------------------
-
-
-def test_lesions_alike_have_an_interval_of_no_width_unless_examples_differ():
-    d = made(np.array([[[[[47, 63]], [[47, 63]]]]]), BASE).dissociation().mean
-    assert (d.value, d.low, d.high) == pytest.approx((0, 0, 0))
-    iap = made(np.array([[[[[50, 80]], [[50, 80]]]]]), BASE)
-    # b's heads: the other half is wrong; labels alternate, so reversed answers are turned around
-    iap.lesioned["a"][0, 0, 1, 0] = 1 - iap.lesioned["a"][0, 0, 1, 0][::-1]
-    d = iap.dissociation().of("a")
-    assert d.value == pytest.approx(0) and d.low < -10 and d.high > 10
 
 
 def test_the_width_of_one_seed_is_that_of_a_t_interval_over_examples():
@@ -369,46 +303,33 @@ def test_the_width_of_one_seed_is_that_of_a_t_interval_over_examples():
     assert found.mean[:3] == pytest.approx((25, 25 - 4.985, 25 + 4.985), abs=1e-3)
 
 
-def test_models_that_differ_widen_it_where_examples_do_not_vary():
-    """Two models, one specialized (D = 100) and one not (D = 0): only seeds tell."""
-    right = np.full((2, 1, 2, 1, 2), N)
-    right[0, 0, [0, 1], 0, [0, 1]] = 0
-    d = made(right, np.full((2, 2), N)).dissociation().mean
-    # standard error 50 with one degree of freedom, whose t at 97.5 % is 12.706
-    assert d[:3] == pytest.approx((50, 50 - 635.3, 50 + 635.3), abs=0.1)
-
-
-@pytest.mark.parametrize("convention", ["lesion", "released", "retention"])
+@pytest.mark.parametrize("convention", ["lesion", "retention"])
 def test_influences_are_those_of_an_explicit_jackknife(convention, monkeypatch):
     """Every example is really left out, one by one, and D computed anew from what is left."""
     rng, n = np.random.default_rng(0), {"a": 9, "b": 14}
     labels = {u: (np.arange(k) % 3 == 0).astype(int) for u, k in n.items()}
-    wrong = {u: rng.random((2, 2, 2, 3, k)) < 0.3 for u, k in n.items()}
-    unpruned = {u: np.where(np.arange(k) % 7 == 1, 1 - labels[u], labels[u]) for u, k in n.items()}
     iap = IAP(
         ("a", "b"),
         ("accuracy", "f1"),
         (0.1, 0.3),
         np.zeros((2, 2, 2, 3, *SHAPE), dtype=bool),
         labels,
-        {u: np.stack([x, x]) for u, x in unpruned.items()},
-        {u: np.where(wrong[u], 1 - y, y) for u, y in labels.items()},
+        {u: y ^ (rng.random((2, len(y))) < 0.1) for u, y in labels.items()},
+        {u: y ^ (rng.random((2, 2, 2, 3, len(y))) < 0.3) for u, y in labels.items()},
     )
     chance = iap.chance()
     monkeypatch.setattr(IAP, "chance", lambda self: chance)  # of the task, not of a sample
     whole = iap.dissociation(convention)
-    for u in iap.tasks:
-        for i in range(n[u]):
-            rest = replace(
-                iap,
-                labels=labels | {u: np.delete(labels[u], i)},
-                unpruned=iap.unpruned | {u: np.delete(iap.unpruned[u], i, -1)},
-                lesioned=iap.lesioned | {u: np.delete(iap.lesioned[u], i, -1)},
-            ).dissociation(convention)
-            for part in ("top", "controls"):
-                cells, without = getattr(whole, part), getattr(rest, part).values
-                expected = (n[u] - 1) * (cells.values - without)
-                np.testing.assert_allclose(cells.influence[u][:, i], expected, rtol=1e-9, atol=1e-9)
+    for u, i in ((task, i) for task in iap.tasks for i in range(n[task])):
+        without = {
+            name: (arrays := getattr(iap, name)) | {u: np.delete(arrays[u], i, -1)}
+            for name in ("labels", "unpruned", "lesioned")
+        }
+        rest = replace(iap, **without).dissociation(convention)
+        for part in ("top", "controls"):
+            cells = getattr(whole, part)
+            expected = (n[u] - 1) * (cells.values - getattr(rest, part).values)
+            np.testing.assert_allclose(cells.influence[u][:, i], expected, rtol=1e-9, atol=1e-9)
 
 
 # --- relabelling --------------------------------------------------------------------------------
@@ -444,26 +365,14 @@ def test_relabelling_by_hand(tasks, seeds, p, shared):
     assert (made(np.full_like(right, 70), base).dissociation().p == 1).all(), "all lesions alike"
 
 
-def test_p_keeps_its_promise_where_labels_mean_nothing():
-    rng, base = np.random.default_rng(0), np.full((2, 3), 90)
-    drawn = (rng.integers(20, 90, size=(2, 1, 3, 1, 3)) for _ in range(300))
-    p = [made(right, base).dissociation().p[0, -1] for right in drawn]  # all 36 relabellings
-    for level in (2 / 36, 9 / 36, 0.5):
-        share = np.mean(np.array(p) <= level + 1e-9)
-        assert abs(share - level) <= 2.6 * np.sqrt(level * (1 - level) / 300)
-
-
 def test_relabellings_are_drawn_where_they_are_too_many_and_repeat():
     six = np.random.default_rng(0).integers(20, 90, size=(2, 1, 6, 1, 6))  # 720 orders of tasks
-    found = made(six, np.full((2, 6), 90)).dissociation(draws=99)
-    assert found.null.shape == (99, 2, 7)
-    np.testing.assert_allclose(found.null[0], found.top.values.mean(0))
-    np.testing.assert_allclose((found.p * 99) % 1, 0, atol=1e-9)
-    four = made(*lesioned(4, 2, 3))  # 24**3 combinations
-    one, again, other = (four.dissociation(draws=2000, seed=s) for s in (0, 0, 1))
-    assert one.mean.p <= 2 / 2000 and np.array_equal(one.null, again.null)
-    np.testing.assert_allclose(one.p[0, :-1], 1 / 64, atol=0.01)
-    assert not np.array_equal(one.null, other.null)
+    iap = made(six, np.full((2, 6), 90))
+    one, again, other = (iap.dissociation(draws=99, seed=seed) for seed in (0, 0, 1))
+    assert one.null.shape == (99, 2, 7)
+    np.testing.assert_allclose(one.null[0], one.top.values.mean(0))
+    np.testing.assert_allclose((one.p * 99) % 1, 0, atol=1e-9)
+    assert np.array_equal(one.null, again.null) and not np.array_equal(one.null, other.null)
     assert one.mean[:3] == other.mean[:3], "the interval is computed, not drawn"
 
 
@@ -473,13 +382,12 @@ def test_relabellings_are_drawn_where_they_are_too_many_and_repeat():
 def test_arrays_round_trip_and_runs_are_joined_in_order(uneven):
     iap = uneven[0]
     back = IAP.from_arrays(iap.tasks, iap.metrics, iap.fractions, iap.arrays())
-    assert (back.tasks, back.metrics, back.fractions) == (iap.tasks, iap.metrics, iap.fractions)
+    assert repr(back) == repr(iap) and back.metrics == iap.metrics
     assert back.arrays().keys() == iap.arrays().keys()
     assert all(np.array_equal(x, back.arrays()[name]) for name, x in iap.arrays().items())
     one, other = made(OWN, BASE), made(OWN + 10, BASE + 5)
     both = IAP.over_seeds([one, other])
-    joined = np.concatenate([one.top.scores, other.top.scores])
-    np.testing.assert_allclose(both.top.scores, joined)
+    np.testing.assert_allclose(both.top.scores, [one.top.scores[0], other.top.scores[0]])
     np.testing.assert_allclose(both.baseline(), [[0.9, 0.8], [0.95, 0.85]])
     assert both.heads.shape[0] == 2 and list(both.labels) == ["a", "b"]
 

@@ -1,20 +1,18 @@
 """Units on a Ray cluster of several nodes, all on this machine."""
 
-import json
 import os
 import pickle
 import shutil
 import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import ray
+import small_units
 from ray.cluster_utils import Cluster as RayCluster
 from refusal import refused
-from small_units import SMALL, TASKS, FailingUnit, KilledUnit, NumbersUnit, PlacedUnit, training
+from small_units import TASKS, FailingUnit, KilledUnit, NumbersUnit, PlacedUnit, training
 
 import fslib
 from fslib.cli import main
@@ -22,13 +20,12 @@ from fslib.study import ray as clusters
 from fslib.study.fingerprints import cached_task
 from fslib.study.parallel import Done, Here, compute
 from fslib.study.ray import Cluster
-from fslib.study.store import DamagedRecordError, Store, Unit
+from fslib.study.store import Store, Unit
 from fslib.study.units import ImportanceUnit, PruneUnit
 
 SCORED = [ImportanceUnit(model=training(seed), examples=4) for seed in (0, 1)]
 PRUNED = [PruneUnit(importance=scored, fractions=(0.25,), controls=1) for scored in SCORED]
 CHAINS = [[training(seed), SCORED[seed], PRUNED[seed]] for seed in (0, 1)]
-COMMAND = [sys.executable, "-c", "import sys; from fslib.cli import main; sys.exit(main())"]
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +88,8 @@ def test_trouble_is_a_line_each_and_stops_nothing_else(tmp_path, there):
     after = PlacedUnit(tasks=TASKS, n=2, log=os.devnull, base=failing)  # the rest of its chain
     failures = there(store, [killed, failing, after, *sound], lines.append)
     assert failures.keys() == {killed.key, failing.key, after.key}
-    why = "it was lost 3 times, at last by the end of its process"
-    assert failures[killed.key].failure == why
-    assert sum("was lost by the end of its process; it is computed again" in x for x in lines) == 2
+    assert failures[killed.key].failure.startswith("it was lost 3 times, at last by WorkerCrashed")
+    assert sum("was lost by WorkerCrashedError: " in x for x in lines) == 2
     assert failures[after.key].unit == failing
     assert failures[after.key].failure.startswith("RuntimeError: size mismatch")
     assert all(store.find(unit) for unit in sound)
@@ -111,28 +107,17 @@ def test_a_machine_that_goes_in_the_middle_of_a_chain_costs_nothing_but_time(
     run = lambda: found.update(failures=there(store, [*first, *slow]))  # noqa: E731
     thread = threading.Thread(target=run)
     thread.start()
-    lines = [f"{unit.n} {doomed.node_id}" for unit in slow]
-    wait_for(lambda: log.is_file() and set(lines) & set(lines_of(log)))
-    (number,) = (n for n, line in enumerate(lines) if line in lines_of(log))
-    wait_for(store.path("placed", first[number].key).is_file)  # it is on its way
+    begun = lambda: log.read_text().splitlines() if log.is_file() else []  # noqa: E731
+    there_now = lambda: [n for n in range(3) if f"{10 + n} {doomed.node_id}" in begun()]  # noqa: E731
+    (number,) = small_units.wait_for(there_now)
+    small_units.wait_for(store.path("placed", first[number].key).is_file)  # it is on its way
     places.remove_node(doomed)
     thread.join(120)
     assert found["failures"] == {} and all(store.find(unit) for unit in (*first, *slow))
-    begun = [int(line.split()[0]) for line in lines_of(log)]
-    assert all(begun.count(unit.n) == 1 for unit in first), "their records had arrived"
-    assert sorted(begun.count(unit.n) for unit in slow) == [1, 1, 2], "one was begun again"
+    numbers = [int(line.split()[0]) for line in begun()]
+    assert all(numbers.count(unit.n) == 1 for unit in first), "their records had arrived"
+    assert sorted(numbers.count(unit.n) for unit in slow) == [1, 1, 2], "one was begun again"
     assert all(store.find(unit).result["node"] != doomed.node_id for unit in slow)
-
-
-def wait_for(happens, seconds: float = 180) -> None:
-    end = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.05)
-
-
-def lines_of(path: Path) -> list[str]:
-    return [line for line in path.read_text().split("\n") if line.count(" ") == 1]
 
 
 def test_gpus_are_handed_out_one_a_chain_and_none_is_seen_without(tmp_path, there):
@@ -149,72 +134,46 @@ def test_gpus_are_handed_out_one_a_chain_and_none_is_seen_without(tmp_path, ther
         there(Store(tmp_path, 5), units)
 
 
-def test_a_worker_with_other_code_is_refused_by_name(tmp_path, there, monkeypatch):
-    mine = clusters.versions()
-    monkeypatch.setattr(clusters, "versions", lambda: mine | {"torch": "0.1"})
-    other = f"torch {mine['torch']} instead of 0.1"
-    with refused("the worker on", "was refused", other, "install the same"):
-        there(Store(tmp_path), numbers(1))
+def test_a_worker_with_other_code_or_data_is_refused_by_name(tmp_path, there, data, monkeypatch):
+    mine, store = clusters.versions(), Store(tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr(clusters, "versions", lambda: mine | {"torch": "0.1"})
+        other = f"torch {mine['torch']} instead of 0.1"
+        with refused("the worker on", "was refused", other, "install the same"):
+            there(store, numbers(1))
+    changed = shutil.copytree(data, tmp_path / "other") / "left" / "train.tsv"
+    changed.write_text(changed.read_text().replace("number", "no."))
+    monkeypatch.setenv("FSLIB_DATA", str(tmp_path / "other"))
+    cached_task.cache_clear()
+    with refused("was refused", "its data are others", "left, right"):
+        there(store, numbers(1))
+    cached_task.cache_clear()
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_a_worker_with_other_data_is_refused_by_name(tmp_path, there, data, monkeypatch):
-    other = tmp_path / "other"
-    shutil.copytree(data, other)
-    text = (other / "left" / "train.tsv").read_text()
-    (other / "left" / "train.tsv").write_text(text.replace("number", "no."))
-    cached_task.cache_clear()
-    with monkeypatch.context() as patch:
-        patch.setenv("FSLIB_DATA", str(other))
-        with refused("was refused", "its data are others", "left, right"):
-            there(Store(tmp_path / "store"), numbers(1))
-    cached_task.cache_clear()
-
-
-def test_a_worker_without_the_data_is_refused_and_names_them(places, monkeypatch):
+def test_a_worker_without_the_data_is_refused_and_names_them(monkeypatch):
     def missing(unit):
         raise fslib.FslibError("no left")
 
-    (unit,) = numbers(1)
-    wanted, pickled = clusters.code(), pickle.dumps([unit])
+    wanted, pickled = clusters.code(), pickle.dumps(numbers(1))
     monkeypatch.setattr(NumbersUnit, "data", missing)
-    (word,) = clusters.obey(wanted, pickled, ["0"], pickle.dumps([]), 1)
-    assert word.refusal == "it cannot load the data: no left"
-
-
-def test_a_record_that_comes_damaged_or_is_another_is_not_written(tmp_path, places):
-    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
-    one, two = numbers(2)
-    here.get(one)
-    content, arrays = here.files(one)
-    for files in ((content, arrays[:-1]), (content[:-9], arrays)):
-        with pytest.raises(DamagedRecordError, match="came damaged"):
-            there.adopt(one, files)
-    instead = rf"numbers-{two.key} came damaged \(it holds numbers-{one.key}\)"
-    with pytest.raises(DamagedRecordError, match=instead):
-        there.adopt(two, (content, arrays))
-    assert not list((tmp_path / "there").rglob("*.json"))
-    there.adopt(one, (content, arrays))
-    assert there.files(one) == here.files(one)
-    with refused("there is no record"):
-        there.files(two)
+    with refused("it cannot load the data: no left"):
+        next(clusters.obey(wanted, pickled, ["0"], pickle.dumps([]), 1))
 
 
 def test_a_driver_that_is_killed_goes_on_where_it_was(tmp_path, places):
-    settings = [
-        w for k, v in (SMALL | {"seeds": 3}).items() for w in ("--set", f"{k}={json.dumps(v)}")
-    ]
-    words = ["run", "03", "--profile", "smoke", *settings, "--results", str(tmp_path)]
-    words = [*COMMAND, *words, "--ray", places.address]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: process.poll() is not None or list(tmp_path.rglob("train-*.json")))
+    words = ["run", "03", *small_units.small(seeds=3), "--results", str(tmp_path)]
+    words += ["--ray", places.address]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = small_units.start(words, **quiet, env={"PYTHONPATH": os.environ["PYTHONPATH"]})
+    small_units.wait_for(lambda: process.poll() is not None or list(tmp_path.rglob("train-*.json")))
     process.kill()
     process.wait()
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("runs/*.json")}
     assert 1 <= len(before) < 9
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    said = f"9 units: {len(before)} recorded, {9 - len(before)} to compute"
-    assert said in done.stdout and "9 failed" not in done.stdout, done.stderr
+    process = small_units.start(words, env={"PYTHONPATH": os.environ["PYTHONPATH"]})
+    said, errors = process.communicate(timeout=300)
+    assert f"9 units: {len(before)} recorded, {9 - len(before)} to compute" in said, errors
     assert len(list(tmp_path.rglob("runs/*.json"))) == 9
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
 

@@ -11,9 +11,7 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import ClassVar
@@ -30,17 +28,17 @@ from PIL import Image
 from refusal import refused
 from small_units import SMALL, TASKS, NumbersUnit, training, write_tasks
 from threadpoolctl import threadpool_info
+from tinymodels import one_thread
 
-import fslib
 from fslib import Study
 from fslib.model.multitask import MultiTaskModel
-from fslib.study import files, fingerprints, provenance, verify
+from fslib.study import fingerprints, verify
 from fslib.study import store as stores
 from fslib.study.config import checked, settings_of
 from fslib.study.files import save_figure, save_table, write_bytes
 from fslib.study.runner import tidy
-from fslib.study.store import Record, Result, Store, Unit, key_of
-from fslib.study.units import EndingsUnit, ImportanceUnit, PruneUnit, TrainUnit
+from fslib.study.store import Record, Result, Store, key_of
+from fslib.study.units import EndingsUnit, TrainUnit
 
 NUMBERS = small_units.units("numbers")
 UNIT = NUMBERS[0]
@@ -51,10 +49,8 @@ MODEL = training()
 def small(small_tasks, monkeypatch):
     """Small tasks, on one thread, by code of no known commit."""
     monkeypatch.setattr(stores, "git_commit", lambda: "unknown")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture
@@ -90,11 +86,12 @@ def same(one: Record, other: Record) -> bool:
 
     def bits(record: Record) -> list:
         arrays = {k: (v.dtype, v.shape, v.tobytes()) for k, v in record.arrays.items()}
-        return [arrays, record.kind, record.key, record.config, record.data, record.result]
+        return [arrays, record.kind, record.key, record.config, record.data, repr(record.result)]
 
     return bits(one) == bits(other)
 
 
+NAN = float("nan")
 KEY = key_of("numbers", {"n": 1}, {"left": "f"})
 
 
@@ -120,10 +117,10 @@ ARRAYS = {
 
 @pytest.mark.parametrize("arrays", [ARRAYS, {}], ids=["arrays", "no arrays"])
 def test_a_record_comes_back_bit_by_bit(store, arrays):
-    record = record_of(arrays, mean=0.1 + 0.2, none=None, list=[1, 2.5, {"é": "…"}], yes=True)
+    record = record_of(arrays, mean=0.1 + 0.2, none=None, list=[1, NAN, {"é": "…"}], yes=True)
     store.save(record)
     found = Store(store.folder).load("numbers", KEY)
-    assert same(found, record) and replace(found, arrays={}) == replace(record, arrays={})
+    assert same(found, record) and found.machine == record.machine
     ends = {path.suffix for path in (store.folder / "runs").iterdir()}
     assert ends == ({".json", ".npz"} if arrays else {".json"})
 
@@ -146,26 +143,6 @@ def test_a_unit_is_computed_once_and_then_read_until_it_is_renewed(store):
     assert computed(store.folder) == [0, 1, 0, 2]
 
 
-def test_a_unit_that_fails_leaves_no_record_and_no_lock(store, monkeypatch):
-    def broken(unit, store):
-        raise ZeroDivisionError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(NumbersUnit, "compute", broken)
-        with pytest.raises(ZeroDivisionError):
-            store.get(UNIT)
-    assert not list((store.folder / "runs").glob("*.*z*"))
-    assert store.get(UNIT).result["n"] == 0
-
-
-def test_what_another_process_has_written_is_read_anew_when_that_is_said(store):
-    first = store.get(UNIT)
-    Store(store.folder).save(replace(first, result={"n": 7}))
-    assert store.get(UNIT) is first
-    store.reread(UNIT)
-    assert store.get(UNIT).result == {"n": 7}
-
-
 def test_records_can_take_the_place_of_those_on_the_disk(store):
     other = replace(store.get(UNIT), result={"n": 7})
     assert store.with_records([other]).get(UNIT).result == {"n": 7}
@@ -186,11 +163,10 @@ def test_the_files_of_a_record_can_be_adopted_by_another_store_and_nothing_else(
         other.files(NUMBERS[1])
 
 
-@pytest.mark.parametrize("unit", [NumbersUnit, TrainUnit, ImportanceUnit, PruneUnit, Unit])
-def test_a_unit_that_computes_something_of_its_own_needs_a_kind_of_its_own(unit):
+def test_a_unit_that_computes_something_of_its_own_needs_a_kind_of_its_own():
     with pytest.raises(TypeError, match=r"Borrowed computes .*`kind` of its own"):
 
-        class Borrowed(unit):
+        class Borrowed(TrainUnit):
             def compute(self, store: Store) -> Result:
                 return Result({})
 
@@ -198,41 +174,16 @@ def test_a_unit_that_computes_something_of_its_own_needs_a_kind_of_its_own(unit)
 # --- what a key depends on --------------------------------------------------------------------
 
 
-class OtherKind(TrainUnit):
-    """A training's config under another kind."""
-
-    kind: ClassVar[str] = "other"
-
-
-def test_the_key_knows_kind_and_every_part_of_the_config():
-    base = training().model_dump()
-    changes = [
-        {"steps": 3}, {"seed": 1}, {"lr": 2e-3}, {"encoder": "minilm-l1"}, {"sampling": "sqrt"},
-        {"epochs": 1}, {"batch_size": 4}, {"max_length": 8}, {"eval_examples": 4},
-        {"curve_points": 2}, {"curve_examples": 2}, {"tasks": ["left"]},
-        {"tasks": ["right", "left"]}, {"lr_floor": 0.5}, {"precision": "bf16"},
-    ]  # fmt: skip
-    assert {field for change in changes for field in change} == set(TrainUnit.model_fields)
-    units = [TrainUnit(**base | change) for change in [{}, *changes]]
-    units.append(OtherKind(**base))
-    scored = ImportanceUnit(model=training(), examples=4)
-    units += [scored, ImportanceUnit(model=training(1), examples=4)]
-    pruning = {"importance": scored, "fractions": (0.25,), "controls": 1}
-    others = [{"controls": 2}, {"fractions": (0.5,)}, {"ablation": "mean"}, {"normalize": "layer"}]
-    for change in ({}, *others, {"reduction": "example"}, {"on": "scored"}):
-        units.append(PruneUnit(**pruning | change))
-    assert len({unit.key for unit in units}) == len(units)
-
-
-def test_fields_that_are_younger_than_records_are_no_part_of_the_key_at_their_defaults():
+def test_fields_that_are_younger_than_records_are_part_of_the_key_if_they_are_used():
+    """All others are part of it: see test_keys.py, where all records are read again."""
     base = training().model_dump()
     younger = {"lr_floor": 0.0, "precision": "float32"}
     assert TrainUnit(**base | younger).key == training().key and not base.keys() & younger
+    changes = ({"lr_floor": 0.5}, {"precision": "bf16"}, {"seed": 1}, {})
+    assert len({TrainUnit(**base | change).key for change in changes}) == 4
     endings = EndingsUnit(**base, endings={"plain": None}, examples=4)
     assert not endings.model_dump().keys() & {"on", "targets", *younger}
-    study = Study("smoke", overrides=younger)
-    assert study.overrides == younger, "a profile names them"
-    assert training().options() == {k: base[k] for k in training().options()}
+    assert Study("smoke", overrides=younger).overrides == younger, "a profile names them"
 
 
 def test_the_key_depends_neither_on_spelling_nor_on_where_things_lie(tmp_path, monkeypatch):
@@ -251,17 +202,6 @@ def test_the_key_depends_neither_on_spelling_nor_on_where_things_lie(tmp_path, m
     assert named.encoder == "minilm-l1", "a name comes before a folder"
 
 
-def test_the_key_knows_the_data_of_its_own_tasks(tmp_path, monkeypatch):
-    units = [NumbersUnit(tasks=tasks, n=0) for tasks in (("left",), TASKS)]
-    before = [unit.key for unit in units]
-    file = write_tasks(tmp_path) / "right" / "dev.tsv"
-    file.write_text(file.read_text().replace("dev number 3\t1", "dev number 3\t0"))
-    monkeypatch.setenv("FSLIB_DATA", str(tmp_path))
-    fingerprints.cached_task.cache_clear()
-    after = [unit.key for unit in units]
-    assert before[0] == after[0] and before[1] != after[1]
-
-
 CIRCLE: list = []
 CIRCLE.append(CIRCLE)
 
@@ -269,26 +209,13 @@ CIRCLE.append(CIRCLE)
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"stepz": 3}, ["'stepz'", "did you mean 'steps'"]),
-        ({"learning": 1}, ["'learning'"]),
         ({3: 1}, ["setting '3'"]),
-        ({"steps": 0}, ["steps=0", "greater than or equal to 1"]),
-        ({"steps": 2.5}, ["steps=2.5", "integer"]),
         ({"steps": "3"}, ["steps='3'", "integer"]),
-        ({"steps": True}, ["steps=True", "integer"]),
-        ({"steps": {1, 2}}, ["steps={1, 2}", "set"]),
-        ({"steps": CIRCLE}, ["steps=", "Circular"]),
-        ({"lr": 0}, ["lr=0", "greater than 0"]),
-        ({"lr": -1e-3}, ["lr=-0.001"]),
+        ({"steps": {1, 2}}, ["steps='{1, 2}'", "integer"]),
+        ({"steps": CIRCLE}, ["settings", "Circular"]),
         ({"lr": float("nan")}, ["lr=nan", "finite"]),
-        ({"seed": -1}, ["seed=-1"]),
-        ({"sampling": "anealed"}, ["sampling='anealed'", "did you mean 'annealed'"]),
         ({"precision": "float16"}, ["precision='float16'", "bf16"]),
-        ({"eval_examples": 1}, ["eval_examples=1"]),
-        ({"tasks": []}, ["tasks"]),
-        ({"tasks": "bbc"}, ["tasks='bbc'"]),
         ({"tasks": ["some/where"]}, ["some/where", "FSLIB_DATA"]),
-        ({"encoder": None}, ["encoder=None", "string"]),
         ({"encoder": "\ud800"}, ["setting"]),
     ],
 )
@@ -304,11 +231,6 @@ def test_settings_of_the_command_line_are_values_in_yaml():
     for pairs in (["steps"], ["=3"], ["tasks=[bbc"], ["steps=3", "steps=4"], ["a=2020-13-45"]):
         with refused("--set", pairs[-1]):
             settings_of(pairs)
-
-
-def test_a_config_cannot_be_changed_after_its_check():
-    with pytest.raises(ValueError, match="frozen"):
-        training().steps = 5
 
 
 # --- killed -----------------------------------------------------------------------------------
@@ -342,8 +264,7 @@ def finish(start, folder: Path, what: str, *, count: int = 1, code: int = 0, **o
 
 # a record is two files, each of which is flushed and renamed; a checkpoint is renamed before
 @pytest.mark.parametrize(
-    ("what", "kills", "records"),
-    [("numbers", (1, 2, 3, 4, 5, 7, 12), 40), ("models", (1, 2, 4, 5, 8), 6)],
+    ("what", "kills", "records"), [("numbers", (7, 3, 4), 40), ("models", (8, 2), 6)]
 )
 def test_a_kill_at_any_moment_loses_one_unit_at_most(start, tmp_path, what, kills, records):
     calm, rough = tmp_path / "calm", tmp_path / "rough"
@@ -371,55 +292,29 @@ def test_a_kill_at_any_moment_loses_one_unit_at_most(start, tmp_path, what, kill
         assert left == right, "what killed processes left is swept"
 
 
-@pytest.mark.parametrize(("what", "records"), [("numbers", 40), ("models", 6)])
-def test_processes_at_once_compute_each_unit_once(start, tmp_path, what, records):
-    finish(start, tmp_path, what, count=2)
-    assert len(whole_records(tmp_path)) == records and not leftovers(tmp_path)
-    if what == "numbers":
-        assert sorted(computed(tmp_path)) == list(range(records))
-    else:
-        trained = {f"train-{training(seed).key}" for seed in range(3)}
-        assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == trained
-
-
-@pytest.mark.parametrize(
-    ("name", "swept"),
-    [
-        (".a.json.partial-{here}-{dead}", True),
-        (".a.json.partial-{here}-{alive}", False),
-        (".a.json.partial-elsewhere-{dead}", False),
-        (".a.json", False),
-        (".b.json.partial-{here}-{dead}", False),
-    ],
-)
-def test_only_what_a_dead_process_of_this_host_was_writing_is_swept(tmp_path, name, swept):
-    dead = multiprocessing.get_context("fork").Process(target=int)
-    dead.start()
-    dead.join()
-    here = files.platform.node()
-    path = tmp_path / name.format(here=here, dead=dead.pid, alive=os.getpid())
-    path.mkdir()
-    files.sweep(tmp_path, "a.")
-    assert path.exists() != swept
+def test_processes_at_once_compute_each_unit_once(start, tmp_path):
+    finish(start, tmp_path / "numbers", "numbers", count=2)
+    assert sorted(computed(tmp_path / "numbers")) == list(range(40))
+    finish(start, tmp_path / "models", "models", count=2)
+    assert len(whole_records(tmp_path / "models")) == 6 and not leftovers(tmp_path)
+    trained = {f"train-{training(seed).key}" for seed in range(3)}
+    assert {p.name for p in (tmp_path / "models" / "checkpoints").iterdir()} == trained
 
 
 # --- damaged ----------------------------------------------------------------------------------
 
 
-def put(path: Path, content: bytes) -> None:
-    """Put a new file in the place of an old one, from which a loaded model may still read."""
-    path.unlink()
-    path.write_bytes(content)
-
-
 def cut(path: Path) -> None:
-    put(path, path.read_bytes()[: path.stat().st_size // 2])
+    """Put half of a file in its place: a loaded model may still read from the old one."""
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: len(content) // 2])
 
 
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    put(path, bytes(content))
+    path.write_bytes(content)
 
 
 def edit(*, honest: bool = False, **changes):
@@ -451,23 +346,15 @@ def of_another_unit(path: Path) -> None:
 
 DAMAGES = {
     "cut JSON": (".json", cut),
-    "empty JSON": (".json", lambda p: p.write_bytes(b"")),
     "not a record": (".json", lambda p: p.write_text("[]")),
-    "a number": (".json", lambda p: p.write_text("3")),
     "not UTF-8": (".json", lambda p: p.write_bytes(b"\xff\xfe")),
     "deep JSON": (".json", lambda p: p.write_text("[" * 100_000)),
     "field too many": (".json", edit(honest=True, extra=1)),
-    "wrong checksum": (".json", edit(honest=True, arrays_sha256="0" * 64)),
     "another config": (".json", edit(honest=True, config=OTHER)),
-    "other data": (".json", edit(honest=True, data={"left": "0", "right": "0"})),
-    "another key": (".json", edit(honest=True, key="f" * 16)),
-    "another kind": (".json", edit(honest=True, kind="train")),
     "another unit's": (".json", of_another_unit),
-    "another commit": (".json", edit(commit="0" * 40)),
     "another result": (".json", edit(result={"mean": 1.0, "n": 0})),
     "a text for seconds": (".json", edit(seconds="long")),
     "arrays that are no zip": (".npz", lambda p: arrays_in(p, b"PK\x03\x04 and no more")),
-    "cut arrays": (".npz", cut),
     "one bit of the arrays": (".npz", flip),
     "no arrays": (".npz", Path.unlink),
     "arrays of another record": (".npz", lambda p: np.savez(p, values=np.zeros(3))),
@@ -493,20 +380,6 @@ def test_a_damaged_record_is_never_used_and_set_aside_only_to_be_computed_again(
     assert list(whole_records(store.folder)) == [path.stem]
 
 
-def test_what_cannot_be_read_is_not_taken_for_damaged(store, monkeypatch):
-    store.get(UNIT)
-
-    def refuse(path):
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-
-    before = sorted(p.name for p in (store.folder / "runs").iterdir())
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    for read in (lambda: store.load(UNIT.kind, UNIT.key), lambda: Store(store.folder).get(UNIT)):
-        with refused("cannot read", store.path(UNIT.kind, UNIT.key), "Input/output error"):
-            read()
-    assert sorted(p.name for p in (store.folder / "runs").iterdir()) == before
-
-
 def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypatch):
     store.get(UNIT)
     path = store.path(UNIT.kind, UNIT.key)
@@ -519,29 +392,8 @@ def test_a_record_that_another_process_removes_counts_as_missing(store, monkeypa
         return content
 
     monkeypatch.setattr(Path, "read_bytes", remove_after)
-    assert Store(store.folder).load(UNIT.kind, UNIT.key) is None
+    assert Store(store.folder).find(UNIT) is None
     assert not leftovers(store.folder) and not path.exists()
-
-
-def test_an_undefined_number_is_recorded_and_repeated_by_another(store):
-    store.save(record_of({"values": np.array([np.nan, 1.0])}, d=float("nan")))
-    found = store.load("numbers", KEY)
-    assert np.isnan(found.result["d"])
-    assert [verify.record_differences(found, found, exact) for exact in (True, False)] == [[], []]
-    defined = record_of({"values": np.array([0.0, 1.0])}, d=0.5)
-    for exact in (True, False):
-        assert len(verify.record_differences(found, defined, exact)) == 2
-
-
-def test_a_clone_that_is_not_installed_keeps_its_first_unit(store, monkeypatch):
-    def missing(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(provenance, "version", missing)
-    found = store.get(UNIT).versions
-    assert found.pop("fslib") == fslib.__version__ and found.pop("python")
-    names = {"torch", "transformers", "datasets", "numpy", "scikit-learn"}
-    assert found == dict.fromkeys(names, "unknown")
 
 
 # --- replaced ---------------------------------------------------------------------------------
@@ -558,54 +410,26 @@ def other_numbers(monkeypatch) -> None:
     monkeypatch.setattr(NumbersUnit, "compute", another)
 
 
-@pytest.mark.parametrize("moment", ["compute", ".npz", ".json"])
+@pytest.mark.parametrize("moment", [".npz", ".json"])
 def test_a_renewal_that_is_stopped_costs_one_recomputed_unit_at_most(store, monkeypatch, moment):
     old = store.get(UNIT)
+
+    def interrupt(path, content):
+        if path.suffix == moment:
+            raise KeyboardInterrupt
+        write_bytes(path, content)
+
     with monkeypatch.context() as patch:
         other_numbers(patch)
-
-        def interrupt(*words):
-            if moment in ("compute", getattr(words[0], "suffix", "")):
-                raise KeyboardInterrupt
-            write_bytes(*words)
-
-        place = NumbersUnit if moment == "compute" else stores
-        patch.setattr(place, "compute" if moment == "compute" else "write_bytes", interrupt)
+        patch.setattr(stores, "write_bytes", interrupt)
         with pytest.raises(KeyboardInterrupt):
             store.renew(UNIT)
     again = Store(store.folder)
     if moment == ".json":  # the new arrays do not fit the old JSON
         assert again.find(UNIT) is None
-        with pytest.warns(UserWarning, match="arrays do not match"):
+        with pytest.warns(UserWarning, match="arrays are lost, or do not match"):
             again.get(UNIT)
     assert same(again.find(UNIT), old)
-
-
-def test_a_reader_between_the_two_files_of_a_renewal_waits_for_the_second(store, monkeypatch):
-    old = store.get(UNIT)
-    other_numbers(monkeypatch)
-    tried, parsed = threading.Event(), stores._parsed
-    readers, found = ThreadPoolExecutor(), []
-
-    def in_two_steps(path, content):
-        if path.suffix == ".json":
-            tried.clear()
-            found.append(readers.submit(Store(store.folder).load, UNIT.kind, UNIT.key))
-            assert tried.wait(30)
-        write_bytes(path, content)
-
-    def noted(*words):
-        try:
-            return parsed(*words)
-        finally:
-            tried.set()
-
-    monkeypatch.setattr(stores, "PAUSE", 1)
-    monkeypatch.setattr(stores, "_parsed", noted)
-    monkeypatch.setattr(stores, "write_bytes", in_two_steps)
-    Store(store.folder).renew(UNIT)
-    values = found[0].result(30).arrays["values"]
-    assert np.array_equal(values, old.arrays["values"] + 1)
 
 
 def test_a_reader_during_renewals_never_gets_wrong_numbers(store, monkeypatch):
@@ -635,19 +459,11 @@ def test_a_checkpoint_is_not_renewed_while_another_process_has_it(store):
     assert store.checkpoint(MODEL).is_dir() and path.stat().st_mtime_ns > before
 
 
-@pytest.mark.parametrize(
-    ("file", "hurt"),
-    [
-        ("fslib.json", cut),
-        ("classifiers.safetensors", Path.unlink),
-        ("encoder/model.safetensors", cut),
-        ("encoder/config.json", Path.unlink),
-    ],
-)
-def test_a_damaged_checkpoint_is_set_aside_and_trained_again(store, file, hurt):
+@pytest.mark.parametrize("file", ["fslib.json", "encoder/model.safetensors"])
+def test_a_damaged_checkpoint_is_set_aside_and_trained_again(store, file):
     good = weights(MODEL.trained(store))
     folder = store.checkpoint(MODEL)
-    hurt(folder / file)
+    cut(folder / file)
     with pytest.warns(UserWarning, match=f"{folder.name}.*set aside as {folder.name}.corrupt"):
         again = weights(MODEL.trained(Store(store.folder)))
     assert torch.equal(good, again)
@@ -675,114 +491,64 @@ def test_a_missing_checkpoint_is_trained_again_on_as_many_threads(store, monkeyp
 # --- no space, no permission ------------------------------------------------------------------
 
 
-def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(store, monkeypatch):
+@pytest.mark.parametrize("unit", [UNIT, MODEL], ids=["record", "checkpoint"])
+def test_a_file_that_cannot_grow_is_told_in_one_line_and_none_is_half_written(store, unit):
+    """What a full disk looks like to any library: no file may grow beyond 100 kB."""
     path = store.folder / "table.csv"
     path.write_bytes(b"good")
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with refused("cannot write", store.folder, "No space left on device", "free some space"):
-            store.get(UNIT)
-        with refused("cannot write", path, "free some space"):
-            write_bytes(path, b"better")
-    assert path.read_bytes() == b"good"
-    assert not leftovers(store.folder) and not list((store.folder / "runs").glob("*-*"))
-    assert store.get(UNIT).result["n"] == 0
-
-
-@pytest.mark.parametrize("unit", [UNIT, MODEL], ids=["record", "checkpoint"])
-def test_a_file_that_cannot_grow_is_told_in_one_line(store, unit):
-    """What a full disk looks like to any library: no file may grow beyond 100 kB."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with refused("cannot write", store.folder, "free some space"):
             store.get(unit)
+        with refused("cannot write", path, "free some space"):
+            write_bytes(path, b"better" * 100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"good"
     assert not leftovers(store.folder) and whole_records(store.folder) == {}
     assert store.get(unit).kind == unit.kind
 
 
 def test_records_of_a_read_only_folder_can_be_read(store, monkeypatch):
     good = store.get(UNIT)
-    opened, made = Path.open, Path.mkdir
 
-    def refuse(path: Path):
+    def refuse(path: Path, *words, **options):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    def open_to_read(self, mode="r", *args, **kwargs):
-        return refuse(self) if set(mode) & set("wax+") else opened(self, mode, *args, **kwargs)
-
-    def make(self, *args, **kwargs):
-        return made(self, *args, **kwargs) if self.is_dir() else refuse(self)
-
-    monkeypatch.setattr(Path, "open", open_to_read)  # for root as well
-    monkeypatch.setattr(Path, "mkdir", make)
+    monkeypatch.setattr(Path, "mkdir", refuse)  # for root as well
+    monkeypatch.setattr(Path, "replace", refuse)
     again = Store(store.folder)
     assert same(again.get(UNIT), good)
     with refused("cannot write", store.folder, "Read-only file system", "--results"):
         again.get(NUMBERS[1])
-    with refused("cannot write", store.folder / "tables", "Read-only file system"):
-        save_table(store.folder, "some", pd.DataFrame({"a": [1]}))
     assert computed(store.folder) == [0]
-
-
-def test_a_file_where_the_results_folder_should_be_is_named(tmp_path):
-    place = tmp_path / "results"
-    place.write_text("I was here first")
-    assert Store(place).find(UNIT) is None
-    with refused("cannot write", place, "--results"):
-        Store(place).get(UNIT)
-    assert place.read_text() == "I was here first"
 
 
 # --- verified ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("recorded")
-
-
-@pytest.fixture
-def study(recorded) -> Study:
-    """A study of small models with all records of 03, read anew by every test."""
-    study = Study("smoke", overrides=SMALL, results=recorded)
-    for unit in study.plan("03"):
-        study.store.get(unit)
-    return Study("smoke", overrides=SMALL, results=recorded)
-
-
-@pytest.mark.parametrize("number", [0, 1, 2], ids=["train", "importance", "prune"])
-def test_an_honest_record_is_repeated_bit_by_bit(study, number):
-    verdict = verify.verify_unit(study, study.plan("03")[number])
-    assert verdict.exact and verdict.problems == []
-
-
-def test_a_tampered_record_is_found_out_and_none_is_refused(study, tmp_path):
+def test_a_tampered_record_is_found_out_and_none_is_refused(tmp_path):
+    study = Study("smoke", overrides=SMALL, results=tmp_path)
     unit = study.plan("03")[0]
+    with refused("no record", "train-", "fslib run"):
+        verify.verify_unit(study, unit)
     honest = study.store.get(unit)
     losses = honest.arrays["losses"].copy()
     losses[0] = np.nextafter(losses[0], np.float32(9))
-    other = Study("smoke", overrides=SMALL, results=tmp_path)
-    with refused("no record", "train-", "fslib run"):
-        verify.verify_unit(other, unit)
-    other.store.save(replace(honest, arrays=honest.arrays | {"losses": losses}))
-    (problem,) = verify.verify_unit(other, unit).problems
+    changes = [{"machine": honest.machine | {"threads": 2}}]
+    changes += [{"versions": honest.versions | {"torch": "0"}}, {}]
+    for change in changes:
+        study.store.save(replace(honest, arrays=honest.arrays | {"losses": losses}, **change))
+        verdict = verify.verify_unit(study, unit)
+        assert verdict.exact == (not change)
+        assert verdict.exact or verdict.problems == [], "held to the tolerance only"
+    (problem,) = verdict.problems
     assert "losses: 50.0%" in problem
-    elsewhere = [{"processor": "other"}, {"threads": 2}]
-    changes = [{"machine": honest.machine | change} for change in elsewhere]
-    for change in (*changes, {"versions": honest.versions | {"torch": "0"}}):
-        other.store.save(replace(honest, arrays=honest.arrays | {"losses": losses}, **change))
-        verdict = verify.verify_unit(other, unit)
-        assert not verdict.exact and verdict.problems == [], "held to the tolerance only"
 
 
 FLOATS = np.random.default_rng(0).random(50)
+GONE = np.where(np.arange(50) < 3, NAN, FLOATS)
 BITS = np.arange(20) % 2
 
 
@@ -793,12 +559,13 @@ BITS = np.arange(20) % 2
         ({"score": 0.80}, {"score": 0.80 + 1e-12}, True, False),
         ({"score": 0.80}, {"score": 0.87}, False, True),
         ({"score": 0.80}, {"score": 0.89}, False, False),
-        ({"score": [0.8, {"x": 0.5}]}, {"score": [0.8, {"x": 0.4}]}, False, False),
+        ({"score": NAN}, {"score": float("nan")}, True, True),
+        ({"score": NAN}, {"score": 0.5}, False, False),
+        (GONE, GONE.copy(), True, True),
+        (GONE, FLOATS, False, False),
         ({"steps": 10}, {"steps": 11}, False, False),
-        ({"name": "a"}, {"name": "b"}, False, False),
         ({"a": 1.0}, {"b": 1.0}, False, False),
         ({"list": [1.0]}, {"list": [1.0, 1.0]}, False, False),
-        (FLOATS, FLOATS.copy(), True, True),
         (FLOATS, np.nextafter(FLOATS, 2), True, False),
         (FLOATS, FLOATS * 1.01 + 0.02, False, True),
         (FLOATS, FLOATS[::-1].copy(), False, False),
@@ -828,27 +595,26 @@ class ThreadsUnit(NumbersUnit):
         """Count the threads of torch and of numpy's linear algebra."""
         if self.n:
             raise ZeroDivisionError
-        return Result({"torch": torch.get_num_threads(), "linear algebra": blas_threads()})
+        return Result({"threads": threads()})
 
 
-def blas_threads() -> list[int]:
-    blas = (library for library in threadpool_info() if library["user_api"] == "blas")
-    return sorted({library["num_threads"] for library in blas})
+def threads() -> list[int]:
+    """Those of torch, and of every library of linear algebra."""
+    blas = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    return [torch.get_num_threads(), *{library["num_threads"] for library in blas}]
 
 
-@pytest.mark.parametrize("around", [1, 3])
-def test_a_unit_is_computed_with_its_own_threads_however_many_there_are(tmp_path, around):
-    torch.set_num_threads(around)
-    before = blas_threads()
+def test_a_unit_is_computed_with_its_own_threads_however_many_there_are(tmp_path):
+    torch.set_num_threads(3)
+    before = threads()
     unit = ThreadsUnit(tasks=TASKS, n=0)
-    for threads in (1, 2):
-        record = Store(tmp_path / str(threads), threads).get(unit)
-        assert record.machine["threads"] == record.result["torch"] == threads
-        assert record.result["linear algebra"] == [threads]
-        assert (torch.get_num_threads(), blas_threads()) == (around, before)
+    for number in (1, 2):
+        record = Store(tmp_path / str(number), number).get(unit)
+        assert record.machine["threads"] == number
+        assert record.result["threads"] == [number, number] and threads() == before
     with pytest.raises(ZeroDivisionError):
         Store(tmp_path, 2).get(ThreadsUnit(tasks=TASKS, n=1))
-    assert (torch.get_num_threads(), blas_threads()) == (around, before)
+    assert threads() == before
 
 
 def test_the_profile_says_how_many_threads_and_no_key_knows(tmp_path):
@@ -863,14 +629,11 @@ def test_the_profile_says_how_many_threads_and_no_key_knows(tmp_path):
 def test_a_table_is_whole_as_csv_and_rounded_as_markdown(tmp_path, monkeypatch):
     texts = ["<script>x</script>", "a|b", "c\\d\ne"]
     table = pd.DataFrame({"a|b": texts, "D": [1 / 3, -0.0001, 2.0], "n": [3, 4, 5]})
-    values = {"p": [0.0001, 0.0449, np.nan], "p, shared": 0.00051, "step": 0.0001}
-    table = table.assign(**values)
+    table = table.assign(**{"p, shared": [0.0001, 0.0449, np.nan], "step": 0.0001})
     rounded = save_table(tmp_path, "t", table)
     assert rounded["D"].tolist() == [0.333, 0.0, 2.0] and not np.signbit(rounded["D"][1])
-    assert rounded["p"].tolist() == ["< 0.001", "0.045", ""], "no p value is shown as 0"
-    assert rounded["p, shared"].tolist() == ["< 0.001"] * 3
+    assert rounded["p, shared"].tolist() == ["< 0.001", "0.045", ""], "no p value is shown as 0"
     assert rounded["step"].tolist() == [0.0] * 3, "no p value"
-    assert table["D"][0] == 1 / 3 and save_table(tmp_path, "u", table, digits=1)["D"][0] == 0.3
     whole = pd.read_csv(tmp_path / "tables" / "t.csv")
     assert whole["a|b"].tolist() == texts and whole["D"][0] == 0.3333333333
     head, _, *rows = (tmp_path / "tables" / "t.md").read_text().splitlines()
@@ -901,13 +664,11 @@ def test_a_figure_has_the_same_bytes_twice_and_its_caption_inside(tmp_path):
         one, two = ((tmp_path / place / f"f.{kind}").read_bytes() for place in ("one", "two"))
         assert one == two
     with Image.open(tmp_path / "one" / "f.png") as image:
-        assert image.text["Title"] == caption
-        assert image.text["Description"] == "made by: fslib run 03"
+        assert image.text == {"Title": caption, "Description": "made by: fslib run 03"}
         assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
     svg = (tmp_path / "one" / "f.svg").read_text()
-    for part in ("α &lt; 0.3 &amp; more", "made by: fslib run 03", 'clipPath id="clip0"'):
+    for part in ("α &lt; 0.3 &amp; more", "made by: fslib run 03", "url(#clip0)", 'id="clip0"'):
         assert part in svg
-    assert "url(#clip0)" in svg
 
 
 def tidied(folder: Path, stamp: str, said: str) -> bytes:

@@ -1,13 +1,9 @@
 """Metrics, dissociation and the interval of a score, against other libraries and by hand."""
 
-import time
 import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from refusal import refused
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -24,7 +20,6 @@ REFERENCE = {
     "spearman": lambda y, p: stats.spearmanr(y, p).statistic,
 }
 METRICS = pytest.mark.parametrize("metric", REFERENCE)
-QUICK = settings(max_examples=40, deadline=None)
 
 
 @METRICS
@@ -46,12 +41,10 @@ def test_metrics_against_other_libraries_on_every_leading_axis(metric, classes):
 @pytest.mark.parametrize(
     ("metric", "predictions", "labels"),
     [
-        ("f1", [0, 0, 0], [0, 0, 0]),
         ("f1", [0, 0, 0], [1, 1, 0]),
         ("matthews", [1, 1, 1], [0, 1, 0]),
         ("matthews", [0, 1, 0], [1, 1, 1]),
         ("spearman", [0.5, 0.5, 0.5], [0.1, 0.2, 0.3]),
-        ("spearman", [0.1, 0.2, 0.3], [0.5, 0.5, 0.5]),
     ],
 )
 def test_an_undefined_metric_is_zero(metric, predictions, labels):
@@ -131,20 +124,10 @@ THREE_EXPECTED = {
 def test_dissociation_by_hand(convention):
     found = dissociation(TWO, TWO_BASE, convention, TWO_CHANCE)
     np.testing.assert_allclose(found, TWO_EXPECTED[convention])
-    found = dissociation(THREE, THREE_BASE, convention, np.zeros(3))
-    np.testing.assert_allclose(found, THREE_EXPECTED[convention])
-
-
-@pytest.mark.parametrize("convention", CONVENTIONS)
-def test_leading_axes_of_dissociation(convention):
-    # (3, 2, pruned, scored), and one base for each of the first axis
-    scores = np.stack([[TWO, TWO / 2], [TWO, 1 - TWO], [TWO / 4, TWO]])
-    bases = np.array([[0.9, 0.8], [0.8, 0.7], [0.6, 0.9]])
-    found = dissociation(scores, bases[:, None], convention, TWO_CHANCE)
-    assert found.shape == (3, 2, 2)
-    for i, j in np.ndindex(3, 2):
-        expected = dissociation(scores[i, j], bases[i], convention, TWO_CHANCE)
-        np.testing.assert_allclose(found[i, j], expected)
+    for axes in ((), (3, 2)):  # leading axes, of each of which every task has a base
+        scores, bases = np.tile(THREE, (*axes, 1, 1)), np.tile(THREE_BASE, (*axes, 1))
+        found = dissociation(scores, bases, convention, np.zeros(3))
+        np.testing.assert_allclose(found, np.tile(THREE_EXPECTED[convention], (*axes, 1)))
 
 
 def test_a_task_without_a_score_has_no_dissociation():
@@ -163,49 +146,11 @@ def test_a_task_without_a_score_has_no_dissociation():
         ((TWO, TWO_BASE, "retention"), ["chance level"]),
         ((TWO, TWO_BASE, "leson"), ["did you mean 'lesion'"]),
         ((np.ones((4, 2, 2)), np.ones((3, 2))), ["(3, 2) does not belong to", "(4, 2, 2)"]),
-        ((TWO, np.ones((3, 2))), ["(3, 2) does not belong to", "(2, 2)"]),
     ],
 )
 def test_what_has_no_dissociation_is_refused(arguments, words):
     with refused(*words):
         dissociation(*arguments)
-
-
-def test_an_easy_task_reads_as_negative_in_the_released_convention_only():
-    base = np.array([0.95, 0.8])
-    nothing_lost = np.array([base, base])
-    released = dissociation(nothing_lost, base, "released")
-    np.testing.assert_allclose(released, [-100 * 0.15 / 0.95, 100 * 0.15 / 0.8])
-    np.testing.assert_allclose(dissociation(nothing_lost, base, "lesion"), 0)
-
-
-@st.composite
-def score_tables(draw):
-    """(scores (tasks, tasks), unpruned (tasks,)) with scores in [0, 1]."""
-    tasks = draw(st.integers(2, 5))
-    scores = draw(arrays(float, (tasks, tasks), elements=st.floats(0, 1)))
-    return scores, draw(arrays(float, tasks, elements=st.floats(0.1, 1)))
-
-
-@QUICK
-@given(score_tables(), st.sampled_from(CONVENTIONS), st.floats(0.2, 5), st.data())
-def test_properties_of_dissociation(table, convention, factor, data):
-    scores, base = table
-    tasks, chance = len(base), base / 2
-    found = dissociation(scores, base, convention, chance)
-    order = np.array(data.draw(st.permutations(range(tasks))))
-    other = dissociation(scores[np.ix_(order, order)], base[order], convention, chance[order])
-    np.testing.assert_allclose(other, found[order], atol=1e-7)
-    worse = dissociation(scores - 0.1 * np.eye(tasks), base, convention, chance)
-    assert (worse > found).all(), "own lesions hurt more"
-    if convention != "retention":
-        assert (np.abs(found) <= 100 / base + 1e-7).all()
-    if convention == "lesion":
-        alike = np.broadcast_to(scores[0], scores.shape)
-        np.testing.assert_allclose(dissociation(alike, base), 0, atol=1e-9)
-        scale = np.ones(tasks)
-        scale[data.draw(st.integers(0, tasks - 1))] = factor
-        np.testing.assert_allclose(dissociation(scores * scale, base * scale), found, atol=1e-7)
 
 
 def test_the_interval_of_a_score_is_the_t_interval_over_examples():
@@ -218,31 +163,22 @@ def test_the_interval_of_a_score_is_the_t_interval_over_examples():
         interval = expected.confidence_interval(level)
         assert score.interval(level) == pytest.approx(tuple(interval))
     assert float(score) == score.value == right.mean()
-    assert Score("accuracy", labels, labels).interval() == (1, 1), "nothing varies"
-    assert np.isnan(Score("accuracy", labels[:1], labels[:1]).interval()).all()
     for level in (0.0, 1.0, 95.0):
         with refused(f"level {level!r} is outside"):
             score.interval(level)
 
 
-def test_a_score_prints_as_one_line_at_once():
-    rng = np.random.default_rng(0)
-    score = Score("f1", rng.integers(2, size=5000), rng.integers(2, size=5000), "only a guess")
+def test_a_score_prints_as_one_line():
+    score = Score("f1", np.array([1, 0, 1, 1]), np.array([1, 0, 0, 1]), "only a guess")
     low, high = score.interval()
-    start = time.process_time()
-    text = repr(score)
-    assert time.process_time() - start < 0.3, "1,000 bootstraps took 0.45 s"
-    assert (
-        text == f"Score(f1 {score.value:.3f}, 95 % [{low:.3f}, {high:.3f}], n=5000; only a guess)"
-    )
+    text = f"Score(f1 {score.value:.3f}, 95 % [{low:.3f}, {high:.3f}], n=4; only a guess)"
+    assert repr(score) == text
 
 
 def test_rank_correlation_by_hand():
     a = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     b = np.array([[0.1, 0.2, 0.4], [0.3, 0.5, 0.6]])  # ranks 3 and 4 swapped: 1 - 6 * 2 / (6 * 35)
     assert rank_correlation(a, b) == pytest.approx(1 - 12 / 210)
-    assert rank_correlation(a, a**3) == pytest.approx(1)
-    assert rank_correlation(a, -a) == pytest.approx(-1)
-    assert rank_correlation(a.ravel(), b.ravel()) == pytest.approx(rank_correlation(a, b))
+    assert rank_correlation(a, -(a**3)) == pytest.approx(-1)
     with refused("finite"):
         rank_correlation(a, a * np.nan)

@@ -3,7 +3,6 @@
 import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -30,38 +29,29 @@ def task(zoo):
     return zoo.tasks["single"]
 
 
-def relabelled(task):
-    return replace(task, train=replace(task.train, labels=(task.train.labels + 1) % 3))
-
-
 def gradients_by_hand(model, task):
     """Each example's own gradient, unpadded: {parameter: (n, size)} without the word table."""
     encoded, words = model.encode(task.train), model.encoder.get_input_embeddings().weight
     chosen = {name: p for name, p in model.encoder.named_parameters() if p is not words}
     found = {name: [] for name in chosen}
     for i in range(len(encoded)):
-        batch = encoded.batch([i])
-        (logits,), (label,) = model(batch.inputs, task.name), batch.labels
-        error = (logits[0] - label) ** 2 if task.is_regression else None
-        loss = torch.logsumexp(logits, 0) - logits[label] if error is None else error
-        grads = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
-        for (name, p), grad in zip(chosen.items(), grads, strict=True):
-            found[name].append(torch.zeros(p.numel()) if grad is None else grad.flatten())
+        model.zero_grad()
+        model.losses(encoded.batch([i]), task.name).sum().backward()
+        for name, p in chosen.items():
+            found[name].append(torch.zeros(p.numel()) if p.grad is None else p.grad.flatten())
     return {name: torch.stack(rows).double().numpy() for name, rows in found.items()}
 
 
 def state(model):
     """All that a measurement could leave behind."""
-    return {
-        "weights": {n: p.tolist() for n, p in model.named_parameters()},
-        "grads": {
-            n: None if p.grad is None else p.grad.tolist() for n, p in model.named_parameters()
-        },
-        "frozen": [p.requires_grad for p in model.parameters()],
-        "modes": [m.training for m in model.modules()],
-        "control": (model.control.gate, model.control.fill, model.control.tap),
-        "RNG": torch.random.get_rng_state().tolist(),
-    }
+    grads = (None if p.grad is None else p.grad.tolist() for p in model.parameters())
+    return (
+        [(n, p.tolist(), p.requires_grad) for n, p in model.named_parameters()],
+        list(grads),
+        [m.training for m in model.modules()],
+        (model.control.gate, model.control.fill, model.control.tap),
+        torch.random.get_rng_state().tolist(),
+    )
 
 
 # --- TaskEmb ------------------------------------------------------------------------------------
@@ -72,9 +62,6 @@ def state(model):
     [
         ("bert", "single"),
         ("albert", "single"),  # layers that share weights are one component
-        ("distilbert", "regression"),
-        ("modernbert", "single"),
-        ("gpt2", "single"),
         ("llama", "pair"),
         ("t5", "regression"),
     ],
@@ -94,19 +81,17 @@ def test_task_embedding_is_the_mean_of_squared_gradients_of_single_examples(zoo,
     assert sum(len(v) for v in found.values()) == sum(r.shape[1] for r in by_hand.values())
 
 
-def test_gradients_of_different_examples_would_cancel(bert, task):
-    rows = gradients_by_hand(bert, task)["encoder.layer.1.output.dense.weight"]
-    assert (rows.mean(0) ** 2).sum() < 0.7 * (rows**2).mean(0).sum(), "single examples matter"
-
-
 def test_measuring_changes_nothing_nor_does_an_exception(bert, task, monkeypatch):
+    expected = task_embedding(bert, task, examples=3)
     bert.losses(bert.encode(task.train).batch([0, 1]), task.name).sum().backward()
     bert.train()
     bert.encoder.encoder.layer[1].eval()
     for parameter in list(bert.parameters())[::3]:
         parameter.requires_grad_(False)
     before = state(bert)
-    task_embedding(bert, task, examples=3)
+    with torch.no_grad():  # nor do the caller's gradient mode and frozen weights matter
+        found = task_embedding(bert, task, examples=3)
+    assert all(np.array_equal(found[c], expected[c]) for c in expected)
     text_embedding(bert, task, examples=3)
     with refused("'other'", "single"), fslib.pruned(bert, np.ones((3, 4), dtype=bool)):
         task_embedding(bert, replace(task, name="other"))
@@ -114,14 +99,6 @@ def test_measuring_changes_nothing_nor_does_an_exception(bert, task, monkeypatch
     with suppress(ZeroDivisionError):
         task_embedding(bert, task)
     assert state(bert) == before
-
-
-def test_the_callers_gradient_mode_and_frozen_weights_do_not_matter(bert, task):
-    expected = task_embedding(bert, task, examples=3)
-    bert.requires_grad_(False).train()
-    with torch.no_grad():
-        found = task_embedding(bert, task, examples=3)
-    assert all(np.array_equal(found[c], expected[c]) for c in expected)
 
 
 @pytest.mark.parametrize("measure", [task_embedding, text_embedding])
@@ -133,29 +110,24 @@ def test_labels_split_examples_and_seed_choose_what_is_embedded(bert, task, meas
     one, again, other = (found(examples=3, seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(one, again) and not np.allclose(one, other)
     assert np.array_equal(found(split="eval"), found(replace(task, train=task.eval)))
+    turned = replace(task, train=replace(task.train, labels=(task.train.labels + 1) % 3))
     texts_alone = measure is text_embedding
-    assert np.array_equal(found(), found(relabelled(task))) == texts_alone, "true labels matter"
-    for options, words in (({"split": "dev"}, ("'dev'", "train, eval")), ({"examples": 0}, "")):
-        with refused(*words):
-            found(**options)
+    assert np.array_equal(found(), found(turned)) == texts_alone, "true labels matter"
+    with refused("'dev'", "train, eval"):
+        found(split="dev")
 
 
 A = {"l.0": np.array([1.0, 0.0]), "outside": np.array([3.0, 4.0, 0.0])}
 B = {"l.0": np.array([0.0, 2.0]), "outside": np.array([40.0, 30.0, 0.0])}
 
 
-def test_task_similarity_is_the_mean_of_cosines(zoo, bert):
+def test_task_similarity_is_the_mean_of_cosines():
     assert task_similarity(A, B) == task_similarity(B, A) == pytest.approx((0 + 24 / 25) / 2)
     scaled = A | {"l.0": 1e12 * A["l.0"]}
     assert task_similarity(scaled, B) == pytest.approx(0.48), "no component outweighs another"
-    whole, far = (task_embedding(bert, zoo.tasks[kind]) for kind in ("pair", "regression"))
-    near = task_embedding(bert, zoo.tasks["pair"], examples=5)
-    assert task_similarity(whole, whole) == pytest.approx(1)
-    assert 0 <= task_similarity(whole, far) < task_similarity(whole, near) < 1
     for other, words in (
         ({"l.1": np.ones(2), "outside": np.ones(3)}, ("different encoders", "l.0", "l.1")),
         ({"l.0": np.ones(3), "outside": np.ones(3)}, ("(2,)", "(3,)")),
-        ({"l.0": np.zeros(2), "outside": np.ones(3)}, ("zeros",)),
     ):
         with refused(*words):
             task_similarity(A, other)
@@ -166,11 +138,8 @@ def test_task_similarity_is_the_mean_of_cosines(zoo, bert):
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
     [
-        ([1, 0], [0, 3], 0),
-        ([3, 4], [4, 3], 0.96),
         ([1, 2], [-2, -4], -1),
         ([3e-20, 4e-20], [4e20, 3e20], 0.96),
-        ([[1, 2], [3, 4]], [[1, 2], [3, 4]], 1),
         ([0, 0], [1, 1], "zeros"),
         ([1, 1, 1], [1, 1], "(3,)"),
         ([1, np.nan], [1, 1], "finite"),
@@ -199,9 +168,7 @@ def test_representations_against_the_untouched_encoder_text_by_text(zoo, bert, t
         rows.append(pool(hidden, tokens["attention_mask"], how)[0].numpy())
     np.testing.assert_allclose(found, rows, rtol=1e-3, atol=1e-4)
     if how == "mean":
-        np.testing.assert_allclose(
-            text_embedding(bert, task), np.mean(rows, 0), rtol=1e-3, atol=1e-4
-        )
+        np.testing.assert_allclose(text_embedding(bert, task), np.mean(rows, 0), 1e-3, 1e-4)
     for texts, size in ((list(task.train.texts), 32), (task.train, 3)):
         again = representations(bert, texts, pooling=how, batch_size=size)
         np.testing.assert_allclose(again, found, atol=1e-5)
@@ -212,9 +179,7 @@ def test_representations_are_what_the_classifiers_see(bert, task):
     logits = bert.classifiers["single"](torch.from_numpy(found))
     expected = bert(bert.encode(task.train).batch(range(10)).inputs, "single")
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    for module in bert.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.5
+    bert.encoder.embeddings.dropout.p = 0.5
     bert.train()
     assert np.array_equal(representations(bert, task.train), found) and bert.training
     with fslib.pruned(bert, np.ones((3, 4), dtype=bool)):
@@ -250,14 +215,12 @@ def test_cka_by_hand():
 def test_what_cka_sees_and_what_not(x, y):
     rotation = np.linalg.qr(np.random.default_rng(2).normal(size=(5, 5)))[0]
     order, found = np.random.default_rng(3).permutation(60), linear_cka(x, y)
-    assert 0.1 < found < 0.99
     alike = [(y, x), (x @ rotation, y), (1e-9 * x, 1e9 * y), (x[order], y[order])]
     for a, b in [*alike, (x + 100, y - np.arange(3))]:
         assert linear_cka(a, b) == pytest.approx(found)
     assert linear_cka(x, -3 * x @ rotation + 7) == pytest.approx(1)
     single = linear_cka(x.astype(np.float32), y.astype(np.float32))
     assert single == pytest.approx(found, abs=1e-5)
-    assert linear_cka(x * [9, 1, 1, 1, 1], y) != pytest.approx(found, abs=0.01)
     assert linear_cka(x, y[::-1]) < found / 2, "other texts"
 
 
@@ -268,9 +231,6 @@ def test_fewer_texts_than_features_gives_the_same_formula():
     cx, cy = x - x.mean(0), y - y.mean(0)
     norms = np.linalg.norm(cx.T @ cx) * np.linalg.norm(cy.T @ cy)
     assert linear_cka(x, y) == pytest.approx(np.linalg.norm(cy.T @ cx) ** 2 / norms)
-    for n, p, q in ((2000, 10, 20), (50, 100, 100)):  # unrelated: as the docstring says
-        found = linear_cka(rng.normal(size=(n, p)), rng.normal(size=(n, q)))
-        assert found == pytest.approx(np.sqrt(p * q / ((n + p) * (n + q))), rel=0.15)
 
 
 def test_many_texts_need_no_products_of_texts_with_texts():
@@ -283,9 +243,8 @@ def test_many_texts_need_no_products_of_texts_with_texts():
 
 def test_features_without_cka_are_refused(x, y):
     for dtype in (np.float32, np.float64):
-        for constant in (np.zeros((60, 2)), np.tile([0.1, 1e6 / 3], (60, 1))):
-            with refused("same for every text"):
-                linear_cka(x.astype(dtype), constant.astype(dtype))
+        with refused("same for every text"):
+            linear_cka(x.astype(dtype), np.tile([0.1, 1e6 / 3], (60, 1)).astype(dtype))
     broken = np.full_like(y, np.inf)
     for a, b, word in ((x, y[1:], "60 and 59"), (x[:1], y[:1], "1 and 1"), (x, broken, "finite")):
         with refused(word):
@@ -300,15 +259,11 @@ def test_importance_similarity_and_head_overlap_by_hand():
     b = np.array([[9.0, 0, 8, 1], [7, 2, 3, 4]])
     # ranks of the first layer 8 7 2 1 against 8 1 7 2: d = 0 6 5 1
     assert importance_similarity(a, b) == pytest.approx(1 - 6 * (36 + 25 + 1) / (8 * 63))
-    assert importance_similarity(a, a**3) == pytest.approx(1)
     assert importance_similarity(a, np.ones((2, 4))) == 0, "flat"
     assert head_overlap(a, b, 0.25) == pytest.approx(1 / 3)  # of 2 each, 1 shared
     assert head_overlap(a, b) == pytest.approx(1 / 3) and head_overlap(a, b, 1.0) == 1
     for measure in (importance_similarity, head_overlap):
         with refused("importance maps of different shapes", "(2, 4)", "(4, 2)"):
             measure(a, a.T)
-        with refused("finite"):
-            measure(a, a * np.nan)
-    for fraction, words in ((0.1, "fraction 0.1 of 8 heads"), (0.0, "(0, 1]")):
-        with refused(words):
-            partial(head_overlap, a, b)(fraction)
+    with refused("fraction 0.1 of 8 heads"):
+        head_overlap(a, b, 0.1)

@@ -76,27 +76,17 @@ class TestCorpus:
         assert len(files) == len(bbc.raw_articles()) == 2225
         assert len(set(files.values())) == 2225 - 100
         assert len({title for title, _ in files.values()}) == 2225 - 129
-        titles, bodies, kept = set(), set(), []
+        titles, bodies, kept = set(), set(), set()
         for name in sorted(files, key=lambda name: (name.split("/")[0], name)):
             title, body = map(str.casefold, files[name])  # capitals make no other article
             if title not in titles and body not in bodies:
-                kept.append(name)
+                kept.add(name)
             titles.add(title)
             bodies.add(body)
         used = {a.id for a in bbc.articles()}
-        assert used <= set(kept)
         # only articles without a sentence of usable length are lost
-        assert len(set(kept) - used) < 0.05 * len(kept)
-
-    def test_articles_are_those_of_the_files_and_share_no_sentence(self, files):
-        articles = bbc.articles()
-        for article in articles[::50]:
-            title, body = files[article.id]
-            assert (article.topic, article.title) == (article.id.split("/")[0], title)
-            assert all(s in body for s in article.sentences)
-        for part in (0, 1):
-            assert len({files[a.id][part].casefold() for a in articles}) == len(articles)
-        sentences = Counter(s.casefold() for a in articles for s in set(a.sentences))
+        assert used <= kept and len(kept - used) < 0.05 * len(kept)
+        sentences = Counter(s.casefold() for a in bbc.articles() for s in set(a.sentences))
         assert max(sentences.values()) == 1
 
     def test_one_split_by_article_serves_all_tasks(self, embedded):
@@ -119,44 +109,6 @@ class TestCorpus:
 
 
 class TestRules:
-    def test_classes_are_balanced(self, side):
-        for name, split in side[0].items():
-            classes = np.bincount(split.labels)
-            assert np.ptp(classes) <= 2 or (name == "bbc" and classes.min() > 0.1 * len(split))
-
-    def test_first_sentences_have_the_topic_of_their_article(self, side):
-        splits, articles = side
-        for text, pair, label, (article,) in rows(splits["bbc"]):
-            found = articles[article]
-            assert (text, pair, bbc.TOPICS[label]) == (found.sentences[0], None, found.topic)
-
-    def test_every_text_is_in_two_pairs_once_per_class(self, side):
-        splits, articles = side
-        uses = Counter()
-        for *texts, label, ids in rows(splits["bbc-pair"]):
-            one, other = (articles[i] for i in ids)
-            assert texts == [one.sentences[0], other.sentences[0]] and one.id != other.id
-            assert (one.topic == other.topic) == label
-            uses.update((text, label) for text in texts)
-        assert set(uses.values()) == {1} and len(uses) == 2 * len({text for text, _ in uses})
-
-    def test_headlines_of_others_have_the_same_topic(self, side):
-        splits, articles = side
-        for title, sentence, label, ids in rows(splits["bbc-headline"]):
-            headline, own = articles[ids[0]], articles[ids[-1]]
-            assert (title, sentence) == (headline.title, own.sentences[0])
-            assert (headline.id == own.id) == label and headline.topic == own.topic
-        assert set(Counter(splits["bbc-headline"].pairs).values()) == {2}
-
-    def test_shifted_sentences_have_one_swap_of_neighbours(self, side):
-        splits, articles = side
-        for text, _, label, (article,) in rows(splits["bbc-shift"]):
-            originals = [s.split() for s in articles[article].sentences]
-            new = text.split()
-            assert (new in originals) == (not label)
-            swaps = ([*new[:i], new[i + 1], new[i], *new[i + 2 :]] for i in range(len(new) - 1))
-            assert not label or any(swap in originals for swap in swaps)
-
     def test_neither_presence_nor_frequency_of_an_exchanged_word_tells(self, side):
         splits, articles = side
         out, put = [], []
@@ -174,11 +126,6 @@ class TestRules:
                 put.append(new[1])
         assert len(out) == splits["bbc-somo"].labels.sum()
         assert Counter(out) == Counter(put)  # every word is put in as often as it is taken out
-        everything = " \n ".join(s for a in articles.values() for s in a.sentences)
-        counts = Counter(re.findall(r"(?<!\S)[a-z]{4,}(?=[.,;:!?\"']*(?!\S))", everything))
-        assert not {word for word, _ in counts.most_common(words.COMMON)} & set(out)
-        ratios = np.abs([np.log(counts[a] / counts[b]) for a, b in zip(out, put, strict=True)])
-        assert np.quantile(ratios, 0.95) < 0.2 and ratios.max() <= np.log(2)  # once against twice
 
     @pytest.mark.parametrize("name", ["bbc-shift", "bbc-somo"])
     def test_words_without_their_order_do_not_tell(self, embedded, name):
@@ -219,24 +166,8 @@ class TestRules:
         assert len(uses) == 2 * sum(n // 2 * 2 for n in Counter(topics).values())
         assert set(uses.values()) <= {1}
         assert all((topics[i] == topics[j]) == label for i, j, label in pairs)
-
-    def test_pairs_need_topics_that_can_be_mixed(self):
         with refused("two topics"):
             bbc.pair_indices(list("aaaabb"), np.random.default_rng(0))
-
-    def test_words_are_exchanged_in_twos_of_like_frequency_and_none_after_an_article(self):
-        # a hundred words, each more frequent than what follows
-        common = [f"{a}{b}ab" for a in "abcdefghij" for b in "abcdefghij"]
-        corpus = common * 9 + ["rare"] * 2 + ["seldom"] * 2 + ["often"] * 7 + ["usual"] * 6
-        told = [f"The {w}, he x" for w in ("often", "often", "rare", "rare")] + ["a usual"]
-        told += ["an Usual", *(f"The {w}, he x" for w in ("usual", "usual", "seldom", "seldom"))]
-        sentences = [(str(i), sentence) for i, sentence in enumerate(told)]
-        found = words.exchanged_rows(sentences, corpus, np.random.default_rng(0))
-        assert [(pair, label) for _, pair, label, _ in found] == [(None, 0)] * 4 + [(None, 1)] * 4
-        changes = {(told[int(i)].split()[1], text.split()[1]) for text, *_, (i,) in found[4:]}
-        one, two = ("often,", "usual,"), ("rare,", "seldom,")
-        assert changes == {one, one[::-1], two, two[::-1]}
-        assert words.exchanged_rows(sentences[4:6], corpus, np.random.default_rng(0)) == []
 
     def test_words_that_are_all_alike_cannot_be_shifted(self):
         assert words.shift_words("no No NO", np.random.default_rng(0)) is None
@@ -288,10 +219,6 @@ class TestFolders:
         assert (task.metric, task.train.pairs, task.label_names) == ("spearman", ("b", "d"), ())
         assert task.train.labels.tolist() == [4.25, 0.0]
 
-    def test_dev_columns_may_stand_in_another_order(self, tmp_path):
-        task = glue_task(folder(tmp_path, SINGLE, "label\tsentence\n1\tfine\n0\tpoor\n"))
-        assert (task.eval.texts, task.eval.labels.tolist()) == (("fine", "poor"), [1, 0])
-
     def test_the_usual_metric_of_a_glue_task(self, tmp_path):
         for name, metric in {"MRPC": "f1", "CoLA": "matthews", "RTE": "accuracy"}.items():
             assert glue_task(folder(tmp_path, SINGLE, name=name)).metric == metric
@@ -318,20 +245,14 @@ class TestFolders:
         [
             ("text\tkind\na\t1\n", None, ["train.tsv", "'label'", "kind"]),
             (SINGLE, "sentence\tanswer\na\t1\n", ["dev.tsv", "'label'", "answer"]),
-            (SINGLE, "phrase\tlabel\na\t1\n", ["dev.tsv", "'sentence'", "phrase"]),
-            ("label\n1\n0\n", None, ["train.tsv", "text column", "none"]),
             ("a\tb\tc\tlabel\n1\t2\t3\t0\n", None, ["train.tsv", "text columns", "'c'"]),
             ("sentence\tlabel\na\t1\nb\t0\nc\n", None, ["train.tsv, line 4", "1 fields", "2"]),
-            ("sentence\tlabel\na\t1\n\nb\t0\n", None, ["train.tsv, line 3"]),
             ("", None, ["train.tsv", "empty"]),
-            (SINGLE, "sentence\tlabel", ["dev.tsv", "empty"]),
             (SINGLE, "sentence\tlabel\na\t1\nb\t2\n", ["dev.tsv, line 3", "'2'", "0, 1"]),
             (b"sentence\tlabel\ncaf\xe9\t1\n", None, ["train.tsv", "UTF-8", "byte 18"]),
-            (SINGLE.encode("utf-16"), None, ["UTF-8", "byte 0"]),
             ("sentence\tsentence\tlabel\na\tb\t1\n", None, ["train.tsv", "'sentence'", "twice"]),
             ("sentence\tlabel\na\t1\nb\t1\n", None, ["own", "one class"]),
             ("sentence\tscore\na\t1\nb\thigh\n", None, ["train.tsv, line 3", "'high'"]),
-            ("sentence\tscore\na\t1\nb\tnan\n", None, ["train.tsv, line 3", "'nan'"]),
         ],
     )
     def test_bad_files_are_named_with_what_is_wrong(self, tmp_path, train, dev, parts):
@@ -379,13 +300,10 @@ class TestShiftedWordsOfSST2:
             assert sorted(source for (source,) in split.documents) == sorted(sentences)
             assert split.labels.tolist() == [i % 2 for i in range(len(split))]
             for text, _, label, (source,) in rows(split):
-                old, new = source.split(), text.split()
-                moved = [i for i in range(len(old)) if old[i] != new[i]]
+                pairs = zip(source.split(), text.split(), strict=True)
+                moved = [old for old, new in pairs if old != new]
                 assert len(moved) == 2 * label
-                if label:  # two neighbours, neither punctuation nor clitics
-                    i, j = moved
-                    assert (i + 1, old[i], old[j]) == (j, new[j], new[i])
-                    assert all(w[0].isalnum() and w != "n't" for w in (old[i], old[j]))
+                assert all(w[0].isalnum() and w != "n't" for w in moved)
         assert not task.shared_texts()
 
     def test_sst_2_is_needed_unless_there_are_data_of_that_name(self, sst):
@@ -445,22 +363,17 @@ class TestOwn:
         pairs = make_task("own", table(columns), table(columns))
         assert (pairs.train.texts, pairs.train.pairs) == (("a", "b"), ("c", "d"))
         assert pairs.is_regression
+        twice = pd.DataFrame([["a", "b", 0]], columns=["text", "text", "label"])
+        missing = pd.DataFrame({"text": ["a", "b"], "label": pd.array([0, None], "Int64")})
         for wrong, part in (
-            ({"text": ["a"], "answer": [0]}, "no column label"),
-            ({"a": ["x"], "b": ["x"], "c": ["x"], "label": [0]}, "two text columns"),
-            ({"n": [1], "label": [0]}, "two text columns"),
-            ({"one": ["a", "b"], "two": [None, "c"], "label": [0, 1]}, "example 0"),  # a gap
+            (table({"text": ["a"], "answer": [0]}), "no column label"),
+            (table({"a": ["x"], "b": ["x"], "c": ["x"], "label": [0]}), "two text columns"),
+            (table({"one": ["a", "b"], "two": [None, "c"], "label": [0, 1]}), "example 0"),  # a gap
+            (twice, "two columns"),
+            (missing, "example 1"),
         ):
             with refused("own", part):
-                make_task("own", table(wrong), label_names=NAMES)
-
-    def test_data_frames_with_two_columns_of_one_name_or_a_label_missing(self):
-        frame = pd.DataFrame({"text": ["a", "b"], "other": ["c", "d"], "label": [0, 1]})
-        with refused("own", "two columns", "'text'"):
-            make_task("own", frame.rename(columns={"other": "text"}), label_names=NAMES)
-        with refused("own", "example 1"):
-            missing = frame.assign(label=pd.array([0, None], "Int64"))
-            make_task("own", missing, label_names=NAMES)
+                make_task("own", wrong, label_names=NAMES)
 
     def test_class_labels_name_the_classes_and_keep_their_order(self):
         data = class_labels(NAMES, text=["a", "b"], label=[0, 1])
@@ -490,7 +403,6 @@ class TestOwn:
         assert task.limited(train=10**9).train is task.train
         most = len(task.train) - 1  # of train's own order, which is longer than eval's
         assert len(task.limited(train=most).train) == most
-        assert small.fingerprint != task.fingerprint
 
     def test_the_fingerprint_knows_every_label_text_and_name(self):
         own = {"name": "own", "train": GOOD, "eval": (["c"], [0]), "label_names": NAMES}
@@ -519,7 +431,6 @@ class TestOwn:
         assert make_task("own", GOOD, scored, label_names=NAMES).doubts == said
 
 
-NAN = float("nan")
 NUMBERS = {"label_names": []}
 
 
@@ -528,36 +439,22 @@ NUMBERS = {"label_names": []}
     [
         ((["a", "b", "c"], [0, 1]), {}, ["own", "3 texts but 2 labels"]),
         (([1, "b"], [0, 1]), {}, ["own", "example 0", "strings"]),
-        ((["a", None], [0, 1]), {}, ["example 1", "strings"]),
         (([("a", "b"), "c"], [0, 1]), {}, ["example 1", "pairs"]),
-        (([("a", "b", "c"), ("d", "e", "f")], [0, 1]), {}, ["example 0", "pairs"]),
         (([("a", "b"), ("c", "d")], [0, 1]), {}, ["own", "both be pairs or both single texts"]),
         ((["a", "b"], [0, 2]), {}, ["example 1", "2", "no, yes"]),
-        ((["a", "b"], [0, -1]), {}, ["example 1", "-1"]),
         ((["a", "b"], [0, 0.5]), {}, ["example 1", "0.5"]),
         ((["a", "b"], [0, True]), {}, ["example 1", "True"]),
-        ((["a", "b"], [0, NAN]), {}, ["example 1", "nan"]),
         ((["a", "b"], ["no", "yess"]), {}, ["example 1", "did you mean 'yes'"]),
         ((["a", "b"], [0, 0]), {}, ["one class"]),
-        (GOOD, {"label_names": ["only"]}, ["1", "only"]),
         (GOOD, {"label_names": ["no", "no"]}, ["repeat"]),
         (GOOD, {"metric": "spearman"}, ["spearman", "label names"]),
-        (GOOD, {"metric": "accurcy"}, ["accurcy", "did you mean 'accuracy'"]),
         (GOOD, {"metric": "f1", "label_names": ["a", "b", "c"]}, ["f1", "2 classes"]),
         ((["a", "b"], ["x", "y"]), NUMBERS, ["not numbers", "label_names"]),
         ((["a", "b"], [1.0, float("inf")]), NUMBERS, ["finite"]),
         ((["a", "b"], [1.0, 2.0]), NUMBERS | {"metric": "accuracy"}, ["without label names"]),
-        (([], []), {}, ["no examples"]),
-        (["a", "b", "c"], {}, ["(texts, labels)"]),
-        (GOOD, {"name": "Own"}, ["'Own'", "lower-case"]),
-        (GOOD, {"name": ""}, ["''", "lower-case"]),
         (GOOD, {"name": "a/b"}, ["'a/b'", "lower-case"]),
         (GOOD, {"name": "mean"}, ["'mean'", "row of tables"]),
-        (GOOD, {"name": "step"}, ["'step'", "row of tables"]),
-        (GOOD, {"name": "random"}, ["'random'", "row of tables"]),
-        (GOOD, {"eval": None, "eval_share": 0.0}, ["own", "eval_share 0.0"]),
         (GOOD, {"eval": None, "eval_share": 1.0}, ["own", "eval_share 1.0"]),
-        (GOOD, {"eval": None, "eval_share": NAN}, ["own", "eval_share nan"]),
         ((["same"] * 4, [0, 1] * 2), {"eval": None}, ["own", "too few distinct texts"]),
     ],
 )

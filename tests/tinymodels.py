@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from fslib import MultiTaskModel, make_task
+from fslib.data.batches import Batch
 from fslib.data.tasks import Task
 from fslib.model.hooked import HOOKED
 
@@ -80,8 +81,6 @@ class Architecture(NamedTuple):
 ARCHITECTURES = {
     "bert": Architecture("Bert", BERT_LIKE, token_types=True),
     "roberta": Architecture("Roberta", BERT_LIKE),
-    "xlm-roberta": Architecture("XLMRoberta", BERT_LIKE),
-    "camembert": Architecture("Camembert", BERT_LIKE),
     "electra": Architecture("Electra", NARROW, token_types=True),
     "distilbert": Architecture("DistilBert", DISTILBERT, "transformer.layer.{}.attention.out_lin"),
     "albert": Architecture("Albert", NARROW, ALBERT_PROJECTION, token_types=True),
@@ -176,6 +175,71 @@ def at_projections(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def heads_outputs(name: str, model: MultiTaskModel, batch: Batch, task: str = "single") -> Tensor:
+    """What enters each layer's output projection: (layers, batch, seq, heads, head_dim)."""
+    seen: list[Tensor] = []
+    with at_projections(name, model.encoder, lambda layer, x: seen.append(x.clone())):
+        model(batch.inputs, task)
+    return torch.stack(seen)
+
+
+def heads_at(*places: tuple[int, int]) -> np.ndarray:
+    """The head set of these (layer, head) places."""
+    chosen = np.zeros((LAYERS, HEADS), dtype=bool)
+    for place in places:
+        chosen[place] = True
+    return chosen
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters by name."""
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def changed(before: dict[str, Tensor], model: nn.Module) -> set[str]:
+    """Names of the parameters that are not bit-equal to what they were."""
+    return {n for n, value in model.named_parameters() if not torch.equal(value, before[n])}
+
+
+def trace(model: MultiTaskModel) -> dict[str, Any]:
+    """Everything that a measurement could disturb, as comparable values."""
+    return {
+        "modes": [m.training for m in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "gradients": [None if p.grad is None else p.grad.tolist() for p in model.parameters()],
+        "weights": [p.tolist() for p in (*model.parameters(), *model.buffers())],
+        "hooks": [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()],
+        "forwards": ["forward" in vars(m) for m in model.modules()],
+        "control": (model.control.gate, model.control.fill, model.control.tap),
+        "inputs": (model.control.inputs, model.control.weights),
+        "torch RNG": torch.get_rng_state().tolist(),
+        "numpy RNG": str(np.random.get_state()),
+        "grad mode": torch.is_grad_enabled(),
+    }
+
+
+def disturbed(model: MultiTaskModel) -> MultiTaskModel:
+    """Give a model modes, gradients and frozen weights that no measurement would."""
+    model.train()
+    for i, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.full_like(parameter, float(i)) if i % 2 else None
+    model.classifiers["pair"].eval()
+    model.encoder.embeddings.eval().requires_grad_(False)
+    return model
+
+
+def at_every_update(monkeypatch: Any, look: Callable[[torch.optim.Optimizer], object]) -> None:
+    """Call `look` with the optimizer before each of AdamW's updates."""
+
+    class Spy(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            look(self)
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
 
 
 def texts(n: int, rng: np.random.Generator, longest: int = 9) -> list[str]:

@@ -11,9 +11,7 @@ EVIL = "</script><script>document.title='taken'</script>"
 NAMES = ("alpha", "beta", EVIL)
 
 
-def made_up(
-    layers: int = 2, heads: int = 3, names: tuple[str, ...] = NAMES, tokens: int = 4
-) -> View:
+def made_up(layers: int = 2, heads: int = 3, names: tuple[str, ...] = NAMES) -> View:
     """Return a view with a text per task, a set of two heads, and heads alone.
 
     Heads alone (the first 36) are scored on other and fewer examples than the set, as a profile may
@@ -29,10 +27,10 @@ def made_up(
         return rng.integers(2, size=n) if metric == "accuracy" else rng.normal(size=n)
 
     def pattern() -> Pattern:
-        weights = rng.random((*shape, tokens, tokens))
-        words = ("[CLS]", "<b>bold</b>", *(f"t{i}" for i in range(tokens - 2)))
+        weights = rng.random((*shape, 4, 4))
         shares = weights / weights.sum(-1, keepdims=True)
-        return Pattern(words, EVIL, "no", shares, rng.random((*shape, tokens)))
+        words = ("[CLS]", "<b>bold</b>", "t0", "t1")
+        return Pattern(words, EVIL, "no", shares, rng.random((*shape, 4)))
 
     wholes, sets = [], []
     top = ("top 33 % of alpha", sorted({0, count - 1}))

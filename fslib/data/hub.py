@@ -207,7 +207,8 @@ def _side(where: str, source: Source, rows: Any, expected: int | None) -> Side:
     if not kept:
         raise FslibError(f"{where}: every label is -1; use data with labels")
     if expected not in (None, len(kept)):
-        raise FslibError(f"{where}: {len(kept)} labelled rows, not {expected} (check_rows=False)")
+        found = f"{len(kept)} labelled rows found, {expected} expected"
+        raise FslibError(f"{where}: {found}; get the published data, or pass check_rows=False")
     parts = [_joined(rows, columns) for columns in source.texts]
     texts = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
     return [texts[i] for i in kept], [labels[i] for i in kept]

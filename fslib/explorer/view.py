@@ -122,12 +122,9 @@ def as_json(item: Any) -> Any:
     if isinstance(item, dict):
         return {key: as_json(value) for key, value in item.items()}
     if isinstance(item, np.ndarray):
-        is_bytes = item.dtype == np.uint8
-        return (
-            base64.b64encode(item.tobytes()).decode()
-            if is_bytes
-            else as_json(item.ravel().tolist())
-        )
+        if item.dtype == np.uint8:
+            return base64.b64encode(item.tobytes()).decode()
+        return as_json(item.ravel().tolist())
     if isinstance(item, list | tuple):
         return [as_json(value) for value in item]
     if isinstance(item, float):
@@ -147,20 +144,17 @@ def compare(sets: Iterable[NamedScores], number: int = 0) -> tuple[list[Estimate
         sets: No head first, then those that are compared with it on the same examples.
         number: Of this whole model among `View.wholes`.
     """
-    (_, _, whole_scores), *others = sets
-    whole, found = _measures(whole_scores), []
+    (_, _, scores), *others = sets
+    whole, found = [_measure(*item) for item in scores.items()], []
     for name, heads, scores in others:
-        without = _measures(scores)
+        without = [_measure(*item) for item in scores.items()]
         lost = [_estimate(b - a) for b, a in zip(whole, without, strict=True)]
         found.append(HeadSet(name, heads, number, list(map(_estimate, without)), lost))
     return list(map(_estimate, whole)), found
 
 
-def _measures(scores: Mapping[str, Score]) -> list[Measure]:
-    return [
-        score_measure(task, s.metric, s.predictions[None], s.labels).scaled(100.0)
-        for task, s in scores.items()
-    ]
+def _measure(task: str, score: Score) -> Measure:
+    return score_measure(task, score.metric, score.predictions[None], score.labels).scaled(100.0)
 
 
 def _estimate(measure: Measure) -> Estimate:

@@ -166,8 +166,7 @@ class Kernel:
             off: The heads to switch off.
             tell: Is told of how many of how many tasks the scores are known.
         """
-        whole: dict[str, Score] = {}
-        without: dict[str, Score] = {}
+        whole, without = dict[str, Score](), dict[str, Score]()
         for name, task in self.scored.items():
             tell(len(whole), len(self.scored))
             whole |= evaluate(self.model, {name: task})
@@ -217,13 +216,12 @@ class Explorer(anywidget.AnyWidget):
 
     @traitlets.validate("off")
     def _in_the_model(self, proposal: Any) -> list[int]:
-        layers, heads = self._shown.shape
-        for at in proposal["value"]:
+        (layers, heads), chosen = self._shown.shape, sorted(set(proposal["value"]))
+        for at in chosen:
             if not 0 <= at < layers * heads:
-                raise FslibError(
-                    f"head {at} is outside 0..{layers * heads - 1}, the heads of {layers} layers"
-                )
-        return sorted(set(proposal["value"]))
+                last = layers * heads - 1
+                raise FslibError(f"head {at} is outside 0..{last}, the heads of {layers} layers")
+        return chosen
 
     @property
     def heads(self) -> Bool[np.ndarray, "layers heads"]:
@@ -257,28 +255,24 @@ class Explorer(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **options: Any) -> Any:
         """Show the page; where no page can run, a picture of the maps and a line per task."""
         bundle: Any = super()._repr_mimebundle_(**options)
-        maps, picture = {task.name: task.importance for task in self._shown.tasks}, BytesIO()
+        maps, file = {task.name: task.importance for task in self._shown.tasks}, BytesIO()
         options = {"format": "png", "bbox_inches": "tight", "metadata": {"Software": None}}
-        head_maps(maps).savefig(picture, **options)
-        lines = []
+        head_maps(maps).savefig(file, **options)
+        text = f"<p>{html.escape(repr(self))}. Run the cell to explore it.</p><ul>"
         for name, values in maps.items():
             order = np.argsort(-values, axis=None, kind="stable")[:3].tolist()
             best = ", ".join(head_name(*divmod(at, values.shape[1])) for at in order)
-            lines.append(f"<li>{html.escape(name)}: most important {best}</li>")
-        source = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
-        text = (
-            f"<p>{html.escape(repr(self))}. Run the cell to explore it.</p>"
-            f'<ul>{"".join(lines)}</ul><img alt="importance of every head" src="{source}">'
-        )
-        shown = {"text/plain": repr(self), "text/html": text, "image/png": picture.getvalue()}
+            text += f"<li>{html.escape(name)}: most important {best}</li>"
+        source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        text += f'</ul><img alt="importance of every head" src="{source}">'
+        shown = {"text/plain": repr(self), "text/html": text, "image/png": file.getvalue()}
         return bundle[0] | shown, bundle[1]
 
     def _answer(self, _: Any, message: dict[str, Any], buffers: Any) -> None:
         """Answer a question of the page, or say why it has no answer."""
 
         def tell(done: int, total: int) -> None:
-            progress = {"type": "progress", "id": message["id"], "done": done, "total": total}
-            self.send(progress)
+            self.send({"type": "progress", "id": message["id"], "done": done, "total": total})
 
         try:
             if message["type"] == "scores":

@@ -12,12 +12,15 @@ from fslib.data.batches import Encoded
 from fslib.data.bbc import EMBEDDED, articles, raw_articles, split_articles
 from fslib.model.encoders import ENCODERS
 from fslib.model.multitask import MultiTaskModel
-from fslib.plot import COLOURS, looks, panels, percent, styled
-from fslib.questions.drawing import Look
+from fslib.plot import COLOURS, Look, looks, panels, percent, styled
+from fslib.questions.tables import Rows, table_of
 from fslib.scoring import chance_level
 from fslib.study.fingerprints import cached_task
 from fslib.study.study import Study
 
+COLUMNS = ["task", "question", "texts", "labels", "train", "eval", "metric", "chance", "tokens"]
+COLUMNS += ["longest", "truncated", "lost", "in both splits"]
+SIZES = ["layers", "heads a layer", "hidden size", "million parameters"]
 UNBALANCED = 0.8  # a constant answer that scores more than this
 
 
@@ -27,24 +30,21 @@ def _encoded(study: Study) -> dict[str, Encoded]:
     return {name: model.encode(task.train) for name, task in tasks.items()}
 
 
-def task_table(study: Study) -> pd.DataFrame:
+@table_of(*COLUMNS)
+def task_table(study: Study) -> Rows:
     """Return a row per task: sizes, labels, metric, chance, tokens per training example.
 
     truncated: training examples of which a part is cut off. lost: those of which a text is lost
     wholly.
     """
-    rows = []
     for name, encoded in _encoded(study).items():
         task, tokens = study.every_task[name], encoded.lengths
-        row: dict[str, object] = {"task": name, "question": task.description}
-        row |= {"texts": 1 if task.train.pairs is None else 2}
-        row |= {"labels": ", ".join(task.label_names) or "a number"}
-        row |= {"train": len(task.train), "eval": len(task.eval), "metric": task.metric}
-        row |= {"chance": chance_level(task.metric, task.eval.labels)}
-        row |= {"tokens": float(tokens.mean()), "longest": int(tokens.max())}
-        row |= {"truncated": int(encoded.truncated.sum()), "lost": int(encoded.lost.sum())}
-        rows.append(row | {"in both splits": len(task.shared_texts())})
-    return pd.DataFrame(rows)
+        texts = 1 if task.train.pairs is None else 2
+        asked = name, task.description, texts, ", ".join(task.label_names) or "a number"
+        chance = chance_level(task.metric, task.eval.labels)
+        sizes = len(task.train), len(task.eval), task.metric, chance
+        cut = encoded.truncated.sum(), encoded.lost.sum(), len(task.shared_texts())
+        yield *asked, *sizes, tokens.mean(), tokens.max(), *cut
 
 
 def lengths(study: Study) -> dict[str, np.ndarray]:
@@ -62,16 +62,15 @@ def balance(study: Study) -> dict[str, dict[str, int]]:
     return counts
 
 
-def examples(study: Study) -> pd.DataFrame:
+@table_of("task", "text", "second text", "label")
+def examples(study: Study) -> Rows:
     """Return the first training example of each task's first two labels, in their order."""
-    rows = []
     for name, task in study.every_task.items():
         for label in np.unique(task.train.labels)[:2]:
             i = int(np.flatnonzero(task.train.labels == label)[0])
             pair = task.train.pairs[i] if task.train.pairs else ""
             answer = f"{label:g}" if task.is_regression else task.label_names[int(label)]
-            rows.append((name, task.train.texts[i], pair, answer))
-    return pd.DataFrame(rows, columns=["task", "text", "second text", "label"])
+            yield name, task.train.texts[i], pair, answer
 
 
 def sentences(study: Study) -> str:
@@ -110,17 +109,15 @@ def corpus() -> pd.DataFrame:
 
 
 @cache
-def embedded_encoders() -> pd.DataFrame:
+@table_of("encoder", *SIZES, "pre-trained", "pooling")
+def embedded_encoders() -> Rows:
     """Return a row per encoder that needs no download; it is the same whatever the tasks."""
-    rows, task = [], cached_task(next(iter(EMBEDDED)))
+    task = cached_task(next(iter(EMBEDDED)))
     for name, (_, pretrained) in ENCODERS.items():
         model = MultiTaskModel.from_pretrained(name, task)
         weights = sum(p.numel() for p in model.encoder.parameters())
-        row = {"encoder": name, "layers": model.n_layers, "heads a layer": model.n_heads}
-        row |= {"hidden size": model.encoder.config.hidden_size}
-        row |= {"million parameters": weights / 1e6}
-        rows.append(row | {"pre-trained": pretrained, "pooling": model.pooling})
-    return pd.DataFrame(rows)
+        shape = model.n_layers, model.n_heads, model.encoder.config.hidden_size
+        yield name, *shape, weights / 1e6, pretrained, model.pooling
 
 
 @styled
@@ -130,11 +127,11 @@ def plot_lengths_and_labels(
     """Draw, left: tokens per example of each task. Right: how often each label occurs."""
     style = looks(list(lengths))
     figure, (left, right) = panels(2, max(2.6, 0.5 + 0.32 * len(lengths)))
-    top = max(int(v.max()) for v in lengths.values())
-    shared: Look = {"bins": np.arange(0, top + 3, 3), "density": True, "histtype": "step"}
+    bins = np.arange(0, max(int(v.max()) for v in lengths.values()) + 3, 3)
+    look: Look = {"bins": bins, "density": True, "histtype": "step", "linewidth": 1.4}
     for number, (task, values) in enumerate(lengths.items()):
-        line: Look = {"linestyle": "-" if number < len(COLOURS) else "--", "linewidth": 1.4}
-        left.hist(values, **shared | line, color=style[task]["color"], label=task)
+        look |= {"color": style[task]["color"], "linestyle": "-" if number < len(COLOURS) else "--"}
+        left.hist(values, **look, label=task)
     left.set(xlabel="tokens per training example", ylabel="density")
     columns = 2 if len(lengths) < 5 else 3
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize=7)

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from fslib.claims import paired_differences
 from fslib.intervals import Measure, score_measure
-from fslib.plot import GREY, looks, panels, percent, styled
-from fslib.questions.drawing import Look, whiskers
+from fslib.plot import forest, looks, panels, percent, styled
+from fslib.questions.tables import SCORE_ENDS, columns, minus
 from fslib.study.study import Study
 
 REFERENCE = "multi-task"
@@ -24,22 +24,17 @@ def losses(study: Study, window: int = 15) -> dict[str, pd.DataFrame]:
         for record in study.multitask():
             steps = np.flatnonzero(record.arrays["order"] == i)
             if len(steps):
-                values = pd.Series(record.arrays["losses"][steps])
-                smooth = values.rolling(window, min_periods=1).mean()
-                curves.append(np.interp(grid, steps + 1, smooth))
-        loss = np.mean(curves, 0) if curves else np.nan
-        found[name] = pd.DataFrame({"step": grid, "loss": loss})
+                running = pd.Series(record.arrays["losses"][steps]).rolling(window, min_periods=1)
+                curves.append(np.interp(grid, steps + 1, running.mean()))
+        found[name] = pd.DataFrame({"step": grid, "loss": np.mean(curves, 0) if curves else np.nan})
     return found
 
 
 def curves(study: Study) -> pd.DataFrame:
     """Return evaluation scores along training: seed, step, and one column per task."""
-    rows = [
-        {"seed": seed, **point}
-        for seed, record in zip(study.seeds, study.multitask(), strict=True)
-        for point in record.result["curve"]
-    ]
-    return pd.DataFrame(rows).astype({"step": int})
+    runs = zip(study.seeds, study.multitask(), strict=True)
+    frames = [pd.DataFrame(record.result["curve"]).assign(seed=seed) for seed, record in runs]
+    return pd.concat(frames).astype({"step": int})
 
 
 def scores(study: Study) -> pd.DataFrame:
@@ -53,10 +48,8 @@ def scores(study: Study) -> pd.DataFrame:
     table["seeds"] = by_seed.map(len)
     table["seed min"], table["seed max"] = by_seed.map(np.min), by_seed.map(np.max)
     order = table["task"].map(list(study.tasks).index).sort_values(kind="stable").index
-    ends = ["score", "low", "high", "seed min", "seed max"]
-    difference = [f"minus {REFERENCE}", "diff low", "diff high"]
-    columns = ["task", "method", "seeds", *ends, *difference]
-    return table.loc[order, columns].reset_index(drop=True)
+    names = ["task", "method", "seeds", *SCORE_ENDS, "seed min", "seed max", *minus(REFERENCE)]
+    return table.loc[order, names].reset_index(drop=True)
 
 
 def _measures(study: Study) -> dict[str, dict[str, Measure]]:
@@ -67,12 +60,14 @@ def _measures(study: Study) -> dict[str, dict[str, Measure]]:
         alone = [study.training(s, t) for s in study.alone_seeds]
         units: dict[str, list] = {REFERENCE: together, "single-task": alone}
         units["bag of words"] = [study.words()]
+        answers = {
+            method: [study.store.get(unit).arrays[f"predictions/{t}"] for unit in some]
+            for method, some in units.items()
+        }
         constant = 0 if task.is_regression else np.bincount(task.train.labels).argmax()
-        answers = {"majority class": [np.full(len(task.eval), constant)]}
-        for method, some in units.items():
-            answers[method] = [study.store.get(unit).arrays[f"predictions/{t}"] for unit in some]
-        for method in (*units, "majority class"):
-            measure = score_measure(t, task.metric, np.stack(answers[method]), task.eval.labels)
+        answers["majority class"] = [np.full(len(task.eval), constant)]
+        for method, rows in answers.items():
+            measure = score_measure(t, task.metric, np.stack(rows), task.eval.labels)
             found.setdefault(method, {})[t] = measure
     return found
 
@@ -106,7 +101,7 @@ def plot_learning_curves(
         for _, run in curves.groupby("seed"):
             right.plot(run["step"], run[task], color=colour, linewidth=0.5, alpha=0.4)
         mean = curves.groupby("step")[task].mean()
-        right.plot(mean.index, mean, **style[task], linewidth=1.4)  # type: ignore[arg-type]
+        right.plot(mean.index, mean, **style[task], linewidth=1.4)
         right.axhline(chance[task], color=colour, linestyle=":", linewidth=0.9)
     left.set(xlabel="step (one batch of one task)", ylabel="training loss, running mean")
     left.legend()
@@ -119,20 +114,11 @@ def plot_learning_curves(
 def plot_scores(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     """Draw scores with intervals, of `scores`: one panel per task, one row per method."""
     figure, axes = panels(len(tasks), 1.9, sharey=True)
-    methods = list(dict.fromkeys(table["method"]))
-    style = looks(tasks)
+    methods, style = list(dict.fromkeys(table["method"])), looks(tasks)
     for ax, task in zip(axes, tasks, strict=True):
         part = table[table["task"] == task].set_index("method").loc[methods]
-        for row, (method, values) in enumerate(part.iterrows()):
-            trained = str(method).endswith("-task")
-            look: Look = {
-                "fmt": style[task]["marker"],
-                "color": style[task]["color"] if trained else GREY,
-            }
-            whiskers(ax, row, values[["score", "low", "high"]], "x", **look)
-        ax.set(title=task, xlabel="score (%)")
-        ax.set_yticks(range(len(methods)), methods)
-        ax.set_ylim(len(methods) - 0.5, -0.5)
-        ax.grid(axis="x", color="#dddddd", linewidth=0.6)
+        look = {"fmt": style[task]["marker"], "color": style[task]["color"], "markersize": None}
+        forest(ax, methods, columns(part, SCORE_ENDS), "score (%)", **look)
+        ax.set_title(task)
         percent(ax, "x")
     return figure

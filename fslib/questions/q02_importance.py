@@ -7,15 +7,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fslib.heads import head_name, overlap, top_heads
+from fslib.heads import head_name, top_heads
 from fslib.lesions import HeadLesions
 from fslib.plot import GREY, WIDTH, looks, map_of, panels, styled
+from fslib.questions.tables import Rows, agreement, ends, said, table_of
 from fslib.scoring import rank_correlation
 from fslib.study.study import Study
 
 ENDS = [(1 - 0.95) / 2, (1 + 0.95) / 2]  # of a 95 % percentile interval
 FRACTION = 0.3  # of all heads: the top heads whose overlap is shown
 OVERLAP = "overlap of the top 30 % (Jaccard)"
+LAST = "share of them in the last layer"
 LESIONS = ["task", "seed", "rank correlation", "low", "high", "two halves of the examples"]
 LESIONS += ["largest rise: head", "points lost without it", "lost low", "lost high"]
 LESIONS += ["its rank by importance", "share of heads with a rise below 0"]
@@ -47,7 +49,7 @@ def task_correlations(study: Study) -> pd.DataFrame:
     same on the diagonal (a task with itself) and off it.
     """
     names, runs = study.profile.tasks, study.contributions()
-    table = pd.DataFrame(np.zeros((len(names), len(names))), names, names)
+    table = pd.DataFrame(0.0, names, names)
     for run in runs:
         halves = {}
         for t in names:
@@ -60,25 +62,23 @@ def task_correlations(study: Study) -> pd.DataFrame:
     return table
 
 
-def seed_correlations(study: Study) -> pd.DataFrame:
+@table_of("task", "seeds", "rank correlation", OVERLAP)
+def seed_correlations(study: Study) -> Rows:
     """Return how a task's maps agree between seeds: models of another order and dropout."""
-    rows, runs = [], dict(zip(study.seeds, study.contributions(), strict=True))
+    runs = dict(zip(study.seeds, study.contributions(), strict=True))
     for task in study.profile.tasks:
         maps = {seed: run[task].importance() for seed, run in runs.items()}
-        pairs = sorted(combinations(study.seeds, 2), key=lambda pair: pair[1])
-        for i, j in pairs:
-            sets = [top_heads(maps[seed], FRACTION) for seed in (i, j)]
-            r = rank_correlation(maps[i], maps[j])
-            rows.append((task, f"{i} and {j}", r, overlap(*sets)))
-    return pd.DataFrame(rows, columns=["task", "seeds", "rank correlation", OVERLAP])
+        for i, j in sorted(combinations(study.seeds, 2), key=lambda pair: pair[1]):
+            yield task, f"{i} and {j}", *agreement(maps[i], maps[j], FRACTION)
 
 
-def stability(study: Study, repeats: int = 20) -> pd.DataFrame:
+@table_of("task", "examples", "mean", "low", "high")
+def stability(study: Study, repeats: int = 20) -> Rows:
     """Return the rank correlation of maps from two disjoint samples of one size.
 
     The mean, and the range of 95 % of `repeats` draws of each seed's model.
     """
-    rows, runs = [], study.contributions()
+    runs = study.contributions()
     for task in study.profile.tasks:
         n = len(runs[0][task].tokens)
         for size in [2**k for k in range(2, 20) if 2**k <= n // 2]:
@@ -86,32 +86,28 @@ def stability(study: Study, repeats: int = 20) -> pd.DataFrame:
             for number, run in enumerate(runs):
                 rng = np.random.default_rng([number, size])
                 for _ in range(repeats):
-                    order = rng.permutation(n)
-                    samples = order[:size], order[size : 2 * size]
+                    samples = rng.permutation(n)[: 2 * size].reshape(2, size)
                     maps = [run[task].importance(subset=sample) for sample in samples]
                     found.append(rank_correlation(*maps))
-            rows.append((task, size, np.mean(found), *map(float, np.quantile(found, ENDS))))
-    return pd.DataFrame(rows, columns=["task", "examples", "mean", "low", "high"])
+            yield task, size, np.mean(found), *np.quantile(found, ENDS)
 
 
-def choices(study: Study) -> pd.DataFrame:
+@table_of("normalize", "reduction", "task", "rank correlation", OVERLAP, LAST)
+def choices(study: Study) -> Rows:
     """Return what layer normalization and the reduction change in maps and top heads.
 
     Against no normalization with token reduction; means over seeds.
     """
-    rows = []
     for reduction, normalize in product(("token", "example"), (None, "layer")):
         for task in study.profile.tasks:
             found = []
             for run in study.contributions():
                 usual = run[task].importance()
                 other = run[task].importance(reduction=reduction, normalize=normalize)
-                sets = top_heads(usual, FRACTION), top_heads(other, FRACTION)
-                last = sets[1][-1].sum() / max(1, sets[1].sum())
-                found.append((rank_correlation(usual, other), overlap(*sets), last))
-            rows.append((str(normalize), reduction, task, *np.mean(found, 0)))
-    measured = ["rank correlation", OVERLAP, "share of them in the last layer"]
-    return pd.DataFrame(rows, columns=["normalize", "reduction", "task", *measured])
+                top = top_heads(other, FRACTION)
+                last = top[-1].sum() / max(1, top.sum())
+                found.append((*agreement(usual, other, FRACTION), last))
+            yield str(normalize), reduction, task, *np.mean(found, 0)
 
 
 def _lesioned(study: Study, seed: int) -> tuple[HeadLesions, dict[str, np.ndarray]]:
@@ -121,7 +117,8 @@ def _lesioned(study: Study, seed: int) -> tuple[HeadLesions, dict[str, np.ndarra
     return study.lesion(seed).lesions(study.store), maps
 
 
-def lesions(study: Study) -> pd.DataFrame:
+@table_of(*LESIONS)
+def lesions(study: Study) -> Rows:
     """Return how importance predicts what a head's loss costs: a row per task and model.
 
     The rank correlation, over heads, of importance (training examples) with the rise of the mean
@@ -131,7 +128,6 @@ def lesions(study: Study) -> pd.DataFrame:
     from 1), the points of score that are lost without it, and its rank by importance. It is a
     maximum over heads, so its rise is in part luck.
     """
-    rows = []
     for seed in study.lesion_seeds:
         found, maps = _lesioned(study, seed)
         for task in found.tasks:
@@ -141,9 +137,8 @@ def lesions(study: Study) -> pd.DataFrame:
             lost = found.measure(task, layer, head).interval()
             rank = int((importance > importance[layer, head]).sum()) + 1
             agreement = r.value, max(r.low, -1), min(r.high, 1), found.reliability(task)
-            largest = head_name(layer, head), lost.value, lost.low, lost.high, rank
-            rows.append((task, seed, *agreement, *largest, (rise < 0).mean()))
-    return pd.DataFrame(rows, columns=LESIONS)
+            largest = head_name(layer, head), *ends(lost), rank
+            yield task, seed, *agreement, *largest, (rise < 0).mean()
 
 
 def lesion_sentences(table: pd.DataFrame) -> str:
@@ -151,9 +146,8 @@ def lesion_sentences(table: pd.DataFrame) -> str:
     if table.empty:
         return "Of no model was every head switched off alone (lesion_seeds=0)."
     return "\n".join(
-        f"{row['task']}, seed {row['seed']}: r = {row['rank correlation']:.2f} "
-        f"[{row['low']:.2f}, {row['high']:.2f}] (halves of the examples agree at "
-        f"{row['two halves of the examples']:.2f}). The loss rises most without "
+        f"{row['task']}, seed {row['seed']}: r = {said(row, LESIONS[2:5], '.2f')} (halves of the "
+        f"examples agree at {row[LESIONS[5]]:.2f}). The loss rises most without "
         f"{row['largest rise: head']}, number {row['its rank by importance']} by importance; "
         f"the score then loses {row['points lost without it']:.1f} points "
         f"[{row['lost low']:.1f}, {row['lost high']:.1f}]."
@@ -163,13 +157,12 @@ def lesion_sentences(table: pd.DataFrame) -> str:
 
 def sentences(correlations: pd.DataFrame, stability: pd.DataFrame) -> str:
     """Say how maps agree within and between tasks, and which sample a ranking needs."""
-    values = correlations.to_numpy()
-    own = np.eye(len(values), dtype=bool)
+    values, own = correlations.to_numpy(), np.eye(len(correlations), dtype=bool)
     pairs = correlations.where(np.triu(~own)).stack()
-    mean = stability.groupby("examples")["mean"].min()
-    enough = mean.index[mean >= 0.95]
-    most = f"not within {mean.index.max()} examples"
-    needs = f"from {enough[0]} examples on" if len(enough) else most
+    least = stability.groupby("examples")["mean"].min()
+    enough, needs = least.index[least >= 0.95], f"not within {least.index.max()} examples"
+    if len(enough):
+        needs = f"from {enough[0]} examples on"
     return (
         f"Within a task, half samples agree at {values[own].min():.2f} to {values[own].max():.2f}; "
         f"between tasks maps agree at {values[~own].min():.2f} to {values[~own].max():.2f}.\n"
@@ -187,7 +180,7 @@ def plot_stability(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     figure.set_size_inches(WIDTH * 0.6, 2.6)
     for task in tasks:
         part = table[table["task"] == task]
-        ax.plot(part["examples"], part["mean"], **style[task], label=task)  # type: ignore[arg-type]
+        ax.plot(part["examples"], part["mean"], **style[task], label=task)
         ends = part["low"], part["high"]
         ax.fill_between(part["examples"], *ends, color=style[task]["color"], alpha=0.15, lw=0)
     ax.axhline(0.95, color=GREY, linestyle=":", linewidth=1)
@@ -211,14 +204,14 @@ def plot_lesions(study: Study) -> Figure:
         image = map_of(middle, rise, cmap="PuOr_r", vmin=-limit, vmax=limit)
         figure.colorbar(image, ax=middle, pad=0.02)
         right.axhline(0, color=GREY, linewidth=0.8)
-        right.plot(share.ravel(), rise.ravel(), linestyle="", alpha=0.7, **style)  # type: ignore[arg-type]
+        right.plot(share.ravel(), rise.ravel(), linestyle="", alpha=0.7, **style)
         left.set_ylabel(f"{task}\nlayer")
-        for ax in (left, middle):
-            ax.tick_params(labelsize=7)
+        left.tick_params(labelsize=7)
+        middle.tick_params(labelsize=7)
         right.set_ylabel("rise", fontsize=7)
         right.set_title(f"r = {float(found.predicted_by(task, importance).values[0]):.2f}")
-    for ax, title in zip(rows[0], ("importance", "rise of the loss without it"), strict=False):
-        ax.set_title(title)
+    rows[0][0].set_title("importance")
+    rows[0][1].set_title("rise of the loss without it")
     for ax, label in zip(rows[-1], LABELS, strict=True):
         ax.set_xlabel(label)
     return figure

@@ -8,11 +8,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fslib.claims import LEAST_SEEDS, Evidence, Part, above_constant, learned, p_text
+from fslib import claims as rules
+from fslib import plot
 from fslib.iap import IAP, Dissociation, double_dissociations, score_left
 from fslib.intervals import Measure, mean_of, score_measure
-from fslib.plot import GREY, looks, panels, percent, set_limits, styled
-from fslib.questions.drawing import ENDS, Look, legend_below, whiskers
+from fslib.plot import GREY, Look, band, looks, panels, percent, styled, whiskers, zero
+from fslib.questions.tables import SCORE_ENDS, Rows, columns, ends, table_of
 from fslib.scoring import chance_level
 from fslib.study.profiles import shared_by
 from fslib.study.study import Study
@@ -30,33 +31,34 @@ POINT = {"D": "value", "low": "low", "high": "high", "p": "p", "random heads": "
 POINT |= {"above random": "above", "above low": "above_low", "above high": "above_high"}
 
 
-def gate(study: Study) -> pd.DataFrame:
+@table_of("task", "above the best constant answer", "low", "high", "enters")
+def gate(study: Study) -> Rows:
     """Return a row per task: its unpruned score above the best constant answer, and if it enters D.
 
     On the half of the evaluation examples that no score is computed on.
     """
-    above = above_constant(study.iap())
-    rows = [(task, i.value, i.low, i.high, task in learned(above)) for task, i in above.items()]
-    names = ["task", "above the best constant answer", "low", "high", "enters"]
-    return pd.DataFrame(rows, columns=names)
+    above = rules.above_constant(study.iap())
+    for task, interval in above.items():
+        yield task, *ends(interval), task in rules.learned(above)
 
 
 def not_testable(iap: IAP) -> str:
     """Say which gate of C1 these models do not pass, or nothing ("") if they pass them all."""
-    count = len(learned(above_constant(iap)))
+    count = len(rules.learned(rules.above_constant(iap)))
     if count < 2:
         return f"{count} of {len(iap.tasks)} tasks are learned (above the best constant answer)"
-    if len(iap.heads) < LEAST_SEEDS:
+    if len(iap.heads) < rules.LEAST_SEEDS:
         return "one seed says nothing of other trainings"
     return "" if iap.controls else "there are no random heads to compare with"
 
 
-def decide(result: Dissociation, failed: str) -> Evidence:
+def decide(result: Dissociation, failed: str) -> rules.Evidence:
     """Return what there is on C1: D specific to the task, and beyond that of random heads."""
-    parts = [Part.of("own lesion against others'", result.measure(), result.mean.p)]
+    parts = [rules.Part.of("own lesion against others'", result.measure(), result.mean.p)]
     if result.controls is not None:
-        parts.append(Part.of("top heads against random ones", result.measure(above_random=True)))
-    return Evidence("C1", tuple(parts), failed)
+        above_random = result.measure(above_random=True)
+        parts.append(rules.Part.of("top heads against random ones", above_random))
+    return rules.Evidence("C1", tuple(parts), failed)
 
 
 def _mean_score(iap: IAP, task: str, sets: np.ndarray) -> Measure:
@@ -66,14 +68,15 @@ def _mean_score(iap: IAP, task: str, sets: np.ndarray) -> Measure:
     return mean_of(each)
 
 
-def pruning(study: Study) -> pd.DataFrame:
+@table_of("scored", "pruned", "fraction", *SCORE_ENDS, "chance")
+def pruning(study: Study) -> Rows:
     """Return scores under every lesion: a row per scored task, fraction, and pruned task.
 
     On all tasks, and all examples that lesions were evaluated on. pruned: a task, or "random", the
     mean over the scored task's own matched controls. low, high: 95 % interval of the score, over
     seeds and examples. chance: the score of the best constant answer.
     """
-    iap, rows = study.iap(), []
+    iap = study.iap()
     for u, (task, metric) in enumerate(zip(iap.tasks, iap.metrics, strict=True)):
         chance = chance_level(metric, iap.labels[task])
         for f, fraction in enumerate((0.0, *iap.fractions)):
@@ -84,10 +87,7 @@ def pruning(study: Study) -> pd.DataFrame:
                     sets = iap.random.predictions[task][:, f - 1, u]
                 else:
                     sets = iap.top.predictions[task][:, f - 1, [t]]
-                i = _mean_score(iap, task, sets).interval()
-                rows.append((task, pruned, fraction, i.value, i.low, i.high, chance))
-    names = ["scored", "pruned", "fraction", "score", "low", "high", "chance"]
-    return pd.DataFrame(rows, columns=names)
+                yield task, pruned, fraction, *ends(_mean_score(iap, task, sets).interval()), chance
 
 
 def retained(study: Study) -> dict[float, pd.DataFrame]:
@@ -99,7 +99,8 @@ def retained(study: Study) -> dict[float, pd.DataFrame]:
     return {f: pd.DataFrame(left[i], index, columns) for i, f in enumerate(iap.fractions)}
 
 
-def shared_lesions(iap: IAP) -> pd.DataFrame:
+@table_of("lesion of", "hurts more than of", "by", "low", "high", "p", "MDE", "by task")
+def shared_lesions(iap: IAP) -> Rows:
     """Return how much more a lesion hurts for what its task shares with the scored one.
 
     In points of score, on the same scored task: the mean under lesions of other tasks that share
@@ -113,7 +114,6 @@ def shared_lesions(iap: IAP) -> pd.DataFrame:
         shares = ["itself" if t == u else shared_by(t, u) for t in iap.tasks]
         sets = np.moveaxis(iap.top.predictions[u], 2, 0)  # (tasks, seeds, fractions, n)
         under[u] = list(zip(shares, (_mean_score(iap, u, s) for s in sets), strict=True))
-    rows = []
     for lesion, than, *kinds in COMPARED:
         by_task = {}
         for u, scores in under.items():
@@ -123,9 +123,7 @@ def shared_lesions(iap: IAP) -> pd.DataFrame:
         if by_task:
             i = mean_of(list(by_task.values())).interval()
             listed = ", ".join(f"{u} {m.values.mean():+.1f}" for u, m in by_task.items())
-            rows.append((lesion, than, i.value, i.low, i.high, i.p, i.mde, listed))
-    names = ["lesion of", "hurts more than of", "by", "low", "high", "p", "MDE", "by task"]
-    return pd.DataFrame(rows, columns=names)
+            yield lesion, than, *ends(i), i.p, i.mde, listed
 
 
 def by_task(result: Dissociation) -> pd.DataFrame:
@@ -145,11 +143,12 @@ def by_seed(result: Dissociation, seeds: Sequence[int]) -> pd.DataFrame:
 def sentence(result: Dissociation, failed: str) -> str:
     """Say what becomes of C1 by itself, before p is corrected for the other claims."""
     points = {task: result.of(task) for task in result.tasks}
+    alike = rules.p_text(result.mean.p_shared)
     carry = [task for task, d in points.items() if d.low > 0 and not d.above_low <= 0]
     return (
         f"C1 {decide(result, failed)}\nBoth intervals lie above 0 in {len(carry)} of "
         f"{len(result.tasks)} tasks: {', '.join(carry) or 'none'}.\n"
-        f"The same relabelling for all models, a stricter test: {p_text(result.mean.p_shared)}."
+        f"The same relabelling for all models, a stricter test: {alike}."
     )
 
 
@@ -182,15 +181,14 @@ def orders_above(iap: IAP) -> str:
 
 def _cycles(order: Sequence[int], tasks: Sequence[str]) -> list[str]:
     """Return which tasks an order exchanges with each other, a text per group."""
-    found, seen = [], set()
-    for first in range(len(order)):
-        cycle, at = [], first
-        while at not in seen:
-            seen.add(at)
-            cycle.append(tasks[at])
-            at = order[at]
+    found, left = [], set(range(len(order)))
+    while left:
+        cycle = [min(left)]
+        while (after := order[cycle[-1]]) != cycle[0]:
+            cycle.append(after)
+        left -= set(cycle)
         if len(cycle) > 1:
-            found.append(" with ".join(cycle))
+            found.append(" with ".join(tasks[i] for i in cycle))
     return found
 
 
@@ -202,27 +200,27 @@ def plot_by_task(result: Dissociation, tasks: Sequence[str]) -> Figure:
         result: D, of which every seed is drawn as a dot.
         tasks: All of the study, so that each keeps its colour.
     """
-    style, names = looks(tasks), [*result.tasks, "mean"]
-    figure, (left, right) = panels(2, 0.9 + 0.34 * len(names), width_ratios=[1.7, 1])
-    points = [result.of(name) for name in names]
-    for row, (name, d) in enumerate(zip(names, points, strict=True)):
+    style, points = looks(tasks), {name: result.of(name) for name in (*result.tasks, "mean")}
+    figure, (left, right) = panels(2, 0.9 + 0.34 * len(points), width_ratios=[1.7, 1])
+    for row, (name, d) in enumerate(points.items()):
         colour = style[name]["color"] if name != "mean" else "black"
         place = np.full(len(d.by_seed), row - 0.22)
         left.scatter(d.by_seed, place, s=9, color=colour, alpha=0.5, lw=0)
         whiskers(left, row - 0.05, (d.value, d.low, d.high), "x", fmt="o", color=colour)
         random = d.random, d.random_low, d.random_high
         whiskers(left, row + 0.2, random, "x", fmt="D", color=GREY, markersize=3.5)
-    ends = ENDS, ("random", "random_low", "random_high")
-    middle, least, most = ([getattr(d, end[k]) for end in ends for d in points] for k in range(3))
-    set_limits(left, np.concatenate([middle, *(d.by_seed for d in points)]), least, most, "x")
-    left.axvline(0, color="black", linewidth=0.6)
-    left.set_yticks(range(len(names)), names)
+    every = pd.DataFrame([d._asdict() for d in points.values()])
+    middle = np.concatenate([every["value"], every["random"], *every["by_seed"]])
+    plot.set_limits(left, middle, every[["low", "random_low"]], every[["high", "random_high"]], "x")
+    zero(left)
+    left.set_yticks(range(len(points)), list(points))
     left.invert_yaxis()
     left.set(xlabel="dissociation D (points); grey: random heads")
     null = result.null[:, -1, -1]
     right.hist(null[np.isfinite(null)], bins=30, color="#bbbbbb")
     right.axvline(result.mean.value, color="black", linewidth=2)
-    right.set(xlabel="mean D, tasks relabelled (points)", yticks=[], title=p_text(result.mean.p))
+    right.set(xlabel="mean D, tasks relabelled (points)", yticks=[])
+    right.set_title(rules.p_text(result.mean.p))
     return figure
 
 
@@ -234,38 +232,33 @@ def plot_pruning(table: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     for ax, scored in zip(axes, tasks, strict=True):
         part = table[table["scored"] == scored]
         _draw_lesions(ax, part, scored, style)
-        middle, margin = part["score"], 0.3 * (part["score"].max() - part["score"].min()) + 0.02
-        ax.set_ylim(middle.min() - margin, middle.max() + margin)  # intervals may reach far
+        low, high = part["score"].min(), part["score"].max()
+        margin = 0.3 * (high - low) + 0.02  # intervals may reach far
+        ax.set(ylabel="score (%)", ylim=(low - margin, high + margin))
         ax.set_title(f"scored: {scored}", color=style[scored]["color"], fontweight="bold")
-        ax.set_ylabel("score (%)")
         percent(ax)
         percent(ax, "x")
     for ax in axes[-min(2, len(tasks)) :]:
         ax.set_xlabel("heads pruned (%)")
         ax.tick_params(labelbottom=True)  # also where the panel below stays empty
-    for line in legend_below(figure, axes[0], 3).get_lines():
+    for line in plot.legend_below(figure, axes[0], 3).get_lines():
         line.set_linewidth(1)  # thick is a panel's own task, another in each
     return figure
 
 
-def _draw_lesions(
-    ax: Axes, part: pd.DataFrame, scored: str, style: dict[str, dict[str, str]]
-) -> None:
+def _draw_lesions(ax: Axes, part: pd.DataFrame, scored: str, style: dict[str, Look]) -> None:
     """Draw one task's scores against the fraction pruned, a line per lesion."""
-    band = part[part["pruned"] == "random"]
-    look: Look = {"color": GREY, "alpha": 0.25, "lw": 0, "label": "random heads"}
-    ax.fill_between(band["fraction"], band["low"], band["high"], **look)
-    look = {"color": GREY, "linestyle": "--", "linewidth": 1, "label": "their mean"}
-    ax.plot(band["fraction"], band["score"], **look)
+    random = part[part["pruned"] == "random"]
+    band(ax, random["fraction"], columns(random, SCORE_ENDS), "their mean", "random heads")
     for pruned in style:
         line = part[part["pruned"] == pruned]
         own = pruned == scored
         thick: Look = {"linewidth": 2.2, "zorder": 3} if own else {"linewidth": 1, "alpha": 0.75}
-        look = {**style[pruned], "label": f"top heads of {pruned}", **thick}
+        look = style[pruned] | thick | {"label": f"top heads of {pruned}"}
         ax.plot(line["fraction"], line["score"], **look)
         if own:
-            ends = line["score"], line["low"], line["high"]
-            whiskers(ax, line["fraction"], ends, fmt="none", color=style[pruned]["color"])
+            look = {"fmt": "none", "color": style[pruned]["color"]}
+            whiskers(ax, line["fraction"], columns(line, SCORE_ENDS), **look)
     look = {"color": "black", "linestyle": ":", "linewidth": 0.8, "label": "best constant answer"}
     ax.axhline(part["chance"].iloc[0], **look)
 
@@ -281,19 +274,18 @@ def plot_dissociation(results: Sequence[Dissociation], tasks: Sequence[str]) -> 
     figure, axes = panels(len(results), 3.0)
     for ax, result in zip(axes, results, strict=True):
         x, style, mean = np.array(result.fractions), looks(tasks), result.along()
-        ax.fill_between(x, mean.random_low, mean.random_high, color=GREY, alpha=0.25, lw=0)
-        ax.plot(x, mean.random, color=GREY, linestyle="--", linewidth=1, label="mean, random heads")
+        band(ax, x, (mean.random, mean.random_low, mean.random_high), "mean, random heads")
         each = {task: result.along(task).value for task in result.tasks}
         for task, d in each.items():
-            ax.plot(x, d, **style[task], linewidth=1, alpha=0.8, label=task)  # type: ignore[arg-type]
+            ax.plot(x, d, **style[task], linewidth=1, alpha=0.8, label=task)
         look: Look = {"color": "black", "marker": "o", "linewidth": 2.2, "capsize": 3}
         whiskers(ax, x, (mean.value, mean.low, mean.high), **look, label="mean, top heads")
-        ax.axhline(0, color="black", linewidth=0.6)
+        zero(ax, "y")
         by_task = np.concatenate(list(each.values()))
-        low, high = (mean.low, mean.random_low, by_task), (mean.high, mean.random_high, by_task)
-        set_limits(ax, by_task, np.concatenate(low), np.concatenate(high))
+        low, high = (mean.low, mean.random_low), (mean.high, mean.random_high)
+        plot.set_limits(ax, by_task, np.concatenate(low), np.concatenate(high))
         ax.set(title=f"convention: {result.convention}", ylabel="dissociation D (points)")
         ax.set(xlabel="heads pruned (%)", xticks=x)
         percent(ax, "x")
-    legend_below(figure, axes[0], 4)
+    plot.legend_below(figure, axes[0], 4)
     return figure

@@ -5,15 +5,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fslib import claims
-from fslib.heads import overlap, top_heads
 from fslib.iap import IAP, score_left
 from fslib.importance import passes
 from fslib.intervals import Interval, pooled
 from fslib.model.encoders import ENCODERS
-from fslib.plot import GREY, forest, panels, percent, set_limits, styled
-from fslib.questions.drawing import Look
+from fslib.plot import GREY, Look, forest, panels, percent, set_limits, styled, zero
 from fslib.questions.q03_pruning import POINT
-from fslib.scoring import rank_correlation
+from fslib.questions.tables import D_ENDS, Rows, agreement, columns, minus, said, table_of
 from fslib.study.store import Record
 from fslib.study.study import Study
 from fslib.study.units import SELECTIONS, UNMATCHED, recorded_iap
@@ -21,7 +19,7 @@ from fslib.study.units import SELECTIONS, UNMATCHED, recorded_iap
 FIRST = next(iter(SELECTIONS))  # the way to choose heads that others are compared with
 AGREEMENT = ("rank correlation", "overlap of top heads")
 PASSES = ("forward passes", "backward passes")
-DISSOCIATION = ("D", "low", "high", "random heads", "above random", "above low", "above high")
+DISSOCIATION = (*D_ENDS, "random heads", "above random", "above low", "above high")
 
 
 def dissociation_by_encoder(study: Study) -> pd.DataFrame:
@@ -91,28 +89,26 @@ def selections(study: Study) -> pd.DataFrame:
     }
     names = "selection", "task"
     table = claims.paired_differences(values, FIRST, names, value="D", with_mean=False)
-    ranks = pd.DataFrame([_ranking(study, record, name) for name in iaps])
-    table = pd.concat([table, ranks], axis=1)
+    ranks = [_ranking(study, record, name) for name in iaps]
+    table = pd.concat([table, pd.DataFrame(ranks, columns=[*AGREEMENT, *PASSES])], axis=1)
     table["selection"] = table["selection"].str.replace(UNMATCHED, "random, draw")
-    difference = [f"minus {FIRST}", "diff low", "diff high"]
-    return table[["selection", *AGREEMENT, "D", "low", "high", *difference, *PASSES]]
+    return table[["selection", *AGREEMENT, *D_ENDS, *minus(FIRST), *PASSES]]
 
 
-def _ranking(study: Study, record: Record, name: str) -> dict[str, float | int]:
+def _ranking(study: Study, record: Record, name: str) -> tuple[float | int, ...]:
     """Return how a selection's maps agree with the first's, and the passes that they cost."""
     if name not in SELECTIONS:
-        return dict.fromkeys(AGREEMENT, np.nan) | dict.fromkeys(PASSES, 0)
+        return np.nan, np.nan, 0, 0
     fraction, found = max(study.profile.small_fractions), []
     for task in study.profile.tasks:
-        pair = [record.arrays[f"importance/{n}/{task}"] for n in (FIRST, name)]
-        sets = [top_heads(scores, fraction) for scores in pair]
-        found.append((rank_correlation(*pair), overlap(*sets)))
+        usual, other = (record.arrays[f"importance/{n}/{task}"] for n in (FIRST, name))
+        found.append(agreement(usual, other, fraction))
     estimator = SELECTIONS[name].get("estimator", "gradient")
-    agreement = dict(zip(AGREEMENT, np.mean(found, 0).tolist(), strict=True))
-    return agreement | dict(zip(PASSES, passes(estimator, *record.result["shape"]), strict=True))
+    return *np.mean(found, 0), *passes(estimator, *record.result["shape"])
 
 
-def random_controls(study: Study) -> pd.DataFrame:
+@table_of("random sets", "sets", "score left (%)", "spread")
+def random_controls(study: Study) -> Rows:
     """Return what random head sets, matched by layer or not, leave of the score (%)."""
     record = study.store.get(study.selection())
     first = recorded_iap(record, FIRST)
@@ -121,30 +117,27 @@ def random_controls(study: Study) -> pd.DataFrame:
         "not matched": np.stack([iap.top.scores[0, 0] for iap in _unmatched(record).values()]),
         "(top heads)": first.top.scores[0, 0],
     }
-    rows = []
     for name, scores in sets.items():
         left = score_left(scores, first.baseline()[0]).mean(-1)
-        rows.append((name, left.size, left.mean(), left.std(ddof=1)))
-    return pd.DataFrame(rows, columns=["random sets", "sets", "score left (%)", "spread"])
+        yield name, left.size, left.mean(), left.std(ddof=1)
 
 
 def sentences(table: pd.DataFrame) -> str:
     """Say what the encoders show together, and what becomes of D without pre-training."""
     effect, count = pooled_effect(table), len(_poolable(table))
-    first = f"Nothing to pool: {count} pre-trained encoders have learned two tasks or more."
+    lines = [f"Nothing to pool: {count} pre-trained encoders have learned two tasks or more."]
     if np.isfinite(effect.se):
-        first = (
+        lines = [
             f"Pooled over {count} pre-trained encoders (random effect): D above random heads "
             f"{claims.interval_text(effect, 1)} points, {claims.p_text(effect.p)}, minimum "
             f"detectable effect {effect.mde:.1f}."
-        )
-    lines = [first]
+        ]
     for row in table[~table["pre-trained"]].to_dict("records"):
-        d = f"D = {row['D']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+        d = f"D = {said(row, D_ENDS, '.1f')}" if np.isfinite(row["D"]) else claims.NOT_TESTABLE
         lines.append(
             f"Without pre-training ({row['encoder']}) the tasks end "
             f"{100 * row['above chance by']:.1f} points above chance, {row['tasks']} of them "
-            f"learned: {d if np.isfinite(row['D']) else claims.NOT_TESTABLE}."
+            f"learned: {d}."
         )
     return "\n".join(lines)
 
@@ -154,12 +147,12 @@ def plot_encoders(table: pd.DataFrame) -> Figure:
     """Draw, left: D of each encoder beside random heads'. Right: what it learned."""
     figure, (left, right) = panels(2, 0.9 + 0.27 * len(table), sharey=True, width_ratios=[1.5, 1])
     rows, random = range(len(table)), table["random heads"]
-    forest(left, table["encoder"], table["D"], table["low"], table["high"])
-    set_limits(left, np.append(table["D"], random), table["low"], table["high"], "x")
+    label = "dissociation D, mean over tasks, 10 and 30 % pruned (points)"
+    forest(left, table["encoder"], columns(table, D_ENDS), label)
+    set_limits(left, [*table["D"], *random], table["low"], table["high"], "x")
     look: Look = {"color": GREY, "markersize": 11, "mew": 2, "label": "random heads, matched"}
     left.plot(random, rows, "|", **look)
-    left.axvline(0, color="black", linewidth=0.6)
-    left.set(xlabel="dissociation D, mean over tasks, 10 and 30 % pruned (points)")
+    zero(left)
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
     right.barh(rows, table["above chance by"], color="#bbbbbb", height=0.55)
     right.set(xlabel="score above chance (points)")
@@ -171,9 +164,9 @@ def plot_encoders(table: pd.DataFrame) -> Figure:
 def plot_selections(table: pd.DataFrame) -> Figure:
     """Draw, left: D that each way to choose heads yields. Right: agreement with the first."""
     figure, (left, right) = panels(2, 0.9 + 0.24 * len(table), sharey=True, width_ratios=[1.5, 1])
-    forest(left, table["selection"], table["D"], table["low"], table["high"])
-    left.axvline(0, color="black", linewidth=0.6)
-    left.set(xlabel="dissociation D, mean over tasks (points)")
+    label = "dissociation D, mean over tasks (points)"
+    forest(left, table["selection"], columns(table, D_ENDS), label)
+    zero(left)
     r = table["rank correlation"]
     right.barh(range(len(table)), r.fillna(0), color="#bbbbbb", height=0.55)
     right.set(xlabel="rank correlation with the first", xlim=(min(0, r.min()), 1))

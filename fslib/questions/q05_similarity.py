@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from fslib import claims
 from fslib.iap import IAP
 from fslib.intervals import Interval
-from fslib.plot import COLOURS, MARKERS, panels, set_limits, styled
-from fslib.questions.drawing import whiskers
+from fslib.plot import COLOURS, MARKERS, Look, panels, set_limits, styled, whiskers, zero
+from fslib.questions.tables import D_ENDS, Rows, columns, said, table_of
 from fslib.study.profiles import SHARED, shared_by
 from fslib.study.study import Study
 from fslib.study.units import MEASURES
@@ -21,6 +21,7 @@ NAMED = 15  # pairs: more than that are told apart by what they share, not by na
 PRIMARY = (
     "importance"  # the similarity that decides, chosen beforehand; others show what hangs on it
 )
+D_RANGE = ("D", "lowest D", "highest D")
 CORRELATION = "rank correlation with D"
 Pruned = Mapping[tuple[str, str], IAP]  # of the models of every pair of tasks, over seeds
 
@@ -55,24 +56,24 @@ def _similarities(study: Study) -> dict[str, pd.DataFrame]:
     return {measure: pd.DataFrame(found[measure], names, names) for measure in MEASURES}
 
 
-def pairs(study: Study) -> pd.DataFrame:
+@table_of("pair", "shared", *MEASURES, "enters", *D_ENDS, "random heads", "p")
+def pairs(study: Study) -> Rows:
     """Return a row per pair of tasks: five similarities, and D of the models trained on both.
 
     shared: question, text, both or neither, where that is known. enters: whether both tasks are
     learned, so that the pair counts. D: mean over seeds, with its interval.
     """
-    similarities, pruned, rows = _similarities(study), _pruned(study), []
+    similarities, pruned = _similarities(study), _pruned(study)
     passed = set(_learned(study, pruned))
     for pair, iap in pruned.items():
         d = claims.scored(iap).dissociation(draws=study.profile.draws).mean
-        row: dict[str, object] = {"pair": BETWEEN.join(pair), "shared": shared_by(*pair) or ""}
-        row |= {measure: frame.loc[pair] for measure, frame in similarities.items()}
-        row |= {"enters": set(pair) <= passed, "D": d.value, "low": d.low, "high": d.high}
-        rows.append(row | {"random heads": d.random, "p": d.p})
-    return pd.DataFrame(rows)
+        similar = [frame.loc[pair] for frame in similarities.values()]
+        names = BETWEEN.join(pair), shared_by(*pair) or ""
+        yield *names, *similar, set(pair) <= passed, d.value, d.low, d.high, d.random, d.p
 
 
-def by_shared(table: pd.DataFrame) -> pd.DataFrame:
+@table_of("the two tasks share", "pairs", PRIMARY, *D_RANGE, "rank correlation", "low", "high")
+def by_shared(table: pd.DataFrame) -> Rows:
     """Return a row per thing that two tasks share: pairs of `pairs`, their D and similarity.
 
     If some pairs share the text alone and others nothing, a last row has both: does similarity
@@ -84,18 +85,14 @@ def by_shared(table: pd.DataFrame) -> pd.DataFrame:
     groups = {what: part for what in SHARED if len(part := known[known["shared"] == what])}
     if {"text", "neither"} <= groups.keys():
         groups["not the question"] = known[known["shared"].isin(["text", "neither"])]
-    rows = []
-    for part in groups.values():
+    for what, part in groups.items():
         d = part["D"]
-        similar, d_of = (_matrix(part, k).to_numpy() for k in (PRIMARY, "D"))
-        found = claims.correlation_over_pairs(similar, d_of)
+        found = claims.correlation_over_pairs(
+            *(_matrix(part, k).to_numpy() for k in (PRIMARY, "D"))
+        )
         ends = _ends(found) if found.df + 1 >= claims.LEAST_TASKS else (np.nan, np.nan)
         means = part[PRIMARY].mean(), d.mean()
-        rows.append((len(part), *means, d.min(), d.max(), found.value, *ends))
-    names = ["pairs", PRIMARY, "D", "lowest D", "highest D", "rank correlation", "low", "high"]
-    described = pd.DataFrame(rows, columns=names)
-    described.insert(0, "the two tasks share", list(groups))
-    return described
+        yield what, len(part), *means, d.min(), d.max(), found.value, *ends
 
 
 def _ends(correlation: Interval) -> tuple[float, float]:
@@ -113,7 +110,8 @@ def _matrix(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return frame
 
 
-def correlations(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+@table_of("similarity", CORRELATION, "low", "high", "se", "p", "tasks", "pairs")
+def correlations(study: Study, table: pd.DataFrame) -> Rows:
     """Return a row per similarity: its rank correlation with D, which C2 says is negative.
 
     Over pairs of tasks that are learned. Interval: jackknife over tasks; p: one-sided, by
@@ -124,16 +122,13 @@ def correlations(study: Study, table: pd.DataFrame) -> pd.DataFrame:
         study: The study.
         table: Of `pairs`.
     """
-    d, rows = _matrix(table[table["enters"]], "D"), []
+    d = _matrix(table[table["enters"]], "D")
     tasks = list(d.index)
     for measure, frame in _similarities(study).items():
         similar = frame.loc[tasks, tasks].to_numpy(dtype=float)
         found = claims.mantel(similar, d.to_numpy(), np.random.default_rng(0))
-        i = found.interval
-        row = (measure, i.value, *_ends(i), i.se, found.p)
-        rows.append((*row, len(tasks), len(tasks) * (len(tasks) - 1) // 2))
-    names = ["similarity", CORRELATION, "low", "high", "se", "p", "tasks", "pairs"]
-    return pd.DataFrame(rows, columns=names)
+        i, n = found.interval, len(tasks)
+        yield measure, i.value, *_ends(i), i.se, found.p, n, n * (n - 1) // 2
 
 
 def decide(table: pd.DataFrame) -> claims.Evidence:
@@ -155,14 +150,13 @@ def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
     for ax, (_, row) in zip(axes, correlations.iterrows(), strict=False):
         for (_, pair), look in zip(table.iterrows(), _pair_looks(table), strict=True):
             face = {"markerfacecolor": look["color"] if pair["enters"] else "white"}
-            ends = pair[["D", "low", "high"]]
+            ends = pair[list(D_ENDS)]
             whiskers(ax, pair[row["similarity"]], ends, elinewidth=0.6, **look, **face)
-        ax.axhline(0, color="black", linewidth=0.6)
-        set_limits(ax, table["D"], table["low"], table["high"])
-        rho = row[CORRELATION]
-        known = f": {rho:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if np.isfinite(rho) else ""
-        ax.set_title(f"{row['similarity']}{known}")
-        ax.set_xlabel("similarity")
+        zero(ax, "y")
+        set_limits(ax, *columns(table, D_ENDS))
+        estimate = said(row, (CORRELATION, "low", "high"))
+        known = f": {estimate}" if np.isfinite(row[CORRELATION]) else ""
+        ax.set(title=f"{row['similarity']}{known}", xlabel="similarity")
     for ax in axes[::3]:
         ax.set_ylabel("dissociation D (points)")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -174,7 +168,7 @@ def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
     return figure
 
 
-def _pair_looks(table: pd.DataFrame) -> list[dict[str, str]]:
+def _pair_looks(table: pd.DataFrame) -> list[Look]:
     """Return how each pair is drawn: by its own look, or, of many, by what its tasks share."""
     if len(table) > NAMED:
         places = [(*SHARED, UNKNOWN).index(what or UNKNOWN) for what in table["shared"]]

@@ -1,6 +1,6 @@
 """Notebook 06: claims C3, C4, C6, does training only own heads raise specialization and scores?"""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,19 @@ from fslib import claims
 from fslib.data.tasks import Task
 from fslib.iap import IAP
 from fslib.intervals import Measure, mean_of, score_measure
-from fslib.plot import COLOURS, MARKERS, forest, looks, panels, percent, styled
-from fslib.questions.drawing import ENDS, Look, whiskers
+from fslib.plot import (
+    COLOURS,
+    MARKERS,
+    Look,
+    forest,
+    looks,
+    panels,
+    percent,
+    styled,
+    whiskers,
+    zero,
+)
+from fslib.questions.tables import D_ENDS, ENDS, columns, ends, minus
 from fslib.study.design import at_dose
 from fslib.study.store import Record
 from fslib.study.study import Study
@@ -21,6 +32,8 @@ from fslib.study.units import PLAIN, RANDOM, TREATED, TRUNK, Data, recorded_iap
 from fslib.training import lr_share
 
 NAMES = ("ending", "task")
+DOSES = ["claim", "difference", "delta", "floor", "dose", "changed", "seeds", *ENDS, "p", "MDE"]
+DOSES += ["decides"]
 CONTROLS = ("plain training", "IAT with random heads")  # what IAT is compared with, in this order
 Measures = dict[str, dict[str, Measure]]  # {ending: {task: one number of every seed's model}}
 
@@ -126,43 +139,32 @@ def scores(study: Study, reference: str = PLAIN) -> pd.DataFrame:
     measures = {"single-task": single} | score_measures(study, alone, [reference])
     table = claims.paired_differences(measures, reference, NAMES).query("ending == 'single-task'")
     table.insert(2, "seeds", len(study.single_seeds))
-    endings = _compared(study, score_measures, "endings", reference, "score")
-    return pd.concat([table, endings], ignore_index=True)
+    return pd.concat([table, _compared(study, "score", reference)], ignore_index=True)
 
 
 def dissociation(study: Study, reference: str = PLAIN) -> pd.DataFrame:
     """Return D (lesion) before and after each ending, per task and as mean over tasks."""
-    return _compared(study, dissociation_measures, "pruned", reference, "D")
+    return _compared(study, "D", reference)
 
 
-def _compared(
-    study: Study,
-    measures: Callable[[Study, Dose, list[str]], Measures],
-    field: str,
-    reference: str,
-    value: str,
-) -> pd.DataFrame:
+def _compared(study: Study, value: str, reference: str) -> pd.DataFrame:
     """Return endings beside the reference, both of as many seeds as have that ending.
 
     Args:
         study: The study.
-        measures: `score_measures` or `dissociation_measures`.
-        field: Of the records' config, which names endings.
+        value: "score" or "D", the name of the column.
         reference: The ending that is subtracted.
-        value: The name of the column of values.
     """
-    done: set[str] = set()
-    frames = []
+    measures, done, frames = dissociation_measures if value == "D" else score_measures, [], []
     for dose in (deciding(study), deciding(study, study.dose_seeds)):
-        first, *others = (list(record.config[field]) for record in dose.records)
-        shared = [e for e in first if all(e in other for other in others) and e not in done]
+        each = [record.config["pruned" if value == "D" else "endings"] for record in dose.records]
+        shared = [e for e in each[0] if all(e in other for other in each) and e not in done]
         if shared:
-            names = list(dict.fromkeys((*shared, reference)))
-            found = measures(study, dose, names)
+            found = measures(study, dose, dict.fromkeys((*shared, reference)))
             table = claims.paired_differences(found, reference, NAMES, value=value)
             table.insert(2, "seeds", len(dose.records))
             frames.append(table[table["ending"].isin(shared)])
-            done |= set(shared)
+            done += shared
     return pd.concat(frames, ignore_index=True)
 
 
@@ -178,40 +180,39 @@ def dose(study: Study) -> str:
 
 def changed(study: Study, dose: Dose) -> float:
     """Return the share of predictions that IAT changes, on the half that no score is from."""
-    after, plain = (
-        {
-            t: claims.halved(dose.predictions(ending, t), claims.gate_half)
-            for t in study.ending_tasks
-        }
-        for ending in (dose.ending, PLAIN)
-    )
-    return claims.changed_share(after, plain)
+
+    def after(ending: str) -> dict[str, np.ndarray]:
+        answers = {t: dose.predictions(ending, t) for t in study.ending_tasks}
+        return {t: claims.halved(rows, claims.gate_half) for t, rows in answers.items()}
+
+    return claims.changed_share(after(dose.ending), after(PLAIN))
 
 
 def changed_beside_d(dose: Dose) -> float:
     """Return the same on the examples beside those D is scored on: fewer are lesioned on."""
-    after, plain = (
-        {t: claims.gate_examples(iap, t).predictions for t in iap.tasks}
-        for iap in (dose.pruned(dose.ending), dose.pruned(PLAIN))
-    )
-    return claims.changed_share(after, plain)
+
+    def after(ending: str) -> dict[str, np.ndarray]:
+        iap = dose.pruned(ending)
+        return {t: claims.gate_examples(iap, t).predictions for t in iap.tasks}
+
+    return claims.changed_share(after(dose.ending), after(PLAIN))
 
 
 def _effects(study: Study, dose: Dose) -> dict[str, tuple[claims.Part, ...]]:
     """Return the two parts of C3 and of C4: IAT minus plain training, and minus random heads."""
-    names = (dose.ending, PLAIN, dose.control)
-    by_claim = {
-        "C3": (dissociation_measures(study, dose, names), 1.0),
-        "C4": (score_measures(study, dose, names), 100.0),
-    }
-    found = {}
-    for claim, (measures, scale) in by_claim.items():
-        treated, *others = (mean_of([*measures[name].values()]).scaled(scale) for name in names)
-        found[claim] = tuple(
-            claims.Part.of(f"IAT minus {words}", treated - other)
-            for words, other in zip(CONTROLS, others, strict=True)
+
+    def parts(measures: Measures, scale: float) -> tuple[claims.Part, ...]:
+        treated, *others = (mean_of([*m.values()]).scaled(scale) for m in measures.values())
+        pairs = zip(CONTROLS, others, strict=True)
+        return tuple(
+            claims.Part.of(f"IAT minus {words}", treated - other) for words, other in pairs
         )
-    return found
+
+    names = (dose.ending, PLAIN, dose.control)
+    d, score = (
+        measures(study, dose, names) for measures in (dissociation_measures, score_measures)
+    )
+    return {"C3": parts(d, 1.0), "C4": parts(score, 100.0)}
 
 
 def decide(study: Study) -> dict[str, claims.Evidence]:
@@ -240,18 +241,16 @@ def doses(study: Study) -> pd.DataFrame:
     """
     rows = []
     for dose in all_doses(study):
-        treatment = {"delta": dose.delta, "floor": dose.floor, "dose": dose.share}
-        treatment |= {"changed": changed(study, dose), "seeds": len(dose.records)}
+        about = dose.delta, dose.floor, dose.share, changed(study, dose), len(dose.records)
         for claim, parts in _effects(study, dose).items():
             for part in parts:
-                i = part.interval
-                row = {"claim": claim, "difference": part.what, **treatment, "value": i.value}
-                row |= {"low": i.low, "high": i.high, "p": part.tested, "MDE": i.mde}
-                rows.append(row | {"decides": dose.decides})
+                numbers = *ends(part.interval), part.tested, part.interval.mde, dose.decides
+                rows.append((claim, part.what, *about, *numbers))
     by = ["claim", "difference", "floor", "dose"]
     # plain training, which begins with the later letter, comes before random heads
     order = [True, False, True, True]
-    return pd.DataFrame(rows).sort_values(by, ascending=order, ignore_index=True)
+    table = pd.DataFrame(rows, columns=DOSES)
+    return table.sort_values(by, ascending=order, ignore_index=True)
 
 
 def movement(study: Study) -> pd.DataFrame:
@@ -259,14 +258,12 @@ def movement(study: Study) -> pd.DataFrame:
 
     As a root mean square, the mean over seeds.
     """
-    rows = [
-        {"ending": name, **{f"rows of heads {k}": v / moved[PLAIN][k] for k, v in parts.items()}}
-        for moved in (record.result["moved"] for record in deciding(study).records)
-        for name, parts in moved.items()
-        if parts
-    ]
-    by_ending = pd.DataFrame(rows).groupby("ending", sort=False)
-    table = by_ending.mean()
+    frames = []
+    for record in deciding(study).records:
+        moved = pd.DataFrame(record.result["moved"]).T.dropna(how="all")
+        frames.append(moved / moved.loc[PLAIN])
+    by_ending = pd.concat(frames).add_prefix("rows of heads ").groupby(level=0, sort=False)
+    table = by_ending.mean().rename_axis("ending")
     table.insert(0, "seeds", by_ending.size())
     return table.reset_index()
 
@@ -310,11 +307,10 @@ def plot_scores(table: pd.DataFrame, order: Sequence[str], reference: str = PLAI
     widths = [1.6, *[1] * (len(tasks) - 1)]
     figure, axes = panels(len(tasks), 0.8 + 0.22 * len(names), sharey=True, width_ratios=widths)
     for ax, task in zip(axes, tasks, strict=True):
-        part = table[table["task"] == task].set_index("ending").loc[names]
+        part = 100 * table[table["task"] == task].set_index("ending").loc[names, minus(reference)]
         colour = "black" if task == "mean" else looks(order)[task]["color"]
-        value, low, high = (100 * part[k] for k in (f"minus {reference}", "diff low", "diff high"))
-        forest(ax, names, value, low, high, colour)
-        ax.axvline(0, color="black", linewidth=0.6)
+        forest(ax, names, columns(part, part), "", color=colour)
+        zero(ax)
         ax.set_title("mean over tasks" if task == "mean" else task)
     figure.supxlabel(f"score minus that of {reference} multi-task training (points)", fontsize=8.5)
     return figure
@@ -326,13 +322,11 @@ def plot_dissociation(table: pd.DataFrame, reference: str = PLAIN) -> Figure:
     part = table[table["task"] == "mean"]
     beside = part.mask(part["ending"] == TRUNK)
     figure, (left, right) = panels(2, 0.8 + 0.26 * len(part), sharey=True)
-    forest(left, part["ending"], part["D"], part["low"], part["high"])
-    ends = (beside[k] for k in (f"minus {reference}", "diff low", "diff high"))
-    forest(right, part["ending"], *ends)
-    for ax in (left, right):
-        ax.axvline(0, color="black", linewidth=0.6)
-    left.set(xlabel="dissociation D (points)")
-    right.set(xlabel=f"D minus that of {reference} training (points)")
+    forest(left, part["ending"], columns(part, D_ENDS), "dissociation D (points)")
+    label = f"D minus that of {reference} training (points)"
+    forest(right, part["ending"], columns(beside, minus(reference)), label)
+    zero(left)
+    zero(right)
     return figure
 
 
@@ -346,23 +340,21 @@ def plot_doses(table: pd.DataFrame) -> Figure:
     pairs = list(table[["claim", "difference"]].drop_duplicates().itertuples(index=False))
     figure, axes = panels(len(pairs), 2.5, 2, sharex=True, sharey="row")
     most = table["dose"].max()
-    for number, (ax, (claim, difference)) in enumerate(zip(axes, pairs, strict=True)):
+    for ax, (claim, difference) in zip(axes, pairs, strict=True):
         sesoi, unit = claims.SESOI[claim][0], "points of score" if claim == "C4" else "points of D"
         ax.axhspan(-sesoi, sesoi, color="#eeeeee", lw=0)
-        ax.axhline(0, color="black", linewidth=0.6)
+        zero(ax, "y")
         mine = table[table["claim"] == claim]
         for i, (floor, part) in enumerate(mine[mine["difference"] == difference].groupby("floor")):
             label = f"floor {floor:g}" if floor else "decay to 0"
             _draw_floor(ax, part, COLOURS[i], MARKERS[i])
             ax.plot([], [], color=COLOURS[i], marker=MARKERS[i], label=label)
-        ax.set_title(f"{claim}: {difference}")
         percent(ax, "x")
-        if number % 2 == 0:  # the first of a row, whose axes are shared
-            ends = np.array([*mine["low"], *mine["high"], -sesoi, sesoi])
-            limits = 1.2 * np.nanmin(ends), 1.2 * np.nanmax(ends)
-            ax.set(ylabel=unit, xlim=(-0.05 * most, 1.1 * most), ylim=limits)
-    for ax in axes[-2:]:
-        ax.set_xlabel("share of the learning rate in the ending (%)")
+        every = [*mine["low"], *mine["high"], -sesoi, sesoi]
+        limits = 1.2 * np.nanmin(every), 1.2 * np.nanmax(every)
+        ax.set(title=f"{claim}: {difference}", xlim=(-0.05 * most, 1.1 * most), ylim=limits)
+        ax.set(xlabel="share of the learning rate in the ending (%)", ylabel=unit)
+        ax.label_outer()
     axes[0].legend(loc="best")
     return figure
 
@@ -373,5 +365,5 @@ def _draw_floor(ax: Axes, part: pd.DataFrame, colour: str, marker: str) -> None:
     words: Look = {"fontsize": 6.5, "ha": "center", "va": "bottom"}
     for row in part.to_dict("records"):
         look: Look = {"color": colour, "markerfacecolor": colour if row["decides"] else "white"}
-        whiskers(ax, row["dose"], [row[k] for k in ENDS], fmt=marker, **look)
+        whiskers(ax, row["dose"], (row[k] for k in ENDS), fmt=marker, **look)
         ax.annotate(rf"$\delta$ {row['delta']:g}", (row["dose"], row["high"]), **words)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,10 +10,10 @@ from matplotlib.figure import Figure
 from fslib import claims
 from fslib.data.tasks import Task
 from fslib.finetuning import PARTS
-from fslib.intervals import mean_of
-from fslib.plot import COLOURS, GREY, MARKERS, panels, percent, styled
-from fslib.questions.drawing import Look, whiskers
+from fslib.intervals import Measure, mean_of
+from fslib.plot import COLOURS, GREY, MARKERS, Look, panels, percent, styled, whiskers
 from fslib.questions.q06_iat import evaluated_tasks, half_score
+from fslib.questions.tables import SCORE_ENDS, columns, minus
 from fslib.scoring import chance_level
 from fslib.study.study import Study
 from fslib.study.units import AS_IT_WAS, PLAIN, RANDOM, TREATED, transfer_name
@@ -22,18 +21,8 @@ from fslib.study.units import AS_IT_WAS, PLAIN, RANDOM, TREATED, transfer_name
 REFERENCE = "multi-task"
 # as the records call them
 SOURCES = {AS_IT_WAS: AS_IT_WAS, REFERENCE: PLAIN, "IAT": TREATED, RANDOM: RANDOM}
-DIFFERENCE = (f"minus {REFERENCE}", "diff low", "diff high")
-COLUMNS = ("part", "source", "target", "size", "seeds", "score", "low", "high", *DIFFERENCE)
-
-
-class Learned(NamedTuple):
-    """What was learned of a target from a source, by every seed's model: (seeds, n) predictions."""
-
-    part: str
-    source: str
-    target: str
-    size: int
-    predictions: np.ndarray
+DIFFERENCE = minus(REFERENCE)
+COLUMNS = ("part", "source", "target", "size", "seeds", *SCORE_ENDS, *DIFFERENCE)
 
 
 def target_tasks(study: Study) -> dict[str, Task]:
@@ -48,16 +37,27 @@ def chance(study: Study) -> dict[str, float]:
     return {t: chance_level(task.metric, labels[t]) for t, task in tasks.items()}
 
 
-def _learned(study: Study) -> list[Learned]:
-    """Return the predictions of all targets, learned from all sources in both ways."""
+def _answers(study: Study, part: str) -> dict[str, dict[str, np.ndarray]]:
+    """Return {source: {"target, size": what every seed's model answers}}, (seeds, n)."""
     records = [study.store.get(study.source_unit(s)) for s in study.transfer_seeds]
-    tasks, sizes, found = target_tasks(study), study.targets().sizes, []
-    for part, source, target, size in product(PARTS, SOURCES, tasks, sizes):
+    tasks = target_tasks(study)
+    found: dict[str, dict[str, np.ndarray]] = {source: {} for source in SOURCES}
+    for source, target, size in product(SOURCES, tasks, study.targets().sizes):
         name = transfer_name(target, SOURCES[source], part, size)
-        rows = np.stack([record.arrays[name] for record in records])
-        n = len(tasks[target].train) if size is None else size
-        found.append(Learned(part, source, target, n, rows))
+        n = size or len(tasks[target].train)
+        found[source][f"{target}, {n}"] = np.stack([record.arrays[name] for record in records])
     return found
+
+
+def _scores(study: Study, part: str) -> dict[str, dict[str, Measure]]:
+    """Return the same as scores."""
+    tasks = target_tasks(study)
+    return {
+        source: {
+            of: half_score(tasks[of.rpartition(", ")[0]], rows) for of, rows in answers.items()
+        }
+        for source, answers in _answers(study, part).items()
+    }
 
 
 def learning_curves(study: Study) -> pd.DataFrame:
@@ -67,17 +67,12 @@ def learning_curves(study: Study) -> pd.DataFrame:
     """
     if study.no_transfer():
         return pd.DataFrame(columns=COLUMNS)
-    tasks, learned, frames = target_tasks(study), _learned(study), []
+    frames = []
     for part in PARTS:
-        measures: dict[str, dict] = {source: {} for source in SOURCES}
-        for f in learned:
-            if f.part == part:
-                score = half_score(tasks[f.target], f.predictions)
-                measures[f.source][f"{f.target}, {f.size}"] = score
-        table = claims.paired_differences(measures, REFERENCE, ("source", "item"))
+        table = claims.paired_differences(_scores(study, part), REFERENCE, ("source", "of"))
         frames.append(table.assign(part=part, seeds=len(study.transfer_seeds)))
     table = pd.concat(frames, ignore_index=True)
-    table[["target", "size"]] = [item.rpartition(", ")[::2] for item in table["item"]]
+    table[["target", "size"]] = [of.rpartition(", ")[::2] for of in table["of"]]
     return table.replace({"target": {"": "mean"}})[list(COLUMNS)]
 
 
@@ -88,30 +83,28 @@ def decide(study: Study) -> claims.Evidence:
     """
     if reason := study.no_transfer():
         return claims.Evidence("C5", (), reason)
-    tasks, whole = target_tasks(study), [f for f in _learned(study) if f.part == "full"]
-    means = {}
-    for source in SOURCES:
-        each = [half_score(tasks[f.target], f.predictions) for f in whole if f.source == source]
-        means[source] = mean_of(each).scaled(100.0)
-    against, parts = {REFERENCE: "plain multi-task training", RANDOM: "IAT with random heads"}, []
-    for source, words in against.items():
-        difference = means["IAT"] - means[source]
-        parts.append(claims.Part.of(f"from IAT minus from {words}", difference))
-    return claims.Evidence("C5", tuple(parts), _floor(tasks, whole))
+    scores = _scores(study, "full")
+    means = {source: mean_of([*each.values()]).scaled(100.0) for source, each in scores.items()}
+    against = {REFERENCE: "plain multi-task training", RANDOM: "IAT with random heads"}
+    parts = tuple(
+        claims.Part.of(f"from IAT minus from {words}", means["IAT"] - means[source])
+        for source, words in against.items()
+    )
+    return claims.Evidence("C5", parts, _floor(study))
 
 
-def _floor(tasks: Mapping[str, Task], whole: list[Learned]) -> str:
+def _floor(study: Study) -> str:
     """Say where a source is not above the best constant answer, on the half that is not scored."""
-    low: dict[str, dict[int, None]] = {t: {} for t in tasks}  # {target: sizes}, each once
-    for found in whole:
-        task = tasks[found.target]
-        answers = found.predictions, task.eval.labels
-        rows, labels = (claims.halved(values, claims.gate_half) for values in answers)
-        above = claims.above_best_constant(found.target, task.metric, rows, labels)
-        if found.source != AS_IT_WAS and above.low <= 0:
-            low[found.target][found.size] = None
-    named = {t: ", ".join(map(str, sizes)) for t, sizes in low.items() if sizes}
-    where = " and ".join(f"{sizes} examples of {t}" for t, sizes in named.items())
+    tasks, answers = target_tasks(study), _answers(study, "full")
+    low: dict[str, list[str]] = {t: [] for t in tasks}  # {target: sizes}, each once
+    for of in answers[REFERENCE]:
+        t, _, size = of.rpartition(", ")
+        metric, labels = tasks[t].metric, claims.halved(tasks[t].eval.labels, claims.gate_half)
+        for source in SOURCES.keys() - {AS_IT_WAS}:
+            rows = claims.halved(answers[source][of], claims.gate_half)
+            if claims.above_best_constant(t, metric, rows, labels).low <= 0 and size not in low[t]:
+                low[t].append(size)
+    where = " and ".join(f"{', '.join(sizes)} examples of {t}" for t, sizes in low.items() if sizes)
     return f"with {where} a source is not above the best constant answer" if where else ""
 
 
@@ -131,17 +124,13 @@ def plot_learning_curves(table: pd.DataFrame, chance: Mapping[str, float]) -> Fi
         return figure
     chosen = [(target, part) for target in chance for part in PARTS]
     figure, axes = panels(len(chosen), 2.7, len(PARTS), sharey="row")
-    sources = list(dict.fromkeys(curves["source"]))
     for ax, (target, part) in zip(axes, chosen, strict=True):
         mine = curves[(curves["part"] == part) & (curves["target"] == target)]
-        for i, source in enumerate(sources):
-            rows = mine[mine["source"] == source]
+        for i, (source, rows) in enumerate(mine.groupby("source", sort=False)):
             place = rows["size"] * (1 + 0.05 * (i - 1))  # side by side, not on top
-            look: Look = {
-                "color": GREY if source == AS_IT_WAS else COLOURS[i - 1],
-                "marker": MARKERS[i],
-            }
-            whiskers(ax, place, (rows["score"], rows["low"], rows["high"]), label=source, **look)
+            look: Look = {"color": GREY if source == AS_IT_WAS else COLOURS[i - 1]}
+            look |= {"marker": MARKERS[i], "label": source}
+            whiskers(ax, place, columns(rows, SCORE_ENDS), **look)
         ax.axhline(chance[target], color=GREY, linestyle=":", linewidth=1)
         ax.set_xscale("log", base=2)
         ax.set_xlim(curves["size"].min() / 1.5, curves["size"].max() * 1.5)

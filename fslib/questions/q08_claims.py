@@ -2,90 +2,49 @@
 
 from collections.abc import Mapping
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fslib.claims import (
-    CONTRADICTED,
-    LEAST_CHANGED,
-    LEAST_TASKS,
-    NOT_TESTABLE,
-    SESOI,
-    SUPPORTED,
-    Evidence,
-    Part,
-    decided,
-    entering,
-)
+from fslib import claims as rules
 from fslib.iap import CONVENTIONS, Dissociation, score_left
 from fslib.intervals import Interval
-from fslib.plot import COLOURS, GREY, MARKERS, panels, styled
+from fslib.plot import COLOURS, GREY, MARKERS, Look, name_rows, panels, styled, whiskers, zero
 from fslib.questions import q02_importance as q02
 from fslib.questions import q03_pruning as q03
 from fslib.questions import q04_models as q04
 from fslib.questions import q05_similarity as q05
 from fslib.questions import q06_iat as q06
 from fslib.questions import q07_transfer as q07
-from fslib.questions.drawing import ENDS, Look, whiskers
+from fslib.questions.tables import ENDS, Rows, ends, minus, said, table_of
 from fslib.questions.teaser import Story
 from fslib.scoring import rank_correlation
 from fslib.study.study import Study
 
-SAYS = {
-    "C1": "heads specialize under multi-task training, on seven pre-trained models",
-    "C2": "the more similar the tasks, the weaker the specialization",
-    "C3": "IAT raises specialization",
-    "C4": "IAT beats plain multi-task training",
-    "C5": "IAT transfers better to new tasks",
-    "C6": "no parameter is added",
-}
-NOTEBOOK = {"C1": "03, 04", "C2": "05", "C3": "06", "C4": "06", "C5": "07", "C6": "06"}
+DESIGN = ["claim", "what decides", "encoder", "tasks", "seeds", "smallest effect of interest"]
+DESIGN += ["testable if"]
 COLUMNS = ["claim", "the paper says", "measured here", *ENDS, "p", "MDE", "SESOI", "claim p"]
 COLUMNS += ["verdict", "why", "seeds", "notebook"]
-NOTHING = Part("nothing", Interval(np.nan, np.nan, np.nan))
+NOTHING = rules.Part("nothing", Interval(np.nan, np.nan, np.nan))
 PROFILES_SHOWN = ("mini", "evidence")  # side by side
 REACH = 8  # smallest effects of interest that the figure shows; a few seeds' interval may go beyond
-# what differs in the paper's released code: what it does there, and here
-RELEASED = {
-    "scale of layers in importance": (
-        "none in pruning, another for the last layer in training",
-        "none, the same everywhere; normalize='layer' on request",
-    ),
-    "dissociation score": (
-        "own lesion's effect on different tasks (released)",
-        "different lesions on the same task (lesion); both are shown",
-    ),
-    "rows outside the set in IAT": (
-        "zero gradient: Adam's momentum and weight decay still move them (leaky)",
-        "no update at all (strict)",
-    ),
-    "random control heads": (
-        "drawn over all layers, but one head kept in each; top heads need not keep one",
-        "as many in every layer as the top heads",
-    ),
-    "batches": (
-        "every step shuffles anew and takes the first batch",
-        "every example once per epoch",
-    ),
-    "gradients of the importance pass": (
-        "leak into the next update",
-        "the model is left as it was",
-    ),
-    "mode after the importance pass": ("stays in evaluation mode: no dropout", "restored"),
-    "annealed sampling, one epoch": ("divides by zero", "proportional sampling"),
-}
+# of the claims, and of what the released code does otherwise
+TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+CLAIMS, RELEASED = TEXTS["claims"], TEXTS["released"]
 
 
-def decide(study: Study) -> dict[str, Evidence]:
+def decide(study: Study) -> dict[str, rules.Evidence]:
     """Return what there is on claims C1 to C5, with p corrected for their number."""
     iap = study.iap()
-    result = entering(iap).dissociation(draws=study.profile.draws)
+    result = rules.entering(iap).dissociation(draws=study.profile.draws)
     c1 = q03.decide(result, q03.not_testable(iap))
     c2 = q05.decide(q05.correlations(study, q05.pairs(study)))
-    return decided({"C1": c1, "C2": c2, **q06.decide(study), "C5": q07.decide(study)})
+    return rules.decided({"C1": c1, "C2": c2, **q06.decide(study), "C5": q07.decide(study)})
 
 
 def seed_counts(study: Study) -> dict[str, int]:
@@ -95,46 +54,33 @@ def seed_counts(study: Study) -> dict[str, int]:
     return {"C1": p.seeds, "C2": p.pair_seeds, "C5": p.transfer_seeds} | endings
 
 
-def design(study: Study) -> pd.DataFrame:
+@table_of(*DESIGN)
+def design(study: Study) -> Rows:
     """Return a row per claim: what decides on it, in which models, and what must hold."""
     p, tasks, counts = study.profile, study.ending_tasks, seed_counts(study)
-    mean = "mean over tasks, and over 10 and 30 % of heads pruned where both are"
-    steps = study.training(0, small=True, tasks=tasks).steps
-    ending = f"after IAT (last {100 * p.delta:g} % of {steps} steps)"
-    known = set(p.transfer_targets) & set(tasks)
-    sources = f"IAT on {', '.join(study.source_tasks)}" if known else "these endings"
-    treated = f"IAT changes {100 * LEAST_CHANGED:g} % of predictions"
-    decides = {
-        "C1": f"D ({mean}): own lesion against others', and top heads against random ones of the "
-        "same layers",
-        "C2": "minus the rank correlation, over pairs of tasks, of "
-        f"{q05.PRIMARY} similarity with D",
-        "C3": f"D ({mean}) {ending}, minus plain training's, and minus that with random heads",
-        "C4": f"score, mean over tasks, {ending}, minus the same two",
-        "C5": "score on new tasks, full model, mean over tasks and sizes, from "
-        f"{sources}, minus the same two",
+    words = {
+        "steps": study.training(0, small=True, tasks=tasks).steps,
+        "delta": f"{100 * p.delta:g} %",
+        "changed": f"{100 * rules.LEAST_CHANGED:g} %",
+        "similarity": q05.PRIMARY,
+        "least": rules.LEAST_TASKS,
+        "sources": "these endings",
     }
-    gates = {
-        "C1": "two tasks are learned, in two models or more",
-        "C2": f"{LEAST_TASKS} tasks are learned",
-        "C3": f"two tasks are learned, and {treated}",
-        "C4": treated,
-        "C5": "each new task is learned from every ending at every size",
-    }
+    if set(p.transfer_targets) & set(tasks):
+        words["sources"] = f"IAT on {', '.join(study.source_tasks)}"
     compared = {"C1": p.tasks, "C2": study.pair_tasks, "C5": p.transfer_targets}
-    table, first = [], study.seeds[0]
-    for claim, number in decides.items():
-        last, (sesoi, unit) = first + counts[claim] - 1, SESOI[claim]
-        row = {"claim": claim, "what decides": number}
-        row |= {"encoder": p.encoder if claim == "C1" else p.small_encoder}
-        row |= {"tasks": ", ".join(compared.get(claim, tasks))}
-        row |= {"seeds": f"{first} to {last}" if last > first else str(first)}
-        row |= {"smallest effect of interest": f"{sesoi:g} {unit}".strip()}
-        table.append(row | {"testable if": gates[claim]})
-    return pd.DataFrame(table)
+    first = study.seeds[0]
+    for claim, (sesoi, unit) in rules.SESOI.items():
+        decides, gate = (CLAIMS[claim][k].format(**words) for k in ("decides", "gate"))
+        encoder = p.encoder if claim == "C1" else p.small_encoder
+        of = ", ".join(compared.get(claim, tasks))
+        last = first + counts[claim] - 1
+        seeds = f"{first} to {last}" if last > first else str(first)
+        yield claim, decides, encoder, of, seeds, f"{sesoi:g} {unit}".strip(), gate
 
 
-def claims(study: Study) -> pd.DataFrame:
+@table_of(*COLUMNS)
+def claims(study: Study) -> Rows:
     """Return a row per number that a claim stands on: estimate, interval, p, MDE; and verdict.
 
     p: of the part by itself. claim p: of the whole claim, corrected for five claims (Holm). why:
@@ -144,16 +90,14 @@ def claims(study: Study) -> pd.DataFrame:
     parameters, counts = q06.parameters(study)["parameters"], seed_counts(study)
     added = float(parameters.max() - parameters.min())
     what = "parameters after IAT minus after plain training, every ending and seed"
-    counted = Part(what, Interval(added, 0.0, 1.0), np.nan)
-    found["C6"] = (counted,), np.nan, CONTRADICTED if added else SUPPORTED, ""
-    rows = []
+    counted = rules.Part(what, Interval(added, 0.0, 1.0), np.nan)
+    found["C6"] = (counted,), np.nan, rules.CONTRADICTED if added else rules.SUPPORTED, ""
     for claim, (parts, *decision) in found.items():
         for part in parts or (NOTHING,):
-            i, sesoi = part.interval, SESOI.get(claim, (np.nan, ""))[0]
-            numbers = i.value, i.low, i.high, part.tested, i.mde, sesoi
-            last = counts[claim], NOTEBOOK[claim]
-            rows.append((claim, SAYS[claim], part.what, *numbers, *decision, *last))
-    return pd.DataFrame(rows, columns=COLUMNS)
+            i, sesoi = part.interval, rules.SESOI.get(claim, (np.nan, ""))[0]
+            numbers = *ends(i), part.tested, i.mde, sesoi
+            last = counts[claim], CLAIMS[claim]["notebook"]
+            yield claim, CLAIMS[claim]["says"], part.what, *numbers, *decision, *last
 
 
 def release_differences(study: Study) -> pd.DataFrame:
@@ -166,10 +110,9 @@ def release_differences(study: Study) -> pd.DataFrame:
         "random control heads": _effect_of_matching(study),
         "batches": f"{missed} (simulated)",
     }
-    rows = [
-        (what, *ways, effects.get(what, "not measured; tested")) for what, ways in RELEASED.items()
-    ]
-    return pd.DataFrame(rows, columns=["what", "released code", "this package", "measured effect"])
+    table = pd.DataFrame(RELEASED)
+    table["measured effect"] = table["what"].map(effects).fillna("not measured; tested")
+    return table
 
 
 def _effect_of_layers(study: Study) -> str:
@@ -182,16 +125,18 @@ def _effect_of_layers(study: Study) -> str:
 
 
 def _effect_of_convention(study: Study) -> str:
-    iap, parts = entering(study.iap()), []
+    iap, parts = rules.entering(study.iap()), []
     for convention in CONVENTIONS:
         result = iap.dissociation(convention, draws=study.profile.draws)
         d = {task: result.of(task).value for task in iap.tasks}
         known = [task for task in d if np.isfinite(d[task])]  # retention: none at chance
-        order = sorted(known, key=lambda task: -d[task])
-        whole = f"mean D {result.mean.value:.1f} [{result.mean.low:.1f}, {result.mean.high:.1f}]"
-        some = f"D is defined in {len(known)} of {len(d)} tasks"
-        ends = f", most specialized {order[0]}, least {order[-1]}" if order else ""
-        parts.append(f"{convention}: {whole if len(known) == len(d) else some}{ends}")
+        text = f"D is defined in {len(known)} of {len(d)} tasks"
+        if len(known) == len(d):
+            text = f"mean D {said(result.mean._asdict(), ENDS, '.1f')}"
+        if known:
+            order = sorted(known, key=lambda task: -d[task])
+            text += f", most specialized {order[0]}, least {order[-1]}"
+        parts.append(f"{convention}: {text}")
     return "; ".join(parts)
 
 
@@ -201,8 +146,7 @@ def _effect_of_leak(study: Study) -> str:
         return "not measured: this profile has no such ending"
     moved = 100 * q06.movement(study).set_index("ending")["rows of heads in no set"]
     scores = q06.scores(study, reference="IAT").set_index(["ending", "task"])
-    difference = 100 * scores.loc[(leaky, "mean"), ["minus IAT", "diff low", "diff high"]]
-    value, low, high = difference.astype(float)
+    value, low, high = 100 * scores.loc[(leaky, "mean"), minus("IAT")].astype(float)
     return (
         f"leaky rows move {moved[leaky]:.0f} % as far as in plain training, strict ones "
         f"{moved['IAT']:.0f} %; mean score, leaky minus strict: {value:+.2f} points "
@@ -250,10 +194,8 @@ def side_by_side(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     table = keys.to_frame(index=False)
     for name, saved in tables.items():
         rows = saved.set_index(keys.names).reindex(keys).reset_index()
-        known = np.isfinite(rows["value"])
-        ends = [rows[end].map("{:.2f}".format) for end in ENDS]
-        estimate = ends[0] + " [" + ends[1] + ", " + ends[2] + "]"
-        table[f"{name}: estimate"] = estimate.where(known, "none")
+        estimates = rows.apply(said, axis=1, columns=ENDS, form=".2f")
+        table[f"{name}: estimate"] = estimates.where(np.isfinite(rows["value"]), "none")
         for column in ("p", "MDE", "verdict"):
             table[f"{name}: {column}"] = rows[column]
     return table
@@ -276,31 +218,29 @@ def plot_claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         tables: {profile: of `claims`}, a line per profile in every row.
     """
-    keys = [key for key in _numbers(tables) if key[0] in SESOI]
+    keys = [key for key in _numbers(tables) if key[0] in rules.SESOI]
     figure, (ax,) = panels(1, 0.8 + (0.12 + 0.18 * len(tables)) * len(keys))
     ax.axvspan(-1, 1, color="#eeeeee", lw=0)
-    ax.axvline(0, color="black", linewidth=0.6)
+    zero(ax)
     for number, (name, table) in enumerate(tables.items()):
         look: Look = {"color": COLOURS[number], "fmt": MARKERS[number]}
         shift = (number - (len(tables) - 1) / 2) * 0.3
-        rows = table.set_index(["claim", "measured here"]).sort_index()
-        for i, key in enumerate(keys):
-            if key in rows.index:
-                _draw_number(ax, i + shift, rows.loc[key], look)
+        for row in table.to_dict("records"):
+            if (key := (row["claim"], row["measured here"])) in keys:
+                _draw_number(ax, keys.index(key) + shift, row, look)
         ax.plot([], [], color=COLOURS[number], marker=MARKERS[number], label=name)
-    ax.set_xlim(-REACH, REACH)
-    ax.set_yticks(range(len(keys)), [f"{claim}: {what}" for claim, what in keys])
-    ax.set_ylim(len(keys) - 0.5, -0.5)
-    ax.set_xlabel("effect, in smallest effects of interest (above 0: as the paper says)")
+    name_rows(ax, [f"{claim}: {what}" for claim, what in keys])
+    label = "effect, in smallest effects of interest (above 0: as the paper says)"
+    ax.set(xlim=(-REACH, REACH), xlabel=label)
     if len(tables) > 1:
         ax.legend(loc="lower left")
     return figure
 
 
-def _draw_number(ax: Axes, y: float, row: pd.Series, look: dict[str, str]) -> None:
+def _draw_number(ax: Axes, y: float, row: dict[str, Any], look: dict[str, str]) -> None:
     """Draw one number of a claim with its minimum detectable effect and verdict."""
     *ends, mde = (row[k] / row["SESOI"] for k in (*ENDS, "MDE"))
-    face = "white" if row["verdict"] == NOT_TESTABLE else look["color"]
+    face = "white" if row["verdict"] == rules.NOT_TESTABLE else look["color"]
     whiskers(ax, y, ends, "x", markerfacecolor=face, **look)
     if mde > REACH:
         ax.plot(0.98 * REACH, y, ">", color=GREY)
@@ -325,11 +265,7 @@ def story(study: Study, result: Dissociation, fraction: float = 0.3) -> Story:
     left = score_left(iap.top.scores[:, f], base[:, None]).mean(0)  # (pruned, scored)
     random = score_left(iap.random.scores[:, f], base[:, None, None]).mean((0, 2))
     at = {t: iap.tasks.index(t) for t in pair}
-    return Story(
-        {t: maps[t] for t in pair},
-        {t: iap.top.heads[0, f, i] for t, i in at.items()},
-        pd.DataFrame(left, iap.tasks, iap.tasks).loc[list(pair), list(pair)],
-        {t: float(random[i, i]) for t, i in at.items()},
-        result,
-        iap.tasks,
-    )
+    importance, heads = {t: maps[t] for t in pair}, {t: iap.top.heads[0, f, at[t]] for t in pair}
+    frame = pd.DataFrame(left, iap.tasks, iap.tasks)
+    of_random = {t: float(random[i, i]) for t, i in at.items()}
+    return Story(importance, heads, frame, of_random, result, iap.tasks)

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from fslib.iap import Dissociation
-from fslib.plot import GREY, looks, panels, set_limits, short, styled
-from fslib.questions.drawing import Look, whiskers
+from fslib.plot import Look, band, looks, panels, set_limits, short, styled, whiskers, zero
 
 
 class Story(NamedTuple):
@@ -103,11 +102,10 @@ def _draw_result(ax: Axes, result: Dissociation) -> None:
     """Draw mean D at every fraction, and that of matched random heads, with intervals."""
     ax.set_title(f"Result: {len(result.tasks)} tasks", loc="left")
     x, mean = 100 * np.array(result.fractions), result.along()
-    ax.fill_between(x, mean.random_low, mean.random_high, color=GREY, alpha=0.25, lw=0)
-    ax.plot(x, mean.random, color=GREY, linestyle="--", linewidth=1, label="random heads")
-    look: Look = {"color": "black", "marker": "o", "capsize": 3, "label": "top heads"}
-    whiskers(ax, x, (mean.value, mean.low, mean.high), **look)
-    ax.axhline(0, color="black", linewidth=0.6)
+    band(ax, x, (mean.random, mean.random_low, mean.random_high), "random heads")
+    top: Look = {"color": "black", "marker": "o", "capsize": 3, "label": "top heads"}
+    whiskers(ax, x, (mean.value, mean.low, mean.high), **top)
+    zero(ax, "y")
     low, high = np.append(mean.low, mean.random_low), np.append(mean.high, mean.random_high)
     set_limits(ax, np.append(mean.value, mean.random), low, high)
     ax.set(xlabel="heads pruned (%)", ylabel="dissociation $D$ (points)", xticks=x)

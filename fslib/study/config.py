@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fslib.errors import FslibError, unknown
 
@@ -28,26 +28,6 @@ class Config(BaseModel):
                 value.check()
 
 
-def one_of(what: str, valid: Collection[str]) -> AfterValidator:
-    """Return a check of a field: one of some names; another gets the nearest of them."""
-
-    def check(value: str) -> str:
-        if value not in valid:
-            raise unknown(what, value, valid)
-        return value
-
-    return AfterValidator(check)
-
-
-def shown(value: object) -> str:
-    """Return a value as a message can hold it."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = f"a {type(value).__name__} of many levels"
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def checked(config: type[C], values: Mapping[str, Any], what: str) -> C:
     """Return a config of untrusted values.
 
@@ -59,21 +39,19 @@ def checked(config: type[C], values: Mapping[str, Any], what: str) -> C:
     Raises:
         FslibError: for the first thing wrong; an unknown field gets the nearest valid name.
     """
-    for name, value in values.items():
+    for name in values:
         if name not in config.model_fields:
-            raise unknown(what, name if isinstance(name, str) else shown(name), config.model_fields)
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise FslibError(f"{what} {name}={shown(value)}: {error}") from None
+            raise unknown(what, str(name), config.model_fields)
     try:
         # from JSON, since only there does strict mode take a list for a tuple
-        return config.model_validate_json(json.dumps(values), strict=True)
+        return config.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         reason = first["msg"].removeprefix("Value error, ")
-        raise FslibError(f"{what} {name}={shown(first['input'])}: {reason}") from None
+        raise FslibError(f"{what} {name}={first['input']!r:.80}: {reason}") from None
+    except (ValueError, RecursionError) as error:  # a list inside itself
+        raise FslibError(f"{what}s: {error}") from None
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -90,13 +68,12 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise FslibError(f"--set {shown(pair)}: write it as key=value, such as steps=100")
+            raise FslibError(f"--set {pair!r:.80}: write it as key=value, such as steps=100")
         if key in settings:
-            raise FslibError(f"--set {shown(pair)}: {key} is set twice")
+            raise FslibError(f"--set {pair!r:.80}: {key} is set twice")
         try:
             settings[key] = yaml.load(value, Loader=PlainLoader)
         # the date 2020-13-45 is a ValueError
         except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
-            wrong = f"{shown(value)} is not a value in YAML"
-            raise FslibError(f"--set {shown(pair)}: {wrong}") from None
+            raise FslibError(f"--set {pair!r:.80}: that is not a value in YAML") from None
     return settings

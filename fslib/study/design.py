@@ -6,29 +6,11 @@ from typing import Any, NamedTuple
 
 from fslib.data.batches import task_order
 from fslib.finetuning import subset_sizes
+from fslib.study import units as work
 from fslib.study.fingerprints import cached_task
 from fslib.study.profiles import Profile
 from fslib.study.store import Unit, distinct
-from fslib.study.units import (
-    PLAIN,
-    RANDOM,
-    SELECTIONS,
-    TREATED,
-    TRUNK,
-    Data,
-    EndingsUnit,
-    FineTuning,
-    ImportanceUnit,
-    LesionUnit,
-    PatternUnit,
-    PruneUnit,
-    SelectionUnit,
-    SimilarityUnit,
-    Spec,
-    Targets,
-    TrainUnit,
-    WordsUnit,
-)
+from fslib.study.units import PLAIN, RANDOM, TREATED, TRUNK, Spec
 
 TEXTS = 2  # of every task, to show attention on
 LONGEST = 32  # tokens of a text whose attention is shown, special ones included
@@ -37,9 +19,9 @@ LONGEST = 32  # tokens of a text whose attention is shown, special ones included
 class Chain(NamedTuple):
     """One trained model and what is computed on it, each unit built on the one before."""
 
-    train: TrainUnit
-    importance: ImportanceUnit
-    prune: PruneUnit
+    train: work.TrainUnit
+    importance: work.ImportanceUnit
+    prune: work.PruneUnit
 
 
 class Design:
@@ -74,13 +56,13 @@ class Design:
         return list(range(first, first + count))
 
     @property
-    def data(self) -> Data:
+    def data(self) -> work.Data:
         """The tasks by name, and how many examples of them are evaluated."""
-        return Data(tasks=self.profile.tasks, eval_examples=self.profile.eval_examples)
+        return work.Data(tasks=self.profile.tasks, eval_examples=self.profile.eval_examples)
 
     def training(
         self, seed: int, task: str | None = None, *, small: bool = False, **changes: Any
-    ) -> TrainUnit:
+    ) -> work.TrainUnit:
         """Return a multi-task training, or one on a task alone.
 
         Args:
@@ -91,7 +73,7 @@ class Design:
             changes: other fields of the unit.
         """
         p = self.profile
-        fields = {k: getattr(p, k) for k in FineTuning.model_fields} | {"seed": seed}
+        fields = {k: getattr(p, k) for k in work.FineTuning.model_fields} | {"seed": seed}
         if small:
             encoder = changes.get("encoder", p.small_encoder)
             steps = p.small_steps * len(changes.get("tasks", p.tasks)) // len(p.tasks)
@@ -104,12 +86,12 @@ class Design:
             sizes = [len(cached_task(t).train) for t in names]
             order = list(task_order(sizes, fields["steps"], fields["sampling"], p.epochs, seed))
             fields |= {"tasks": (task,), "steps": max(1, order.count(names.index(task)))}
-        return TrainUnit(**fields)
+        return work.TrainUnit(**fields)
 
-    def _chain(self, model: TrainUnit, examples: int, fractions: tuple[float, ...]) -> Chain:
-        p, importance = self.profile, ImportanceUnit(model=model, examples=examples)
+    def _chain(self, model: work.TrainUnit, examples: int, fractions: tuple[float, ...]) -> Chain:
+        p, importance = self.profile, work.ImportanceUnit(model=model, examples=examples)
         how: dict[str, Any] = {"controls": p.controls, "on": p.lesioned_on}
-        prune = PruneUnit(importance=importance, fractions=fractions, **how)
+        prune = work.PruneUnit(importance=importance, fractions=fractions, **how)
         return Chain(model, importance, prune)
 
     def units(self, seed: int) -> Chain:
@@ -123,18 +105,20 @@ class Design:
         model = self.training(seed, small=True, **changes)
         return self._chain(model, p.small_examples, p.small_fractions)
 
-    def words(self) -> WordsUnit:
+    def words(self) -> work.WordsUnit:
         """Return the bag-of-words baseline."""
-        return WordsUnit(**vars(self.data))
+        return work.WordsUnit(**vars(self.data))
 
-    def lesion(self, seed: int) -> LesionUnit:
+    def lesion(self, seed: int) -> work.LesionUnit:
         """Return the unit of every head alone of a main model."""
         p = self.profile
-        return LesionUnit(model=self.training(seed), on=p.lesioned_on, examples=p.lesion_examples)
+        return work.LesionUnit(
+            model=self.training(seed), on=p.lesioned_on, examples=p.lesion_examples
+        )
 
-    def pattern(self, seed: int) -> PatternUnit:
+    def pattern(self, seed: int) -> work.PatternUnit:
         """Return the unit of what the heads of a main model attend to."""
-        return PatternUnit(model=self.training(seed), examples=TEXTS, longest=LONGEST)
+        return work.PatternUnit(model=self.training(seed), examples=TEXTS, longest=LONGEST)
 
     def head_units(self, seed: int) -> list[Unit]:
         """Return what is looked at head by head of a main model.
@@ -156,18 +140,18 @@ class Design:
         seeds = self.seeds_of(p.encoder_seeds_of.get(encoder, p.encoder_seeds))
         return [self.small_units(s, encoder=encoder) for s in seeds]
 
-    def selection(self) -> SelectionUnit:
+    def selection(self) -> work.SelectionUnit:
         """Return one small model's heads, chosen in several ways."""
         p = self.profile
-        return SelectionUnit(
+        return work.SelectionUnit(
             model=self.training(self.seeds[0], small=True),
-            selections=SELECTIONS,
+            selections=work.SELECTIONS,
             examples=p.selection_examples,
             fraction=max(p.small_fractions),
             randoms=p.selection_randoms,
         )
 
-    def similarity(self) -> SimilarityUnit:
+    def similarity(self) -> work.SimilarityUnit:
         """Return the similarity of all tasks.
 
         From models trained on one task, for as long as on it in a pair.
@@ -175,7 +159,7 @@ class Design:
         p = self.profile
         steps = p.small_steps // len(p.tasks)
         model = self.training(self.seeds[0], small=True, tasks=self.pair_tasks, steps=steps)
-        return SimilarityUnit(**vars(model), examples=p.small_examples)
+        return work.SimilarityUnit(**vars(model), examples=p.small_examples)
 
     def pair_units(self) -> dict[tuple[str, str], list[Chain]]:
         """Return the units of a model on every pair of tasks, per seed."""
@@ -219,7 +203,7 @@ class Design:
             return ""
         return f"no PCGrad: a batch of {batch} has no example of some of {tasks} tasks"
 
-    def endings_unit(self, seed: int) -> EndingsUnit:
+    def endings_unit(self, seed: int) -> work.EndingsUnit:
         """Return one trunk and all its endings.
 
         For the seeds of notebook 07, with what is learned from them.
@@ -234,13 +218,13 @@ class Design:
             seed, self.endings(whole=whole), tuple(pruned), transferred=transferred
         )
 
-    def floor_unit(self, seed: int, floor: float) -> EndingsUnit:
+    def floor_unit(self, seed: int, floor: float) -> work.EndingsUnit:
         """Return a trunk with a floor to its learning rate, and endings of `floor_delta`."""
         iat = {"kind": "IAT", "delta": self.profile.floor_delta, "alpha": self.profile.alpha}
         endings: dict[str, Spec] = {PLAIN: None, TREATED: iat, RANDOM: iat | {"heads": "random"}}
         return self._endings(seed, endings, tuple(endings), lr_floor=floor)
 
-    def source_unit(self, seed: int) -> EndingsUnit:
+    def source_unit(self, seed: int) -> work.EndingsUnit:
         """Return the unit that transfer begins with.
 
         06's endings, or others if a target is among their tasks.
@@ -251,7 +235,7 @@ class Design:
         endings = {name: every[name] for name in (PLAIN, TREATED, RANDOM)}
         return self._endings(seed, endings, (), transferred=True, tasks=self.source_tasks)
 
-    def single_unit(self, seed: int, task: str) -> TrainUnit:
+    def single_unit(self, seed: int, task: str) -> work.TrainUnit:
         """Return a task of 06 trained alone.
 
         For as many steps as it gets on the trunk and its plain ending.
@@ -267,10 +251,10 @@ class Design:
         *,
         transferred: bool = False,
         **changes: Any,
-    ) -> EndingsUnit:
+    ) -> work.EndingsUnit:
         p = self.profile
         fields = {"tasks": self.ending_tasks, "eval_examples": p.ending_examples} | changes
-        return EndingsUnit(
+        return work.EndingsUnit(
             **vars(self.training(seed, small=True, **fields)),
             endings=endings,
             pruned=pruned,
@@ -281,18 +265,16 @@ class Design:
             targets=self.targets() if transferred else None,
         )
 
-    def targets(self) -> Targets:
+    def targets(self) -> work.Targets:
         """Return what is learned from the endings, at sizes that suit all targets."""
         p = self.profile
         bounds = [subset_sizes(cached_task(name)) for name in p.transfer_targets]
-
-        def suits(size: int | None) -> bool:
-            return size is None or all(least <= size <= most for least, most in bounds)
-
-        return Targets(
+        least, most = max(low for low, _ in bounds), min(high for _, high in bounds)
+        sizes = [size for size in p.transfer_sizes if size is None or least <= size <= most]
+        return work.Targets(
             tasks=p.transfer_targets,
             sources=(PLAIN, TREATED, RANDOM),
-            sizes=tuple(filter(suits, p.transfer_sizes)) or (None,),
+            sizes=tuple(sizes) or (None,),
             eval_examples=p.ending_examples,
             passes=p.transfer_passes,
             min_steps=p.transfer_min_steps,
@@ -306,14 +288,14 @@ class Design:
         without = " and ".join(self.profile.transfer_targets)
         return f"without {without} there are fewer than two tasks to train a source on"
 
-    def plan(self, notebook: str) -> list[Unit]:
-        """Return all units behind a notebook, those they depend on first.
+    def plan(self, *notebooks: str) -> list[Unit]:
+        """Return all units behind notebooks, each once, those they depend on first.
 
         Args:
-            notebook: its number or name.
+            notebooks: their numbers or names.
         """
-        plan = PLANS.get(str(notebook)[:2])
-        return distinct(plan(self)) if plan else []
+        plans = [PLANS[name[:2]] for name in notebooks if name[:2] in PLANS]
+        return distinct(unit for plan in plans for unit in plan(self))
 
 
 def at_dose(name: str, delta: float) -> str:
@@ -358,7 +340,7 @@ def _transfer(d: Design) -> list[Unit]:
 
 
 def _claims(d: Design) -> list[Unit]:
-    return [unit for number in range(1, 8) for unit in d.plan(f"{number:02d}")]
+    return d.plan(*(f"{number:02d}" for number in range(1, 8)))
 
 
 def _explore(d: Design) -> list[Unit]:

@@ -66,23 +66,16 @@ def is_abandoned(name: str) -> bool:
         return False
     try:
         os.kill(int(match[2]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # it lives, as another user's
-        pass
+    except OSError as error:  # of a process that lives as another user's, it is PermissionError
+        return isinstance(error, ProcessLookupError)
     return False
 
 
-def sweep(folder: Path, stem: str = "") -> None:
-    """Delete what dead processes have left half written in a folder.
-
-    Args:
-        folder: where to look; folders inside it are not searched.
-        stem: how the names of the files that are wanted begin.
-    """
+def sweep(folder: Path) -> None:
+    """Delete what dead processes have left half written in a folder, but not deeper in it."""
     with suppress(OSError):
         for path in folder.iterdir():
-            if path.name.lstrip(".").startswith(stem) and is_abandoned(path.name):
+            if is_abandoned(path.name):
                 remove(path)
 
 

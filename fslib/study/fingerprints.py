@@ -153,25 +153,27 @@ def changed_cards(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any
         folder: that data.json is in.
         names: the tasks to look at; those whose data are not at hand are left out.
     """
-    known: dict[str, dict[str, Any]] = {}
-    with suppress(FslibError):  # where it is damaged, nothing is known
-        known = read_cards(folder / FILE)
-    changed = {}
-    for name in names:
-        task, card = cached_task(name), known.get(name, {})
+    known = _known_cards(folder)
+
+    def is_known(task: Task, card: dict[str, Any]) -> bool:
         told = (card.get("fingerprint"), card.get("description"))
-        if told != (task.fingerprint, task.description) and not isinstance(task, RecordedTask):
-            changed[name] = card_of(task)
-    return changed
+        return isinstance(task, RecordedTask) or told == (task.fingerprint, task.description)
+
+    tasks = {name: cached_task(name) for name in names}
+    return {n: card_of(t) for n, t in tasks.items() if not is_known(t, known.get(n, {}))}
 
 
-def write_cards(folder: Path, names: Iterable[str]) -> None:
-    """Write what is new of tasks into a folder's data.json; the rest of it stays."""
-    cards = changed_cards(folder, names)
-    with suppress(FslibError):  # where it is damaged, these are all that is known
-        cards = read_cards(folder / FILE) | cards
-    content = {"tasks": {name: cards[name] for name in sorted(cards)}}
-    write_text(folder / FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+def _known_cards(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the cards of a folder; where its data.json is damaged, nothing is known."""
+    with suppress(FslibError):
+        return read_cards(folder / FILE)
+    return {}
+
+
+def write_cards(folder: Path, cards: dict[str, dict[str, Any]]) -> None:
+    """Write new cards into a folder's data.json; the rest of it stays."""
+    cards = dict(sorted((_known_cards(folder) | cards).items()))
+    write_text(folder / FILE, json.dumps({"tasks": cards}, indent=1, ensure_ascii=False) + "\n")
 
 
 def card_of(task: Task) -> dict[str, Any]:
@@ -179,13 +181,17 @@ def card_of(task: Task) -> dict[str, Any]:
     return {
         "fingerprint": task.fingerprint,
         "description": task.description,
-        # a local path says nothing to others; the fingerprint says which data it holds
-        "source": "" if Path(task.source).exists() else task.source,
+        "source": public_source(task),
         "metric": task.metric,
         "label_names": list(task.label_names),
         "train": _packed(task.train.labels),
         "eval": _packed(task.eval.labels),
     }
+
+
+def public_source(task: Task) -> str:
+    """Return where a task is from; "" for a local path, which says nothing to others."""
+    return "" if Path(task.source).exists() else task.source
 
 
 def _packed(labels: np.ndarray) -> dict[str, Any]:

@@ -13,14 +13,13 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from graphlib import TopologicalSorter
 from itertools import pairwise
-from multiprocessing import connection, resource_tracker
+from multiprocessing import resource_tracker
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +29,6 @@ import torch
 from fslib.errors import FslibError, explained, first_line
 from fslib.model.devices import keep_freed_memory
 from fslib.progress import Count, hidden, span
-from fslib.study.config import Config
 from fslib.study.files import CannotWriteError
 from fslib.study.fingerprints import SAID
 from fslib.study.store import Store, Unit, distinct
@@ -107,13 +105,9 @@ class Engine(ABC):
         """Return whether a worker is idle."""
         return len(self.under_way) < self.workers
 
-    def begin(self, units: Sequence[Unit]) -> None:
-        """Give a chain to an idle worker."""
-        self.send(Chain(list(units)))
-
     @abstractmethod
     def send(self, chain: Chain) -> None:
-        """Have a worker compute what is left of a chain."""
+        """Have an idle worker compute what is left of a chain."""
 
     @abstractmethod
     def ended(self, patience: float) -> list[Done]:
@@ -129,14 +123,11 @@ class Engine(ABC):
             return []
         chain.lost += 1
         if chain.lost >= self.tries:
-            return self.give_up(chain, f"it was lost {chain.lost} times, at last by {how}")
+            reason = f"it was lost {chain.lost} times, at last by {how}"
+            return [chain.through(unit, reason) for unit in chain.units]
         lost = Done(chain.units[0], 0.0, f"was lost by {how}; it is computed again", again=True)
         self.send(chain)
         return [lost]
-
-    def give_up(self, chain: Chain, reason: str) -> list[Done]:
-        """Return why each unit that is left of a chain has no record."""
-        return [chain.through(unit, reason) for unit in chain.units]
 
     def close(self) -> None:
         """Give up what is under way."""
@@ -256,9 +247,8 @@ def _prepare(threads: int) -> None:
 
 def _end_with_parent() -> None:
     """End this process when its parent has ended, in whatever way: nobody waits for its work."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)
 
 
@@ -275,9 +265,6 @@ def _without_interrupts() -> Iterator[None]:
     It is meant for the command alone: a worker would die of it in a traceback, even while it
     imports this.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -288,15 +275,13 @@ def _without_interrupts() -> Iterator[None]:
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
     """Set environment variables inside the block."""
-    before = {name: os.environ.get(name) for name in variables}
+    before = dict(os.environ)
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def default_workers(threads: int) -> int:
@@ -351,9 +336,9 @@ def compute(
         nullcontext() if count.is_live else hidden(),
     ):
         left = ""
-        while backlog.is_active():
+        while backlog.left:
             while engine.has_room() and (chain := backlog.next()):
-                engine.begin(chain)
+                engine.send(Chain(chain))
             count.show([left, *map(named, backlog.running.values())])
             for done in engine.ended(1.0):
                 if done.again:
@@ -361,11 +346,11 @@ def compute(
                 elif done.unit.key in backlog.running:  # else it went with one that failed
                     backlog.end(done)
                     seconds += [] if done.failure else [(done.unit.kind, done.seconds)]
-                    left = _time_left(seconds, backlog.rest(), max(engine.workers, 1))
+                    left = _time_left(seconds, list(backlog.left.values()), max(engine.workers, 1))
                     how = f"failed after {span(done.seconds)}: {done.failure}"
                     how = how if done.failure else f"done in {span(done.seconds)}"
                     line = "; ".join(filter(None, [f"{named(done.unit)} {how}", left]))
-                    count.end(line, urgent=bool(done.failure) or not backlog.is_active())
+                    count.end(line, urgent=bool(done.failure) or not backlog.left)
     return backlog.failures
 
 
@@ -404,22 +389,9 @@ def missing(store: Store, units: Sequence[Unit], *, fresh: bool = False) -> list
 
 
 def built_on(unit: Unit) -> list[Unit]:
-    """Return the units inside a unit's config, each after those that it is itself built on."""
-    found: list[Unit] = []
-
-    def look(value: object) -> None:
-        if isinstance(value, Config):
-            look(vars(value))
-            if isinstance(value, Unit) and value is not unit:
-                found.append(value)
-        elif isinstance(value, Mapping):
-            look(list(value.values()))
-        elif isinstance(value, list | tuple):
-            for inner in value:
-                look(inner)
-
-    look(unit)
-    return found
+    """Return the units that are fields of a unit, each after those that it is built on."""
+    inner = [value for value in vars(unit).values() if isinstance(value, Unit)]
+    return [found for value in inner for found in (*built_on(value), value)]
 
 
 class Backlog:
@@ -428,82 +400,60 @@ class Backlog:
     Args:
         store: where trained models are.
         units: each after what it is built on.
-        chains: whether units measured on one model make one chain.
+        chains: whether units with one root, which need no other chain, make one chain.
+
+    Attributes:
+        left: the units that are not through, by key.
+        running: those of them that are under way.
+        failures: {key: what failed} of those that will have no record.
     """
 
     def __init__(self, store: Store, units: Sequence[Unit], *, chains: bool = False) -> None:
-        self._store, self._ready = store, set[str]()
-        self._left = {unit.key: unit for unit in units}
-        bases = {key: [base.key for base in built_on(u)] for key, u in self._left.items()}
-        self._needs = {key: set(found) & self._left.keys() for key, found in bases.items()}
-        self._chains = {unit.key: [unit] for unit in units}
-        if chains:
-            self._chains = self._grouped(bases)
-        self.failures: dict[str, Done] = {}
+        self._store = store
+        self.left = {unit.key: unit for unit in units}
         self.running: dict[str, Unit] = {}
-        self._sorter = TopologicalSorter(self._needs)
-        self._sorter.prepare()
-        self._release()
-
-    def _grouped(self, bases: Mapping[str, Sequence[str]]) -> dict[str, list[Unit]]:
-        """Return {key of the first: chain} of units with one root, which need no other chain."""
-        chains: dict[str, list[Unit]] = {}
+        self.failures: dict[str, Done] = {}
+        self._needs: dict[str, set[str]] = {}
+        self._chains: dict[str, list[Unit]] = {}
         homes: dict[str, str] = {}
-        for key, unit in self._left.items():
-            root = [*bases[key], key][0]  # recorded or not: its model is trained once a chain
-            homes[key] = root if all(homes[base] == root for base in self._needs[key]) else key
-            chains.setdefault(homes[key], []).append(unit)
-        return {chain[0].key: chain for chain in chains.values()}
-
-    def _release(self) -> None:
-        """Note what need not wait any more; what is built on a failure fails with it."""
-        while released := self._sorter.get_ready():
-            for key in released:
-                failed = [base for base in self._needs[key] if base in self.failures]
-                if failed:
-                    self.failures[key] = self.failures[failed[0]]
-                    self._settle(key)
-                elif key in self._chains:
-                    self._ready.add(key)
-
-    def _settle(self, key: str) -> None:
-        self.running.pop(key, None)
-        del self._left[key]
-        self._sorter.done(key)
-
-    def is_active(self) -> bool:
-        """Return whether a unit is under way or still to come."""
-        return bool(self._left)
-
-    def rest(self) -> list[Unit]:
-        """Return the units that are not through."""
-        return list(self._left.values())
+        for key, unit in self.left.items():
+            bases = [base.key for base in built_on(unit)]
+            needs = self._needs[key] = set(bases) & self.left.keys()
+            root = [*bases, key][0]  # recorded or not: its model is trained once a chain
+            is_one = chains and all(homes[base] == root for base in needs)
+            homes[key] = root if is_one else key
+            self._chains.setdefault(homes[key], []).append(unit)
 
     def next(self) -> list[Unit]:
         """Take a chain that can be begun; none if all that is left waits for what is under way.
 
         Rather one that needs no model that a unit under way may be training: it would wait there.
         """
-        ready = [unit for key, unit in self._left.items() if key in self._ready]
+        firsts = {home: chain[0] for home, chain in self._chains.items()}
+        ready = [home for home, unit in firsts.items() if self._is_ready(unit.key)]
         if not ready:
             return []
         taken = {key for unit in self.running.values() for key in self._untrained(unit)}
-        first = next((u for u in ready if not taken & self._untrained(u)), ready[0])
-        self._ready.remove(first.key)
-        chain = self._chains[first.key]
+        home = next((h for h in ready if not taken & self._untrained(firsts[h])), ready[0])
+        chain = self._chains.pop(home)
         self.running |= {unit.key: unit for unit in chain}
         return chain
+
+    def _is_ready(self, key: str) -> bool:
+        return key in self.left and not self._needs[key] & self.left.keys()
 
     def _untrained(self, unit: Unit) -> set[str]:
         return {base.key for base in built_on(unit) if not self._store.checkpoint(base).is_dir()}
 
     def end(self, done: Done) -> None:
-        """Take note of a unit that is through."""
-        self._store.reread(done.unit)
+        """Take note of a unit that is through; what is built on a failure fails with it."""
+        through = [done.unit.key]
         if done.failure:
-            self.failures[done.unit.key] = done
-        self._settle(done.unit.key)
-        self._release()
+            through += [key for key in self.left if done.unit.key in self._needs[key]]
+            self.failures |= dict.fromkeys(through, done)
+        for key in through:
+            self.running.pop(key, None)
+            del self.left[key]
 
 
 def attempt(store: Store, unit: Unit, *, fresh: bool = False) -> str:
@@ -514,9 +464,9 @@ def attempt(store: Store, unit: Unit, *, fresh: bool = False) -> str:
     """
     try:
         store.renew(unit) if fresh else store.get(unit)
-    except (CannotWriteError, OSError) as error:
-        if isinstance(error, CannotWriteError):
-            raise
+    except CannotWriteError:
+        raise
+    except OSError as error:
         reason = f"{unit.kind}-{unit.key}: {error.strerror} ({error.filename})"
         raise CannotWriteError(reason) from error
     except FslibError as error:

@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, Field
 
 from fslib.data.loading import task_names
-from fslib.errors import FslibError, check_number, unknown
-from fslib.iat import IAT
-from fslib.study.config import PlainLoader, checked, one_of, shown
+from fslib.errors import FslibError, unknown
+from fslib.study.config import PlainLoader, checked
 from fslib.study.units import EncoderName, FineTuning, LesionedOn, Precision, Sampling, Steps
 from fslib.study.units import TaskNames as AnyTaskNames
 
-OTHER_ENDINGS = ("IAT, least heads", "PCGrad", "mixed batches", "IAT, others frozen", "IAT, leaky")
+OtherEnding = Literal[
+    "IAT, least heads", "PCGrad", "mixed batches", "IAT, others frozen", "IAT, leaky"
+]
 T = TypeVar("T")
 
 
@@ -34,39 +35,18 @@ def _known_tasks(names: tuple[str, ...]) -> tuple[str, ...]:
     return _no_repeats(names)
 
 
-def _several_tasks(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(names) < 2:
-        raise FslibError("a multi-task study needs at least two tasks")
-    return names
-
-
-def _fraction(value: float) -> float:
-    check_number("fraction", value, "(0, 1]", "0.3 means the top 30 % of all heads")
-    return value
-
-
-def _delta(value: float) -> float:
-    return IAT(delta=value).delta  # refuses what is out of range
-
-
-def _alpha(value: float) -> float:
-    return IAT(alpha=value).alpha
-
-
 DISTINCT = AfterValidator(_no_repeats)
 TaskNames = Annotated[AnyTaskNames, AfterValidator(_known_tasks)]
-SeveralTasks = Annotated[TaskNames, AfterValidator(_several_tasks)]
-Fraction = Annotated[float, AfterValidator(_fraction)]
-Fractions = Annotated[tuple[Fraction, ...], Field(min_length=1), DISTINCT]
-Delta = Annotated[float, AfterValidator(_delta)]
-Deltas = Annotated[tuple[Delta, ...], DISTINCT]
-Alpha = Annotated[float, AfterValidator(_alpha)]
-Floor = Annotated[float, Field(gt=0, lt=1)]
-Rate = Annotated[float, Field(gt=0, le=1)]
+SeveralTasks = Annotated[TaskNames, Field(min_length=2)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Shares = Annotated[tuple[Share, ...], DISTINCT]
+ShareOrAll = Annotated[float, Field(gt=0, le=1)]
+SharesOrAll = Annotated[tuple[ShareOrAll, ...], DISTINCT]
+Fractions = Annotated[SharesOrAll, Field(min_length=1)]
 Size = Annotated[int, Field(ge=1)]
+Sizes = Annotated[tuple[Size | None, ...], Field(min_length=1), DISTINCT]
 Seeds = Annotated[int, Field(ge=1, le=10_000)]
 SomeSeeds = Annotated[int, Field(ge=2, le=10_000)]
-OtherEnding = Annotated[str, one_of("ending", OTHER_ENDINGS)]
 
 
 class Profile(FineTuning):
@@ -98,13 +78,13 @@ class Profile(FineTuning):
     encoder_seeds: Seeds = 1
     # where it is not small_lr, or not encoder_seeds; an encoder that is named in one of these has
     # models of its own in 04, also if it is the one of 01 to 03
-    encoder_lrs: dict[EncoderName, Rate] = Field({})
+    encoder_lrs: dict[EncoderName, ShareOrAll] = Field({})
     encoder_seeds_of: dict[EncoderName, Seeds] = Field({})
     pair_seeds: Seeds = 1
     pair_tasks: SeveralTasks | None = None  # notebook 05; None: tasks
     small_encoder: EncoderName
     small_steps: Steps = Field(ge=10)
-    small_lr: Rate
+    small_lr: ShareOrAll
     # a few hundred steps of sampling by size would starve the smaller tasks
     small_sampling: Sampling = "uniform"
     small_examples: int = Field(ge=4)
@@ -120,39 +100,28 @@ class Profile(FineTuning):
     ending_fractions: Fractions | None = None  # None: alpha
     # of evaluation, for D after endings; None: eval_examples
     prune_examples: int | None = Field(None, ge=4)
-    delta: Delta = 0.1
-    alpha: Alpha = 0.3
-    other_deltas: Deltas = (0.3,)
-    other_alphas: Annotated[tuple[Alpha, ...], DISTINCT] = (0.1, 0.5)
-    other_endings: Annotated[tuple[OtherEnding, ...], DISTINCT] = OTHER_ENDINGS
-    doses: Deltas = ()  # deltas at which random heads stand beside IAT's, and D is measured
+    delta: Share = 0.1
+    alpha: ShareOrAll = 0.3
+    other_deltas: Shares = (0.3,)
+    other_alphas: SharesOrAll = (0.1, 0.5)
+    other_endings: Annotated[tuple[OtherEnding, ...], DISTINCT] = get_args(OtherEnding)
+    doses: Shares = ()  # deltas at which random heads stand beside IAT's, and D is measured
     dose_seeds: SomeSeeds | None = None  # of trunks with more than what decides; None: all
-    floor_delta: Delta = 0.3  # of the endings of trunks with a floor
+    floor_delta: Share = 0.3  # of the endings of trunks with a floor
     # learning rates, as a share of lr
-    dose_floors: Annotated[tuple[Floor, ...], DISTINCT] = ()
+    dose_floors: Shares = ()
     # 07, transfer
     transfer_seeds: SomeSeeds = 3
     transfer_targets: TaskNames = ("bbc-headline",)
     # in training examples; None: all
-    transfer_sizes: Annotated[tuple[Size | None, ...], Field(min_length=1), DISTINCT] = (
-        32, 128, 512, None
-    )  # fmt: skip
+    transfer_sizes: Sizes = (32, 128, 512, None)
     transfer_passes: int = Field(2, ge=1)
     transfer_min_steps: Steps = Field(ge=1)
     transfer_max_steps: Steps = Field(ge=1)
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the settings of every profile; those of its `base`, a profile above it, come first."""
-    profiles: dict[str, dict[str, Any]] = {}
-    text = path.read_text(encoding="utf-8")
-    for name, settings in yaml.load(text, Loader=PlainLoader).items():
-        base = settings.pop("base", None)
-        profiles[name] = (profiles[base] if base else {}) | settings
-    return profiles
-
-
-PROFILES = _read(Path(__file__).with_suffix(".yaml"))
+_SETTINGS = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+PROFILES: dict[str, dict[str, Any]] = yaml.load(_SETTINGS, Loader=PlainLoader)
 
 # What each of ten tasks asks, and of whose text: they are crossed, so that two tasks may share the
 # one, the other, both or neither.
@@ -193,15 +162,14 @@ def make_profile(name: str, changes: Mapping[str, Any]) -> Profile:
         raise unknown("profile", name, PROFILES)
     if not isinstance(changes, Mapping):
         form = "give them as {field: value}, such as {'steps': 100}"
-        raise FslibError(f"settings {shown(changes)}: {form}")
+        raise FslibError(f"settings {changes!r:.80}: {form}")
     # which tasks are paired, or get an ending, the profile says of its own tasks alone
     follow = {"pair_tasks": None, "ending_tasks": None} if "tasks" in changes else {}
     profile = checked(Profile, PROFILES[name] | follow | dict(changes), "setting")
     trained = {profile.small_encoder, *profile.encoders}
-    for field in ("encoder_lrs", "encoder_seeds_of"):
-        for encoder in getattr(profile, field):
-            if encoder not in trained:
-                raise unknown(f"encoder in {field}", encoder, trained)
+    for encoder in (*profile.encoder_lrs, *profile.encoder_seeds_of):
+        if encoder not in trained:
+            raise unknown("encoder in encoder_lrs or encoder_seeds_of", encoder, trained)
     if profile.delta in profile.doses or profile.lr_floor in profile.dose_floors:
         there = "leave out the dose that decides (delta, lr_floor), which is there anyway"
         raise FslibError(f"doses and dose_floors: {there}")

@@ -5,7 +5,7 @@ import platform
 import re
 import subprocess
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,9 @@ def machine() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
     own = import_module("fslib").__version__  # installed or not
-    found = {"python": platform.python_version(), "fslib": own}
-    for name in ("torch", "transformers", "datasets", "numpy", "scikit-learn"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+    packages = ("torch", "transformers", "datasets", "numpy", "scikit-learn")
+    found = {name: version(name) for name in packages}
+    return {"python": platform.python_version(), "fslib": own, **found}
 
 
 def code_checksum() -> str:

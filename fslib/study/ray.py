@@ -14,15 +14,13 @@ import platform
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fslib.errors import FslibError, first_line
+from fslib.errors import FslibError, explained, first_line
 from fslib.model.devices import keep_freed_memory
 from fslib.progress import hidden
 from fslib.study.files import CannotWriteError, scratch_folder
@@ -31,23 +29,12 @@ from fslib.study.provenance import code_checksum, git_commit, versions
 from fslib.study.store import DamagedRecordError, Store
 
 OBJECT_STORE = 256 * 2**20  # bytes; records are a few megabytes
-LOOK_EVERY = 5.0  # seconds between two looks at how large the cluster is
-LOST_BY = {
-    "NodeDiedError": "the end of its machine",
-    "WorkerCrashedError": "the end of its process",
-    "OutOfMemoryError": "too little memory on its machine",
-}
+# What a worker says of a unit: its key, why it failed ("" if it did not), its record's files.
+Word = tuple[str, str, tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True)
-class Word:
-    """What a worker says: why it refuses, or how a unit went, with the files of its record."""
-
-    node: str
-    refusal: str = ""
-    key: str = ""
-    failure: str = ""
-    files: tuple[bytes, bytes] = (b"", b"")
+class RefusedError(FslibError):
+    """A worker would not compute what this process means."""
 
 
 def code() -> dict[str, str]:
@@ -66,11 +53,13 @@ def obey(
         keys: what the units' keys must be on the data here.
         records: pickled, [(unit, its files)] of what the chain is built on.
         threads: with how many a unit is computed.
+
+    Raises:
+        RefusedError: this machine cannot compute the chain as the sender would.
     """
     node, failed = platform.node(), set[str]()
     if refusal := _refusal(wanted, units, keys):
-        yield Word(node, refusal)
-        return
+        raise RefusedError(f"the worker on {node} was refused: {refusal}")
     torch.set_num_threads(threads)
     keep_freed_memory()
     with hidden(), scratch_folder() as folder:
@@ -85,7 +74,7 @@ def obey(
             except CannotWriteError as error:
                 failure = f"{error} (on {node})"
             failed |= {unit.key} if failure else set()
-            yield Word(node, "", unit.key, failure, (b"", b"") if failure else store.files(unit))
+            yield unit.key, failure, (b"", b"") if failure else store.files(unit)
 
 
 def _refusal(wanted: dict[str, str], pickled: bytes, keys: list[str]) -> str:
@@ -127,7 +116,6 @@ class Cluster(Engine):
         options |= {"max_retries": 0, "num_returns": "streaming"}
         # a decorator, as tests put on every function, would hide that it is a generator
         self._remote = self._ray.remote(inspect.unwrap(obey)).options(**options)
-        self._looked = -LOOK_EVERY
         if not self.has_room():
             self.close()
             wanted = f"{store.threads} processors" + (f" and {gpus:g} GPUs" if gpus else "")
@@ -136,10 +124,8 @@ class Cluster(Engine):
 
     def has_room(self) -> bool:
         """Return whether a worker is idle on the machines that are there now."""
-        now = time.monotonic()
-        if now - self._looked >= LOOK_EVERY:
-            alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-            self._looked, self.workers = now, sum(map(self._fit, alive))
+        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        self.workers = sum(map(self._fit, alive))
         return super().has_room()
 
     def _fit(self, resources: dict[str, float]) -> int:
@@ -156,7 +142,6 @@ class Cluster(Engine):
         units, files = pickle.dumps(chain.units), pickle.dumps(records)
         words = self._remote.remote(self._code, units, keys, files, self._store.threads)
         self.under_way[words] = chain
-        chain.since = time.perf_counter()
 
     def ended(self, patience: float) -> list[Done]:
         """Wait for a worker's word, or its end.
@@ -169,32 +154,25 @@ class Cluster(Engine):
 
     def _heard(self, words: Any) -> list[Done]:
         """Take a chain's next word, which is there."""
-        chain, errors = self.under_way[words], self._ray.exceptions
+        chain = self.under_way[words]
         try:
-            word = self._ray.get(next(words))
-            if word.refusal:
-                raise FslibError(f"the worker on {word.node} was refused: {word.refusal}")
-            unit = next(unit for unit in chain.units if unit.key == word.key)
-            if not word.failure:
-                self._store.adopt(unit, word.files)
-            return [chain.through(unit, word.failure)]
+            key, failure, files = self._ray.get(next(words))
+            unit = next(unit for unit in chain.units if unit.key == key)
+            if not failure:
+                self._store.adopt(unit, files)
+            return [chain.through(unit, failure)]
         except StopIteration:
             del self.under_way[words]
             return []
-        except errors.RayTaskError as error:  # a mistake in `obey` itself
+        except (self._ray.exceptions.RayError, DamagedRecordError) as error:
             del self.under_way[words]
-            return self.give_up(chain, first_line(error.cause or error))
-        except (errors.RayError, DamagedRecordError) as error:
-            del self.under_way[words]
-            self._looked = -LOOK_EVERY
-            name = type(error).__name__
-            return self.lose(chain, LOST_BY.get(name, f"{name}: {first_line(error)}"))
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, RefusedError):
+                raise cause from None
+            return self.lose(chain, explained(cause))
 
     def close(self) -> None:
-        """Cancel what is under way, and leave the cluster."""
-        for words in self.under_way:
-            with suppress(Exception):  # it may have ended by itself, or with its machine
-                self._ray.cancel(words, force=True)
+        """Leave the cluster, which then ends what is under way."""
         super().close()
         with suppress(Exception):
             self._ray.shutdown()

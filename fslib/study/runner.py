@@ -1,29 +1,20 @@
 """Execute notebooks on records through papermill, each in a kernel of its own, and tidy them."""
 
-import errno
-import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fslib.errors import FslibError, explained, unknown
-from fslib.study.files import remove, scratch_folder, write_bytes, writing
+from fslib.study.files import remove, scratch_folder, write_bytes
 from fslib.study.fingerprints import SAID
-from fslib.study.parallel import environment
 from fslib.study.provenance import ROOT
 from fslib.study.study import Study
 
-KERNEL = "python3"  # as the notebooks name it
-LOG = "kernel.log"
-# What a kernel says outside of its cells is kept, to be read where it does not start or dies.
-LAUNCH = (
-    "import os; os.dup2(os.open({log!r}, os.O_WRONLY | os.O_CREAT), 2); "
-    "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
-)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+LOG = "kernel.log"  # what a kernel says outside of its cells, in case it does not start or dies
 
 
 class NotebookError(FslibError):
@@ -58,13 +49,6 @@ def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
     return chosen if names else all_notebooks
 
 
-def check_in_place(study: Study) -> None:
-    """Refuse a study whose outputs must not stand in the committed notebooks."""
-    if not study.is_plain:
-        why = "the notebooks show its results"
-        raise FslibError(f"--in-place is for the default profile without other settings: {why}")
-
-
 def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
     """Execute a notebook on records, and return where it is, as executed.
 
@@ -77,16 +61,13 @@ def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
         FslibError: the notebook fails. It names the cell; what was done until then is kept as
             <name>.failed.ipynb.
     """
-    if in_place:
-        check_in_place(study)
     study.write_settings()
     target = study.folder / "notebooks" / source.name
     failed = target.with_name(f"{source.stem}.failed.ipynb")
     with scratch_folder() as scratch:
         output = scratch / source.name
         try:
-            with environment(**kernel_environment(study, scratch)):
-                execute(study, source, output)
+            execute(study, source, output)
         except NotebookError as error:
             if not output.is_file():
                 raise
@@ -100,32 +81,35 @@ def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
     return target
 
 
-def kernel_environment(study: Study, scratch: Path) -> dict[str, str]:
-    """Return the variables with which a kernel means what this process means, from elsewhere.
+def kernel_of(study: Study, scratch: Path) -> type:
+    """Return the class of kernels that mean what this process means, from elsewhere.
 
-    The kernel is this very Python: whatever else is registered as `python3` may be broken, or
-    another's.
+    Each is this very Python: whatever else is registered as `python3` may be broken, or another's.
     """
-    argv = [sys.executable, "-c", LAUNCH.format(log=str(scratch / LOG)), "-f", "{connection_file}"]
-    spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
-    folder = scratch / "kernels" / KERNEL
-    with writing(folder):
-        folder.mkdir(parents=True)
-        (folder / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
-        (scratch / "runtime").mkdir(mode=0o700)
-    jupyter = [str(scratch), *filter(None, [os.environ.get("JUPYTER_PATH")])]
-    wanted = {
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    variables = os.environ | {
         "FSLIB_RESULTS": str(study.folder.parent),
-        "JUPYTER_PATH": os.pathsep.join(jupyter),
-        "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
+        "JUPYTER_RUNTIME_DIR": str(scratch),
         SAID: "yes",  # it need not stand in every notebook
     }
     if data := os.environ.get("FSLIB_DATA"):
-        wanted["FSLIB_DATA"] = str(Path(data).absolute())
+        variables["FSLIB_DATA"] = str(Path(data).absolute())
     if paths := os.environ.get("PYTHONPATH"):
         wholes = [str(Path(path).absolute()) for path in paths.split(os.pathsep)]
-        wanted["PYTHONPATH"] = os.pathsep.join(wholes)
-    return wanted
+        variables["PYTHONPATH"] = os.pathsep.join(wholes)
+
+    class Kernel(AsyncKernelManager):
+        kernel_spec = KernelSpec(**get_kernel_dict())
+
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+            self.connection_file = str(scratch / "connection.json")
+            with (scratch / LOG).open("wb") as log:
+                await super().start_kernel(env=variables, stderr=log, **options)
+
+    return Kernel
 
 
 def execute(study: Study, source: Path, output: Path) -> None:
@@ -143,7 +127,8 @@ def execute(study: Study, source: Path, output: Path) -> None:
             str(source),
             str(output),
             None if study.is_plain else settings,
-            kernel_name=KERNEL,
+            kernel_name="python3",  # as the notebooks name it
+            kernel_manager_class=kernel_of(study, output.parent),
             progress_bar=False,
             cwd=str(ROOT),
             extra_arguments=["--log-level=CRITICAL"],
@@ -154,9 +139,6 @@ def execute(study: Study, source: Path, output: Path) -> None:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         raise
     except Exception as error:  # papermill, nbclient, jupyter and zmq have no error in common
-        if getattr(error, "errno", None) in FULL:
-            with writing(output):
-                raise
         words, failed = last_words(output.with_name(LOG)), f"notebook {source.stem} failed"
         how = f": {words or explained(error)}, in the kernel of {sys.executable}"
         if isinstance(error, papermill.PapermillExecutionError):

@@ -31,10 +31,8 @@ from fslib.errors import FslibError, first_line
 from fslib.model.devices import fixed_threads
 from fslib.study.config import Config
 from fslib.study.files import set_aside, sweep, write_bytes, writing
-from fslib.study.fingerprints import cached_task, changed_cards, require, write_cards
+from fslib.study.fingerprints import cached_task, changed_cards, public_source, require, write_cards
 from fslib.study.provenance import ROOT, git_commit, machine, versions
-
-TRIES, PAUSE = 3, 0.05  # of reading a record that may be about to be whole; seconds in between
 
 
 def results_root() -> Path:
@@ -167,10 +165,11 @@ class Store:
         record = self.find(unit)
         if record is None:
             with self.lock(unit):
-                self._set_aside_if_damaged(unit)
-                record = self.find(unit)  # another run may have been first
-                if record is None:
-                    record = self._computed(unit)
+                try:
+                    record = self.load(unit.kind, unit.key)  # another run may have been first
+                except DamagedRecordError as error:
+                    set_aside(self.path(unit.kind, unit.key), error)
+                self._open[unit.key] = record = record or self._computed(unit)
         return record
 
     def renew(self, unit: Unit) -> Record:
@@ -179,72 +178,47 @@ class Store:
         The old one stays until the new one takes its place.
         """
         with self.lock(unit):
-            self._set_aside_if_damaged(unit)
-            return self._computed(unit)
-
-    def reread(self, unit: Unit) -> None:
-        """Read the unit's record anew when it is next asked for.
-
-        For another process may have written it.
-        """
-        self._open.pop(unit.key, None)
+            self._open[unit.key] = self._computed(unit)
+        return self._open[unit.key]
 
     def _computed(self, unit: Unit) -> Record:
-        """Compute a unit, under its lock, and return its record, once it is written."""
-        for part in ("runs", "checkpoints"):
-            sweep(self.folder / part, f"{unit.kind}-{unit.key}.")
-        with fixed_threads(self.threads):
-            record = self._measured(unit)
-        self.save(record)
-        self._open[unit.key] = record
-        return record
-
-    def _measured(self, unit: Unit) -> Record:
-        """Compute a unit, and return its record.
+        """Compute a unit, under its lock, and return its record, once it is written.
 
         Raises:
             FslibError: if its data are not at hand.
         """
         require(unit.task_names(), f"{unit.kind}-{unit.key}")
-        started = time.perf_counter()
-        result = unit.compute(self)
-        seconds = round(time.perf_counter() - started, 2)
-        sources = {name: cached_task(name).source for name in unit.task_names()}
-        return Record(
-            unit.kind,
-            unit.key,
-            unit.model_dump(mode="json"),
-            unit.data(),
-            result.values,
-            result.arrays,
-            seconds,
-            versions(),
-            git_commit(),
-            machine(),
-            # a local path says nothing to others; the fingerprint says which data it holds
-            {name: where for name, where in sources.items() if where and not Path(where).exists()},
-        )
+        self.sweep()
+        with fixed_threads(self.threads):
+            started = time.perf_counter()
+            result = unit.compute(self)
+            seconds = round(time.perf_counter() - started, 2)
+            made: dict[str, Any] = {"versions": versions(), "commit": git_commit()}
+            made |= {"machine": machine(), "seconds": seconds, "data": unit.data()}
+            sources = {name: public_source(cached_task(name)) for name in made["data"]}
+            made["sources"] = {name: where for name, where in sources.items() if where}
+            made |= {"result": result.values, "arrays": result.arrays}
+            record = Record(unit.kind, unit.key, unit.model_dump(mode="json"), **made)
+        self.save(record)
+        return record
 
     def tell_data(self, names: Iterable[str]) -> None:
         """Write into data.json which data the records are computed on.
 
         So they can be found where the data are not at hand.
         """
-        if changed_cards(self.folder, names := list(names)):
+        if cards := changed_cards(self.folder, names):
             with self._lock("data"):
-                write_cards(self.folder, names)
+                write_cards(self.folder, cards)
 
     def sweep(self) -> None:
         """Delete what killed processes have left half written under the folder."""
-        if (self.folder / "runs").is_dir():
-            with self._lock("sweep"):
-                for part in ("", "runs", "checkpoints", "tables", "figures", "notebooks"):
-                    sweep(self.folder / part)
+        for part in ("", "runs", "checkpoints", "tables", "figures", "notebooks"):
+            sweep(self.folder / part)
 
     def set_aside(self) -> list[Path]:
         """Return the damaged records and checkpoints that are kept to be looked at."""
-        parts = (self.folder / part for part in ("runs", "checkpoints"))
-        return sorted(path for part in parts for path in part.glob("*.corrupt"))
+        return sorted(self.folder.glob("*/*.corrupt"))
 
     def checkpoint(self, unit: Unit) -> Path:
         """Return the folder of a unit's trained model, whether there is one or not."""
@@ -274,24 +248,20 @@ class Store:
             FslibError: if it cannot be read.
         """
         path = self.path(kind, key)
-        wrong = Exception()
-        for attempt in range(TRIES):  # another process may be between its two files
-            time.sleep(PAUSE if attempt else 0)
-            content, arrays = _read(path), _read(path.with_suffix(".npz"))
-            if content is None:
-                return None
-            try:
-                return _parsed(content, arrays, kind, key)
-            except Exception as error:  # both files were read: the fault is in their content
-                wrong = error
-        raise DamagedRecordError(f"record {path} is damaged ({first_line(wrong)})") from wrong
-
-    def _set_aside_if_damaged(self, unit: Unit) -> None:
-        """Rename a damaged record, under its lock: a good new one must not be hit."""
+        content, arrays = _read(path), _read(path.with_suffix(".npz"))
+        if content is None:
+            return None
         try:
-            self.load(unit.kind, unit.key)
-        except DamagedRecordError as error:
-            set_aside(self.path(unit.kind, unit.key), error)
+            return _parsed(content, arrays, kind, key)
+        except Exception as error:  # both files were read: the fault is in their content
+            raise DamagedRecordError(f"record {path} is damaged ({first_line(error)})") from error
+
+    def state(self, unit: Unit) -> Record | FslibError | None:
+        """Return the unit's record, None if there is none, or the error that says why."""
+        try:
+            return self.load(unit.kind, unit.key)
+        except FslibError as error:
+            return error
 
     def save(self, record: Record) -> None:
         """Write a record: its arrays first and its JSON last."""
@@ -330,13 +300,13 @@ class Store:
                 is written then.
         """
         try:
-            _parsed(*files, unit.kind, unit.key)
+            record = _parsed(*files, unit.kind, unit.key)
         except Exception as error:  # the fault is in their content
             name = f"{unit.kind}-{unit.key}"
             raise DamagedRecordError(f"record {name} came damaged ({first_line(error)})") from error
         with self.lock(unit):
             self._write(self.path(unit.kind, unit.key), *files)
-        self.reread(unit)
+        self._open[unit.key] = record
 
 
 def _read(path: Path) -> bytes | None:
@@ -356,23 +326,20 @@ def _read(path: Path) -> bytes | None:
 
 def _parsed(content: bytes, arrays: bytes | None, kind: str, key: str) -> Record:
     """Return the record that two files hold. Raise whatever is wrong with them."""
-    values = json.loads(content.decode("utf-8"))
+    values = json.loads(content)
     if values.pop("content_sha256") != content_checksum(values):
         raise ValueError("it was edited: its content does not match its checksum")
     checksum = values.pop("arrays_sha256")
     loaded = {}
     if checksum:
-        if arrays is None:
-            raise ValueError("its arrays are lost")
-        if hashlib.sha256(arrays).hexdigest() != checksum:
-            raise ValueError("its arrays do not match their checksum")
+        if arrays is None or hashlib.sha256(arrays).hexdigest() != checksum:
+            raise ValueError("its arrays are lost, or do not match their checksum")
         with np.load(BytesIO(arrays), allow_pickle=False) as stored:
             loaded = {name: stored[name] for name in stored.files}
     record = Record(arrays=loaded, **values | {"seconds": float(values["seconds"])})
-    if (record.kind, record.key) != (kind, key):
-        raise ValueError(f"it holds {record.kind}-{record.key}")
-    if key_of(record.kind, record.config, record.data) != record.key:
-        raise ValueError("its kind, config and data are not those of its key")
+    held = key_of(record.kind, record.config, record.data)
+    if (record.kind, record.key, held) != (kind, key, key):
+        raise ValueError(f"it holds {record.kind}-{held}")
     return record
 
 

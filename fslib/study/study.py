@@ -23,7 +23,6 @@ from fslib.errors import FslibError, checked_path, unknown
 from fslib.iap import IAP
 from fslib.importance import Contributions
 from fslib.scoring import chance_level
-from fslib.study.config import shown
 from fslib.study.design import Design
 from fslib.study.files import save_figure, save_table, write_bytes, write_text
 from fslib.study.fingerprints import RecordedTask, cached_task, consult
@@ -57,7 +56,7 @@ class Study(Design):
         results: str | Path | None = None,
     ) -> None:
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
-            raise FslibError(f"seed {shown(seed)}: give a whole number, 0 or more and below 2**31")
+            raise FslibError(f"seed {seed!r:.80}: give a whole number, 0 or more and below 2**31")
         changes = {} if overrides is None else overrides
         super().__init__(make_profile(profile, changes), seed)
         # as they were understood: in one spelling, and with whole paths

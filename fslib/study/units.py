@@ -5,9 +5,7 @@ choose heads, similarity of tasks, endings and transfer.
 """
 
 import os
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -19,25 +17,18 @@ from jaxtyping import Float
 from pydantic import AfterValidator, Field
 from scipy.sparse import hstack
 
-from fslib import similarity
+from fslib import importance, similarity
 from fslib.claims import gate_half, score_half
-from fslib.data.batches import SAMPLINGS
 from fslib.data.loading import one_case
 from fslib.data.tasks import Split, Task
 from fslib.endings import Ending, PCGrad, Stop
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError
 from fslib.evaluation import check_several, evaluate, predict
 from fslib.finetuning import PARTS, transfer
 from fslib.heads import checked_fractions
 from fslib.iap import IAP, Unlesioned
 from fslib.iat import IAT, HeadRows, head_rows
-from fslib.importance import (
-    Contributions,
-    contributions,
-    gradients_for,
-    head_importance,
-    head_products,
-)
+from fslib.importance import Contributions, head_importance
 from fslib.lesions import HeadLesions, lesion_heads
 from fslib.model.attention import HOOKED, attention_weights
 from fslib.model.devices import best_device, fixed_threads
@@ -45,7 +36,7 @@ from fslib.model.encoders import ENCODERS, PRETRAINED
 from fslib.model.multitask import MultiTaskModel
 from fslib.progress import hidden
 from fslib.pruning import prune_important_heads
-from fslib.study.config import Config, one_of
+from fslib.study.config import Config
 from fslib.study.files import set_aside, writing
 from fslib.study.fingerprints import cached_task
 from fslib.study.store import Record, Result, Store, Unit
@@ -63,17 +54,15 @@ def _plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _one_path(name: str) -> str:
-    if name not in (*ENCODERS, *PRETRAINED):
-        with suppress(OSError):  # of a name too long for a path
-            return str(Path(name).resolve()) if Path(name).is_dir() else name
-    return name
+    is_folder = name not in (*ENCODERS, *PRETRAINED) and Path(name).is_dir()
+    return str(Path(name).resolve()) if is_folder else name
 
 
 # As the tasks call themselves, so that one piece of work has one key wherever the data lie.
 TaskNames = Annotated[tuple[str, ...], AfterValidator(_plain_names), Field(min_length=1)]
 Steps = Annotated[int, Field(le=10_000_000)]  # the task of every step is drawn before the first
 Precision = Literal["float32", "bf16"]
-Sampling = Annotated[str, one_of("sampling", SAMPLINGS)]
+Sampling = Literal["proportional", "sqrt", "uniform", "annealed"]
 LesionedOn = Literal["all", "scored"]  # evaluation examples: all, or the half that scores are from
 # A local folder by its whole path: one key, and one folder, wherever a process works.
 EncoderName = Annotated[str, Field(min_length=1), AfterValidator(_one_path)]
@@ -130,10 +119,6 @@ class FineTuning(Data):
         """Return (layers, heads per layer) of the encoder."""
         return encoder_shape(self.encoder, self.max_length, self.tasks[0])
 
-    def evaluated(self, task: str) -> int:
-        """Return how many examples of a task are evaluated."""
-        return min(self.eval_examples or sys.maxsize, len(cached_task(task).eval))
-
 
 @cache
 def encoder_shape(encoder: str, max_length: int, task: str) -> tuple[int, int]:
@@ -181,19 +166,14 @@ def predict_from_words(task: Task) -> tuple[np.ndarray, int]:
     """Predict a task's evaluation examples from their words.
 
     Returns:
-        The predictions, and from how many features; from none, they are the best constant.
+        The predictions, and from how many features.
     """
-    from sklearn.dummy import DummyClassifier, DummyRegressor  # every kernel would wait for them
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.feature_extraction.text import TfidfVectorizer  # every kernel would wait for it
     from sklearn.linear_model import LogisticRegression, Ridge
 
     vectorizer, y = TfidfVectorizer(sublinear_tf=True), task.train.labels
-    texts = [*task.train.texts, *(task.train.pairs or ())]
-    if not any(map(vectorizer.build_analyzer(), texts)):  # signs and single letters are no words
-        constant = DummyRegressor() if task.is_regression else DummyClassifier()
-        nothing, neither = np.zeros((len(y), 1)), np.zeros((len(task.eval), 1))
-        return constant.fit(nothing, y).predict(neither), 0
-    x = bag_of_words(vectorizer.fit(texts), task.train)
+    vectorizer.fit([*task.train.texts, *(task.train.pairs or ())])
+    x = bag_of_words(vectorizer, task.train)
     learner = Ridge() if task.is_regression else LogisticRegression(max_iter=2000)
     return learner.fit(x, y).predict(bag_of_words(vectorizer, task.eval)), int(x.shape[1])
 
@@ -294,7 +274,9 @@ class ImportanceUnit(OneModelUnit):
         model = self.model.trained(store)
         result = Result({"examples": {}})
         for name, task in self.model.load().items():
-            parts = contributions(model, task, examples=self.examples, seed=self.model.seed)
+            parts = importance.contributions(
+                model, task, examples=self.examples, seed=self.model.seed
+            )
             result.arrays.update({f"{part}/{name}": x for part, x in vars(parts).items()})
             result.values["examples"][name] = len(parts.tokens)
         return result
@@ -333,18 +315,11 @@ class PruneUnit(Unit):
     def compute(self, store: Store) -> Result:
         """Prune, and keep every prediction."""
         model, scored = self.importance.model, self.importance.contributions(store)
-        how: dict[str, Any] = {"reduction": self.reduction, "normalize": self.normalize}
-        iap = prune_on(
-            model.trained(store),
-            model.load(),
-            self.on,
-            fractions=self.fractions,
-            controls=self.controls,
-            importance={t: parts.importance(**how) for t, parts in scored.items()},
-            ablation=self.ablation,
-            examples=self.importance.examples,
-            seed=model.seed,
-        )
+        how = self.model_dump(include={"reduction", "normalize"})
+        options = self.model_dump(include={"fractions", "controls", "ablation"})
+        options |= {"examples": self.importance.examples, "seed": model.seed}
+        options["importance"] = {t: parts.importance(**how) for t, parts in scored.items()}
+        iap = prune_on(model.trained(store), model.load(), self.on, **options)
         return Result(iap_values(iap), iap_arrays(iap))
 
     def iap(self, store: Store) -> IAP:
@@ -422,17 +397,16 @@ class LesionUnit(OneModelUnit):
     def check(self) -> None:
         """Raise FslibError for a task of which a single example would be scored."""
         super().check()
-        half = 2 if self.on == "scored" else 1
-        most = self.examples or sys.maxsize
-        check_several({u: min(most, self.model.evaluated(u) // half) for u in self.model.tasks})
+        check_several({name: len(task.eval) for name, task in self.scored().items()})
+
+    def scored(self) -> dict[str, Task]:
+        """Return {name: task}, with the evaluation examples that every lesion is scored on."""
+        tasks = self.model.load().items()
+        return {n: scored_on(task, self.on).limited(eval=self.examples) for n, task in tasks}
 
     def compute(self, store: Store) -> Result:
         """Switch off one head after the other, and keep every prediction and loss."""
-        tasks = {
-            name: scored_on(task, self.on).limited(eval=self.examples)
-            for name, task in self.model.load().items()
-        }
-        found = lesion_heads(self.model.trained(store), tasks)
+        found = lesion_heads(self.model.trained(store), self.scored())
         result = Result({k: list(getattr(found, k)) for k in ("tasks", "metrics", "shape")})
         for part in LESION_PARTS:
             named = getattr(found, part).items()
@@ -497,10 +471,11 @@ class PatternUnit(OneModelUnit):
         record = store.get(self)
 
         def kept(number: int, name: str, text: dict[str, Any]) -> Pattern:
-            weights = record.arrays[f"weights/{name}/{number}"].astype(np.float32)
-            importance = record.arrays[f"importance/{name}/{number}"]
+            weights, scores = (
+                record.arrays[f"{part}/{name}/{number}"] for part in ("weights", "importance")
+            )
             words = text | {"tokens": tuple(text["tokens"])}
-            return Pattern(**words, weights=weights, importance=importance)
+            return Pattern(**words, weights=weights.astype(np.float32), importance=scores)
 
         told = record.result["texts"].items()
         return {u: [kept(i, u, text) for i, text in enumerate(texts)] for u, texts in told}
@@ -523,19 +498,17 @@ def pattern(model: MultiTaskModel, task: Task, text: Split) -> Pattern:
     Raises:
         FslibError: if its attention weights cannot be seen.
     """
-    if len(text) != 1:
-        raise FslibError(f"{len(text)} examples: a pattern is of one")
     encoded = model.encode(text)
     batch = encoded.batch([0]).to(model.device)
     weights = attention_weights(model, batch.inputs)[:, 0].cpu().numpy()
-    with gradients_for(model):
-        products = head_products(model, batch, task.name)  # (layers, 1, seq, heads)
-    importance = products[:, 0].abs().transpose(1, 2).float().cpu().numpy()
+    with importance.gradients_for(model):
+        products = importance.head_products(model, batch, task.name)  # (layers, 1, seq, heads)
+    per_token = products[:, 0].abs().transpose(1, 2).float().cpu().numpy()
     ids = batch.inputs["input_ids"][0].tolist()
     tokens = tuple(str(token) for token in model.tokenizer.convert_ids_to_tokens(ids))
     answers = text.labels[0], predict(model, task, [encoded.batch([0])], 1)[0]
     label, predicted = (named_answer(task, answer) for answer in answers)
-    return Pattern(tokens, label, predicted, weights, importance)
+    return Pattern(tokens, label, predicted, weights, per_token)
 
 
 def named_answer(task: Task, answer: Any) -> str:
@@ -605,11 +578,6 @@ class SimilarityUnit(SeededFineTuning):
     examples: int = Field(ge=2)
     fraction: float = Field(0.3, gt=0, le=1)
 
-    def check(self) -> None:
-        """Raise FslibError for what the encoder's heads do not allow."""
-        super().check()
-        checked_fractions([self.fraction], self.shape())
-
     def compute(self, store: Store) -> Result:
         """Measure on models that never saw a pair of tasks.
 
@@ -653,21 +621,11 @@ AS_IT_WAS = "pre-trained"  # the encoder as it was, a source of transfer beside 
 
 
 def make_ending(spec: Spec) -> Ending | None:
-    """Return an ending from its description.
-
-    Raises:
-        FslibError: for an unknown kind or option.
-    """
+    """Return an ending from its description."""
     if spec is None:
         return None
-    kind = spec.get("kind", "")
-    if kind not in ENDINGS:
-        raise unknown("kind of ending", kind, ENDINGS)
-    try:
-        ending: Ending = ENDINGS[kind](**{k: v for k, v in spec.items() if k != "kind"})
-    except TypeError as error:
-        raise FslibError(f"ending {spec}: {error}") from None
-    return ending
+    options = dict(spec)
+    return ENDINGS[options.pop("kind")](**options)
 
 
 class Targets(Config):
@@ -715,18 +673,11 @@ class EndingsUnit(SeededFineTuning):
         """Raise FslibError for what the heads, the steps or the tasks do not allow."""
         super().check()
         checked_fractions(self.fractions, self.shape())
+        for ending in filter(None, self.made().values()):
+            ending.start(self.steps)
         for spec in self.endings.values():
-            if ending := make_ending(spec):
-                ending.start(self.steps)
             if spec and "alpha" in spec:
                 checked_fractions([spec["alpha"]], self.shape(), what="alpha")
-        for name in (*self.pruned, *(self.targets.sources if self.targets else ())):
-            if name not in self.endings:
-                raise unknown("ending", name, self.endings)
-        for name in self.targets.tasks if self.targets else ():
-            if name in self.tasks:
-                theirs = f"one of the source's tasks {list(self.tasks)}"
-                raise FslibError(f"target {name!r} is {theirs}: leave it out there")
 
     def made(self) -> dict[str, Ending | None]:
         """Return the endings by name, made of their descriptions."""

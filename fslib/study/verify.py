@@ -152,15 +152,3 @@ def compare_claims(
         if old.verdict != new.verdict:
             changed.append(f"{claim}: {old.verdict!r} became {new.verdict!r}")
     return lines, changed
-
-
-def told_claims(
-    study: Study, again: Sequence[Record], decide: Decider, say: Callable[[str], None]
-) -> bool:
-    """Say what becomes of the claims with these records; return whether a verdict is another."""
-    lines, changed = compare_claims(study, again, decide)
-    for line in lines:
-        say(f"    {line}")
-    for change in changed:
-        say(f"with the records of this machine, the verdict on {change}")
-    return bool(changed)

@@ -30,6 +30,7 @@ from fslib.model.attention import ATTENTION
 from fslib.model.encoders import new_encoder, quiet
 
 TABLE = Path(__file__).resolve().parents[2] / "results" / "architectures.csv"
+COLUMNS = ["model type", "class", "result", "IAT", "why"]
 LAYERS, HEADS, HEAD_DIM, VOCABULARY = 3, 4, 8, 64
 WIDTH = HEADS * HEAD_DIM
 LARGEST = 20_000_000  # weights of a model that counts as small
@@ -73,12 +74,10 @@ SMALL: dict[str, Any] = {
 
 def text_models() -> dict[str, tuple[type, str]]:
     """Return {model type: (config class, name of the model)} of models that read token ids."""
-    names = dict(modeling_auto.MODEL_MAPPING_NAMES) | dict(
-        modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
-    )
+    encoders = dict(modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES)
     found = {}
-    for kind, names_of in names.items():
-        name = names_of[0] if isinstance(names_of, list | tuple) else names_of
+    for kind, given in (dict(modeling_auto.MODEL_MAPPING_NAMES) | encoders).items():
+        name = given[0] if isinstance(given, list | tuple) else given
         try:
             config_class = CONFIG_MAPPING[kind]
             reads = getattr(transformers, name).main_input_name == "input_ids"
@@ -130,27 +129,24 @@ def does_not_run(config_class: type) -> str:
 
 def row(kind: str, config_class: type, name: str) -> dict[str, object]:
     """Return what became of one architecture."""
-    found: dict[str, object] = {"model type": kind, "class": name}
+    found: dict[str, object] = {"model type": kind, "class": name, "result": "refused"}
     try:
         with quiet():
             model = tiny(small(config_class), new_encoder)
             report = fslib.check(model)
     except Exception as error:  # three hundred architectures, each with its own idea of a small one
+        known = [why for sign, why in REFUSALS.items() if sign in str(error)]
         if why := does_not_run(config_class):
             return found | {"result": "not built", "why": why}
-        known = [why for sign, why in REFUSALS.items() if sign in str(error)]
-        if not known and not isinstance(error, FslibError):
-            return found | {
-                "result": "CRASHED",
-                "why": f"{type(error).__name__}: {first_line(error)}",
-            }
-        return found | {"result": "refused", "why": next(iter(known), str(error))}
-    if not report.works:  # only what cannot be used is refused when it is loaded
-        return found | {
-            "result": "refused" if "cannot be used" in report.refused else "unsure",
-            "why": report.refused,
-        }
-    return found | {"result": "works", "why": "; ".join(report.passed), "IAT": report.rows or "yes"}
+        if known or isinstance(error, FslibError):
+            return found | {"why": next(iter(known), str(error))}
+        return found | {"result": "CRASHED", "why": f"{type(error).__name__}: {first_line(error)}"}
+    if report.works:
+        why = "; ".join(report.passed)
+        return found | {"result": "works", "why": why, "IAT": report.rows or "yes"}
+    # only what cannot be used is refused when it is loaded
+    unsure = {} if "cannot be used" in report.refused else {"result": "unsure"}
+    return found | unsure | {"why": report.refused}
 
 
 def main() -> int:
@@ -159,23 +155,16 @@ def main() -> int:
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     chosen = [word for word in sys.argv[1:] if not word.startswith("-")]
-    models = {
-        kind: model for kind, model in sorted(text_models().items()) if not chosen or kind in chosen
-    }
     rows, started = [], time.perf_counter()
-    for kind, model in models.items():
-        rows.append(row(kind, *model))
-        print(*rows[-1].values(), sep=" | ", flush=True)
+    for kind, model in sorted(text_models().items()):
+        if not chosen or kind in chosen:
+            rows.append(row(kind, *model))
+            print(*rows[-1].values(), sep=" | ", flush=True)
     counts = Counter(str(r["result"]) for r in rows)
     print(f"{len(rows)} architectures in {time.perf_counter() - started:.0f} s: {dict(counts)}")
     if "--write" in sys.argv:
         with TABLE.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(
-                file,
-                ["model type", "class", "result", "IAT", "why"],
-                restval="",
-                lineterminator="\n",
-            )
+            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
     return 0 if counts["works"] else 1

@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,8 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fslib
 from fslib import Study
-from fslib.data.batches import Batch, padding_share
-from fslib.data.tasks import Task
+from fslib.data.batches import Batch
 from fslib.evaluation import length_batches, predict
 from fslib.importance import contributions, gradients_for, head_products
 from fslib.model.attention import tapped
@@ -93,12 +94,11 @@ def importance() -> bool:
     model.eval()
     ways = [ours, weights_too, contexts_alone]
     times = [[seconds(lambda way=way: [way(b) for b in batches]) for way in ways] for _ in range(6)]
-    whole, alone = np.median(
-        [[b / a, c / a] for a, b, c in times[1:]], axis=0
-    )  # the first warms up
-    what = "importance: speed over weight gradients"
-    met = report(what, f"{whole:.2f} x", ">= 1.4 x", whole >= 1.4)
-    what = "importance: speed over autograd.grad in contexts alone"
+    ratios = [[b / a, c / a] for a, b, c in times[1:]]  # the first warms up
+    whole, alone = np.median(ratios, axis=0)
+    what = "importance: speed over"
+    met = report(f"{what} weight gradients", f"{whole:.2f} x", ">= 1.4 x", whole >= 1.4)
+    what += " autograd.grad in contexts alone"
     return met & report(what, f"{alone:.2f} x", ">= 0.95 x", alone >= 0.95)
 
 
@@ -110,20 +110,15 @@ def padding() -> bool:
     met = True
     for what, split in ((f"{names[0]} train", first.train), (f"{names[1]} eval", second.eval)):
         encoded = model.encode(split)
-        stream = encoded.forever(32, np.random.default_rng(0))
-        drawn = [next(stream) for _ in range(len(encoded) // 32)]
-        orders = {"evaluation": (encoded.in_length_order(32), 0.1), "training": (drawn, 0.2)}
-        for when, (order, most) in orders.items():
-            share = padding_share(order, encoded.lengths)
+        drawn = islice(encoded.forever(32, np.random.default_rng(0)), len(encoded) // 32)
+        orders = ("evaluation", encoded.in_length_order(32), 0.1), ("training", list(drawn), 0.2)
+        for when, order, most in orders:
+            lengths = [encoded.lengths[indices] for indices in order]
+            computed = sum(len(each) * each.max() for each in lengths)
+            share = 1 - np.concatenate(lengths).sum() / computed
             line = f"padding, {when}, {what}, batch 32"
             met &= report(line, f"{share:.1%}", f"<= {most:.0%}", share <= most)
     return met
-
-
-def matrix_rate() -> float:
-    """Return FLOP/s of torch's own matrix product, large and square."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    return 2 * 2048**3 / min(seconds(lambda: a @ b) for _ in range(8))
 
 
 def throughput() -> bool:
@@ -132,13 +127,12 @@ def throughput() -> bool:
     rates = []
     for name, task in study.tasks.items():
         batches = length_batches(model, task.eval, 32)
-
-        def work(task: Task = task, batches: list[Batch] = batches) -> None:
-            predict(model, task, batches, len(task.eval))
-
+        work = partial(predict, model, task, batches, len(task.eval))
         with FlopCounterMode(display=False) as counter:
             work()
-        peak = matrix_rate()
+        # of torch's own matrix product, large and square
+        a, b = torch.randn(2, 2048, 2048)
+        peak = 2 * 2048**3 / min(seconds(partial(torch.matmul, a, b)) for _ in range(8))
         rates.append(counter.get_total_flops() / min(seconds(work) for _ in range(3)) / peak)
         print(f"    {name}: {rates[-1]:.0%} of {peak / 1e9:.0f} GFLOP/s")
     share, what = float(np.mean(rates)), "evaluation: share of torch's matrix-product rate"
@@ -148,10 +142,10 @@ def throughput() -> bool:
 PEAK = """
 import resource, sys
 import fslib
-task = fslib.load_tasks(["bbc-pair"])["bbc-pair"]
+task = fslib.load_tasks(["bbc-pair"])["bbc-pair"].limited(train=1000)
 times = int(sys.argv[1]) // 1000
-texts = list(zip(task.train.texts[:1000], task.train.pairs[:1000])) * times
-labels, names = list(task.train.labels[:1000]) * times, task.label_names
+texts = list(zip(task.train.texts, task.train.pairs)) * times
+labels, names = list(task.train.labels) * times, task.label_names
 task = fslib.make_task("big", (texts, labels), (texts[:64], labels[:64]), label_names=names)
 model = fslib.MultiTaskModel.from_pretrained("minilm-l6", task, max_length=32)
 fslib.head_importance(model, task)
@@ -179,25 +173,23 @@ def memory() -> bool:
 def iat() -> bool:
     """Compare IAT's steps with plain ones, by turns, on the same batches; and scoring."""
     block, blocks = (2, 3) if QUICK else (20, 12)  # the first pair of blocks warms up
-    trunk = block
-    steps = trunk + block * blocks
     runs = []
     for ending in (None, fslib.IAT()):
         study, model = mini()
-        runs.append(run := Training(model, study.tasks, Settings(steps=steps)))
-        run.advance(trunk)
+        settings = Settings(steps=block * (1 + blocks))
+        runs.append(run := Training(model, study.tasks, settings))
+        run.advance(block)
         run.begin(ending)
-    times: list[list[float]] = [[], []]
+    times = np.zeros((2, blocks))
     for turn in range(blocks):
         for which in (0, 1) if turn % 2 else (1, 0):
             run = runs[which]
-            times[which].append(seconds(lambda run=run: run.advance(run.step + block)))
-    plain, ours = (np.array(t[1:]) for t in times)
-    scoring = runs[1].history.scoring_seconds / (600 * plain.mean() / block)
-    each = [f"{1000 * time.mean() / block:.0f} ms" for time in (plain, ours)]
-    print(f"    {each[0]} a plain step, {each[1]} one of IAT")
+            times[which, turn] = seconds(partial(run.advance, run.step + block))
+    plain, ours = times[:, 1:] / block
+    print(f"    {1000 * plain.mean():.0f} ms a plain step, {1000 * ours.mean():.0f} one of IAT")
     took = runs[1].history.scoring_seconds
-    print(f"    scoring importance once: {took:.1f} s, {scoring:.1%} of 600 plain steps")
+    share = took / (600 * plain.mean())
+    print(f"    scoring importance once: {took:.1f} s, {share:.1%} of 600 plain steps")
     ratio = float(np.median(ours / plain))
     what = f"IAT: time of a step over a plain one, {block * len(ours)} steps each"
     return report(what, f"{ratio:.3f} x", "<= 1.03 x", ratio <= 1.03)
@@ -207,25 +199,17 @@ def ranking() -> bool:
     """Find the sample whose ranking of heads correlates to 0.95 with the whole training set's."""
     draws, limit, steps = (2, 64, 4) if QUICK else (20, None, 300)
     study, model = mini()
-    trained = study.store.checkpoint(study.units(0).train)
-    if trained.is_dir() and not QUICK:
-        model = fslib.MultiTaskModel.load(trained)
-    else:
-        fslib.train(model, study.tasks, steps=steps)
-    met, rng = True, np.random.default_rng(0)
+    fslib.train(model, study.tasks, steps=steps)
+    met, rng, default = True, np.random.default_rng(0), fslib.IAT().examples
     for name, task in study.tasks.items():
         every = contributions(model, task, examples=limit)
-        whole, n = every.importance(), len(every.tokens)
-        means = {}
+        whole, n, means = every.importance(), len(every.tokens), {}
         for size in (2**k for k in range(3, 10) if 2**k < n):
             subsets = [rng.choice(n, size, replace=False) for _ in range(draws)]
             maps = [every.importance(subset=subset) for subset in subsets]
             means[size] = float(np.mean([fslib.rank_correlation(m, whole) for m in maps]))
-        shown = ", ".join(f"{size}: {mean:.3f}" for size, mean in means.items())
-        print(f"    {name}, {n} examples: {shown}")
-        unstable = [size for size, mean in means.items() if mean < 0.95]
-        enough = 2 * max(unstable, default=4)
-        default = fslib.IAT().examples
+        print(f"    {name}, {n} examples: {means}")
+        enough = 2 * max((size for size, mean in means.items() if mean < 0.95), default=4)
         what = f"ranking of heads, {name}: examples for a correlation of 0.95"
         met &= report(what, str(enough), f"<= {default}", enough <= default)
     return met
@@ -243,30 +227,21 @@ def branching() -> bool:
         "others frozen": fslib.IAT(others="freeze"),
         "PCGrad": fslib.PCGrad(),
     }
-    updates = 0
+    updates: list[int] = []
 
-    def count(*_: object) -> None:
-        nonlocal updates
-        updates += 1
+    def branched(*names: str) -> None:
+        model = fslib.MultiTaskModel.from_pretrained("minilm-l3", study.tasks)
+        list(fslib.branch(model, study.tasks, {k: endings[k] for k in names}, steps=steps))
 
-    def fresh() -> fslib.MultiTaskModel:
-        return fslib.MultiTaskModel.from_pretrained("minilm-l3", study.tasks)
-
-    def whole() -> None:
-        for ending in endings.values():
-            kind = "pcgrad" if isinstance(ending, fslib.PCGrad) else "iat"
-            fslib.train(fresh(), study.tasks, steps=steps, **{kind: ending})
-
-    handle = register_optimizer_step_post_hook(count)
-    branched = seconds(lambda: list(fslib.branch(fresh(), study.tasks, endings, steps=steps)))
-    made = updates
-    alone = seconds(whole)
+    handle = register_optimizer_step_post_hook(lambda *_: updates.append(1))
+    together = seconds(lambda: branched(*endings))
+    made = len(updates)
+    alone = seconds(lambda: [branched(name) for name in endings])
     handle.remove()
-    share = made / (updates - made)
+    share, took = made / (len(updates) - made), together / alone
     what = f"branching, six endings: updates ({made}) of all"
     met = report(what, f"{share:.1%}", "<= 25 %", share <= 0.25)
-    print(f"    {branched:.0f} s against {alone:.0f} s")
-    took = branched / alone
+    print(f"    {together:.0f} s against {alone:.0f} s")
     return met & report("branching, six endings: time", f"{took:.1%}", "<= 35 %", took <= 0.35)
 
 
@@ -287,12 +262,14 @@ def workers() -> bool:
 
 
 def timed(what: str, words: list[str], limit: float) -> bool:
-    started = time.perf_counter()
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    took = time.perf_counter() - started
-    if done.returncode:
-        print(done.stdout[-2000:], done.stderr[-2000:])
-    return report(what, f"{took:.0f} s", f"< {limit:.0f} s", took < limit and not done.returncode)
+    """Time a command, which must succeed."""
+    done: list[subprocess.CompletedProcess] = []
+    options = {"cwd": ROOT, "capture_output": True, "text": True}
+    took = seconds(lambda: done.append(subprocess.run(words, **options)))
+    if done[0].returncode:
+        print(done[0].stdout[-2000:], done[0].stderr[-2000:])
+    fine = took < limit and not done[0].returncode
+    return report(what, f"{took:.0f} s", f"< {limit:.0f} s", fine)
 
 
 def run(what: str, limit: float, *options: str) -> bool:

@@ -42,35 +42,30 @@ def chains() -> list[tuple[str, str, float]]:
     p = make_profile("paper", {})
     n, whole = len(p.tasks), 3.0 * p.steps * p.batch_size
     cap = p.eval_examples or max(EVALUATED.values())
-    each = {task: min(cap, EVALUATED[task]) for task in p.tasks}
-    evaluated = sum(each.values())
+    sizes = [min(cap, EVALUATED[task]) for task in p.tasks]
 
     def model(texts: float, sizes: list[int], examples: int, fractions: int) -> float:
         """Count training, importance and pruning of a model on tasks of these sizes."""
         sets = fractions * len(sizes) * (1 + p.controls)
         return texts + 2 * examples * len(sizes) + (2 + sets) * sum(sizes)
 
-    sizes, small = list(each.values()), len(p.small_fractions)
-    found = []
-    for _ in range(p.seeds):
-        curve = (p.curve_points + 1) * p.curve_examples * n
-        main = model(whole + curve, sizes, p.importance_examples, len(p.fractions))
-        found.append(("model of all tasks", p.encoder, main))
-        found += [("task alone", p.encoder, whole / n)] * n
-        endings = 4 + len(p.other_endings) + len(p.other_alphas) + len(p.other_deltas)
-        trained = whole * (1 - p.delta + p.delta * endings)
-        found.append(("endings of one trunk", p.encoder, trained + (endings + 3 * n) * evaluated))
-    layers, heads = PRETRAINED[p.encoder][1][1:3]
+    small, encoder = (p.small_examples, len(p.small_fractions)), p.encoder
+    curve = (p.curve_points + 1) * p.curve_examples * n
+    main = model(whole + curve, sizes, p.importance_examples, len(p.fractions))
+    endings = 4 + len(p.other_endings) + len(p.other_alphas) + len(p.other_deltas)
+    trained = whole * (1 - p.delta + p.delta * endings) + (endings + 3 * n) * sum(sizes)
+    each = [("model of all tasks", encoder, main), ("endings of one trunk", encoder, trained)]
+    found = p.seeds * (each + n * [("task alone", encoder, whole / n)])
+    layers, heads = PRETRAINED[encoder][1][1:3]
     lesions = (1 + layers * heads) * n * min(p.lesion_examples or cap, cap)
-    found += [("heads off one by one", p.encoder, lesions)] * (p.lesion_seeds or p.seeds)
-    for encoder in p.encoders:
-        if encoder != p.encoder:
-            other = model(whole, sizes, p.small_examples, small)
-            found += [("model of all tasks", encoder, other)] * (p.encoder_seeds or p.seeds)
-    found.append(("tasks alone, for similarity", p.encoder, whole + 2 * n * p.small_examples))
+    found += [("heads off one by one", encoder, lesions)] * (p.lesion_seeds or p.seeds)
+    for other in (name for name in p.encoders if name != encoder):
+        texts = model(whole, sizes, *small)
+        found += [("model of all tasks", other, texts)] * (p.encoder_seeds or p.seeds)
+    found.append(("tasks alone, for similarity", encoder, whole + 2 * n * p.small_examples))
     for pair in combinations(sizes, 2):
-        texts = model(2 * whole / n, list(pair), p.small_examples, small)
-        found += [("model of two tasks", p.encoder, texts)] * (p.pair_seeds or p.seeds)
+        texts = model(2 * whole / n, list(pair), *small)
+        found += [("model of two tasks", encoder, texts)] * (p.pair_seeds or p.seeds)
     return found
 
 
@@ -86,9 +81,8 @@ if __name__ == "__main__":
     rate = float(sys.argv[1] if sys.argv[1:] else 50) * 1e12
     flops = {encoder: forward_flops(encoder) for encoder in PRETRAINED}
     units = [(what, encoder, texts * flops[encoder]) for what, encoder, texts in chains()]
-    print(
-        "| what | encoder | how many | PFLOP each | hours each |\n| --- | --- | --- | --- | --- |"
-    )
+    print("| what | encoder | how many | PFLOP each | hours each |")
+    print("| --- | --- | --- | --- | --- |")
     for what, encoder in dict.fromkeys(unit[:2] for unit in units):
         work = [each for *name, each in units if name == [what, encoder]]
         mean = sum(work) / len(work)

@@ -3,29 +3,25 @@
     python tests/benchmarks/released.py CODE --data FOLDER [--python PYTHON] [--examples 4000]
     [--eval 800]
 
-CODE: a checkout of the released code (github.com/ZNLP/FunctionalSpecializationInMHA). It runs as
-it is, its own script
-in a process of its own; nothing of it is copied. PYTHON: an interpreter that has what it needs
-(transformers 4.21 to
-4.30, datasets 2, accelerate, scikit-learn, pandas). FOLDER: has QNLI and SST-2 in GLUE's layout.
-examples: training
-examples of each task for importance. eval: of each for evaluation.
+CODE: a checkout of the released code (github.com/ZNLP/FunctionalSpecializationInMHA). It runs as it
+is, its own script in a process of its own; nothing of it is copied. PYTHON: an interpreter that has
+what it needs (transformers 4.21 to 4.30, datasets 2, accelerate, scikit-learn, pandas). FOLDER: has
+QNLI and SST-2 in GLUE's layout. examples: training examples of each task for importance. eval: of
+each for evaluation.
 
 A MiniLM of six layers is trained on both tasks, saved as the released code saves its models, and
-given to both.
-Compared are the importance of every head, scores before and after pruning 10 and 30 % of heads,
-and D as the released
-code computes it; and how long both take, one after the other. Ends with 1 if tokens, scores
-or D differ, or importance correlates to less than 0.99.
+given to both. Compared are the importance of every head, scores before and after pruning 10 and
+30 % of heads, and D as the released code computes it; and how long both take, one after the other.
+Ends with 1 if tokens, scores or D differ, or importance correlates to less than 0.99.
 """
 
 import argparse
-import json
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +31,7 @@ import torch
 
 import fslib
 from fslib.data.bbc import package_folder
+from fslib.data.loading import glue_task
 from fslib.model.encoders import MINILM_PACKAGE
 from fslib.scoring import rank_correlation
 
@@ -58,26 +55,22 @@ def write_data(
     """Put rows of both tasks where the released code reads them; return {task: folder}."""
     found = {}
     for task, name in FOLDERS.items():
-        place = folder / f"{name}_data"
+        found[task] = place = folder / f"{name}_data"
         place.mkdir()
         for side, count in (("train", examples), ("dev", evaluated)):
-            lines = (
-                (data / name / f"{side}.tsv").read_text(encoding="utf-8").split("\n")[: count + 1]
-            )
-            (place / f"{side}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            lines = (data / name / f"{side}.tsv").read_text(encoding="utf-8").split("\n")
+            text = "\n".join(lines[: count + 1]) + "\n"
+            (place / f"{side}.tsv").write_text(text, encoding="utf-8")
         (place / "test.tsv").symlink_to(place / "dev.tsv")
-        (place / "dataset_script.py").symlink_to(
-            code / "data" / f"{name}_data" / "dataset_script.py"
-        )
-        found[task] = place
+        script = code / "data" / place.name / "dataset_script.py"
+        (place / "dataset_script.py").symlink_to(script)
     return found
 
 
 def write_checkpoint(tasks: dict[str, fslib.Task], path: Path, steps: int) -> None:
     """Train a model on both tasks, and save it with the released code's names of weights."""
-    model = fslib.MultiTaskModel.from_pretrained(
-        "minilm-l6", tasks, pooling="first", max_length=128
-    )
+    options = {"pooling": "first", "max_length": 128}
+    model = fslib.MultiTaskModel.from_pretrained("minilm-l6", tasks, **options)
     shipped = safetensors.torch.load_file(MODEL / "model.safetensors")
     pooler = {k: v for k, v in shipped.items() if k.startswith("pooler.dense.")}
     own = {k.removeprefix("pooler.dense."): v for k, v in pooler.items()}
@@ -95,7 +88,7 @@ def write_checkpoint(tasks: dict[str, fslib.Task], path: Path, steps: int) -> No
 
 
 def released(
-    code: Path, python: str, folders: dict[str, Path], checkpoint: Path, out: Path, threads: int
+    code: Path, python: str, folders: dict[str, Path], checkpoint: Path, out: Path
 ) -> dict[str, Any]:
     """Run the released code's script, and return what it prints."""
     options = {
@@ -108,34 +101,27 @@ def released(
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     words += ["--do_eval", "--do_prune", "--eval_pruned", "--same_div", "--do_lower_case"]
     words += ["--prune_percent", *map(str, PERCENT)]
-    here = {"PATH": "/usr/bin:/bin", "HOME": str(out), "OMP_NUM_THREADS": str(threads)}
+    here = {"PATH": "/usr/bin:/bin", "HOME": str(out)}
+    here |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     here |= dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
     here |= {"HF_DATASETS_TRUST_REMOTE_CODE": "1"}
-    begun = time.perf_counter()
-    done = subprocess.run(
-        [python, "-u", str(code / "src" / "run_ntasks_classifier.py"), *words],
-        cwd=code, env=here, capture_output=True, text=True,
-    )  # fmt: skip
+    script = [python, "-u", str(code / "src" / "run_ntasks_classifier.py"), *words]
+    done = subprocess.run(script, cwd=code, env=here, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"the released code failed:\n{done.stderr[-3000:]}")
     log = done.stdout + done.stderr
-    maps = [importance_in(part) for part in log.split("Head importance scores")[1:]]
     matrices = [
         [[float(x) for x in row.split()] for row in part.strip().splitlines()[: len(folders)]]
         for part in re.findall(r"Prune matrix for [\d.]+\n(.*?)D-score", done.stdout, re.S)
     ]
-    scores = [
-        float(re.search(r"main = ([\d.]+)", (out / f"eval_{t}.txt").read_text())[1])
-        for t in folders
-    ]
+    evaluated = [(out / f"eval_{task}.txt").read_text() for task in folders]
     return {
-        "importance": np.array(maps),
-        "scores": scores,
-        "matrices": np.array(matrices),
+        "importance": [importance_in(part) for part in log.split("Head importance scores")[1:]],
+        "scores": [float(re.search(r"main = ([\d.]+)", text)[1]) for text in evaluated],
+        "matrices": matrices,
         "D": [float(d) for d in re.findall(r"Average D-score: (-?[\d.]+)", done.stdout)],
         "tokens": [float(n) for n in re.findall(r"Total tokens:([\d.]+)", log)],
         "seconds": seconds_of(log),
-        "whole": time.perf_counter() - begun,
     }
 
 
@@ -152,20 +138,14 @@ def importance_in(log: str) -> np.ndarray:
 
 def seconds_of(log: str) -> dict[str, float]:
     """Return how long importance and pruning took, from the log's time stamps."""
-    stamps = [
-        (time.mktime(time.strptime(stamp, "%m/%d/%Y %H:%M:%S")), line)
-        for stamp, line in re.findall(r"^(\d\d/\d\d/\d{4} \d\d:\d\d:\d\d) - (.*)$", log, re.M)
-    ]
-    seconds, state, since = {"importance": 0.0, "pruning": 0.0}, "", 0.0
-    for at, line in stamps:
-        entering = next((state for sign, state in STATES.items() if sign in line), "")
-        if entering:
-            if state in seconds:
-                seconds[state] += at - since
-            state, since = entering, at
-    if state in seconds:
-        seconds[state] += stamps[-1][0] - since
-    return seconds
+    stamps = re.findall(r"^(\d\d/\d\d/\d{4} \d\d:\d\d:\d\d) - (.*)$", log, re.M)
+    times = [time.mktime(time.strptime(stamp, "%m/%d/%Y %H:%M:%S")) for stamp, _ in stamps]
+    states = [next((s for sign, s in STATES.items() if sign in line), "") for _, line in stamps]
+    changes = [(at, state) for at, state in zip(times, states, strict=True) if state]
+    seconds = dict.fromkeys(STATES.values(), 0.0)
+    for (since, state), (until, _) in pairwise([*changes, (times[-1], "")]):
+        seconds[state] += until - since
+    return {part: seconds[part] for part in ("importance", "pruning")}
 
 
 def ours(tasks: dict[str, fslib.Task], checkpoint: Path) -> dict[str, Any]:
@@ -175,87 +155,56 @@ def ours(tasks: dict[str, fslib.Task], checkpoint: Path) -> dict[str, Any]:
     begun = time.perf_counter()
     importance = {name: fslib.head_importance(model, task) for name, task in tasks.items()}
     scored = time.perf_counter()
-    iap = fslib.prune_important_heads(
-        model, tasks, [p / 100 for p in PERCENT], controls=0, importance=importance, batch_size=64
-    )
-    pruned = (
-        time.perf_counter()
-    )  # holds an evaluation of the whole model, which stands apart in the released script
-    matrices = iap.scores()[0, :, :, 0]
+    fractions = [p / 100 for p in PERCENT]
+    options = {"controls": 0, "importance": importance, "batch_size": 64}
+    iap = fslib.prune_important_heads(model, tasks, fractions, **options)
+    # holds an evaluation of the whole model, which stands apart in the released script
+    pruned = time.perf_counter()
+    texts = [model.encode(task.train).columns["input_ids"] for task in tasks.values()]
     return {
-        "importance": np.array(list(importance.values())),
-        "scores": iap.baseline()[0].tolist(),
-        "matrices": matrices,
-        "D": iap.dissociation("released").along().value.tolist(),
-        "tokens": [
-            int(sum(len(i) for i in model.encode(t.train).columns["input_ids"]))
-            for t in tasks.values()
-        ],
+        "importance": list(importance.values()),
+        "scores": iap.baseline()[0],
+        "matrices": iap.scores()[0, :, :, 0],
+        "D": iap.dissociation("released").along().value,
+        "tokens": [sum(map(len, ids)) for ids in texts],
         "seconds": {"importance": scored - begun, "pruning": pruned - scored},
     }
 
 
 def main() -> int:
     """Run both, print what they find side by side, and return 1 if scores or D differ."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("code", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--examples", type=int, default=4000)
-    parser.add_argument("--eval", type=int, default=800)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=2)
+    for name, default in (("examples", 4000), ("eval", 800), ("steps", 200), ("threads", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch)
-        code = options.code.resolve()
+        root, code = Path(scratch), options.code.resolve()
         folders = write_data(code, options.data.resolve(), root, options.examples, options.eval)
-        tasks = {
-            name: fslib.data.loading.glue_task(folder, name=name)
-            for name, folder in folders.items()
-        }
-        write_checkpoint(tasks, root / "pytorch_model.bin", options.steps)
-        (root / "out").mkdir()
-        theirs = released(
-            code, options.python, folders, root / "pytorch_model.bin", root / "out", options.threads
-        )
-        mine = ours(tasks, root / "pytorch_model.bin")
-    print(
-        json.dumps(
-            {k: v for k, v in theirs.items() if k in ("scores", "D", "tokens", "seconds", "whole")}
-        )
-    )
-    print(json.dumps({k: v for k, v in mine.items() if k in ("scores", "D", "tokens", "seconds")}))
-    rows = [
-        ("tokens", theirs["tokens"], mine["tokens"]),
-        ("scores", theirs["scores"], mine["scores"]),
-    ]
-    rows += [
-        (f"prune matrix, {p} %", theirs["matrices"][i], mine["matrices"][i])
-        for i, p in enumerate(PERCENT)
-    ]
-    rows += [("D", theirs["D"], mine["D"])]
+        tasks = {name: glue_task(folder, name=name) for name, folder in folders.items()}
+        checkpoint, out = root / "pytorch_model.bin", root / "out"
+        write_checkpoint(tasks, checkpoint, options.steps)
+        out.mkdir()
+        theirs = released(code, options.python, folders, checkpoint, out)
+        mine = ours(tasks, checkpoint)
     differ = 0
-    for what, a, b in rows:
-        one, other = np.asarray(a, float), np.asarray(b, float)
-        same = np.allclose(one, other, atol=0.005 if what == "D" else 1e-6)
+    for what, tolerance in (("tokens", 0), ("scores", 1e-6), ("matrices", 1e-6), ("D", 0.005)):
+        one, other = (np.array(found[what], float) for found in (theirs, mine))
+        same = np.allclose(one, other, atol=tolerance)
         differ += not same
-        print(
-            f"{what}: {one.round(4).tolist()} {'=' if same else 'DIFFERS FROM'}",
-            other.round(4).tolist(),
-        )
+        print(f"{what}: {one.round(4).tolist()} {'=' if same else 'DIFFERS FROM'}")
+        print(f"    {other.round(4).tolist()}")
     for task, a, b in zip(tasks, theirs["importance"], mine["importance"], strict=True):
         agree = rank_correlation(a, b)
         differ += agree < AGREEMENT
         print(f"importance of {task}: rank correlation {agree:.4f}")
-    for part, seconds in theirs["seconds"].items():
-        print(
-            f"{part}: {seconds:.0f} s against {mine['seconds'][part]:.0f} s,",
-            f"{seconds / mine['seconds'][part]:.2f} x",
-        )
+    for part, theirs_took in theirs["seconds"].items():
+        took = mine["seconds"][part]
+        print(f"{part}: {theirs_took:.0f} s against {took:.0f} s, {theirs_took / took:.2f} x")
     return int(differ > 0)
 
 
