@@ -142,6 +142,12 @@ class Claim:
         return INCONCLUSIVE
 
     @property
+    def p(self) -> float:
+        """The p of what is said, or the smaller one of supported and contradicted; or NaN."""
+        above, below, within = self.corrected or self.tests
+        return within if self.verdict.startswith(NO_EFFECT) else float(np.fmin(above, below))
+
+    @property
     def why(self) -> str:
         """Which gate failed, or why the treatment is too weak; "" if neither."""
         few = f"{self.n} training(s), and {LEAST_SEEDS} are needed" if self.n < LEAST_SEEDS else ""

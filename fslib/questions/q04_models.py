@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 from fslib import claims
 from fslib.iap import IAP, score_left
 from fslib.importance import passes
-from fslib.intervals import Interval, pooled
 from fslib.model.encoders import ENCODERS
 from fslib.plot import GREY, Look, forest, panels, percent, set_limits, styled, zero
 from fslib.questions.q03_pruning import POINT
@@ -46,27 +45,12 @@ def _dissociation(iap: IAP, draws: int) -> dict[str, float | int]:
     """Return D of one encoder, beside random heads', as columns; NaN where it is not defined."""
     passed = claims.learned(claims.above_constant(iap))
     each = [f"D, {task}" for task in iap.tasks]
-    found = dict.fromkeys([*DISSOCIATION, "above se", "p", *each], np.nan)
+    found = dict.fromkeys([*DISSOCIATION, "p", *each], np.nan)
     if len(passed) > 1:
         result = claims.scored(iap, passed).dissociation(draws=draws)
         found |= {k: getattr(result.mean, POINT[k]) for k in (*DISSOCIATION, "p")}
-        found["above se"] = result.measure(above_random=True).interval().se
         found |= {f"D, {task}": result.of(task).value for task in passed}
     return {"tasks": len(passed)} | found
-
-
-def _poolable(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of pre-trained encoders that have a D."""
-    return table[table["pre-trained"] & table["above se"].notna()]
-
-
-def pooled_effect(table: pd.DataFrame) -> Interval:
-    """Return D above random heads, pooled over pre-trained encoders with a random effect.
-
-    One number for a population of encoders; never a count of those that pass by themselves.
-    """
-    pairs = _poolable(table)[["above random", "above se"]].astype(float).itertuples(index=False)
-    return pooled([Interval(value, se, np.inf) for value, se in pairs])
 
 
 def _unmatched(record: Record) -> dict[str, IAP]:
@@ -123,15 +107,8 @@ def random_controls(study: Study) -> Rows:
 
 
 def sentences(table: pd.DataFrame) -> str:
-    """Say what the encoders show together, and what becomes of D without pre-training."""
-    effect, count = pooled_effect(table), len(_poolable(table))
-    lines = [f"Nothing to pool: {count} pre-trained encoders have learned two tasks or more."]
-    if np.isfinite(effect.se):
-        lines = [
-            f"Pooled over {count} pre-trained encoders (random effect): D above random heads "
-            f"{claims.interval_text(effect, 1)} points, {claims.p_text(effect.p)}, minimum "
-            f"detectable effect {effect.mde:.1f}."
-        ]
+    """Say what becomes of D without pre-training. Depths of one checkpoint are not pooled."""
+    lines = []
     for row in table[~table["pre-trained"]].to_dict("records"):
         d = f"D = {said(row, D_ENDS, '.1f')}" if np.isfinite(row["D"]) else claims.NOT_TESTABLE
         lines.append(

@@ -1,6 +1,6 @@
 """Notebook 05: claim C2, the more similar two tasks, the weaker the specialization on both?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,8 +10,8 @@ from fslib import claims
 from fslib.iap import IAP
 from fslib.intervals import Interval
 from fslib.plot import COLOURS, MARKERS, Look, panels, set_limits, styled, whiskers, zero
-from fslib.questions.tables import D_ENDS, Rows, columns, said, table_of
-from fslib.study.profiles import SHARED, shared_by
+from fslib.questions.tables import D_ENDS, Rows, columns, said, scope, table_of
+from fslib.study.profiles import QUESTION_AND_TEXT, SHARED, shared_by
 from fslib.study.study import Study
 from fslib.study.units import MEASURES
 
@@ -23,6 +23,7 @@ PRIMARY = (
 )
 D_RANGE = ("D", "lowest D", "highest D")
 CORRELATION = "rank correlation with D"
+GIVEN = "given whether they ask the same"  # partial correlation
 Pruned = Mapping[tuple[str, str], IAP]  # of the models of every pair of tasks, over seeds
 
 
@@ -110,11 +111,11 @@ def _matrix(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return frame
 
 
-@table_of("similarity", CORRELATION, "low", "high", "se", "p", "tasks", "pairs")
+@table_of("similarity", "given", CORRELATION, "low", "high", "se", "p", "tasks", "pairs")
 def correlations(study: Study, table: pd.DataFrame) -> Rows:
     """Return a row per similarity: its rank correlation with D, which C2 says is negative.
 
-    Over pairs of tasks that are learned. Interval: jackknife over tasks; p: one-sided, by
+    Over pairs of tasks that are learned. Interval: jackknife over tasks; p: two-sided, by
     exchanging the names of tasks (Mantel's test), since pairs that share a task are not
     independent. NaN for fewer than four tasks, and where a D is not defined.
 
@@ -123,29 +124,69 @@ def correlations(study: Study, table: pd.DataFrame) -> Rows:
         table: Of `pairs`.
     """
     d = _matrix(table[table["enters"]], "D")
-    tasks = list(d.index)
+    tasks, n = list(d.index), len(d)
     for measure, frame in _similarities(study).items():
         similar = frame.loc[tasks, tasks].to_numpy(dtype=float)
-        found = claims.mantel(similar, d.to_numpy(), np.random.default_rng(0))
-        i, n = found.interval, len(tasks)
-        yield measure, i.value, *_ends(i), i.se, found.p, n, n * (n - 1) // 2
+        for name, given in {"": None, GIVEN: asks_the_same(tasks)}.items():
+            if given is not None or not name:
+                found = claims.mantel(similar, d.to_numpy(), np.random.default_rng(0), given)
+                i, pairs = found.interval, n * (n - 1) // 2
+                yield measure, name, i.value, *_ends(i), i.se, found.p, n, pairs
 
 
-def decide(table: pd.DataFrame) -> claims.Evidence:
-    """Return what there is on C2, from `correlations`: that the correlation is below 0."""
-    row = table.set_index("similarity").loc[PRIMARY]
-    tasks, least = int(row["tasks"]), claims.LEAST_TASKS
-    few = (
-        f"{tasks or 'fewer than two'} tasks are learned, and a correlation over pairs needs {least}"
-    )
-    interval = Interval(-float(row[CORRELATION]), float(row["se"]), tasks - 1)
-    part = claims.Part("minus the rank correlation", interval, float(row["p"]))
-    return claims.Evidence("C2", (part,), few if tasks < least else "")
+def asks_the_same(tasks: Sequence[str]) -> np.ndarray | None:
+    """Return which tasks ask the same question, 1 or 0; None where some task's is not known."""
+    if not {*tasks} <= QUESTION_AND_TEXT.keys():
+        return None
+    asked = np.array([QUESTION_AND_TEXT[task][0] for task in tasks])
+    return (asked[:, None] == asked).astype(float)
+
+
+@table_of("without tasks that ask about", "tasks", CORRELATION, "low", "high", "p")
+def without_question(study: Study, table: pd.DataFrame) -> Rows:
+    """Return the correlation that decides, without the tasks of each question; exploratory."""
+    d, similar = _matrix(table[table["enters"]], "D"), _similarities(study)[PRIMARY]
+    asked = {task: QUESTION_AND_TEXT.get(task, ("",))[0] for task in d.index}
+    for question in dict.fromkeys(asked.values()):
+        left = [task for task in d.index if asked[task] != question]
+        a, b = (frame.loc[left, left].to_numpy(dtype=float) for frame in (similar, d))
+        found = claims.mantel(a, b, np.random.default_rng(0))
+        i = found.interval
+        yield question or "(not known)", len(left), i.value, *_ends(i), found.p
+
+
+def decide(table: pd.DataFrame, of: str) -> claims.Claim:
+    """Return what there is on C2: that the correlation is below 0, also given the question.
+
+    Args:
+        table: Of `correlations`.
+        of: The scope.
+    """
+    rows = table[table["similarity"] == PRIMARY]
+    tasks, least = int(rows["tasks"].iloc[0]), claims.LEAST_TASKS
+    counted = tasks or "fewer than two"
+    few = f"{counted} tasks are learned, and a correlation over pairs needs {least}"
+    parts = []
+    for row in rows.to_dict("records"):
+        interval = Interval(-float(row[CORRELATION]), float(row["se"]), tasks - 1)
+        what = ", ".join(filter(None, ["minus the rank correlation", row["given"]]))
+        parts.append(claims.Part(what, interval, float(row["p"])))
+    return claims.Claim("C2", tuple(parts), of, tasks, few if tasks < least else "")
+
+
+def scope_of(study: Study) -> str:
+    """Say what C2 is decided on."""
+    p, pairs = study.profile, study.pair_units()
+    steps = next(iter(pairs.values()))[0].train.steps
+    more = f"{len(pairs)} pairs of tasks, models of each: {p.pair_seeds}"
+    trainings = len(pairs) * p.pair_seeds
+    return scope(p.small_encoder, trainings, steps, study.pair_tasks, more)
 
 
 @styled
 def plot_similarity(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
     """Draw a panel per measure: similarity of a pair against D of a model trained on both."""
+    correlations = correlations[correlations["given"] == ""]
     figure, axes = panels(len(correlations) + 1, 2.3, 3, sharey=True)
     for ax, (_, row) in zip(axes, correlations.iterrows(), strict=False):
         for (_, pair), look in zip(table.iterrows(), _pair_looks(table), strict=True):

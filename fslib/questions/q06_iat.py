@@ -1,7 +1,7 @@
 """Notebook 06: claims C3, C4, C6, does training only own heads raise specialization and scores?"""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from fslib import claims
 from fslib.data.tasks import Task
 from fslib.iap import IAP
+from fslib.iat import IAT
 from fslib.intervals import Measure, mean_of, score_measure
 from fslib.plot import (
     COLOURS,
@@ -24,7 +25,7 @@ from fslib.plot import (
     whiskers,
     zero,
 )
-from fslib.questions.tables import D_ENDS, ENDS, columns, ends, minus
+from fslib.questions.tables import D_ENDS, ENDS, columns, ends, minus, scope
 from fslib.study.design import at_dose
 from fslib.study.store import Record
 from fslib.study.study import Study
@@ -72,24 +73,33 @@ class Dose:
         return IAP.over_seeds([recorded_iap(record, ending) for record in self.records])
 
 
-def deciding(study: Study, seeds: Sequence[int] | None = None) -> Dose:
-    """Return the dose that claims are decided at, in the trunks of these seeds (None: of all)."""
+def main(study: Study, seeds: Sequence[int] | None = None) -> Dose:
+    """Return the dose of the profile's `delta`, in the trunks of these seeds (None: of all)."""
     p, chosen = study.profile, study.ending_seeds if seeds is None else seeds
     records = [study.store.get(study.endings_unit(s)) for s in chosen]
-    return Dose(TREATED, RANDOM, p.delta, p.lr_floor, records, decides=True)
+    return Dose(TREATED, RANDOM, p.delta, p.lr_floor, records)
 
 
 def all_doses(study: Study) -> list[Dose]:
-    """Return the dose that decides, other lengths of the ending, and other floors."""
-    p, found = study.profile, [deciding(study)]
-    whole = deciding(study, study.dose_seeds)
+    """Return the main dose, other lengths of the ending, and other floors.
+
+    What decides is the paper's length, where there is one, else the main one.
+    """
+    p, found = study.profile, [main(study)]
+    whole = main(study, study.dose_seeds)
     for delta in p.doses:
         names = at_dose(TREATED, delta), at_dose(RANDOM, delta)
         found.append(Dose(*names, delta, p.lr_floor, whole.records))
     for floor in p.dose_floors:
         records = [study.store.get(study.floor_unit(s, floor)) for s in study.dose_seeds]
         found.append(Dose(TREATED, RANDOM, p.floor_delta, floor, records))
-    return found
+    decides = next((d for d in found if (d.delta, d.floor) == (IAT().delta, p.lr_floor)), found[0])
+    return [replace(dose, decides=dose is decides) for dose in found]
+
+
+def deciding(study: Study) -> Dose:
+    """Return the dose that claims are decided at."""
+    return next(dose for dose in all_doses(study) if dose.decides)
 
 
 def evaluated_tasks(study: Study, names: tuple[str, ...]) -> dict[str, Task]:
@@ -115,10 +125,10 @@ def score_measures(study: Study, dose: Dose, endings: Iterable[str]) -> Measures
 def dissociation_measures(study: Study, dose: Dose, endings: Iterable[str]) -> Measures:
     """Return D after each ending, of the tasks that plain training has learned, or all.
 
-    Whatever the dose, the trunks that decide say which tasks are learned: all doses are compared
-    on the same ones.
+    Whatever the dose, the trunks of the main one say which tasks are learned: all are compared on
+    the same ones.
     """
-    gated, found = deciding(study).pruned(PLAIN), {}
+    gated, found = main(study).pruned(PLAIN), {}
     for ending in endings:
         iap = claims.entering(dose.pruned(ending), gated)
         result = iap.dissociation(draws=study.profile.draws)
@@ -135,7 +145,7 @@ def scores(study: Study, reference: str = PLAIN) -> pd.DataFrame:
     for t, task in evaluated_tasks(study, study.ending_tasks).items():
         records = [study.store.get(study.single_unit(s, t)) for s in study.single_seeds]
         single[t] = half_score(task, np.stack([r.arrays[f"predictions/{t}"] for r in records]))
-    alone = deciding(study, study.single_seeds)
+    alone = main(study, study.single_seeds)
     measures = {"single-task": single} | score_measures(study, alone, [reference])
     table = claims.paired_differences(measures, reference, NAMES).query("ending == 'single-task'")
     table.insert(2, "seeds", len(study.single_seeds))
@@ -156,7 +166,7 @@ def _compared(study: Study, value: str, reference: str) -> pd.DataFrame:
         reference: The ending that is subtracted.
     """
     measures, done, frames = dissociation_measures if value == "D" else score_measures, [], []
-    for dose in (deciding(study), deciding(study, study.dose_seeds)):
+    for dose in (main(study), main(study, study.dose_seeds)):
         each = [record.config["pruned" if value == "D" else "endings"] for record in dose.records]
         shared = [e for e in each[0] if all(e in other for other in each) and e not in done]
         if shared:
@@ -168,9 +178,7 @@ def _compared(study: Study, value: str, reference: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def dose(study: Study) -> str:
-    """Say how much of a treatment IAT is: its share of the learning rate, what it changes."""
-    found = deciding(study)
+def _said(study: Study, found: Dose) -> str:
     return (
         f"Dose: the last {100 * found.delta:g} % of the steps spend {100 * found.share:.1f} % of "
         f"the learning rate, and IAT changes {100 * changed(study, found):.1f} % of the "
@@ -198,14 +206,15 @@ def changed_beside_d(dose: Dose) -> float:
     return claims.changed_share(after(dose.ending), after(PLAIN))
 
 
-def _effects(study: Study, dose: Dose) -> dict[str, tuple[claims.Part, ...]]:
+def effects(study: Study, dose: Dose) -> dict[str, tuple[claims.Part, ...]]:
     """Return the two parts of C3 and of C4: IAT minus plain training, and minus random heads."""
 
     def parts(measures: Measures, scale: float) -> tuple[claims.Part, ...]:
         treated, *others = (mean_of([*m.values()]).scaled(scale) for m in measures.values())
         pairs = zip(CONTROLS, others, strict=True)
         return tuple(
-            claims.Part.of(f"IAT minus {words}", treated - other) for words, other in pairs
+            claims.Part(f"IAT minus {words}", (treated - other).interval())
+            for words, other in pairs
         )
 
     names = (dose.ending, PLAIN, dose.control)
@@ -215,14 +224,37 @@ def _effects(study: Study, dose: Dose) -> dict[str, tuple[claims.Part, ...]]:
     return {"C3": parts(d, 1.0), "C4": parts(score, 100.0)}
 
 
-def decide(study: Study) -> dict[str, claims.Evidence]:
+def decide(study: Study) -> dict[str, claims.Claim]:
     """Return what there is on C3 and C4: IAT minus plain training, and minus random heads."""
     dose = deciding(study)
-    failed = {"C3": _too_weak(changed_beside_d(dose)), "C4": _too_weak(changed(study, dose))}
-    if len(claims.learned(claims.above_constant(dose.pruned(PLAIN)))) < 2:
-        failed["C3"] = failed["C3"] or "fewer than two tasks are learned"
-    parts = _effects(study, dose)
-    return {claim: claims.Evidence(claim, parts[claim], reason) for claim, reason in failed.items()}
+    weak = {"C3": _too_weak(changed_beside_d(dose)), "C4": _too_weak(changed(study, dose))}
+    of, failed, n = scope_of(study, dose), at_chance(dose), len(dose.records)
+    return {
+        claim: claims.Claim(claim, parts, of, n, failed, weak[claim])
+        for claim, parts in effects(study, dose).items()
+    }
+
+
+def scope_of(study: Study, dose: Dose) -> str:
+    """Say what a dose of IAT was tried on."""
+    config = dose.records[0].config
+    rate = f"falling to {dose.floor:g} of the highest" if dose.floor else "falling to 0"
+    more = f"IAT in the last {100 * dose.delta:g} % of the steps, learning rate {rate}"
+    return scope(config["encoder"], len(dose.records), config["steps"], study.ending_tasks, more)
+
+
+def at_chance(dose: Dose) -> str:
+    """Say which tasks are not learned when IAT chooses heads, or nothing ("") if all are.
+
+    On the trunk where it was pruned there, else after plain training, which went on from it.
+    """
+    config = dose.records[0].config
+    begins = config["endings"].get(TRUNK) or {}
+    known = all(TRUNK in record.config["pruned"] for record in dose.records)
+    iap = dose.pruned(TRUNK if known and begins.get("delta") == dose.delta else PLAIN)
+    passed = claims.learned(claims.above_constant(iap))
+    low = [task for task in iap.tasks if task not in passed]
+    return f"at chance when IAT chooses heads: {', '.join(low)}" if low else ""
 
 
 def _too_weak(share: float) -> str:
@@ -242,7 +274,7 @@ def doses(study: Study) -> pd.DataFrame:
     rows = []
     for dose in all_doses(study):
         about = dose.delta, dose.floor, dose.share, changed(study, dose), len(dose.records)
-        for claim, parts in _effects(study, dose).items():
+        for claim, parts in effects(study, dose).items():
             for part in parts:
                 numbers = *ends(part.interval), part.tested, part.interval.mde, dose.decides
                 rows.append((claim, part.what, *about, *numbers))
@@ -259,7 +291,7 @@ def movement(study: Study) -> pd.DataFrame:
     As a root mean square, the mean over seeds.
     """
     frames = []
-    for record in deciding(study).records:
+    for record in main(study).records:
         moved = pd.DataFrame(record.result["moved"]).T.dropna(how="all")
         frames.append(moved / moved.loc[PLAIN])
     by_ending = pd.concat(frames).add_prefix("rows of heads ").groupby(level=0, sort=False)
@@ -270,7 +302,7 @@ def movement(study: Study) -> pd.DataFrame:
 
 def parameters(study: Study) -> pd.DataFrame:
     """Return a row per seed and ending: the parameters of the model after it."""
-    counts = [record.result["parameters"] for record in deciding(study).records]
+    counts = [record.result["parameters"] for record in main(study).records]
     table = pd.DataFrame(counts, study.ending_seeds).stack().dropna().astype(int)
     return table.rename_axis(["seed", "ending"]).rename("parameters").reset_index()
 
@@ -290,7 +322,7 @@ def counted_steps(study: Study) -> pd.DataFrame:
 def sentences(study: Study) -> str:
     """Say what becomes of C3 and C4 by themselves, before p is corrected for other claims."""
     lines = [f"{claim} {found}" for claim, found in decide(study).items()]
-    return "\n".join([*lines, dose(study)])
+    return "\n".join([*lines, _said(study, deciding(study))])
 
 
 @styled

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from fslib import claims
 from fslib.data.tasks import Task
 from fslib.finetuning import PARTS
-from fslib.intervals import Measure, mean_of
+from fslib.intervals import Measure, mean_of, score_measure
 from fslib.plot import COLOURS, GREY, MARKERS, Look, panels, percent, styled, whiskers
 from fslib.questions.q06_iat import evaluated_tasks, half_score
-from fslib.questions.tables import SCORE_ENDS, columns, minus
+from fslib.questions.tables import SCORE_ENDS, columns, minus, scope
 from fslib.scoring import chance_level
 from fslib.study.study import Study
 from fslib.study.units import AS_IT_WAS, PLAIN, RANDOM, TREATED, transfer_name
@@ -76,21 +76,52 @@ def learning_curves(study: Study) -> pd.DataFrame:
     return table.replace({"target": {"": "mean"}})[list(COLUMNS)]
 
 
-def decide(study: Study) -> claims.Evidence:
+def decide(study: Study) -> claims.Claim:
     """Return what there is on C5: from IAT minus from plain training, and minus random heads.
 
     Of the full model, the mean over targets and sizes.
     """
+    of, n = scope_of(study), len(study.transfer_seeds)
     if reason := study.no_transfer():
-        return claims.Evidence("C5", (), reason)
+        return claims.Claim("C5", (), of, n, reason)
     scores = _scores(study, "full")
     means = {source: mean_of([*each.values()]).scaled(100.0) for source, each in scores.items()}
     against = {REFERENCE: "plain multi-task training", RANDOM: "IAT with random heads"}
     parts = tuple(
-        claims.Part.of(f"from IAT minus from {words}", means["IAT"] - means[source])
+        claims.Part(f"from IAT minus from {words}", (means["IAT"] - means[source]).interval())
         for source, words in against.items()
     )
-    return claims.Evidence("C5", parts, _floor(study))
+    return claims.Claim("C5", parts, of, n, _floor(study) or no_gain(study))
+
+
+def scope_of(study: Study) -> str:
+    """Say what C5 is decided on."""
+    p, tasks = study.profile, study.source_tasks
+    sizes = ", ".join("all" if size is None else f"{size:,}" for size in p.transfer_sizes)
+    more = f"new tasks: {', '.join(p.transfer_targets)}, from {sizes} examples"
+    steps = study.training(0, small=True, tasks=tasks).steps if tasks else 0
+    return scope(p.small_encoder, len(study.transfer_seeds), steps, tasks, more)
+
+
+def no_gain(study: Study) -> str:
+    """Say on which targets plain multi-task training helps nothing, or nothing ("") if it does.
+
+    Beside the encoder as it was, on the half of the examples that is not scored.
+    """
+    tasks, answers = target_tasks(study), _answers(study, "full")
+    worse = []
+    for t, task in tasks.items():
+        labels = claims.halved(task.eval.labels, claims.gate_half)
+        gains = []
+        for of, rows in answers[REFERENCE].items():
+            if of.rpartition(", ")[0] == t:
+                pair = (claims.halved(x, claims.gate_half) for x in (rows, answers[AS_IT_WAS][of]))
+                plain, before = (score_measure(t, task.metric, x, labels) for x in pair)
+                gains.append(plain - before)
+        if not mean_of(gains).interval().low > 0:
+            worse.append(t)
+    where = ", ".join(worse)
+    return f"multi-task training itself is no better start than none: {where}" if worse else ""
 
 
 def _floor(study: Study) -> str:

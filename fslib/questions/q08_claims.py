@@ -21,7 +21,7 @@ from fslib.questions import q04_models as q04
 from fslib.questions import q05_similarity as q05
 from fslib.questions import q06_iat as q06
 from fslib.questions import q07_transfer as q07
-from fslib.questions.tables import ENDS, Rows, ends, minus, said, table_of
+from fslib.questions.tables import D_ENDS, ENDS, Rows, ends, minus, said, table_of
 from fslib.questions.teaser import Story
 from fslib.scoring import rank_correlation
 from fslib.study.study import Study
@@ -29,28 +29,31 @@ from fslib.study.study import Study
 DESIGN = ["claim", "what decides", "encoder", "tasks", "seeds", "smallest effect of interest"]
 DESIGN += ["testable if"]
 COLUMNS = ["claim", "the paper says", "measured here", *ENDS, "p", "MDE", "SESOI", "claim p"]
-COLUMNS += ["verdict", "why", "seeds", "notebook"]
+COLUMNS += ["verdict", "scope", "why", "n", "notebook"]
 NOTHING = rules.Part("nothing", Interval(np.nan, np.nan, np.nan))
-PROFILES_SHOWN = ("mini", "evidence")  # side by side
+PROFILES_SHOWN = ("evidence", "base")  # side by side: those that decide
+LAPTOP = "laptop run; see evidence"  # what stands in the place of a verdict that nothing decides
+EXPLORED = ["claim", "what was seen", *ENDS, "p", "MDE", "scope"]
 REACH = 8  # smallest effects of interest that the figure shows; a few seeds' interval may go beyond
 # of the claims, and of what the released code does otherwise
 TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 CLAIMS, RELEASED = TEXTS["claims"], TEXTS["released"]
 
 
-def decide(study: Study) -> dict[str, rules.Evidence]:
+def decide(study: Study) -> dict[str, rules.Claim]:
     """Return what there is on claims C1 to C5, with p corrected for their number."""
     iap = study.iap()
     result = rules.entering(iap).dissociation(draws=study.profile.draws)
-    c1 = q03.decide(result, q03.not_testable(iap))
-    c2 = q05.decide(q05.correlations(study, q05.pairs(study)))
+    c1 = q03.decide(result, q03.scope_of(study, result.tasks), q03.not_testable(iap))
+    c2 = q05.decide(q05.correlations(study, q05.pairs(study)), q05.scope_of(study))
     return rules.decided({"C1": c1, "C2": c2, **q06.decide(study), "C5": q07.decide(study)})
 
 
 def seed_counts(study: Study) -> dict[str, int]:
     """Return how many seeds each claim is decided on."""
     p = study.profile
-    endings = dict.fromkeys(("C3", "C4", "C6"), p.ending_seeds)
+    tried = len(q06.deciding(study).records)
+    endings = {"C3": tried, "C4": tried, "C6": p.ending_seeds}
     return {"C1": p.seeds, "C2": p.pair_seeds, "C5": p.transfer_seeds} | endings
 
 
@@ -60,7 +63,7 @@ def design(study: Study) -> Rows:
     p, tasks, counts = study.profile, study.ending_tasks, seed_counts(study)
     words = {
         "steps": study.training(0, small=True, tasks=tasks).steps,
-        "delta": f"{100 * p.delta:g} %",
+        "delta": f"{100 * q06.deciding(study).delta:g} %",
         "changed": f"{100 * rules.LEAST_CHANGED:g} %",
         "similarity": q05.PRIMARY,
         "least": rules.LEAST_TASKS,
@@ -83,21 +86,48 @@ def design(study: Study) -> Rows:
 def claims(study: Study) -> Rows:
     """Return a row per number that a claim stands on: estimate, interval, p, MDE; and verdict.
 
-    p: of the part by itself. claim p: of the whole claim, corrected for five claims (Holm). why:
-    the gate that failed. C6 is a count and no estimate.
+    p: of the part by itself. claim p: of the whole claim, corrected for how many there are (Holm).
+    scope: what the verdict is about. why: the gate that failed, or what is too weak to decide. n:
+    trainings that the interval generalizes over; of C2, tasks. C6 is a count and no estimate.
     """
-    found = {c: (e.parts, e.claim_p, e.verdict, e.failed) for c, e in decide(study).items()}
     parameters, counts = q06.parameters(study)["parameters"], seed_counts(study)
+    for claim, found in decide(study).items():
+        verdict = found.verdict if study.profile.decides else LAPTOP
+        decision = found.p, verdict, found.scope, found.why, found.n, CLAIMS[claim]["notebook"]
+        for part in found.parts or (NOTHING,):
+            numbers = *ends(part.interval), part.tested, part.interval.mde, rules.SESOI[claim][0]
+            yield claim, CLAIMS[claim]["says"], part.what, *numbers, *decision
     added = float(parameters.max() - parameters.min())
     what = "parameters after IAT minus after plain training, every ending and seed"
-    counted = rules.Part(what, Interval(added, 0.0, 1.0), np.nan)
-    found["C6"] = (counted,), np.nan, rules.CONTRADICTED if added else rules.SUPPORTED, ""
-    for claim, (parts, *decision) in found.items():
-        for part in parts or (NOTHING,):
-            i, sesoi = part.interval, rules.SESOI.get(claim, (np.nan, ""))[0]
-            numbers = *ends(i), part.tested, i.mde, sesoi
-            last = counts[claim], CLAIMS[claim]["notebook"]
-            yield claim, CLAIMS[claim]["says"], part.what, *numbers, *decision, *last
+    count = added, added, added, np.nan, 0.0, np.nan, np.nan
+    verdict = rules.CONTRADICTED if added else rules.SUPPORTED
+    said_of = verdict, "every model of notebook 06", "", counts["C6"], CLAIMS["C6"]["notebook"]
+    yield "C6", CLAIMS["C6"]["says"], what, *count, *said_of
+
+
+@table_of(*EXPLORED)
+def exploratory(study: Study) -> Rows:
+    """Return what was seen and not fixed beforehand: rows without a verdict."""
+    iap = rules.entering(study.iap())
+    of = q03.scope_of(study, iap.tasks)
+    for row in q03.without_question(iap, study.profile.draws).iloc[1:].to_dict("records"):
+        what = f"D without tasks that ask about {row['without tasks that ask about']}"
+        yield "C1", what, *(row[k] for k in (*D_ENDS, "p, shared")), np.nan, of
+    for row in q03.shared_lesions(iap).to_dict("records"):
+        what = f"points lost: lesion of {row['lesion of']} minus of {row['hurts more than of']}"
+        yield "C1", what, *(row[k] for k in ("by", "low", "high", "p", "MDE")), of
+    pairs = q05.pairs(study)
+    for row in q05.correlations(study, pairs).to_dict("records"):
+        if row["similarity"] != q05.PRIMARY:
+            what = ", ".join(filter(None, [f"correlation of {row['similarity']}", row["given"]]))
+            numbers = (row[k] for k in (q05.CORRELATION, "low", "high", "p"))
+            yield "C2", what, *numbers, np.nan, q05.scope_of(study)
+    for dose in q06.all_doses(study):
+        for claim, parts in () if dose.decides else q06.effects(study, dose).items():
+            scope = "; ".join(filter(None, [q06.scope_of(study, dose), q06.at_chance(dose)]))
+            for part in parts:
+                i = part.interval
+                yield claim, f"{part.what} ({rules.SESOI[claim][1]})", *ends(i), i.p, i.mde, scope
 
 
 def release_differences(study: Study) -> pd.DataFrame:
@@ -171,9 +201,10 @@ def _missed(study: Study) -> float:
 
 
 def by_profile(study: Study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return {profile: its table of claims}: the study's, and what notebook 08 has saved of others.
+    """Return {profile: its table of claims} of those that decide, or of the study itself.
 
-    Other profiles, of `PROFILES_SHOWN`, are only looked for beside a study without other settings.
+    Others, of `PROFILES_SHOWN`, are what their notebook 08 has saved; they are only looked for
+    beside a study without other settings.
 
     Args:
         study: The study.
@@ -185,7 +216,8 @@ def by_profile(study: Study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         if name != study.name and path.is_file():
             saved = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
             found[name] = saved.fillna({"why": ""})
-    return {name: found[name] for name in (*PROFILES_SHOWN, *found) if name in found}
+    deciding = {name: found[name] for name in PROFILES_SHOWN if name in found}
+    return deciding or {study.name: table}
 
 
 def side_by_side(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -9,7 +9,9 @@ import pandas as pd
 
 from fslib.heads import overlap, top_heads
 from fslib.intervals import Interval
+from fslib.model.encoders import ENCODERS
 from fslib.scoring import rank_correlation
+from fslib.study.profiles import QUESTION_AND_TEXT
 
 ENDS = ("value", "low", "high")
 D_ENDS = ("D", "low", "high")
@@ -51,6 +53,16 @@ def said(row: Mapping[str, Any] | pd.Series, columns: Sequence[str], form: str =
     """Return an estimate with its interval, columns of a row, as text."""
     value, low, high = (format(row[column], form) for column in columns)
     return f"{value} [{low}, {high}]"
+
+
+def scope(encoder: str, trainings: int, steps: int, tasks: Sequence[str], *more: str) -> str:
+    """Say what a verdict is about: encoder, trainings, steps, tasks and what they ask."""
+    kind = "one contrastively tuned checkpoint" if ENCODERS.get(encoder, ({}, False))[1] else ""
+    asked = dict.fromkeys(QUESTION_AND_TEXT[t][0] for t in tasks if t in QUESTION_AND_TEXT)
+    about = f" ({', '.join(asked)})" if asked else ""
+    models = f"{trainings} training{'s' * (trainings != 1)} of {steps:,} steps"
+    words = [", ".join(filter(None, [encoder, kind])), models, f"{len(tasks)} tasks{about}", *more]
+    return "; ".join(words)
 
 
 def agreement(a: np.ndarray, b: np.ndarray, fraction: float) -> tuple[float, float]:

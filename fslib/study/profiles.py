@@ -60,6 +60,7 @@ class Profile(FineTuning):
     # of all trainings; unlike a unit's, these two are always among the settings
     lr_floor: float = Field(0.0, ge=0, lt=1)
     precision: Precision = "float32"
+    decides: bool = True  # whether its table of claims has verdicts
     seeds: Seeds = 2
     first_seed: int = Field(0, ge=0, le=1_000_000)  # added to the study's own
     # 01, every task alone, and in 06 as well; None: as many as seeds

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from fslib.claims import SESOI, Evidence
+from fslib.claims import SESOI, Claim
 from fslib.errors import FslibError
 from fslib.scoring import rank_correlation
 from fslib.study.files import CannotWriteError, scratch_folder
 from fslib.study.store import Record, Store, Unit
 from fslib.study.study import Study
 
-Decider = Callable[[Study], dict[str, Evidence]]
+Decider = Callable[[Study], dict[str, Claim]]
 DECIDING = "08"  # the notebook that decides, on the records of all others
 # What a record of another type of machine may differ by before something else must be wrong.
 SCORE_TOLERANCE = 0.08  # metric values
