@@ -42,6 +42,20 @@ def ranking(maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def steady_heads(study: Study) -> pd.DataFrame:
+    """Return a row per head that is steady: in how many trainings it is in each task's top 10 %.
+
+    Steady: in all trainings for some task, or, in some training, in the top set of every task.
+    """
+    tops = np.array(
+        [[top_heads(run[t].importance(), 0.1) for t in run] for run in study.contributions()]
+    )  # (seeds, tasks, layers, heads)
+    counts, shared = tops.sum(0), tops.all(1).sum(0)
+    chosen = np.argwhere((counts == len(tops)).any(0) | (shared > 0))
+    rows = [[head_name(*at), *counts[(..., *at)], shared[tuple(at)]] for at in chosen.tolist()]
+    return pd.DataFrame(rows, columns=["head", *study.profile.tasks, "all tasks at once"])
+
+
 def task_correlations(study: Study) -> pd.DataFrame:
     """Return the rank correlation of tasks' maps, the mean over seeds.
 
