@@ -90,8 +90,7 @@ class TestSameSeed:
     def test_seed_also_draws_the_dropout(self, easy):
         states = []
         for seed in (0, 0, 1):
-            settings = training.Settings(steps=1, batch_size=16, seed=seed)
-            run = training.Training(fresh(easy), easy, settings)
+            run = training.Training(fresh(easy), easy, training.Settings(steps=1, seed=seed))
             run.advance(1)
             states.append(run.rng[0].tolist())  # torch's, which dropout alone uses
         assert states[0] == states[1] != states[2]
