@@ -107,7 +107,7 @@ class Ending:
         """Return the steps before the ending, or raise FslibError if there are none, or all."""
         start = steps - round(self.delta * steps)
         if not 0 < start < steps:
-            raise FslibError(f"delta {self.delta} of {steps} steps leaves none before or after")
+            raise FslibError(f"delta {self.delta} of {steps} steps: no steps lie before and after")
         return start
 
     def stop(self, steps: int) -> int:
@@ -164,7 +164,9 @@ class PCGrad(Ending):
         if self.project and not any(p.requires_grad for p in trunk.model.encoder.parameters()):
             raise FslibError("PCGrad projects the encoder's gradients, and all of it is frozen")
         if trunk.batch_size < len(trunk.tasks):
-            raise FslibError(f"batch_size {trunk.batch_size} is too small to share among tasks")
+            raise FslibError(
+                f"batch_size {trunk.batch_size} is too small for {len(trunk.tasks)} tasks"
+            )
 
     def begin(self, trunk: Trunk) -> Rule:
         """Return the rule of mixed steps, with or without projection."""

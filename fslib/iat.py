@@ -78,7 +78,7 @@ class IAT(Ending):
         self.needs_two_tasks(trunk)
         total = trunk.model.n_layers * trunk.model.n_heads
         if head_count(self.alpha, total) == 0:
-            raise FslibError(f"alpha {self.alpha} is no head: choose at least {1 / total:.3f}")
+            raise FslibError(f"alpha {self.alpha} of {total} heads is none: choose {1 / total:.3f}")
         owned = np.zeros((trunk.model.n_layers, trunk.model.n_heads), dtype=bool)
         for row in _rows(trunk):
             owned |= row.owners

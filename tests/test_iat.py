@@ -293,10 +293,12 @@ def test_heads_are_those_that_importance_on_training_data_says(bert, zoo):
 
 
 def test_random_heads_repeat_by_seed(zoo):
-    iat = fslib.IAT(alpha=0.5, heads="random")
-    runs = [begun(zoo.model("bert"), zoo.tasks, iat, seed=seed) for seed in (0, 0, 1)]
-    one, again, other = (np.stack([*run.history.heads.values()]) for run in runs)
-    assert np.array_equal(one, again) and not np.array_equal(one, other)
+    drawn = []
+    for seed in (0, 0, 1):  # before the first step, so that the top heads are the same
+        run = Training(zoo.model("bert"), zoo.tasks, Settings(**SETTINGS, seed=seed))
+        run.begin(fslib.IAT(alpha=0.5, heads="random"))
+        drawn.append(np.stack([*run.history.heads.values()]))
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
 
 
 # --- what a step costs
@@ -323,8 +325,7 @@ def test_a_step_costs_the_same_with_two_tasks_and_with_six(zoo, iat):
         with Operations() as operations:
             run.advance(run.step + 1)
         counts.append(operations.seen)
-    assert sum(counts[0].values()) > 100
-    assert counts[0] == counts[1]
+    assert counts[0] == counts[1] and sum(counts[0].values()) > 100
 
 
 def test_losses_on_another_device_are_read_now_and_then(bert, zoo, monkeypatch):
@@ -346,7 +347,7 @@ def test_unknown_words_get_the_nearest_one():
     for option, word in words.items():
         with refused(option, f"'{word}': did you mean '{word[:3]}"):
             fslib.IAT(**{option: word})
-    with refused("normalize 'layers'", 'None, "layer"'):
+    with refused("normalize 'layers'", "valid: layer, or None"):
         fslib.IAT(normalize="layers")
     for ending in (fslib.IAT, fslib.PCGrad, fslib.Stop):
         with refused("delta 1.0", "(0, 1)"):
@@ -357,7 +358,7 @@ THREE = ("single", "pair", "regression")
 IMPOSSIBLE = [
     (fslib.IAT(), ["single"], {}, ["IAT", "at least two tasks", "single"]),
     (fslib.PCGrad(), ["single"], {}, ["PCGrad", "at least two tasks", "single"]),
-    (fslib.IAT(alpha=0.08), THREE, {}, ["alpha 0.08", "12 heads", "at least 0.083"]),
+    (fslib.IAT(alpha=0.08), THREE, {}, ["alpha 0.08", "12 heads", "0.083"]),
     (fslib.PCGrad(), THREE, {"batch_size": 2}, ["batch_size 2", "3 tasks"]),
     (fslib.IAT(0.1), THREE, {"steps": 4}, ["delta 0.1", "4 steps"]),
     (fslib.Stop(0.9), THREE, {"steps": 2}, ["delta 0.9", "2 steps"]),

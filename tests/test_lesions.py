@@ -99,7 +99,7 @@ def test_wrong_questions_are_refused(zoo, model):
             ask("u")
     with refused("shape (2, 3) is not of (2, 2)"):
         ALIKE.predicted_by("t", np.zeros((2, 3)))
-    with refused("of shape (5, 10), not (7, 10) (1 + heads, examples)"):
+    with refused("(5, 10) is not (1 + heads, examples)"):
         replace(ALIKE, shape=(2, 3))
     for layer, head in ((0, 2), (2, 0), (-1, 0), (0, -1)):
         with refused(f"layer {layer}, head {head} is outside (2, 2)"):

@@ -140,7 +140,7 @@ REFUSALS = [
     (([0.04, 0.5], 1), {}, ["fraction 0.04 of 2 x 12 heads is no head", "0.042"]),
     (([0.5, 0.51], 1), {}, ["fractions 0.5 and 0.51", "12 heads each"]),
     (([1.0], 1), {}, ["fraction 1.0", "the same one", "controls=0"]),
-    (([0.5], 0), {"min_per_layer": 12}, ["fraction 0.5", "no head of task bbc", "min_per_layer"]),
+    (([0.5], 0), {"min_per_layer": 12}, ["fraction 0.5", "no head of task bbc"]),
     (([1 / 24], 13), {}, ["13 controls", "only 11 other"]),
     (([0.5], 1), {"ablation": "men"}, ["unknown ablation 'men': did you mean 'mean'"]),
     (([0.5], 1), {"importance": {"bbc": EARLY["bbc"]}}, ["bbc-pair", "missing", SHAPE]),
@@ -276,7 +276,7 @@ def test_what_an_iap_cannot_tell_is_refused(uneven, model, two, importance):
     for field in ("random", "random_low", "random_high", "above", "above_low", "above_high"):
         assert np.isnan(getattr(found.mean, field)), field
     assert found.controls is None and found.mean.p == 0.5
-    with refused("without random controls", "controls=1"):
+    with refused("nothing to compare with", "controls=1"):
         found.measure(above_random=True)
     for ask in (found.of, found.along, found.measure):
         with refused("'aa'", "did you mean 'a'"):
