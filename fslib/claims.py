@@ -80,9 +80,9 @@ class Part:
     def tests(self, sesoi: float) -> Tests:
         """Return the p of being above 0, below 0, and within +- sesoi."""
         value, se, df = self.interval
-        p = max(self.interval.p, self.tested)
-        room = (sesoi - abs(value)) / se if se > 0 else np.inf * np.sign(sesoi - abs(value))
-        return Tests(p if value > 0 else 1.0, p if value < 0 else 1.0, float(stats.t.sf(room, df)))
+        p, room = float(np.max([self.interval.p, self.tested])), sesoi - abs(value)  # of NaN, NaN
+        within = float(stats.t.sf(room / se, df)) if se > 0 else float(room <= 0)
+        return Tests(p if value > 0 else 1.0, p if value < 0 else 1.0, within)
 
     def __str__(self) -> str:
         """Say the number, its interval, p and minimum detectable effect."""
@@ -118,9 +118,8 @@ class Claim:
         if self.barred or self.n < LEAST_SEEDS:
             return Tests(np.nan, np.nan, np.nan)
         above, below, within = zip(*(p.tests(SESOI[self.name][0]) for p in self.parts), strict=True)
-        if self.weak:
-            return Tests(np.nan, np.nan, max(within))
-        return Tests(max(above), min(1.0, len(self.parts) * min(below)), max(within))
+        p = Tests(np.max(above), min(1.0, len(self.parts) * np.min(below)), np.max(within))
+        return Tests(np.nan, np.nan, p.no_effect) if self.weak else p
 
     @property
     def barred(self) -> bool:

@@ -14,8 +14,6 @@ from fslib.intervals import (
     Measure,
     constant,
     mean_of,
-    multi_bootstrap,
-    pooled,
     relabelling_p,
     score_measure,
     weighted,
@@ -177,28 +175,6 @@ def test_influences_of_a_score_are_those_of_an_explicit_jackknife(metric):
         assert found.influence["t"][s, i] == pytest.approx((n - 1) * (whole - rest), abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("studies", "expected"),  # (value, standard error) each
-    [
-        # variances 1 and 1: Q = 8 - more than k - 1 = 1. Q at tau is 8 / (1 + tau), so tau = 7;
-        # mean 3, variance (1 + 7) / 2 = 4, one degree of freedom
-        ([(1.0, 1.0), (5.0, 1.0)], (3, 2, 1)),
-        # variances 1 and 4: Q = 0.25 / 5 < 1, so tau = 0; weights 1 and 1/4: (2 + 0.625) / 1.25;
-        # the variance is not taken below that of one common effect: 1 / 1.25
-        ([(2.0, 1.0), (2.5, 2.0)], (2.1, np.sqrt(0.8), 1)),
-        # results that differ hugely count as one number each: mean 62.5, standard deviation 708.2
-        ([(-900.0, 0.1), (100.0, 1.0), (250.0, 0.5), (800.0, 2.0)], (62.5, 354.36, 3)),
-        # one study says nothing of others, nor does one without an error
-        ([(2.0, 1.0)], (2, np.nan, np.nan)),
-        ([(2.0, np.nan)] * 2, (2, np.nan, np.nan)),
-        ([], (np.nan, np.nan, np.nan)),
-    ],
-)
-def test_pooled_by_hand(studies, expected):
-    found = pooled([Interval(value, se, 9.0) for value, se in studies])
-    assert found == pytest.approx(expected, rel=1e-3, nan_ok=True)
-
-
 class TestRelabelling:
     def test_two_labellings_of_two_models_by_hand(self):
         # the true one first: model 0 has 3, else 1; model 1 has 5, else 4: means 4, 3.5, 3, 2.5
@@ -238,16 +214,6 @@ class TestRelabelling:
         values[0] = 1
         p, shared, _ = relabelling_p(values, 99, np.random.default_rng(0))
         assert p == pytest.approx(1 / 99) and shared == pytest.approx(1 / 10)
-
-
-def test_the_multi_bootstrap_repeats_and_agrees_with_the_t_interval_for_20_seeds():
-    m = crossed(np.random.default_rng(0), 20, REGIMES["seeds"], n=100)
-    rngs = [np.random.default_rng(seed) for seed in (0, 0, 1)]
-    one, again, other = (multi_bootstrap(m, 4000, rng) for rng in rngs)
-    assert one == again != other
-    (low, high), i = one, m.interval()
-    assert high - low == pytest.approx(i.high - i.low, rel=0.15)
-    assert (low + high) / 2 == pytest.approx(i.value, abs=0.1 * (i.high - i.low))
 
 
 @pytest.mark.parametrize("regime", REGIMES)

@@ -5,9 +5,9 @@
 prints one Markdown table (3 to 9 minutes on one core, the same every time). Everything is computed
 by the package itself, on the simulators of `tests/simulations.py`, which the tests share. A row is
 a share of simulations with its standard error: of 95 % intervals that hold the truth, or of
-verdicts that are wrong. "beside it" is the same share for another rule: the label permutation of all
-tasks alone, without the gate and without random heads; Mantel's test that is not given the question;
-verdicts without a correction for the number of claims.
+verdicts that are wrong. "beside it" is the same share for another rule: the label permutation of
+all tasks alone, without the gate and without random heads; Mantel's test that is not given the
+question; verdicts without a correction for the number of claims.
 FSLIB_BENCH_QUICK=1 simulates a fiftieth: to see that it works.
 """
 
