@@ -12,11 +12,12 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 ENDS = ("value", "low", "high")
-PROFILES = {"mini": 1, "evidence": 2}  # and how many digits of an estimate are shown
+PROFILE, DIGITS = "evidence", 2  # what decides, and how many digits of an estimate are shown
 WORDS = {  # what README calls each claim, and the numbers that it stands on
-    "C1": ("heads specialize", "own lesion against others', points of D",
+    "C1": ("heads are special after multi-task training", "own lesion against others', points of D",
            "top heads against random ones"),
-    "C2": ("similar tasks specialize less", "minus the rank correlation over pairs of tasks"),
+    "C2": ("similar tasks specialize less", "minus the rank correlation over pairs of tasks",
+           "the same, given whether the two ask the same question"),
     "C3": ("IAT raises specialization", "IAT minus plain training, points of D",
            "minus IAT with random heads"),
     "C4": ("IAT beats plain training", "IAT minus plain training, points of score",
@@ -33,16 +34,16 @@ def p_value(p: float) -> str:
 
 
 def verdict(part: pd.Series) -> str:
-    """Write what became of a claim."""
-    text = f"**{part['verdict']}**" + (f": {part['why']}" if part["why"] else "")
-    if part["verdict"] in ("supported", "inconclusive") and np.isfinite(part["claim p"]):
-        text += f" (claim p {p_value(part['claim p'])})"
-    return text
+    """Write what became of a claim, and of what models that is said."""
+    text = f"**{part['verdict']}**" + (f" ({part['why']})" if part["why"] else "")
+    if np.isfinite(part["claim p"]):
+        text += f", claim p {p_value(part['claim p'])}"
+    return f"{text}. *{part['scope']}*"
 
 
-def number(part: pd.Series, digits: int) -> str:
+def number(part: pd.Series) -> str:
     """Write one number of a claim: estimate, interval, p, and minimum detectable effect."""
-    value, low, high = (f"{round(part[k], digits) + 0.0:.{digits}f}" for k in ENDS)
+    value, low, high = (f"{round(part[k], DIGITS) + 0.0:.{DIGITS}f}" for k in ENDS)
     if np.isnan(part["value"]):
         return ""
     if part["low"] == part["value"] == part["high"]:
@@ -51,17 +52,14 @@ def number(part: pd.Series, digits: int) -> str:
 
 
 def claims() -> list[list[str]]:
-    """Return the claims with their verdicts and numbers, a column per profile."""
-    rows = [["claim of the paper", *(f"`{name}`" for name in PROFILES)], ["---"] * 3]
-    saved = {}
-    for name in PROFILES:
-        table = pd.read_csv(ROOT / "results" / name / "tables" / "08_claims.csv")
-        saved[name] = dict(list(table.fillna({"why": ""}).groupby("claim")))
+    """Return the claims with their verdicts, scopes and numbers."""
+    rows = [["claim of the paper", f"`{PROFILE}`"], ["---"] * 2]
+    table = pd.read_csv(ROOT / "results" / PROFILE / "tables" / "08_claims.csv")
+    saved = dict(list(table.fillna({"why": ""}).groupby("claim")))
     for claim, (title, *numbers) in WORDS.items():
-        parts = {name: list(saved[name][claim].iloc) for name in PROFILES}
-        rows.append([f"**{claim} {title}**", *(verdict(found[0]) for found in parts.values())])
-        for i, words in enumerate(numbers):
-            rows.append([words, *(number(parts[name][i], PROFILES[name]) for name in PROFILES)])
+        parts = list(saved[claim].iloc)
+        rows.append([f"**{claim} {title}**", verdict(parts[0])])
+        rows += [[words, number(parts[i])] for i, words in enumerate(numbers)]
     return rows
 
 

@@ -255,7 +255,7 @@ def test_c1_needs_two_learned_tasks_and_random_heads():
     tops = {u: x[:, :, :, :1] for u, x in iap.lesioned.items()}
     alone = replace(iap, heads=iap.heads[:, :, :, :1], lesioned=tops)
     assert q03_pruning.not_testable(alone) == "there are no random heads to compare with"
-    assert len(q03_pruning.decide(alone.dissociation(), "").parts) == 1
+    assert len(q03_pruning.decide(alone.dissociation(), "some models", "").parts) == 1
 
 
 def test_a_part_of_a_pruning_needs_its_tasks_and_examples():
