@@ -1,5 +1,6 @@
 """Which units each notebook needs, from a profile and a first seed."""
 
+import sys
 from collections.abc import Callable
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -83,7 +84,8 @@ class Design:
         fields |= changes
         if task is not None:
             names = list(fields["tasks"])
-            sizes = [len(cached_task(t).train) for t in names]
+            most = p.train_examples or sys.maxsize
+            sizes = [min(most, len(cached_task(t).train)) for t in names]
             order = list(task_order(sizes, fields["steps"], fields["sampling"], p.epochs, seed))
             fields |= {"tasks": (task,), "steps": max(1, order.count(names.index(task)))}
         return work.TrainUnit(**fields)

@@ -77,14 +77,16 @@ def optional(default: Any, **limits: Any) -> Any:
 
 
 class Data(Config):
-    """Tasks by name, and how many examples are evaluated (None: all)."""
+    """Tasks by name, and how many examples are trained on and evaluated (None: all)."""
 
     tasks: TaskNames
     eval_examples: int | None = Field(None, ge=2)
+    train_examples: int | None = optional(None, ge=2)
 
     def load(self) -> dict[str, Task]:
         """Return {name: task}, with so many evaluation examples."""
-        return {name: cached_task(name).limited(eval=self.eval_examples) for name in self.tasks}
+        train, evaluated = self.train_examples, self.eval_examples
+        return {n: cached_task(n).limited(train=train, eval=evaluated) for n in self.tasks}
 
     def task_names(self) -> list[str]:
         """Name the tasks whose data are used."""
@@ -103,7 +105,11 @@ class FineTuning(Data):
     steps: Steps = Field(ge=1)
     batch_size: int = Field(16, ge=1)
     lr: float = Field(gt=0, le=1)
+    decay: float = optional(1.0, gt=0, le=1)
     lr_floor: float = optional(0.0, ge=0, lt=1)
+    weight_decay: float = optional(0.01, ge=0)
+    clip: float | None = optional(1.0, gt=0)
+    dense: bool = optional(False)  # a dense layer with tanh before each classifier
     precision: Precision = optional("float32")
     sampling: Sampling = "annealed"
     epochs: int = Field(5, ge=1)
@@ -138,13 +144,18 @@ class SeededFineTuning(FineTuning, Unit):
 
     def options(self) -> dict[str, Any]:
         """Return the settings of `fslib.train`, those at their defaults perhaps left out."""
-        schedule = {"steps", "batch_size", "lr", "lr_floor", "sampling", "epochs"}
-        return self.model_dump(include=schedule | {"precision", "seed"})
+        schedule = {"steps", "batch_size", "lr", "decay", "lr_floor", "weight_decay", "clip"}
+        return self.model_dump(include=schedule | {"sampling", "epochs", "precision", "seed"})
 
     def new_model(self, tasks: dict[str, Task]) -> MultiTaskModel:
         """Return the model that training begins with."""
         options: dict[str, Any] = {"max_length": self.max_length, "seed": self.seed}
-        return MultiTaskModel.from_pretrained(self.encoder, tasks, **options)
+        model = MultiTaskModel.from_pretrained(self.encoder, tasks, **options)
+        if self.dense:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                model.set_classifiers(model.answers, dense=True)
+        return model
 
 
 class WordsUnit(Data, Unit):
@@ -615,7 +626,7 @@ class SimilarityUnit(SeededFineTuning):
 
 
 Spec = dict[str, Any] | None  # of an ending: its kind and options; None is plain training
-ENDINGS: dict[str, Any] = {"IAT": IAT, "PCGrad": PCGrad, "Stop": Stop}
+ENDINGS: dict[str, Any] = {"IAT": IAT, "PCGrad": PCGrad, "Stop": Stop, "plain": Ending}
 TRUNK, PLAIN, TREATED, RANDOM = "trunk", "plain", "IAT", "IAT, random heads"
 AS_IT_WAS = "pre-trained"  # the encoder as it was, a source of transfer beside the endings
 
