@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -245,24 +246,30 @@ def plot_claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw the numbers of C1 to C5 in units of the smallest effect of interest (band: below it).
 
     Dot and line: estimate and 95 % interval. Bar: the minimum detectable effect, or a triangle
-    where it lies beyond the panel. Hollow: the claim is not testable.
+    where it lies beyond the panel. Hollow: the claim is not testable. Beside each claim, its
+    verdict and scope.
 
     Args:
         tables: {profile: of `claims`}, a line per profile in every row.
     """
     keys = [key for key in _numbers(tables) if key[0] in rules.SESOI]
-    figure, (ax,) = panels(1, 0.8 + (0.12 + 0.18 * len(tables)) * len(keys))
+    figure, (ax,) = panels(1, 0.8 + 0.36 * len(tables) * len(keys))
     ax.axvspan(-1, 1, color="#eeeeee", lw=0)
     zero(ax)
     for number, (name, table) in enumerate(tables.items()):
         look: Look = {"color": COLOURS[number], "fmt": MARKERS[number]}
-        shift = (number - (len(tables) - 1) / 2) * 0.3
-        for row in table.to_dict("records"):
-            if (key := (row["claim"], row["measured here"])) in keys:
-                _draw_number(ax, keys.index(key) + shift, row, look)
+        shift = (number - (len(tables) - 1) / 2) * 0.45
+        for claim, rows in table[table["claim"].isin(rules.SESOI)].groupby("claim"):
+            places = [keys.index((claim, what)) + shift for what in rows["measured here"]]
+            for y, row in zip(places, rows.to_dict("records"), strict=True):
+                _draw_number(ax, y, row, look)
+            said_of = "\n".join([row["verdict"], *wrap(row["scope"], 52)])
+            words: Look = {"va": "center", "fontsize": 7, "color": look["color"]}
+            place = float(np.mean(places))
+            ax.text(1.02, place, said_of, transform=ax.get_yaxis_transform(), **words)
         ax.plot([], [], color=COLOURS[number], marker=MARKERS[number], label=name)
-    name_rows(ax, [f"{claim}: {what}" for claim, what in keys])
-    label = "effect, in smallest effects of interest (above 0: as the paper says)"
+    name_rows(ax, [f"{claim}: {chr(10).join(wrap(what, 28))}" for claim, what in keys])
+    label = "effect, in smallest effects of interest\n(above 0: as the paper says)"
     ax.set(xlim=(-REACH, REACH), xlabel=label)
     if len(tables) > 1:
         ax.legend(loc="lower left")
@@ -270,15 +277,13 @@ def plot_claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def _draw_number(ax: Axes, y: float, row: dict[str, Any], look: dict[str, str]) -> None:
-    """Draw one number of a claim with its minimum detectable effect and verdict."""
+    """Draw one number of a claim with its minimum detectable effect."""
     *ends, mde = (row[k] / row["SESOI"] for k in (*ENDS, "MDE"))
     face = "white" if row["verdict"] == rules.NOT_TESTABLE else look["color"]
     whiskers(ax, y, ends, "x", markerfacecolor=face, **look)
     if mde > REACH:
         ax.plot(0.98 * REACH, y, ">", color=GREY)
     ax.plot([mde, mde], [y - 0.13, y + 0.13], color=GREY, linewidth=2)
-    words: Look = {"va": "center", "fontsize": 7, "color": look["color"]}
-    ax.text(1.01, y, row["verdict"], transform=ax.get_yaxis_transform(), **words)
 
 
 def story(study: Study, result: Dissociation, fraction: float = 0.3) -> Story:
