@@ -143,7 +143,7 @@ IMPOSSIBLE = [
     ("04", {"selection_randoms": 100, "small_fractions": [0.05]}, ["0.05", "100", "11 other"]),
     ("06", {"other_alphas": [0.02]}, ["alpha 0.02 of 2 x 12 heads", "no head"]),
     ("01", {"steps": 2**63 - 1}, ["steps=9223372036854775807", "10000000"]),
-    ("06", {"alpha": 1}, ["alpha 1 takes all heads"]),
+    ("06", {"alpha": 1}, ["alpha 1 leaves no choice"]),
     ("06", {"delta": 0.001}, ["delta 0.001 of", "steps"]),
 ]
 
