@@ -12,8 +12,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -97,8 +96,8 @@ class Engine(ABC):
     takes_chains = False
     tries = 1
 
-    def __init__(self, store: Store, workers: int = 1) -> None:
-        self._store, self.workers = store, workers
+    def __init__(self, store: Store, workers: int = 1, fresh: bool = False) -> None:
+        self._store, self.workers, self._fresh = store, workers, fresh
         self.under_way: dict[Any, Chain] = {}
 
     def has_room(self) -> bool:
@@ -137,10 +136,6 @@ class Engine(ABC):
 class Here(Engine):
     """This process, for one unit at a time."""
 
-    def __init__(self, store: Store, fresh: bool = False) -> None:
-        super().__init__(store)
-        self._fresh = fresh
-
     def send(self, chain: Chain) -> None:
         """Take note of the chain."""
         self.under_way[0] = chain
@@ -148,10 +143,7 @@ class Here(Engine):
     def ended(self, patience: float) -> list[Done]:
         """Compute it, however long that takes."""
         chain = self.under_way.pop(0)
-        return [
-            chain.through(unit, attempt(self._store, unit, fresh=self._fresh))
-            for unit in chain.units
-        ]
+        return [chain.through(u, attempt(self._store, u, fresh=self._fresh)) for u in chain.units]
 
 
 class _Worker:
@@ -161,12 +153,11 @@ class _Worker:
         before = set(multiprocessing.active_children())
         # The tracker's own first start would let interrupts through. If this process is killed,
         # it clears up, and need not say so.
-        with environment(PYTHONWARNINGS="ignore"):
+        with _for_children(PYTHONWARNINGS="ignore"):
             resource_tracker.ensure_running()
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(1, context, _prepare, (threads,))
-        limits = dict.fromkeys(THREAD_LIMITS, str(threads))
-        with environment(**limits, **{SAID: "yes"}), _without_interrupts():
+        with _for_children(**dict.fromkeys(THREAD_LIMITS, str(threads)), **{SAID: "yes"}):
             self.pool.submit(os.getpid)  # starts the process
         (self.process,) = set(multiprocessing.active_children()) - before
 
@@ -184,8 +175,7 @@ class Workers(Engine):
     tries = 2
 
     def __init__(self, store: Store, workers: int, fresh: bool = False) -> None:
-        super().__init__(store, workers)
-        self._fresh = fresh
+        super().__init__(store, workers, fresh)
         self._crew: dict[_Worker, Future[str] | None] = {}
 
     def send(self, chain: Chain) -> None:
@@ -229,8 +219,7 @@ class Workers(Engine):
             worker.process.kill()
         for worker in crew:
             worker.end()
-        if crew:
-            _clear_up(self._store)
+        _clear_up(self._store)
 
 
 def _clear_up(store: Store) -> None:
@@ -259,38 +248,28 @@ def _compute(folder: Path, threads: int, unit: Unit, fresh: bool) -> str:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back inside the block, and for ever from a process that begins there.
+def _for_children(**variables: str) -> Iterator[None]:
+    """Set variables, and hold Ctrl-C back, for processes that begin inside the block.
 
     It is meant for the command alone: a worker would die of it in a traceback, even while it
     imports this.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    known, mask = dict(os.environ), signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables inside the block."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
+        os.environ |= variables
         yield
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ |= known
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def default_workers(threads: int) -> int:
     """Return how many workers of so many threads this machine has cores for; 1 if it has a GPU."""
     if torch.cuda.is_available():
         return 1
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return max(1, cores // threads)
+    affinity = getattr(os, "sched_getaffinity", lambda process: range(os.cpu_count() or 1))
+    return max(1, len(affinity(0)) // threads)
 
 
 def local_engine(store: Store, units: Sequence[Unit], workers: int, *, fresh: bool) -> Engine:
@@ -306,7 +285,7 @@ def local_engine(store: Store, units: Sequence[Unit], workers: int, *, fresh: bo
     """
     is_chain = all(one in built_on(other) for one, other in pairwise(units))
     workers = 1 if is_chain else min(workers, len(units))
-    return Here(store, fresh) if workers == 1 else Workers(store, workers, fresh)
+    return Here(store, fresh=fresh) if workers == 1 else Workers(store, workers, fresh)
 
 
 def compute(
@@ -329,13 +308,9 @@ def compute(
         CannotWriteError: nothing can be written any more.
         FslibError: no worker can be had.
     """
-    backlog, seconds = Backlog(store, units, chains=engine.takes_chains), list[Pace]()
-    with (
-        closing(engine),
-        Count(len(units), say) as count,
-        nullcontext() if count.is_live else hidden(),
-    ):
-        left = ""
+    backlog = Backlog(store, units, chains=engine.takes_chains)
+    seconds, left, count = list[Pace](), "", Count(len(units), say)
+    with closing(engine), count, nullcontext() if count.is_live else hidden():
         while backlog.left:
             while engine.has_room() and (chain := backlog.next()):
                 engine.send(Chain(chain))
@@ -347,10 +322,10 @@ def compute(
                     backlog.end(done)
                     seconds += [] if done.failure else [(done.unit.kind, done.seconds)]
                     left = _time_left(seconds, list(backlog.left.values()), max(engine.workers, 1))
-                    how = f"failed after {span(done.seconds)}: {done.failure}"
-                    how = how if done.failure else f"done in {span(done.seconds)}"
-                    line = "; ".join(filter(None, [f"{named(done.unit)} {how}", left]))
-                    count.end(line, urgent=bool(done.failure) or not backlog.left)
+                    how = f"{'failed after' if done.failure else 'done in'} {span(done.seconds)}"
+                    why = f": {done.failure}" if done.failure else ""
+                    line = "; ".join(filter(None, [f"{named(done.unit)} {how}{why}", left]))
+                    count.end(line, urgent=bool(why) or not backlog.left)
     return backlog.failures
 
 
@@ -359,12 +334,9 @@ def named(unit: Unit) -> str:
     return f"{unit.kind}-{unit.key} ({unit.describe()})"
 
 
-def typical_seconds(found: Iterable[Pace]) -> dict[str, float]:
+def typical_seconds(found: Sequence[Pace]) -> dict[str, float]:
     """Return {kind: median seconds} of units that were computed."""
-    by_kind: dict[str, list[float]] = defaultdict(list)
-    for kind, seconds in found:
-        by_kind[kind].append(seconds)
-    return {kind: median(seconds) for kind, seconds in by_kind.items()}
+    return {kind: median(took for k, took in found if k == kind) for kind in dict(found)}
 
 
 def _time_left(found: Sequence[Pace], rest: Sequence[Unit], workers: int) -> str:
@@ -472,12 +444,7 @@ def attempt(store: Store, unit: Unit, *, fresh: bool = False) -> str:
     except FslibError as error:
         return first_line(error)
     except Exception as error:  # a mistake in one unit should not keep others from being computed
-        return f"{explained(error)}{_place_of(error)}"
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in frames if frame.filename.startswith(str(PACKAGE))]
+        return f"{explained(error)} (at {Path(ours[-1].filename).name}:{ours[-1].lineno})"
     return ""
-
-
-def _place_of(error: Exception) -> str:
-    """Say where in this package an error came from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if frame.filename.startswith(str(PACKAGE))]
-    return f" (at {Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else ""

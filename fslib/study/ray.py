@@ -26,7 +26,7 @@ from fslib.progress import hidden
 from fslib.study.files import CannotWriteError, scratch_folder
 from fslib.study.parallel import Chain, Done, Engine, attempt, built_on
 from fslib.study.provenance import code_checksum, git_commit, versions
-from fslib.study.store import DamagedRecordError, Store
+from fslib.study.store import DamagedRecordError, Store, distinct
 
 OBJECT_STORE = 256 * 2**20  # bytes; records are a few megabytes
 # What a worker says of a unit: its key, why it failed ("" if it did not), its record's files.
@@ -84,13 +84,12 @@ def _refusal(wanted: dict[str, str], pickled: bytes, keys: list[str]) -> str:
     if others:
         return f"it has {', '.join(others)}: install the same there"
     units = pickle.loads(pickled)
+    names = ", ".join(dict.fromkeys(name for unit in units for name in unit.task_names()))
+    refusal = f"its data are others, of some of the tasks {names}: give it the same"
     try:
-        if [unit.key for unit in units] == keys:
-            return ""
+        return "" if [unit.key for unit in units] == keys else refusal
     except FslibError as error:
         return f"it cannot load the data: {error}"
-    names = ", ".join(dict.fromkeys(name for unit in units for name in unit.task_names()))
-    return f"its data are others, of some of the tasks {names}: give it the same"
 
 
 class Cluster(Engine):
@@ -112,36 +111,30 @@ class Cluster(Engine):
     def __init__(self, store: Store, address: str, gpus: int | float = 0) -> None:
         super().__init__(store)
         self._gpus, self._code, self._ray = gpus, code(), _started(address)
-        options: dict[str, Any] = {"num_cpus": store.threads, "num_gpus": gpus}
-        options |= {"max_retries": 0, "num_returns": "streaming"}
+        given = {"num_cpus": store.threads, "num_gpus": gpus, "max_retries": 0}
         # a decorator, as tests put on every function, would hide that it is a generator
-        self._remote = self._ray.remote(inspect.unwrap(obey)).options(**options)
+        remote = self._ray.remote(inspect.unwrap(obey))
+        self._remote = remote.options(num_returns="streaming", **given)
         if not self.has_room():
             self.close()
-            wanted = f"{store.threads} processors" + (f" and {gpus:g} GPUs" if gpus else "")
-            none = f"no machine of the Ray cluster {address} has {wanted}"
-            raise FslibError(f"{none}, which a unit is to have")
+            wanted = f"{store.threads} processors and {gpus:g} GPUs, which a unit is to have"
+            raise FslibError(f"no machine of the Ray cluster {address} has {wanted}")
 
     def has_room(self) -> bool:
         """Return whether a worker is idle on the machines that are there now."""
+        wanted = {"CPU": self._store.threads} | ({"GPU": self._gpus} if self._gpus else {})
         alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        self.workers = sum(map(self._fit, alive))
+        self.workers = sum(int(min(has.get(k, 0) // n for k, n in wanted.items())) for has in alive)
         return super().has_room()
-
-    def _fit(self, resources: dict[str, float]) -> int:
-        """Return how many chains fit on one machine."""
-        fit = resources.get("CPU", 0) // self._store.threads
-        return int(min(fit, resources.get("GPU", 0) // self._gpus) if self._gpus else fit)
 
     def send(self, chain: Chain) -> None:
         """Send out what is left of a chain, with the records that it is built on."""
         keys = [unit.key for unit in chain.units]
-        bases = {base.key: base for unit in chain.units for base in built_on(unit)}
-        outside = [base for key, base in bases.items() if key not in keys]
-        records = [(base, self._store.files(base)) for base in outside if self._store.find(base)]
-        units, files = pickle.dumps(chain.units), pickle.dumps(records)
-        words = self._remote.remote(self._code, units, keys, files, self._store.threads)
-        self.under_way[words] = chain
+        bases, store = distinct(base for u in chain.units for base in built_on(u)), self._store
+        outside = [base for base in bases if base.key not in keys and store.find(base)]
+        records = pickle.dumps([(base, store.files(base)) for base in outside])
+        sent = (self._code, pickle.dumps(chain.units), keys, records, store.threads)
+        self.under_way[self._remote.remote(*sent)] = chain
 
     def ended(self, patience: float) -> list[Done]:
         """Wait for a worker's word, or its end.
@@ -180,19 +173,20 @@ class Cluster(Engine):
 
 def _started(address: str) -> Any:
     """Return the module ray, connected to a cluster."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # a worker without a GPU sees none
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    # the second: a worker without a GPU sees none
+    for name, value in (("USAGE_STATS_ENABLED", "0"), ("ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")):
+        os.environ.setdefault(f"RAY_{name}", value)
     try:
         import ray
     except ImportError as error:
         raise FslibError("--ray needs Ray: pip install -e '.[cluster]'") from error
-    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": True}
-    if address == "local":
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    options: dict[str, Any] = {"log_to_driver": False} | (local if address == "local" else {})
     before = signal.getsignal(signal.SIGTERM)
     try:
-        _reach(address)
+        host, colon, port = address.rpartition(":")
+        if colon and port.isdigit() and "/" not in host:  # where nobody answers, Ray takes minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(address=address, logging_level=logging.ERROR, **options)
     except Exception as error:  # Ray's own, and whatever the network says
         raise FslibError(f"no Ray cluster at {address!r}: {first_line(error)}") from error
@@ -200,10 +194,3 @@ def _started(address: str) -> Any:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
     return ray
-
-
-def _reach(address: str) -> None:
-    """Raise OSError where nobody answers at a host and port: Ray itself would ask for minutes."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
