@@ -262,11 +262,9 @@ def list_units(study: "Study", notebooks: Names) -> int:
     time_left = sum(typical.get(kind, 0.0) for kind in missing) / 3600 / workers
     hours = f"; about {time_left:.1f} hours with --workers {workers}" if time_left else ""
     say(f"{len(recorded)} of {len(states)} units recorded{hours}")
-    for trouble in states.values():
-        if isinstance(trouble, ValueError):
-            say(str(trouble))
-    for path in study.store.set_aside():
-        say(f"set aside, damaged: {path}")
+    aside = [f"set aside, damaged: {path}" for path in study.store.set_aside()]
+    for line in (*(state for state in states.values() if isinstance(state, ValueError)), *aside):
+        say(str(line))
     return 0
 
 

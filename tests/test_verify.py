@@ -58,7 +58,7 @@ def test_without_all_records_claims_are_not_compared(study, tmp_path):
 def test_verify_compares_claims_where_records_need_not_be_equal(study, exact, monkeypatch, capsys):
     def verified(study, unit):
         again = all_right(study, 0) if unit.kind == "prune" else study.store.get(unit)
-        return Comparison(unit, exact, [], 0.0, again)
+        return Comparison(exact, [], 0.0, again)
 
     monkeypatch.setattr("fslib.study.verify.verify_unit", verified)
     code = main(["verify", "03", "--sample", "0"])

@@ -1,7 +1,6 @@
 """Sphinx's settings: no network, formulas as MathML, docstrings in Google style."""
 
 import re
-from importlib import metadata
 from typing import Any
 
 from docutils import nodes
@@ -9,8 +8,6 @@ from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
 project = html_title = "fslib"
-author = "the fslib authors"
-release = metadata.version("fslib")
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb"]
 # The folders of the repository stand among the sources, so that links to their files work.
 include_patterns = ["*.md", "*/*.md", "notebooks/*.ipynb", "results/*/notebooks/*.ipynb"]
@@ -56,9 +53,7 @@ def _skip(app: Sphinx, what: str, name: str, member: Any, *options: Any) -> bool
     return True if type(member).__name__ == "_tuplegetter" else None
 
 
-def _as_plain_text(
-    app: Any, what: str, name: str, item: Any, options: Any, lines: list[str]
-) -> None:
+def _as_plain_text(app: Any, what: str, name: str, of: Any, how: Any, lines: list[str]) -> None:
     """Make formulas of indented paragraphs; elsewhere only code in backticks has a meaning."""
     made = []
     for paragraph in re.split(r"\n(?: *\n)+", "\n".join(lines).rstrip()):

@@ -67,10 +67,8 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
     settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise FslibError(f"--set {pair!r:.80}: write it as key=value, such as steps=100")
-        if key in settings:
-            raise FslibError(f"--set {pair!r:.80}: {key} is set twice")
+        if not equals or not key or key in settings:
+            raise FslibError(f"--set {pair!r:.80}: write it once, as key=value, such as steps=100")
         try:
             settings[key] = yaml.load(value, Loader=PlainLoader)
         # the date 2020-13-45 is a ValueError

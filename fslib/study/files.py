@@ -18,7 +18,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -146,7 +145,8 @@ def save_table(folder: Path, name: str, table: pd.DataFrame, digits: int = 3) ->
     numeric = rounded.select_dtypes("floating").columns
     rounded[numeric] = rounded[numeric].round(digits) + 0.0  # no -0.0
     for column in filter(P_VALUES.fullmatch, numeric):
-        rounded[column] = table[column].map(_p_value)
+        shown = table[column].map(lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}")
+        rounded[column] = shown.where(table[column].notna(), "")
     plain = rounded.rename(columns=in_markdown)
     for place, dtype in enumerate(plain.dtypes):
         if not pd.api.types.is_numeric_dtype(dtype):
@@ -154,12 +154,6 @@ def save_table(folder: Path, name: str, table: pd.DataFrame, digits: int = 3) ->
     write_text(folder / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.10g"))
     write_text(folder / "tables" / f"{name}.md", plain.to_markdown(index=False) + "\n")
     return rounded
-
-
-def _p_value(p: float) -> str:
-    if np.isnan(p):
-        return ""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def save_figure(folder: Path, name: str, figure: Figure, caption: str, command: str) -> None:
@@ -181,13 +175,11 @@ def save_figure(folder: Path, name: str, figure: Figure, caption: str, command: 
         buffer = BytesIO()
         with rc_context({"svg.hashsalt": "fslib"}):
             figure.savefig(buffer, format=kind, bbox_inches="tight", **chosen)
-        content = buffer.getvalue()
-        drawn = numbered_clips(content) if kind == "svg" else content
-        write_bytes(folder / f"{name}.{kind}", drawn)
+        write_bytes(folder / f"{name}.{kind}", numbered_clips(buffer.getvalue()))
 
 
 def numbered_clips(svg: bytes) -> bytes:
-    """Name the clip paths of an SVG by their order.
+    """Name the clip paths of an SVG by their order; a PNG has none.
 
     matplotlib names each by a hash of its place with all digits, the last of which may differ when
     a layout is computed again; everything else is written rounded.

@@ -1,7 +1,7 @@
 """Compute units, one after another or side by side, each after what it is built on.
 
 `compute` says which units are next, and what a failure takes with it. An `Engine` computes
-them: this process (`Here`), processes of this machine (`Workers`), or a Ray cluster
+them: this process (`Engine` itself), processes of this machine (`Workers`), or a Ray cluster
 (`fslib.study.ray`). Records are the same bits whichever it is.
 """
 
@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 import traceback
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -82,8 +81,8 @@ class Chain:
         return done
 
 
-class Engine(ABC):
-    """What computes chains of units, several at a time.
+class Engine:
+    """What computes chains of units: this process, one unit at a time, or others, several.
 
     Attributes:
         takes_chains: whether units measured on one model are sent as one chain, since models
@@ -104,17 +103,20 @@ class Engine(ABC):
         """Return whether a worker is idle."""
         return len(self.under_way) < self.workers
 
-    @abstractmethod
     def send(self, chain: Chain) -> None:
         """Have an idle worker compute what is left of a chain."""
+        self.under_way[0] = chain
 
-    @abstractmethod
     def ended(self, patience: float) -> list[Done]:
         """Return the units that are through, once there is one, or none after so many seconds.
+
+        This process has no patience: it computes the chain now.
 
         Raises:
             CannotWriteError: or another FslibError, after which no unit can be computed.
         """
+        chain = self.under_way.pop(0)
+        return [chain.through(u, attempt(self._store, u, fresh=self._fresh)) for u in chain.units]
 
     def lose(self, chain: Chain, how: str) -> list[Done]:
         """Send what is left of a chain again, or give it up: its worker is gone."""
@@ -131,19 +133,6 @@ class Engine(ABC):
     def close(self) -> None:
         """Give up what is under way."""
         self.under_way.clear()
-
-
-class Here(Engine):
-    """This process, for one unit at a time."""
-
-    def send(self, chain: Chain) -> None:
-        """Take note of the chain."""
-        self.under_way[0] = chain
-
-    def ended(self, patience: float) -> list[Done]:
-        """Compute it, however long that takes."""
-        chain = self.under_way.pop(0)
-        return [chain.through(u, attempt(self._store, u, fresh=self._fresh)) for u in chain.units]
 
 
 class _Worker:
@@ -285,7 +274,7 @@ def local_engine(store: Store, units: Sequence[Unit], workers: int, *, fresh: bo
     """
     is_chain = all(one in built_on(other) for one, other in pairwise(units))
     workers = 1 if is_chain else min(workers, len(units))
-    return Here(store, fresh=fresh) if workers == 1 else Workers(store, workers, fresh)
+    return Engine(store, fresh=fresh) if workers == 1 else Workers(store, workers, fresh)
 
 
 def compute(
@@ -401,8 +390,10 @@ class Backlog:
 
         Rather one that needs no model that a unit under way may be training: it would wait there.
         """
-        firsts = {home: chain[0] for home, chain in self._chains.items()}
-        ready = [home for home, unit in firsts.items() if self._is_ready(unit.key)]
+        firsts = {
+            home: chain[0] for home, chain in self._chains.items() if chain[0].key in self.left
+        }
+        ready = [h for h, unit in firsts.items() if not self._needs[unit.key] & self.left.keys()]
         if not ready:
             return []
         taken = {key for unit in self.running.values() for key in self._untrained(unit)}
@@ -410,9 +401,6 @@ class Backlog:
         chain = self._chains.pop(home)
         self.running |= {unit.key: unit for unit in chain}
         return chain
-
-    def _is_ready(self, key: str) -> bool:
-        return key in self.left and not self._needs[key] & self.left.keys()
 
     def _untrained(self, unit: Unit) -> set[str]:
         return {base.key for base in built_on(unit) if not self._store.checkpoint(base).is_dir()}

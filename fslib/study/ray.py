@@ -26,11 +26,11 @@ from fslib.progress import hidden
 from fslib.study.files import CannotWriteError, scratch_folder
 from fslib.study.parallel import Chain, Done, Engine, attempt, built_on
 from fslib.study.provenance import code_checksum, git_commit, versions
-from fslib.study.store import DamagedRecordError, Store, distinct
+from fslib.study.store import Record, Store, distinct
 
 OBJECT_STORE = 256 * 2**20  # bytes; records are a few megabytes
-# What a worker says of a unit: its key, why it failed ("" if it did not), its record's files.
-Word = tuple[str, str, tuple[bytes, bytes]]
+# What a worker says of a unit: its key, why it failed ("" if it did not), its record.
+Word = tuple[str, str, Record | None]
 
 
 class RefusedError(FslibError):
@@ -51,7 +51,7 @@ def obey(
         wanted: what `code` must be here as well.
         units: pickled, since other code could not read them.
         keys: what the units' keys must be on the data here.
-        records: pickled, [(unit, its files)] of what the chain is built on.
+        records: pickled, those that the chain is built on.
         threads: with how many a unit is computed.
 
     Raises:
@@ -63,9 +63,7 @@ def obey(
     torch.set_num_threads(threads)
     keep_freed_memory()
     with hidden(), scratch_folder() as folder:
-        store = Store(folder, threads)
-        for unit, files in pickle.loads(records):
-            store.adopt(unit, files)
+        store = Store(folder, threads).with_records(pickle.loads(records))
         for unit in pickle.loads(units):
             if failed & {base.key for base in built_on(unit)}:
                 continue
@@ -74,7 +72,7 @@ def obey(
             except CannotWriteError as error:
                 failure = f"{error} (on {node})"
             failed |= {unit.key} if failure else set()
-            yield unit.key, failure, (b"", b"") if failure else store.files(unit)
+            yield unit.key, failure, None if failure else store.find(unit)
 
 
 def _refusal(wanted: dict[str, str], pickled: bytes, keys: list[str]) -> str:
@@ -130,11 +128,11 @@ class Cluster(Engine):
     def send(self, chain: Chain) -> None:
         """Send out what is left of a chain, with the records that it is built on."""
         keys = [unit.key for unit in chain.units]
-        bases, store = distinct(base for u in chain.units for base in built_on(u)), self._store
-        outside = [base for base in bases if base.key not in keys and store.find(base)]
-        records = pickle.dumps([(base, store.files(base)) for base in outside])
-        sent = (self._code, pickle.dumps(chain.units), keys, records, store.threads)
-        self.under_way[self._remote.remote(*sent)] = chain
+        bases = distinct(base for unit in chain.units for base in built_on(unit))
+        found = [self._store.find(base) for base in bases if base.key not in keys]
+        units, records = pickle.dumps(chain.units), pickle.dumps(list(filter(None, found)))
+        words = self._remote.remote(self._code, units, keys, records, self._store.threads)
+        self.under_way[words] = chain
 
     def ended(self, patience: float) -> list[Done]:
         """Wait for a worker's word, or its end.
@@ -149,15 +147,16 @@ class Cluster(Engine):
         """Take a chain's next word, which is there."""
         chain = self.under_way[words]
         try:
-            key, failure, files = self._ray.get(next(words))
+            key, failure, record = self._ray.get(next(words))
             unit = next(unit for unit in chain.units if unit.key == key)
-            if not failure:
-                self._store.adopt(unit, files)
+            if record is not None:
+                with self._store.lock(unit):
+                    self._store.save(record)
             return [chain.through(unit, failure)]
         except StopIteration:
             del self.under_way[words]
             return []
-        except (self._ray.exceptions.RayError, DamagedRecordError) as error:
+        except self._ray.exceptions.RayError as error:
             del self.under_way[words]
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, RefusedError):
@@ -173,9 +172,9 @@ class Cluster(Engine):
 
 def _started(address: str) -> Any:
     """Return the module ray, connected to a cluster."""
-    # the second: a worker without a GPU sees none
-    for name, value in (("USAGE_STATS_ENABLED", "0"), ("ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")):
-        os.environ.setdefault(f"RAY_{name}", value)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # a worker without a GPU sees none
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     try:
         import ray
     except ImportError as error:

@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +48,8 @@ def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
     return chosen if names else all_notebooks
 
 
-def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
-    """Execute a notebook on records, and return where it is, as executed.
+def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> None:
+    """Execute a notebook on records, and keep it, as executed, with the results.
 
     Args:
         study: what the notebook shows.
@@ -78,7 +77,6 @@ def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
     remove(failed)
     if in_place:
         write_bytes(source, content)
-    return target
 
 
 def kernel_of(study: Study, scratch: Path) -> type:
@@ -90,11 +88,8 @@ def kernel_of(study: Study, scratch: Path) -> type:
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
-    variables = os.environ | {
-        "FSLIB_RESULTS": str(study.folder.parent),
-        "JUPYTER_RUNTIME_DIR": str(scratch),
-        SAID: "yes",  # it need not stand in every notebook
-    }
+    variables = os.environ | {SAID: "yes"}  # it need not stand in every notebook
+    variables |= {"FSLIB_RESULTS": str(study.folder.parent), "JUPYTER_RUNTIME_DIR": str(scratch)}
     if data := os.environ.get("FSLIB_DATA"):
         variables["FSLIB_DATA"] = str(Path(data).absolute())
     if paths := os.environ.get("PYTHONPATH"):
@@ -122,18 +117,13 @@ def execute(study: Study, source: Path, output: Path) -> None:
     from nbclient.exceptions import DeadKernelError
 
     settings = {"profile": study.name, "seed": study.seed, "overrides": study.overrides}
+    options = {"kernel_name": "python3", "cwd": str(ROOT), "progress_bar": False}
+    # a kernel takes two seconds to say goodbye
+    options |= {"extra_arguments": ["--log-level=CRITICAL"], "shutdown_kernel": "immediate"}
+    options |= {"kernel_manager_class": kernel_of(study, output.parent)}
+    parameters = None if study.is_plain else settings
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(output),
-            None if study.is_plain else settings,
-            kernel_name="python3",  # as the notebooks name it
-            kernel_manager_class=kernel_of(study, output.parent),
-            progress_bar=False,
-            cwd=str(ROOT),
-            extra_arguments=["--log-level=CRITICAL"],
-            shutdown_kernel="immediate",  # a kernel takes two seconds to say goodbye
-        )
+        papermill.execute_notebook(str(source), str(output), parameters, **options)
     except KeyboardInterrupt:
         # nobody waits for what nbclient had begun, and asyncio would complain of it at length
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -151,10 +141,8 @@ def execute(study: Study, source: Path, output: Path) -> None:
 
 def last_words(log: Path) -> str:
     """Return the last line that a kernel has written to its log, "" if there is none."""
-    with suppress(OSError):
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
-    return ""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    return text.rstrip().split("\n")[-1].strip()[:200]
 
 
 def tidy(path: Path) -> bytes:

@@ -31,6 +31,7 @@ from fslib.study.provenance import ROOT
 from fslib.study.store import Record, Store, results_root
 
 PARAMETERS = ("profile", "seed", "overrides")  # of every notebook
+Fields, Root, Rows = Mapping[str, Any] | None, str | Path | None, pd.Series | None
 
 
 class Study(Design):
@@ -52,8 +53,8 @@ class Study(Design):
         profile: str = "mini",
         *,
         seed: int = 0,
-        overrides: Mapping[str, Any] | None = None,
-        results: str | Path | None = None,
+        overrides: Fields = None,
+        results: Root = None,
     ) -> None:
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
             raise FslibError(f"seed {seed!r:.80}: give a whole number, 0 or more and below 2**31")
@@ -146,9 +147,7 @@ class Study(Design):
         """Return the pruning results over all seeds."""
         return IAP.over_seeds([self.units(s).prune.iap(self.store) for s in self.seeds])
 
-    def figure(
-        self, name: str, figure: Figure, caption: str, *, feature: str | None = None
-    ) -> None:
+    def figure(self, name: str, figure: Figure, caption: str, *, feature: str = "") -> None:
         """Save a figure as PNG and SVG under the study's folder, and show it.
 
         Args:
@@ -168,16 +167,14 @@ class Study(Design):
                 write_bytes(ROOT / "figures" / f"{feature}.{kind}", drawn)
         display(figure, Markdown(f"*{caption}*"))
 
-    def table(
-        self, name: str, table: pd.DataFrame, digits: int = 3, *, show: pd.Series | None = None
-    ) -> None:
+    def table(self, name: str, table: pd.DataFrame, digits: int = 3, *, show: Rows = None) -> None:
         """Save a table as CSV and Markdown under the study's folder, and show it rounded.
 
         Args:
             name: of the files.
             table: what to save.
             digits: to round to.
-            show: show only these rows.
+            show: show only these rows; None: all.
         """
         from IPython.display import HTML, display
 

@@ -34,14 +34,12 @@ class Comparison:
     """A recomputed record against the stored one.
 
     Args:
-        unit: what was computed again.
         exact: whether the two must be bit-equal.
         problems: what differs beyond what is allowed, one line each.
         seconds: how long it took.
         again: the recomputed record.
     """
 
-    unit: Unit
     exact: bool
     problems: list[str]
     seconds: float
@@ -58,7 +56,7 @@ def verify_unit(study: Study, unit: Unit) -> Comparison:
         again = Store(scratch, study.store.threads).get(unit)
     exact = stored.machine == again.machine and stored.versions == again.versions
     problems = record_differences(stored, again, exact)
-    return Comparison(unit, exact, problems, time.perf_counter() - started, again)
+    return Comparison(exact, problems, time.perf_counter() - started, again)
 
 
 def told(study: Study, unit: Unit, say: Callable[[str], None]) -> Comparison | None:
