@@ -10,6 +10,7 @@ Exit codes:
 
 import errno
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -102,9 +103,8 @@ class Heavy(click.Command):
             for name in HEAVY:
                 import_module(name)
         except (ImportError, OSError) as error:
-            reason = f"cannot be started ({' '.join(str(error).split())})"
-            mend = "install it with pip install -r requirements.lock -e ."
-            raise click.ClickException(f"{reason}; {mend}") from error
+            why = f"cannot be started ({' '.join(str(error).split())})"
+            raise click.ClickException(f"{why}: pip install -r requirements.lock -e .") from error
         _begun = True
         from fslib.errors import FslibError
 
@@ -274,8 +274,6 @@ def list_units(study: "Study", notebooks: Names) -> int:
 @_on_study
 def verify(study: "Study", notebooks: Names, sample: int) -> int:
     """Compute some records of NOTEBOOKS again, and compare."""
-    import numpy as np
-
     from fslib.questions.q08_claims import decide
     from fslib.study import runner, store
     from fslib.study.verify import compare_claims, told
@@ -288,16 +286,13 @@ def verify(study: "Study", notebooks: Names, sample: int) -> int:
         return _fail(f"no record in {study.folder}: run fslib run --profile {study.name} first")
     for error in unread:
         say(str(error))
-    order = np.random.default_rng(0).permutation(len(recorded))
-    chosen = [recorded[i] for i in order[: sample or None]]
+    chosen = random.Random(0).sample(recorded, min(sample or len(recorded), len(recorded)))
     compared = [told(study, unit, say) for unit in chosen]
     wrong = sum(comparison is None or bool(comparison.problems) for comparison in compared)
     other = [c.again for c in compared if c is not None and not c.exact]
     lines, changed = compare_claims(study, other, decide)
-    for line in lines:
+    for line in (*lines, *changed):
         say(f"    {line}")
-    for change in changed:
-        say(f"with the records of this machine, the verdict on {change}")
     missed = f", {len(unread)} more could not be read" if unread else ""
     say(f"{len(chosen)} of {len(recorded)} records verified, {wrong} differ{missed}")
     return 1 if wrong or unread or changed else 0

@@ -156,10 +156,10 @@ def test_a_worker_without_the_data_is_refused_and_names_them(monkeypatch):
     def missing(unit):
         raise fslib.FslibError("no left")
 
-    wanted, pickled = clusters.code(), pickle.dumps(numbers(1))
+    wanted, pickled = clusters.code(), pickle.dumps({"0": numbers(1)[0]})
     monkeypatch.setattr(NumbersUnit, "data", missing)
     with refused("it cannot load the data: no left"):
-        next(clusters.obey(wanted, pickled, ["0"], pickle.dumps([]), 1))
+        next(clusters.obey(wanted, pickled, pickle.dumps([]), 1))
 
 
 def test_a_driver_that_is_killed_goes_on_where_it_was(tmp_path, places):

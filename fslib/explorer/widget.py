@@ -39,6 +39,7 @@ from fslib.study.units import LesionUnit, PatternUnit, pattern, scored_on, short
 HERE = Path(__file__).parent
 MODULE, STYLE, PAGE = HERE / "explorer.js", HERE / "explorer.css", HERE / "page.html"
 IMPORTANCE_EXAMPLES, SCORED_EXAMPLES = 256, 200
+Tell = Callable[[int, int], None]
 Tasks = Task | Iterable[Task] | Mapping[str, Task] | None
 
 
@@ -149,9 +150,7 @@ class Kernel:
         """The model."""
         return self.get()
 
-    def scores(
-        self, off: Bool[np.ndarray, "layers heads"], tell: Callable[[int, int], None]
-    ) -> dict[str, Any]:
+    def scores(self, off: Bool[np.ndarray, "layers heads"], tell: Tell) -> dict[str, Any]:
         """Return every task's scores with all heads and without some, and a note, for the page.
 
         The model is scored as it is now. The note is empty unless it answers otherwise than the

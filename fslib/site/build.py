@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from fslib.errors import FslibError
-from fslib.study.files import remove, scratch_folder, writing
+from fslib.study.files import remove, scratch_folder, write_text, writing
 from fslib.study.profiles import PROFILES, make_profile
 from fslib.study.provenance import ROOT
 from fslib.study.runner import find_notebooks, notebooks_in
@@ -97,10 +97,8 @@ def gather(source: Path, repository: str = "") -> None:
             shutil.copytree(ROOT / name, source / name, ignore=LEFT_OUT)
     for name in (*FILES, "results/architectures.csv"):
         shutil.copy(ROOT / name, source / name)
-    for folder in ("method", "profiles"):
-        (source / folder).mkdir()
     for name, text in pages.items():
-        (source / f"{name}.md").write_text(text, encoding="utf-8")
+        write_text(source / f"{name}.md", text)
 
 
 def make_html(source: Path, out: Path) -> None:

@@ -30,21 +30,17 @@ html_theme_options = {"show_toc_level": 2, "navbar_align": "left", "footer_end":
 CODE = re.compile(r"(`+[^`]+`+)|([*|\\]|_(?!\w))")
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(app: Sphinx) -> None:
     """Let Sphinx write formulas as MathML and read docstrings as plain text."""
-    app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
+    app.add_html_math_renderer("mathml", (_formula, None), (_formula, None))
     app.connect("autodoc-process-docstring", _as_plain_text, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", _skip)
-    return {"parallel_read_safe": False, "parallel_write_safe": False}
 
 
-def _inline(translator: Any, node: nodes.math) -> None:
-    translator.body.append(convert(node.astext()))
-    raise nodes.SkipNode
-
-
-def _display(translator: Any, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="formula">{convert(node.astext(), display="block")}</div>')
+def _formula(translator: Any, node: nodes.Node) -> None:
+    is_block = isinstance(node, nodes.math_block)
+    text = convert(node.astext(), display="block" if is_block else "inline")
+    translator.body.append(f'<div class="formula">{text}</div>' if is_block else text)
     raise nodes.SkipNode
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, check_among
 
 C = TypeVar("C", bound="Config")
 
@@ -40,8 +40,7 @@ def checked(config: type[C], values: Mapping[str, Any], what: str) -> C:
         FslibError: for the first thing wrong; an unknown field gets the nearest valid name.
     """
     for name in values:
-        if name not in config.model_fields:
-            raise unknown(what, str(name), config.model_fields)
+        check_among(what, str(name), config.model_fields)
     try:
         # from JSON, since only there does strict mode take a list for a tuple
         return config.model_validate_json(json.dumps(values, default=str), strict=True)

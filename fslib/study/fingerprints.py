@@ -54,8 +54,7 @@ def cached_task(name: str) -> Task:
     card = _known_cards(_consulted[0]).get(name) if _consulted else None
     if card and card["fingerprint"] != task.fingerprint:
         theirs = f"are not those in {_short(_consulted[0])} ({card['fingerprint']})"
-        what = "records on those are not found, and would be computed anew"
-        _say(f"data of {name} at hand ({task.fingerprint}) {theirs}: {what}")
+        _say(f"data of {name} at hand ({task.fingerprint}) {theirs}: units are computed anew")
     return task
 
 
@@ -81,9 +80,8 @@ class LabelsOnly(Split):
         vars(self).update(labels=labels, why=why)  # its base is frozen
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("texts", "pairs", "documents"):
-            raise FslibError(self.why)
-        raise AttributeError(name)
+        is_text = name in ("texts", "pairs", "documents")
+        raise FslibError(self.why) if is_text else AttributeError(name)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -141,8 +139,7 @@ def read_cards(path: Path) -> Cards:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except Exception as error:  # whatever a damaged file makes of itself
-        mend = "restore it, or delete it and fslib run where the data are"
-        raise FslibError(f"{path} is damaged ({first_line(error)}): {mend}") from error
+        raise FslibError(f"{path} is damaged ({first_line(error)}): restore it") from error
 
 
 def changed_cards(folder: Path, names: Iterable[str]) -> Cards:
@@ -193,6 +190,4 @@ def _packed(labels: np.ndarray) -> dict[str, Any]:
 
 def _unpacked(side: dict[str, Any]) -> np.ndarray:
     labels = np.frombuffer(zlib.decompress(base64.b64decode(side["labels"])), side["type"])
-    if len(labels) != side["examples"]:
-        raise ValueError(f"{len(labels)} labels for {side['examples']} examples")
     return labels.astype(np.int64 if labels.dtype.kind == "i" else np.float64)

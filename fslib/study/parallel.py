@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing import resource_tracker
@@ -35,6 +35,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # Read by OpenMP, MKL and OpenBLAS when they are loaded: they make as many threads as there are
 # cores, unless told otherwise.
 THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+Say = Callable[[str], None]
 Pace = tuple[str, float]  # the kind of a unit, and how many seconds it took
 
 
@@ -196,7 +197,7 @@ class Workers(Engine):
         """Say how a worker died, and clear up after it."""
         self._crew.pop(worker, None)
         code = worker.end()
-        _clear_up(self._store)
+        self._store.sweep()
         hint = ": out of memory? try fewer --workers" if code == -9 else ""
         return f"{signal.Signals(-code).name}{hint}" if code < 0 else f"exit code {code}"
 
@@ -208,12 +209,7 @@ class Workers(Engine):
             worker.process.kill()
         for worker in crew:
             worker.end()
-        _clear_up(self._store)
-
-
-def _clear_up(store: Store) -> None:
-    with suppress(FslibError):  # whatever is the matter, the error that led here says more
-        store.sweep()
+        self._store.sweep()
 
 
 def _prepare(threads: int) -> None:
@@ -277,9 +273,7 @@ def local_engine(store: Store, units: Sequence[Unit], workers: int, *, fresh: bo
     return Engine(store, fresh=fresh) if workers == 1 else Workers(store, workers, fresh)
 
 
-def compute(
-    store: Store, units: Sequence[Unit], engine: Engine, say: Callable[[str], None] = print
-) -> dict[str, Done]:
+def compute(store: Store, units: Sequence[Unit], engine: Engine, say: Say) -> dict[str, Done]:
     """Compute units, and close the engine.
 
     A unit that fails takes those that are built on it with it, and no others.
@@ -390,10 +384,8 @@ class Backlog:
 
         Rather one that needs no model that a unit under way may be training: it would wait there.
         """
-        firsts = {
-            home: chain[0] for home, chain in self._chains.items() if chain[0].key in self.left
-        }
-        ready = [h for h, unit in firsts.items() if not self._needs[unit.key] & self.left.keys()]
+        firsts, left = {home: chain[0] for home, chain in self._chains.items()}, self.left.keys()
+        ready = [h for h, u in firsts.items() if u.key in left and not self._needs[u.key] & left]
         if not ready:
             return []
         taken = {key for unit in self.running.values() for key in self._untrained(unit)}

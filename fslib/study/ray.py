@@ -13,7 +13,6 @@ import pickle
 import platform
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -28,7 +27,6 @@ from fslib.study.parallel import Chain, Done, Engine, attempt, built_on
 from fslib.study.provenance import code_checksum, git_commit, versions
 from fslib.study.store import Record, Store, distinct
 
-OBJECT_STORE = 256 * 2**20  # bytes; records are a few megabytes
 # What a worker says of a unit: its key, why it failed ("" if it did not), its record.
 Word = tuple[str, str, Record | None]
 
@@ -42,15 +40,13 @@ def code() -> dict[str, str]:
     return {"commit": git_commit(), "code": code_checksum(), **versions()}
 
 
-def obey(
-    wanted: dict[str, str], units: bytes, keys: list[str], records: bytes, threads: int
-) -> Iterator[Word]:
+def obey(wanted: dict[str, str], units: bytes, records: bytes, threads: int) -> Iterator[Word]:
     """Compute a chain in a scratch store, and say how each unit went.
 
     Args:
         wanted: what `code` must be here as well.
-        units: pickled, since other code could not read them.
-        keys: what the units' keys must be on the data here.
+        units: by what their keys must be on the data here; pickled, since other code could not
+            read them.
         records: pickled, those that the chain is built on.
         threads: with how many a unit is computed.
 
@@ -58,13 +54,13 @@ def obey(
         RefusedError: this machine cannot compute the chain as the sender would.
     """
     node, failed = platform.node(), set[str]()
-    if refusal := _refusal(wanted, units, keys):
+    if refusal := _refusal(wanted, units):
         raise RefusedError(f"the worker on {node} was refused: {refusal}")
     torch.set_num_threads(threads)
     keep_freed_memory()
     with hidden(), scratch_folder() as folder:
         store = Store(folder, threads).with_records(pickle.loads(records))
-        for unit in pickle.loads(units):
+        for unit in pickle.loads(units).values():
             if failed & {base.key for base in built_on(unit)}:
                 continue
             try:
@@ -75,17 +71,17 @@ def obey(
             yield unit.key, failure, None if failure else store.find(unit)
 
 
-def _refusal(wanted: dict[str, str], pickled: bytes, keys: list[str]) -> str:
+def _refusal(wanted: dict[str, str], pickled: bytes) -> str:
     """Say why this machine cannot compute a chain as the sender would, "" if it can."""
     mine = code()
     others = [f"{k} {mine[k]} instead of {wanted.get(k)}" for k in mine if mine[k] != wanted.get(k)]
     if others:
         return f"it has {', '.join(others)}: install the same there"
     units = pickle.loads(pickled)
-    names = ", ".join(dict.fromkeys(name for unit in units for name in unit.task_names()))
+    names = ", ".join(dict.fromkeys(name for u in units.values() for name in u.task_names()))
     refusal = f"its data are others, of some of the tasks {names}: give it the same"
     try:
-        return "" if [unit.key for unit in units] == keys else refusal
+        return "" if all(unit.key == key for key, unit in units.items()) else refusal
     except FslibError as error:
         return f"it cannot load the data: {error}"
 
@@ -127,11 +123,11 @@ class Cluster(Engine):
 
     def send(self, chain: Chain) -> None:
         """Send out what is left of a chain, with the records that it is built on."""
-        keys = [unit.key for unit in chain.units]
+        units = {unit.key: unit for unit in chain.units}
         bases = distinct(base for unit in chain.units for base in built_on(unit))
-        found = [self._store.find(base) for base in bases if base.key not in keys]
-        units, records = pickle.dumps(chain.units), pickle.dumps(list(filter(None, found)))
-        words = self._remote.remote(self._code, units, keys, records, self._store.threads)
+        found = [self._store.find(base) for base in bases if base.key not in units]
+        sent = pickle.dumps(units), pickle.dumps(list(filter(None, found)))
+        words = self._remote.remote(self._code, *sent, self._store.threads)
         self.under_way[words] = chain
 
     def ended(self, patience: float) -> list[Done]:
@@ -179,7 +175,7 @@ def _started(address: str) -> Any:
         import ray
     except ImportError as error:
         raise FslibError("--ray needs Ray: pip install -e '.[cluster]'") from error
-    local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    local = {"include_dashboard": False, "object_store_memory": 2**28}  # records are small
     options: dict[str, Any] = {"log_to_driver": False} | (local if address == "local" else {})
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -190,6 +186,6 @@ def _started(address: str) -> Any:
     except Exception as error:  # Ray's own, and whatever the network says
         raise FslibError(f"no Ray cluster at {address!r}: {first_line(error)}") from error
     finally:  # Ray puts an answer of its own in the place of this process's
-        if threading.current_thread() is threading.main_thread():
+        with suppress(ValueError):  # only the main thread may, and only there Ray does
             signal.signal(signal.SIGTERM, before)
     return ray

@@ -24,8 +24,7 @@ def notebooks_folder() -> Path:
     """Return the folder of notebooks. Raises FslibError outside a clone."""
     folder = ROOT / "notebooks"
     if not folder.is_dir():
-        mend = "run from a clone of the repository, installed with pip install -e ."
-        raise FslibError(f"no notebooks at {folder}: {mend}")
+        raise FslibError(f"no notebooks at {folder}: run in a clone of the repository")
     return folder
 
 
@@ -36,16 +35,15 @@ def notebooks_in(folder: Path) -> list[Path]:
 
 def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
     """Return notebooks by number (3 or 03), name or file name; all, in order, if none is named."""
-    all_notebooks = notebooks_in(notebooks_folder())
+    every = notebooks_in(notebooks_folder())
     chosen = []
     for name in names:
-        wanted = Path(name).name.removesuffix(".ipynb")
-        words = (wanted, wanted.zfill(2))
-        match = [p for p in all_notebooks if p.stem[:2] in words or wanted in (p.stem, p.stem[3:])]
+        word = Path(name).name.removesuffix(".ipynb")
+        match = [p for p in every if p.stem[:2] == word.zfill(2) or word in (p.stem, p.stem[3:])]
         if not match:
-            raise unknown("notebook", name, [p.stem for p in all_notebooks])
+            raise unknown("notebook", name, [p.stem for p in every])
         chosen += match
-    return chosen if names else all_notebooks
+    return chosen if names else every
 
 
 def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> None:
@@ -129,7 +127,9 @@ def execute(study: Study, source: Path, output: Path) -> None:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         raise
     except Exception as error:  # papermill, nbclient, jupyter and zmq have no error in common
-        words, failed = last_words(output.with_name(LOG)), f"notebook {source.stem} failed"
+        log, failed = output.with_name(LOG), f"notebook {source.stem} failed"
+        lines = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        words = lines.rstrip().split("\n")[-1].strip()[:200]
         how = f": {words or explained(error)}, in the kernel of {sys.executable}"
         if isinstance(error, papermill.PapermillExecutionError):
             reason = " ".join(f"{error.ename}: {error.evalue}".split())[:500]
@@ -137,12 +137,6 @@ def execute(study: Study, source: Path, output: Path) -> None:
         elif isinstance(error, DeadKernelError):
             how = f": its kernel died ({words or 'out of memory?'})"
         raise NotebookError(failed + how) from error
-
-
-def last_words(log: Path) -> str:
-    """Return the last line that a kernel has written to its log, "" if there is none."""
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    return text.rstrip().split("\n")[-1].strip()[:200]
 
 
 def tidy(path: Path) -> bytes:

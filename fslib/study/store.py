@@ -156,8 +156,7 @@ class Store:
         A damaged record is set aside, with a warning, and computed again; one that cannot be read
         is left alone.
         """
-        record = self.find(unit)
-        if record is None:
+        if (record := self.find(unit)) is None:
             with self.lock(unit):
                 try:
                     record = self.load(unit.kind, unit.key)  # another run may have been first
@@ -276,8 +275,7 @@ def _read(path: Path) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        mend = "it was left as it is, make it readable"
-        raise FslibError(f"cannot read {path}: {error.strerror}; {mend}") from error
+        raise FslibError(f"cannot read {path}: {error.strerror}; make it readable") from error
 
 
 def _parsed(content: bytes, arrays: bytes | None, path: Path) -> Record:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from fslib.data.bbc import EMBEDDED
 from fslib.data.loading import load_tasks
 from fslib.data.tasks import Task
-from fslib.errors import FslibError, checked_path, unknown
+from fslib.errors import FslibError, check_among, checked_path
 from fslib.iap import IAP
 from fslib.importance import Contributions
 from fslib.scoring import chance_level
@@ -31,7 +31,7 @@ from fslib.study.provenance import ROOT
 from fslib.study.store import Record, Store, results_root
 
 PARAMETERS = ("profile", "seed", "overrides")  # of every notebook
-Fields, Root, Rows = Mapping[str, Any] | None, str | Path | None, pd.Series | None
+Given, Root, Rows = Mapping[str, Any] | None, str | Path | None, pd.Series | None
 
 
 class Study(Design):
@@ -49,12 +49,7 @@ class Study(Design):
     """
 
     def __init__(
-        self,
-        profile: str = "mini",
-        *,
-        seed: int = 0,
-        overrides: Fields = None,
-        results: Root = None,
+        self, profile: str = "mini", *, seed: int = 0, overrides: Given = None, results: Root = None
     ) -> None:
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
             raise FslibError(f"seed {seed!r:.80}: give a whole number, 0 or more and below 2**31")
@@ -79,11 +74,10 @@ class Study(Design):
         Raises:
             FslibError: for such a name, with the nearest valid one.
         """
-        for cell in namespace.get("In", ()):  # what IPython has executed so far
-            if cell.startswith("# Parameters\n"):
-                for name in re.findall(r"^(\w+) *=", cell, re.M):
-                    if name not in PARAMETERS:
-                        raise unknown("parameter", name, PARAMETERS)
+        executed = namespace.get("In", ())  # by IPython, so far
+        cells = [cell for cell in executed if cell.startswith("# Parameters\n")]
+        for name in re.findall(r"^(\w+) *=", "\n".join(cells), re.M):
+            check_among("parameter", name, PARAMETERS)
         return cls(namespace["profile"], seed=namespace["seed"], overrides=namespace["overrides"])
 
     def write_settings(self) -> None:
