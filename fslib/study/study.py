@@ -31,7 +31,8 @@ from fslib.study.provenance import ROOT
 from fslib.study.store import Record, Store, results_root
 
 PARAMETERS = ("profile", "seed", "overrides")  # of every notebook
-Given, Root, Rows = Mapping[str, Any] | None, str | Path | None, pd.Series | None
+Given = Mapping[str, Any] | None
+Root = str | Path | None
 
 
 class Study(Design):
@@ -161,7 +162,7 @@ class Study(Design):
                 write_bytes(ROOT / "figures" / f"{feature}.{kind}", drawn)
         display(figure, Markdown(f"*{caption}*"))
 
-    def table(self, name: str, table: pd.DataFrame, digits: int = 3, *, show: Rows = None) -> None:
+    def table(self, name: str, table: pd.DataFrame, digits: int = 3, *, show: Any = None) -> None:
         """Save a table as CSV and Markdown under the study's folder, and show it rounded.
 
         Args:
