@@ -119,8 +119,9 @@ def as_json(item: Any) -> Any:
     if isinstance(item, dict):
         return {key: as_json(value) for key, value in item.items()}
     if isinstance(item, np.ndarray):
-        packed = base64.b64encode(item.tobytes()).decode()
-        return packed if item.dtype == np.uint8 else as_json(item.ravel().tolist())
+        if item.dtype == np.uint8:
+            return base64.b64encode(item.tobytes()).decode()
+        return as_json(item.ravel().tolist())
     if isinstance(item, list | tuple):
         return [as_json(value) for value in item]
     if isinstance(item, float):

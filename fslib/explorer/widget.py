@@ -237,9 +237,8 @@ class Explorer(anywidget.AnyWidget):
         return path
 
     def __repr__(self) -> str:
-        layers, heads = self._shown.shape
-        sizes = f"{len(self._shown.tasks)} tasks, {layers} x {heads} heads"
-        return f"Explorer({self._shown.title}; {sizes})"
+        count, (layers, heads) = len(self._shown.tasks), self._shown.shape
+        return f"Explorer({self._shown.title}; {count} tasks, {layers} x {heads} heads)"
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         """Show the page; where no page can run, a picture of the maps and a line per task."""
