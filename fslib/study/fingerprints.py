@@ -151,9 +151,9 @@ def changed_cards(folder: Path, names: Iterable[str]) -> Cards:
     """
     cards = _known_cards(folder / FILE).items()
     known = {name: (card["fingerprint"], card["description"]) for name, card in cards}
-    tasks = [task for task in map(cached_task, names) if not isinstance(task, RecordedTask)]
-    new = [task for task in tasks if known.get(task.name) != (task.fingerprint, task.description)]
-    return {task.name: card_of(task) for task in new}
+    here = {n: t for n in names if not isinstance(t := cached_task(n), RecordedTask)}
+    new = [n for n, t in here.items() if known.get(n) != (t.fingerprint, t.description)]
+    return {name: card_of(here[name]) for name in new}
 
 
 def _known_cards(path: Path) -> Cards:
