@@ -10,11 +10,12 @@ Exit codes:
 
 import errno
 import os
+import random
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial, wraps
 from importlib import import_module
@@ -24,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 import click  # and nothing else: help is there at once, and torch is not
 
 if TYPE_CHECKING:
-    from fslib.study.parallel import Done
     from fslib.study.store import Unit
     from fslib.study.study import Study
 
 HEAVY = ["fslib.checks", *(f"fslib.study.{name}" for name in ("parallel", "runner", "verify"))]
 Action = Callable[..., int]
 Names = tuple[str, ...]
+Units = Sequence["Unit"]
+AS_PATH: click.Path = click.Path(path_type=Path)
 say = partial(print, flush=True)  # at once, also into a pipe
 _begun = False  # whether heavy modules are imported
 
@@ -91,43 +93,42 @@ def _fail(message: str, code: int = 2) -> int:
     return code
 
 
-@click.group(help=__doc__)
-def command() -> None:
-    """Say what all commands share, which is nothing but their name."""
+class Heavy(click.Command):
+    """A command that imports what is heavy before its action; to it, bad input is one line."""
 
-
-def _opened(action: Action) -> Action:
-    """Import what is heavy before an action, and let bad input be one line."""
-
-    @wraps(action)
-    def opened(*words: Any, **options: Any) -> int:
+    def invoke(self, context: click.Context) -> Any:
+        """Call the action."""
         global _begun
         try:
             for name in HEAVY:
                 import_module(name)
         except (ImportError, OSError) as error:
-            reason = f"cannot be started ({' '.join(str(error).split())})"
-            mend = "install it with pip install -r requirements.lock -e ."
-            raise click.ClickException(f"{reason}; {mend}") from error
+            why = f"cannot be started ({' '.join(str(error).split())})"
+            raise click.ClickException(f"{why}: pip install -r requirements.lock -e .") from error
         _begun = True
         from fslib.errors import FslibError
 
         try:
-            return action(*words, **options)
+            return super().invoke(context)
         except FslibError as error:
             raise click.ClickException(str(error)) from error
 
-    return opened
+
+@click.group(help=__doc__)
+def command() -> None:
+    """Say what all commands share, which is nothing but their name."""
+
+
+command.command_class = Heavy
 
 
 def _on_study(action: Action) -> Action:
     """Give an action the study that its options ask for."""
 
     @click.option("--profile", default="mini", show_default=True, help="Settings of all units.")
-    @click.option("--results", type=click.Path(path_type=Path), help="Folder for results.")
+    @click.option("--results", type=AS_PATH, help="Folder for results.")
     @click.option("--seed", default=0, show_default=True, help="First seed.")
     @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting.")
-    @_opened
     @wraps(action)
     def on_study(profile: str, results: Any, seed: int, settings: Any, **options: Any) -> int:
         from fslib.model.devices import keep_freed_memory
@@ -142,43 +143,54 @@ def _on_study(action: Action) -> Action:
 
 
 NOTEBOOKS = click.argument("notebooks", nargs=-1)
-AT_LEAST = {least: click.IntRange(min=least) for least in (0, 1)}
 
 
 @command.command()
 @NOTEBOOKS
-@click.option("--workers", type=AT_LEAST[1], help="Units at a time (default: as cores allow).")
+@click.option("--workers", type=click.IntRange(1), help="Units at a time (default: by cores).")
 @click.option("--ray", metavar="WHERE", help="Ray cluster: local, auto or HOST:PORT.")
-@click.option("--gpus-per-unit", "gpus", type=float, help="GPUs of a unit on the cluster.")
+@click.option("--gpus-per-unit", "gpus", type=click.FloatRange(0), help="GPUs of a unit there.")
 @click.option("--fresh", is_flag=True, help="Compute everything anew, record by record.")
 @click.option("--in-place", is_flag=True, help="Also write the outputs into notebooks/.")
 @_on_study
 def run(study: "Study", notebooks: Names, fresh: bool, in_place: bool, **where: Any) -> int:
     """Compute what is missing and execute NOTEBOOKS, given by number or name (default: all)."""
-    from fslib.study import files, provenance, runner
+    from fslib.study import files, runner
+    from fslib.study.provenance import ROOT
 
     _check_where(**where)
     sources = runner.find_notebooks(notebooks)
     if in_place and not study.is_plain:
-        why = "the notebooks show its results"
-        raise click.ClickException(f"--in-place is for the default profile as it is: {why}")
+        return _fail("--in-place is for the default profile as it is, which the notebooks show")
     planned = study.plan(*(source.stem for source in sources))
     units = _to_compute(study, planned, fresh)
-    figures = provenance.ROOT / "figures"
-    for folder in (runner.notebooks_folder(), figures, Path(tempfile.gettempdir())):
+    for folder in (runner.notebooks_folder(), ROOT / "figures", Path(tempfile.gettempdir())):
         files.sweep(folder)
     study.store.sweep()
-    started = time.perf_counter()
+    started, left = time.perf_counter(), {unit.key for unit in units}
     titles = {s: f"[{n}/{len(sources)}] {s.stem}" for n, s in enumerate(sources, start=1)}
-    _announce(study, titles, units)
+    for source, title in titles.items():  # what an earlier one waits for is not counted again
+        mine = {unit.key for unit in study.plan(source.stem)} & left
+        say(f"{title}: {len(mine) or 'nothing'} to compute")
+        left -= mine
     recorded = len({unit.key for unit in planned} - {unit.key for unit in units})
     say(f"{recorded + len(units)} units: {recorded} recorded, {len(units)} to compute")
-    failures: dict[str, Done] = {}
+    failures = _compute(study, units, fresh, **where) if units else {}
     if units:
-        failures = _compute(study, units, fresh, **where)
         say(f"{len(units) - len(failures)} units computed, {len(failures)} failed")
     say("executing the notebooks on their records")
-    failed = [s.stem for s in sources if not _execute(study, s, titles[s], failures, in_place)]
+    failed = []
+    for source, title in titles.items():
+        begun = time.perf_counter()
+        lost = [failures[unit.key] for unit in study.plan(source.stem) if unit.key in failures]
+        try:
+            if lost:
+                raise runner.NotebookError(f"notebook {source.stem} failed, computing {lost[0]}")
+            runner.run_notebook(study, source, in_place=in_place)
+            say(f"{title}: done in {time.perf_counter() - begun:.0f} s")
+        except runner.NotebookError as error:
+            _fail(str(error))
+            failed.append(source.stem)
     if failed:
         return _fail(f"{len(failed)} of {len(sources)} notebooks failed: {', '.join(failed)}", 1)
     say(f"all done in {time.perf_counter() - started:.0f} s")
@@ -192,15 +204,11 @@ def _check_where(workers: int | None, ray: str | None, gpus: float | None) -> No
         raise click.ClickException("--gpus-per-unit goes with --ray")
     if ray is not None and workers is not None:
         raise click.ClickException("--workers are processes of this machine: not with --ray")
-    if gpus is not None and not (0 <= gpus < 1 or (gpus > 0 and gpus % 1 == 0)):
-        raise click.ClickException(
-            f"--gpus-per-unit {gpus:g}: give a whole number, or a share of 1"
-        )
+    if gpus is not None and not (gpus < 1 or gpus % 1 == 0):
+        raise click.ClickException(f"--gpus-per-unit {gpus:g}: give a whole number or a share of 1")
 
 
-def _compute(
-    study: "Study", units: Sequence["Unit"], fresh: bool = False, **where: Any
-) -> dict[str, "Done"]:
+def _compute(study: "Study", units: Units, fresh: bool = False, **where: Any) -> dict[str, Any]:
     """Compute a study's units on a Ray cluster, or this machine, and return what failed."""
     from fslib.study import parallel
 
@@ -214,7 +222,7 @@ def _compute(
     return parallel.compute(study.store, units, engine, say)
 
 
-def _to_compute(study: "Study", planned: Sequence["Unit"], fresh: bool = False) -> list["Unit"]:
+def _to_compute(study: "Study", planned: Units, fresh: bool = False) -> list["Unit"]:
     """Return the units without a record, or all; refuse now what cannot be computed."""
     from fslib.study import fingerprints, parallel
 
@@ -224,34 +232,6 @@ def _to_compute(study: "Study", planned: Sequence["Unit"], fresh: bool = False) 
         unit.check()
     study.store.tell_data(dict.fromkeys(name for unit in planned for name in unit.task_names()))
     return units
-
-
-def _announce(study: "Study", titles: Mapping[Path, str], units: Sequence["Unit"]) -> None:
-    """Say how many units each notebook waits for; those of an earlier one are not counted again."""
-    left = {unit.key for unit in units}
-    for source, title in titles.items():
-        mine = {unit.key for unit in study.plan(source.stem)} & left
-        say(f"{title}: {len(mine) or 'nothing'} to compute")
-        left -= mine
-
-
-def _execute(
-    study: "Study", source: Path, title: str, failures: Mapping[str, "Done"], in_place: bool
-) -> bool:
-    """Execute one notebook on its records, say how it went, and return whether it ran through."""
-    from fslib.study.runner import NotebookError, run_notebook
-
-    begun = time.perf_counter()
-    failed = [failures[unit.key] for unit in study.plan(source.stem) if unit.key in failures]
-    try:
-        if failed:
-            raise NotebookError(f"notebook {source.stem} failed, computing {failed[0]}")
-        run_notebook(study, source, in_place=in_place)
-    except NotebookError as error:
-        _fail(str(error))
-        return False
-    say(f"{title}: done in {time.perf_counter() - begun:.0f} s")
-    return True
 
 
 @command.command("list")
@@ -266,66 +246,53 @@ def list_units(study: "Study", notebooks: Names) -> int:
     planned = study.plan(*(source.stem for source in sources))
     states = {unit.key: study.store.state(unit) for unit in planned}
     recorded = [state for state in states.values() if isinstance(state, store.Record)]
-    typical = parallel.typical_seconds((record.kind, record.seconds) for record in recorded)
-    left: dict[str, float] = {}
+    typical = parallel.typical_seconds([(record.kind, record.seconds) for record in recorded])
     for source in sources:
         say(source.stem)
         for unit in study.plan(source.stem):
-            state, seconds = states[unit.key], typical.get(unit.kind, 0.0)
+            state, seconds = states[unit.key], typical.get(unit.kind)
             words = f"missing, about {seconds:6.0f} s" if seconds else "missing"
             if isinstance(state, store.Record):
-                words, seconds = f"recorded {state.seconds:12.1f} s", 0.0
+                words = f"recorded {state.seconds:12.1f} s"
             elif state is not None:
                 words = "DAMAGED" if isinstance(state, store.DamagedRecordError) else "UNREADABLE"
-            left[unit.key] = seconds
             say(f"    {unit.kind:11} {unit.key}  {words:23}  {unit.describe()}")
     workers = parallel.default_workers(study.profile.threads)
-    time_left = sum(left.values()) / 3600 / workers
+    missing = [unit.kind for unit in planned if not isinstance(states[unit.key], store.Record)]
+    time_left = sum(typical.get(kind, 0.0) for kind in missing) / 3600 / workers
     hours = f"; about {time_left:.1f} hours with --workers {workers}" if time_left else ""
     say(f"{len(recorded)} of {len(states)} units recorded{hours}")
-    for trouble in states.values():
-        if isinstance(trouble, ValueError):
-            say(str(trouble))
-    for path in study.store.set_aside():
-        say(f"set aside, damaged: {path}")
+    aside = [f"set aside, damaged: {path}" for path in study.store.set_aside()]
+    for line in (*(state for state in states.values() if isinstance(state, ValueError)), *aside):
+        say(str(line))
     return 0
 
 
 @command.command()
 @NOTEBOOKS
-@click.option(
-    "--sample", default=3, type=AT_LEAST[0], help="How many records (default: 3; 0: all)."
-)
-@click.option("--draw", default=0, type=AT_LEAST[0], help="Seed of that draw (default: 0).")
+@click.option("--sample", default=3, type=click.IntRange(0), help="How many (default: 3; 0: all).")
 @_on_study
-def verify(study: "Study", notebooks: Names, sample: int, draw: int) -> int:
+def verify(study: "Study", notebooks: Names, sample: int) -> int:
     """Compute some records of NOTEBOOKS again, and compare."""
-    import numpy as np
-
     from fslib.questions.q08_claims import decide
     from fslib.study import runner, store
     from fslib.study.verify import compare_claims, told
 
     units = study.plan(*(source.stem for source in runner.find_notebooks(notebooks)))
-    states = [study.store.state(unit) for unit in units]
-    pairs = zip(units, states, strict=True)
-    recorded = [unit for unit, state in pairs if isinstance(state, store.Record)]
-    unread = [state for state in states if isinstance(state, ValueError)]
+    states = [(unit, study.store.state(unit)) for unit in units]
+    recorded = [unit for unit, state in states if isinstance(state, store.Record)]
+    unread = [state for _, state in states if isinstance(state, ValueError)]
     if not recorded and not unread:
-        mend = f"run fslib run --profile {study.name} first"
-        raise click.ClickException(f"no record in {study.folder}: {mend}")
+        return _fail(f"no record in {study.folder}: run fslib run --profile {study.name} first")
     for error in unread:
         say(str(error))
-    order = np.random.default_rng(draw).permutation(len(recorded))
-    chosen = [recorded[i] for i in order[: sample or None]]
+    chosen = random.Random(0).sample(recorded, min(sample or len(recorded), len(recorded)))
     compared = [told(study, unit, say) for unit in chosen]
     wrong = sum(comparison is None or bool(comparison.problems) for comparison in compared)
     other = [c.again for c in compared if c is not None and not c.exact]
     lines, changed = compare_claims(study, other, decide)
-    for line in lines:
+    for line in (*lines, *changed):
         say(f"    {line}")
-    for change in changed:
-        say(f"with the records of this machine, the verdict on {change}")
     missed = f", {len(unread)} more could not be read" if unread else ""
     say(f"{len(chosen)} of {len(recorded)} records verified, {wrong} differ{missed}")
     return 1 if wrong or unread or changed else 0
@@ -333,7 +300,6 @@ def verify(study: "Study", notebooks: Names, sample: int, draw: int) -> int:
 
 @command.command()
 @click.argument("models", nargs=-1, required=True)
-@_opened
 def check(models: Names) -> int:
     """Say whether the heads of MODELS can be switched off and trained, or why not.
 
@@ -342,17 +308,14 @@ def check(models: Names) -> int:
     from fslib.checks import check as checked
 
     works = True
-    for name in models:
-        report = checked(name)
+    for report in map(checked, models):
         say(str(report))
         works &= report.works
     return 0 if works else 1
 
 
 @command.command()
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Page to write: *.html."
-)
+@click.option("--out", type=AS_PATH, required=True, help="Page to write: *.html.")
 @click.option("--model-seed", type=int, help="Which model (default: the first).")
 @_on_study
 def explore(study: "Study", out: Path, model_seed: int | None) -> int:
@@ -370,9 +333,8 @@ def explore(study: "Study", out: Path, model_seed: int | None) -> int:
 
 
 @command.command()
-@click.option("--out", type=click.Path(path_type=Path), help="Folder (default: site/).")
+@click.option("--out", type=AS_PATH, help="Folder (default: site/).")
 @click.option("--repository", default="", metavar="OWNER/NAME", help="For a link to Binder.")
-@_opened
 def site(out: Path | None, repository: str) -> int:
     """Write notebooks, method, results and the explorer as a site."""
     from fslib.site.build import write_site  # which needs more packages than anything else

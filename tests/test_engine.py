@@ -22,7 +22,6 @@ from fslib.study.parallel import (
     Chain,
     Done,
     Engine,
-    Here,
     Workers,
     built_on,
     compute,
@@ -168,15 +167,15 @@ def test_a_unit_waits_for_no_model_that_another_is_training_if_there_is_somethin
 @pytest.mark.parametrize(
     ("units", "workers", "engine"),
     [
-        ([UNITS[0], SCORED[0], PRUNED[0]], 2, Here),  # a chain
-        (NUMBERS[:1], 2, Here),
-        (NUMBERS, 1, Here),
+        ([UNITS[0], SCORED[0], PRUNED[0]], 2, Engine),  # a chain
+        (NUMBERS[:1], 2, Engine),
+        (NUMBERS, 1, Engine),
         (NUMBERS, 2, Workers),
     ],
 )
 def test_what_cannot_be_parallel_needs_no_other_process(tmp_path, units, workers, engine):
     found = local_engine(Store(tmp_path), units, workers, fresh=False)
-    assert type(found) is engine and found.workers == (1 if engine is Here else 2)
+    assert type(found) is engine and found.workers == (1 if engine is Engine else 2)
 
 
 @pytest.mark.parametrize(("threads", "workers"), [(1, 6), (2, 3), (4, 1), (7, 1)])
@@ -251,7 +250,7 @@ def test_what_cannot_write_ends_all_and_any_other_error_is_the_units_own(
         raise error
 
     monkeypatch.setattr(NumbersUnit, "compute", fail)
-    engine = Here(Store(tmp_path))
+    engine = Engine(Store(tmp_path))
     if said:
         with pytest.raises(CannotWriteError, match=said):
             compute(Store(tmp_path), NUMBERS, engine, [].append)
@@ -266,7 +265,7 @@ def test_workers_write_the_same_bits_and_trouble_is_a_line_each(tmp_path, capfd)
     """One crew for all of it, since a worker takes seconds to start: sound, failing, killed."""
     study = Study("smoke", overrides=SMALL, results=tmp_path / "here")
     units = study.plan("03")
-    compute(study.store, units, Here(study.store), [].append)
+    compute(study.store, units, Engine(study.store), [].append)
     other, lines = Store(tmp_path / "workers"), []
     killed, failing = KilledUnit(tasks=TASKS, n=0), FailingUnit(tasks=TASKS, n=0)
     engine = Workers(other, 2)

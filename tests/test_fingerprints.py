@@ -110,7 +110,7 @@ def test_nothing_is_computed_without_data(evidence, tmp_path):
         lambda cards: "",
         lambda cards: "[]",
         lambda cards: '{"tasks": {"sst-2": {}}}',
-        lambda cards: cards.replace('"examples": 1', '"examples": 2'),
+        lambda cards: cards.replace('"labels": "e', '"labels": "f'),
     ],
 )
 def test_a_damaged_data_json_is_named(evidence, change):

@@ -20,6 +20,9 @@ KINDS = {
 
 def test_no_two_units_are_of_one_kind():
     assert len(KINDS) == 9 and all(unit.kind == kind for kind, unit in KINDS.items())
+    for unit in vars(units).values():
+        if isinstance(unit, type) and issubclass(unit, Unit) and "compute" in vars(unit):
+            assert unit is Unit or "kind" in vars(unit), "what computes is a kind of its own"
 
 
 @pytest.mark.parametrize("profile", PROFILES)

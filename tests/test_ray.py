@@ -18,7 +18,7 @@ import fslib
 from fslib.cli import main
 from fslib.study import ray as clusters
 from fslib.study.fingerprints import cached_task
-from fslib.study.parallel import Done, Here, compute
+from fslib.study.parallel import Done, Engine, compute
 from fslib.study.ray import Cluster
 from fslib.study.store import Store, Unit
 from fslib.study.units import ImportanceUnit, PruneUnit
@@ -66,16 +66,17 @@ def test_records_are_the_same_bits_from_a_cluster_and_from_here(tmp_path, there)
     """One chain is computed whole there; of the other, what is recorded here goes along."""
     here, other, lines = Store(tmp_path / "here"), Store(tmp_path / "there"), []
     units = [unit for chain in CHAINS for unit in chain]
-    assert compute(here, units, Here(here), [].append) == {}
+    assert compute(here, units, Engine(here), [].append) == {}
     for unit in CHAINS[0][:2]:
-        other.adopt(unit, here.files(unit))
+        other.save(here.find(unit))
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "there").rglob("*.npz")}
     assert there(other, units[2:], lines.append) == {}
     assert lines[-1].startswith("[4/4] ") and len(before) == 2
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
     for unit in units:
         one, two = here.find(unit), other.find(unit)
-        assert here.files(unit)[1] == other.files(unit)[1]
+        path = other.path(unit.kind, unit.key).with_suffix(".npz")
+        assert path.read_bytes() == (here.folder / "runs" / path.name).read_bytes()
         for part in ("result", "machine", "data", "config"):
             assert getattr(one, part) == getattr(two, part)
     assert not list((tmp_path / "there").rglob("*.safetensors")), "models do not travel"
@@ -155,10 +156,10 @@ def test_a_worker_without_the_data_is_refused_and_names_them(monkeypatch):
     def missing(unit):
         raise fslib.FslibError("no left")
 
-    wanted, pickled = clusters.code(), pickle.dumps(numbers(1))
+    wanted, pickled = clusters.code(), pickle.dumps({"0": numbers(1)[0]})
     monkeypatch.setattr(NumbersUnit, "data", missing)
     with refused("it cannot load the data: no left"):
-        next(clusters.obey(wanted, pickled, ["0"], pickle.dumps([]), 1))
+        next(clusters.obey(wanted, pickled, pickle.dumps([]), 1))
 
 
 def test_a_driver_that_is_killed_goes_on_where_it_was(tmp_path, places):

@@ -133,13 +133,6 @@ def test_links_to_folders_are_left_out(tmp_path, monkeypatch):
     assert build.landing() == text.replace("[b](figures)", "b")
 
 
-@pytest.mark.parametrize("repository", ["fslib", "a/b/c", "a b/c"])
-def test_another_form_of_a_repository_is_refused(tmp_path, capsys, repository):
-    assert main(["site", "--out", str(tmp_path / "site"), "--repository", repository]) == 2
-    assert "give owner/name" in capsys.readouterr().err
-    assert not (tmp_path / "site").exists()
-
-
 def test_a_folder_that_is_no_site_is_left_alone(tmp_path, capsys):
     (tmp_path / "index.html").write_text("of somebody else")
     for out in (tmp_path, tmp_path / "index.html"):

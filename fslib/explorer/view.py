@@ -7,7 +7,7 @@ these dataclasses as JSON, field by field (`as_json`).
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from fslib.plot import looks
 from fslib.study.design import TEXTS
 from fslib.study.units import Pattern
 
+Map = Float[np.ndarray, "layers heads"]
 NamedScores = tuple[str, list[int], Mapping[str, Score]]  # of a set of heads: name, heads, scores
 
 
@@ -73,10 +74,10 @@ class TaskView:
     name: str
     description: str
     metric: str
-    importance: Float[np.ndarray, "layers heads"]
+    importance: Map
     color: str
     marker: str
-    rise: Float[np.ndarray, "layers heads"] | None = None
+    rise: Map | None = None
     texts: int = TEXTS
     patterns: list[dict[str, Any]] = field(default_factory=list)
 
@@ -102,14 +103,10 @@ class View:
     sets: list[HeadSet]
 
 
-def task_views(
-    tasks: Mapping[str, Task], maps: Mapping[str, Float[np.ndarray, "layers heads"]]
-) -> list[TaskView]:
+def task_views(tasks: Mapping[str, Task], maps: Mapping[str, Map]) -> list[TaskView]:
     """Return tasks with their maps of importance, in the order of the maps."""
-    return [
-        TaskView(t, tasks[t].description, tasks[t].metric, maps[t], look["color"], look["marker"])
-        for t, look in looks(list(maps)).items()
-    ]
+    found = looks(list(maps)).items()
+    return [TaskView(t, tasks[t].description, tasks[t].metric, maps[t], **how) for t, how in found]
 
 
 def as_json(item: Any) -> Any:
@@ -117,8 +114,8 @@ def as_json(item: Any) -> Any:
 
     Bytes (arrays of uint8) are in base64.
     """
-    if is_dataclass(item) and not isinstance(item, type):
-        return as_json(asdict(item))
+    if is_dataclass(item):
+        return as_json(vars(item))
     if isinstance(item, dict):
         return {key: as_json(value) for key, value in item.items()}
     if isinstance(item, np.ndarray):

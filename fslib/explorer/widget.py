@@ -39,14 +39,12 @@ from fslib.study.units import LesionUnit, PatternUnit, pattern, scored_on, short
 HERE = Path(__file__).parent
 MODULE, STYLE, PAGE = HERE / "explorer.js", HERE / "explorer.css", HERE / "page.html"
 IMPORTANCE_EXAMPLES, SCORED_EXAMPLES = 256, 200
+Tell = Callable[[int, int], None]
+Tasks = Task | Iterable[Task] | Mapping[str, Task] | None
 
 
 def explore(
-    what: object,
-    tasks: Task | Iterable[Task] | Mapping[str, Task] | None = None,
-    *,
-    seed: int | None = None,
-    examples: int | None = None,
+    what: object, tasks: Tasks = None, *, seed: int | None = None, examples: int | None = None
 ) -> "Explorer":
     """Return the head explorer of a study's model, or of a model with tasks.
 
@@ -67,10 +65,8 @@ def explore(
         return _of_study(what, seed)
     if isinstance(what, MultiTaskModel) and tasks is not None and seed is None:
         return _of_model(what, as_tasks(tasks), examples)
-    raise FslibError(
-        f"{' '.join(repr(what).split()):.80} cannot be explored so: give a study (and seed=), or a "
-        "MultiTaskModel with tasks (and examples=)"
-    )
+    mend = "give a study (and seed=), or a MultiTaskModel with tasks (and examples=)"
+    raise FslibError(f"{' '.join(repr(what).split()):.80} cannot be explored so: {mend}")
 
 
 def shown_units(study: Study, seed: int | None = None) -> list[Unit]:
@@ -154,9 +150,7 @@ class Kernel:
         """The model."""
         return self.get()
 
-    def scores(
-        self, off: Bool[np.ndarray, "layers heads"], tell: Callable[[int, int], None]
-    ) -> dict[str, Any]:
+    def scores(self, off: Bool[np.ndarray, "layers heads"], tell: Tell) -> dict[str, Any]:
         """Return every task's scores with all heads and without some, and a note, for the page.
 
         The model is scored as it is now. The note is empty unless it answers otherwise than the
@@ -175,11 +169,9 @@ class Kernel:
         before, (after,) = compare([("all heads", [], whole), ("", [], without)])
         pairs = [(whole[name].predictions, known) for name, known in self.recorded.items()]
         changed = sum(int((~np.isclose(now, known, atol=1e-3)).sum()) for now, known in pairs)
-        note = (
-            f"With all heads, this model answers {changed} of {sum(e.examples for e in before)} "
-            "examples otherwise than the recorded model: it is not that model to the bit. Compare "
-            "these scores with each other, not with records."
-        )
+        count = sum(estimate.examples for estimate in before)
+        how = f"answers {changed} of {count} examples otherwise than the recorded model"
+        note = f"With all heads, this one {how}. Compare its scores with each other only."
         parts = {"whole": before, "scores": after.scores, "lost": after.lost}
         return as_json(parts) | {"note": note if changed else ""}
 
@@ -219,8 +211,7 @@ class Explorer(anywidget.AnyWidget):
         (layers, heads), chosen = self._shown.shape, sorted(set(proposal["value"]))
         for at in chosen:
             if not 0 <= at < layers * heads:
-                last = layers * heads - 1
-                raise FslibError(f"head {at} is outside 0..{last}, the heads of {layers} layers")
+                raise FslibError(f"head {at} is outside 0..{layers * heads - 1} of this model")
         return chosen
 
     @property
@@ -234,10 +225,8 @@ class Explorer(anywidget.AnyWidget):
     def heads(self, wanted: object) -> None:
         array, shape = np.asarray(wanted), self.heads.shape
         if array.dtype != np.bool_ or array.shape != shape:
-            raise FslibError(
-                f"heads of this explorer are a bool array {shape} (layers, heads), True = off; "
-                f"got {array.dtype} of shape {array.shape}"
-            )
+            got = f"got {array.dtype} of shape {array.shape}"
+            raise FslibError(f"heads are a bool array {shape} (layers, heads), True = off; {got}")
         self.off = np.flatnonzero(array).tolist()
 
     def to_html(self, path: str | Path) -> Path:
@@ -248,8 +237,7 @@ class Explorer(anywidget.AnyWidget):
         return path
 
     def __repr__(self) -> str:
-        layers, heads = self._shown.shape
-        count = len(self._shown.tasks)
+        count, (layers, heads) = len(self._shown.tasks), self._shown.shape
         return f"Explorer({self._shown.title}; {count} tasks, {layers} x {heads} heads)"
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
@@ -298,8 +286,7 @@ def checked_file(path: str | Path) -> Path:
     """
     path = checked_path("file of the explorer", path)
     if path.is_dir():
-        example = path / "explorer.html"
-        raise FslibError(f"{path} is a folder: give the name of a file, such as {example}")
+        raise FslibError(f"{path} is a folder: give the name of a file, such as explorer.html")
     return path
 
 
@@ -308,9 +295,6 @@ def page(state: Mapping[str, Any]) -> str:
     # In a script, only "</script" and "<!--" could end or change it: no "<" is left in the state.
     text = json.dumps(state, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     module = MODULE.read_text(encoding="utf-8").replace("export default {", "const explorer = {")
-    return Template(PAGE.read_text(encoding="utf-8")).substitute(
-        title=html.escape(str(state["view"]["title"])),
-        style=STYLE.read_text(encoding="utf-8"),
-        state=text,
-        module=module,
-    )
+    words = {"title": html.escape(str(state["view"]["title"])), "state": text, "module": module}
+    style = STYLE.read_text(encoding="utf-8")
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(words, style=style)

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from fslib.errors import FslibError
-from fslib.study.files import remove, scratch_folder, writing
+from fslib.study.files import remove, scratch_folder, write_text, writing
 from fslib.study.profiles import PROFILES, make_profile
 from fslib.study.provenance import ROOT
 from fslib.study.runner import find_notebooks, notebooks_in
@@ -35,14 +35,13 @@ METHOD = {
     "iat": ("Important attention-head training", ("iat",)),
     "tasks": ("Similarity of tasks, and transfer", ("similarity", "finetuning")),
 }
-REPOSITORY = re.compile(r"[\w-]+/[\w.-]+", re.ASCII)
+MODULE = "## fslib.NAME\n\n```{eval-rst}\n.. automodule:: fslib.NAME\n   :members:\n```\n"
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([\w./-]+)\)")
 EXPLORER = """# Look at heads
 
-One model of the reference results (`mini`), from its records. <a href="heads.html">By itself</a>;
-made by `fslib explore`.
+One model of `mini`, from its records, by `fslib explore`. <a href="heads.html">By itself</a>.
 
-<iframe src="heads.html" title="the head explorer" style="width: 100%; height: 60rem; border: 0">
-</iframe>
+<iframe src="heads.html" title="head explorer" width="100%" height="960" frameborder="0"></iframe>
 """
 
 
@@ -55,13 +54,11 @@ def write_site(out: Path, say: Callable[[str], None], repository: str = "") -> P
         repository: owner/name on GitHub, for a link that opens the notebooks on Binder; "": none.
 
     Raises:
-        FslibError: For another form of `repository`, a folder that holds something else, outside a
-            clone, where Sphinx is not installed, and for the first thing that Sphinx warns of.
+        FslibError: For a folder that holds something else, outside a clone, where Sphinx is not
+            installed, and for the first thing that Sphinx warns of.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file()):
         raise FslibError(f"{out} is there and no site: give a folder of its own, with --out")
-    if repository and not REPOSITORY.fullmatch(repository):
-        raise FslibError(f"{repository!r:.80} is no repository on GitHub: give owner/name")
     with scratch_folder() as scratch:
         say("gathering pages")
         gather(scratch / "source", repository)
@@ -100,10 +97,8 @@ def gather(source: Path, repository: str = "") -> None:
             shutil.copytree(ROOT / name, source / name, ignore=LEFT_OUT)
     for name in (*FILES, "results/architectures.csv"):
         shutil.copy(ROOT / name, source / name)
-    for folder in ("method", "profiles"):
-        (source / folder).mkdir()
     for name, text in pages.items():
-        (source / f"{name}.md").write_text(text, encoding="utf-8")
+        write_text(source / f"{name}.md", text)
 
 
 def make_html(source: Path, out: Path) -> None:
@@ -133,12 +128,8 @@ def make_html(source: Path, out: Path) -> None:
 
 def landing() -> str:
     """Return README; a link to a folder, which has no page, is left out."""
-
-    def kept(link: re.Match[str]) -> str:
-        return link[1] if (ROOT / link[2]).is_dir() else link[0]
-
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.sub(r"(?<!!)\[([^\]]*)\]\(([\w./-]+)\)", kept, text)
+    return LINK.sub(lambda link: link[1] if (ROOT / link[2]).is_dir() else link[0], text)
 
 
 def contents(pages: Iterable[str], option: str = "maxdepth: 1") -> str:
@@ -148,10 +139,7 @@ def contents(pages: Iterable[str], option: str = "maxdepth: 1") -> str:
 
 def method_page(title: str, modules: Iterable[str]) -> str:
     """Return a page that is made of the docstrings of modules."""
-    parts = [
-        f"## fslib.{name}\n\n```{{eval-rst}}\n.. automodule:: fslib.{name}\n   :members:\n```\n"
-        for name in modules
-    ]
+    parts = [MODULE.replace("NAME", name) for name in modules]
     return "\n".join([f"# {title}\n", *parts])
 
 

@@ -1,7 +1,6 @@
 """Sphinx's settings: no network, formulas as MathML, docstrings in Google style."""
 
 import re
-from importlib import metadata
 from typing import Any
 
 from docutils import nodes
@@ -9,8 +8,6 @@ from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
 project = html_title = "fslib"
-author = "the fslib authors"
-release = metadata.version("fslib")
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb"]
 # The folders of the repository stand among the sources, so that links to their files work.
 include_patterns = ["*.md", "*/*.md", "notebooks/*.ipynb", "results/*/notebooks/*.ipynb"]
@@ -33,21 +30,17 @@ html_theme_options = {"show_toc_level": 2, "navbar_align": "left", "footer_end":
 CODE = re.compile(r"(`+[^`]+`+)|([*|\\]|_(?!\w))")
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(app: Sphinx) -> None:
     """Let Sphinx write formulas as MathML and read docstrings as plain text."""
-    app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
+    app.add_html_math_renderer("mathml", (_formula, None), (_formula, None))
     app.connect("autodoc-process-docstring", _as_plain_text, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", _skip)
-    return {"parallel_read_safe": False, "parallel_write_safe": False}
 
 
-def _inline(translator: Any, node: nodes.math) -> None:
-    translator.body.append(convert(node.astext()))
-    raise nodes.SkipNode
-
-
-def _display(translator: Any, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="formula">{convert(node.astext(), display="block")}</div>')
+def _formula(translator: Any, node: nodes.Node) -> None:
+    is_block = isinstance(node, nodes.math_block)
+    text = convert(node.astext(), display="block" if is_block else "inline")
+    translator.body.append(f'<div class="formula">{text}</div>' if is_block else text)
     raise nodes.SkipNode
 
 
@@ -56,9 +49,7 @@ def _skip(app: Sphinx, what: str, name: str, member: Any, *options: Any) -> bool
     return True if type(member).__name__ == "_tuplegetter" else None
 
 
-def _as_plain_text(
-    app: Any, what: str, name: str, item: Any, options: Any, lines: list[str]
-) -> None:
+def _as_plain_text(app: Any, what: str, name: str, of: Any, how: Any, lines: list[str]) -> None:
     """Make formulas of indented paragraphs; elsewhere only code in backticks has a meaning."""
     made = []
     for paragraph in re.split(r"\n(?: *\n)+", "\n".join(lines).rstrip()):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fslib.errors import FslibError, unknown
+from fslib.errors import FslibError, check_among
 
 C = TypeVar("C", bound="Config")
 
@@ -40,8 +40,7 @@ def checked(config: type[C], values: Mapping[str, Any], what: str) -> C:
         FslibError: for the first thing wrong; an unknown field gets the nearest valid name.
     """
     for name in values:
-        if name not in config.model_fields:
-            raise unknown(what, str(name), config.model_fields)
+        check_among(what, str(name), config.model_fields)
     try:
         # from JSON, since only there does strict mode take a list for a tuple
         return config.model_validate_json(json.dumps(values, default=str), strict=True)
@@ -67,10 +66,8 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
     settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise FslibError(f"--set {pair!r:.80}: write it as key=value, such as steps=100")
-        if key in settings:
-            raise FslibError(f"--set {pair!r:.80}: {key} is set twice")
+        if not equals or not key or key in settings:
+            raise FslibError(f"--set {pair!r:.80}: write it once, as key=value, such as steps=100")
         try:
             settings[key] = yaml.load(value, Loader=PlainLoader)
         # the date 2020-13-45 is a ValueError

@@ -18,7 +18,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -29,8 +28,7 @@ from fslib.model.devices import partial_mark
 
 SCRATCH = "fslib-tmp-"  # begins the name of every temporary folder
 P_VALUES = re.compile(r"(.+ )?p(, .+)?")  # names of columns
-MENDS = {errno.EMFILE: "allow more open files (ulimit -n)"}
-MENDS[errno.ENFILE] = MENDS[errno.EMFILE]
+MENDS = dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)")
 MENDS |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space")
 
 
@@ -54,18 +52,16 @@ def writing(path: Path, *, instead: str = "another folder with --results") -> It
         number = getattr(error, "errno", None) or int(told[1] if told else 0)
         reason = os.strerror(number) if number else str(error)
         mend = MENDS.get(number, "make it writable")
-        is_scratch = any(part.startswith(SCRATCH) for part in path.parts)
-        other = "set TMPDIR to another folder" if is_scratch else f"choose {instead}"
+        other = "set TMPDIR to another folder" if SCRATCH in str(path) else f"choose {instead}"
         raise CannotWriteError(f"cannot write {path}: {reason}; {mend}, or {other}") from error
 
 
 def is_abandoned(name: str) -> bool:
     """Return whether a dead process of this host was writing under this name."""
-    match = re.search(r"\.partial-(.+)-(\d{1,9})$", name)
-    if match is None or match[1] != platform.node() or os.name == "nt":  # there, 0 is a real signal
-        return False
+    match = re.search(rf"\.partial-{re.escape(platform.node())}-(\d{{1,9}})$", name)
     try:
-        os.kill(int(match[2]), 0)
+        if match and os.name != "nt":  # there, 0 is a real signal
+            os.kill(int(match[1]), 0)
     except OSError as error:  # of a process that lives as another user's, it is PermissionError
         return isinstance(error, ProcessLookupError)
     return False
@@ -81,11 +77,9 @@ def sweep(folder: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)  # leaves a file or a link alone
+    with suppress(OSError):
+        path.unlink()
 
 
 def set_aside(path: Path, error: Exception) -> None:
@@ -100,9 +94,8 @@ def set_aside(path: Path, error: Exception) -> None:
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """Make a temporary folder for the block; a killed process's is left to `sweep`."""
-    options: dict[str, Any] = {"suffix": partial_mark(), "ignore_cleanup_errors": True}
     with writing(Path(os.environ.get("TMPDIR") or "/tmp") / SCRATCH):
-        folder = tempfile.TemporaryDirectory(prefix=SCRATCH, **options)
+        folder = tempfile.TemporaryDirectory(partial_mark(), SCRATCH, ignore_cleanup_errors=True)
     with folder as name:
         yield Path(name)
 
@@ -146,20 +139,12 @@ def save_table(folder: Path, name: str, table: pd.DataFrame, digits: int = 3) ->
     numeric = rounded.select_dtypes("floating").columns
     rounded[numeric] = rounded[numeric].round(digits) + 0.0  # no -0.0
     for column in filter(P_VALUES.fullmatch, numeric):
-        rounded[column] = table[column].map(_p_value)
-    plain = rounded.rename(columns=in_markdown)
-    for place, dtype in enumerate(plain.dtypes):
-        if not pd.api.types.is_numeric_dtype(dtype):
-            plain.isetitem(place, plain.iloc[:, place].map(in_markdown))
+        shown = table[column].map(lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}")
+        rounded[column] = shown.where(table[column].notna(), "")
+    plain = rounded.rename(columns=in_markdown).map(in_markdown)
     write_text(folder / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.10g"))
     write_text(folder / "tables" / f"{name}.md", plain.to_markdown(index=False) + "\n")
     return rounded
-
-
-def _p_value(p: float) -> str:
-    if np.isnan(p):
-        return ""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def save_figure(folder: Path, name: str, figure: Figure, caption: str, command: str) -> None:
@@ -173,21 +158,17 @@ def save_figure(folder: Path, name: str, figure: Figure, caption: str, command: 
         command: what makes the figure; stands there, too.
     """
     notes = {"Title": caption, "Description": f"made by: {command}"}
-    options: dict[str, dict[str, Any]] = {
-        "png": {"dpi": 200, "metadata": notes | {"Software": None}},
-        "svg": {"metadata": notes | {"Date": None, "Creator": "fslib"}},
-    }
-    for kind, chosen in options.items():
+    png: dict[str, Any] = {"dpi": 200, "metadata": notes | {"Software": None}}
+    svg: dict[str, Any] = {"metadata": notes | {"Date": None, "Creator": "fslib"}}
+    for kind, chosen in (("png", png), ("svg", svg)):
         buffer = BytesIO()
         with rc_context({"svg.hashsalt": "fslib"}):
             figure.savefig(buffer, format=kind, bbox_inches="tight", **chosen)
-        content = buffer.getvalue()
-        drawn = numbered_clips(content) if kind == "svg" else content
-        write_bytes(folder / f"{name}.{kind}", drawn)
+        write_bytes(folder / f"{name}.{kind}", numbered_clips(buffer.getvalue()))
 
 
 def numbered_clips(svg: bytes) -> bytes:
-    """Name the clip paths of an SVG by their order.
+    """Name the clip paths of an SVG by their order; a PNG has none.
 
     matplotlib names each by a hash of its place with all digits, the last of which may differ when
     a layout is computed again; everything else is written rounded.

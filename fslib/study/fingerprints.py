@@ -25,6 +25,7 @@ from fslib.study.files import write_text
 
 FILE = "data.json"
 SAID = "FSLIB_DATA_SAID"  # set in the environment of processes whose parent has said it all
+Cards = dict[str, dict[str, Any]]
 _consulted: list[Path] = []  # the last one first
 
 
@@ -50,13 +51,10 @@ def cached_task(name: str) -> Task:
                 _say(f"{gone}: records are found by the fingerprint in {_short(path)}")
                 return recorded_task(name, card, f"the {gone}: {error}")
         raise
-    recorded = ""
-    with suppress(FslibError, LookupError):
-        recorded = read_cards(_consulted[0])[name]["fingerprint"]
-    if recorded and recorded != task.fingerprint:
-        theirs = f"are not those in {_short(_consulted[0])} ({recorded})"
-        what = "records on those are not found, and would be computed anew"
-        _say(f"data of {name} at hand ({task.fingerprint}) {theirs}: {what}")
+    card = _known_cards(_consulted[0]).get(name) if _consulted else None
+    if card and card["fingerprint"] != task.fingerprint:
+        theirs = f"are not those in {_short(_consulted[0])} ({card['fingerprint']})"
+        _say(f"data of {name} at hand ({task.fingerprint}) {theirs}: units are computed anew")
     return task
 
 
@@ -82,9 +80,8 @@ class LabelsOnly(Split):
         vars(self).update(labels=labels, why=why)  # its base is frozen
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("texts", "pairs", "documents"):
-            raise FslibError(self.why)
-        raise AttributeError(name)
+        is_text = name in ("texts", "pairs", "documents")
+        raise FslibError(self.why) if is_text else AttributeError(name)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -128,7 +125,7 @@ def require(names: Iterable[str], what: str) -> None:
             raise FslibError(f"{what} has no record and cannot be computed: {train.why}")
 
 
-def read_cards(path: Path) -> dict[str, dict[str, Any]]:
+def read_cards(path: Path) -> Cards:
     """Return {task: its card} of a data.json, {} if there is none.
 
     Raises:
@@ -142,51 +139,41 @@ def read_cards(path: Path) -> dict[str, dict[str, Any]]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except Exception as error:  # whatever a damaged file makes of itself
-        mend = "restore it, or delete it and fslib run where the data are"
-        raise FslibError(f"{path} is damaged ({first_line(error)}): {mend}") from error
+        raise FslibError(f"{path} is damaged ({first_line(error)}): restore it") from error
 
 
-def changed_cards(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def changed_cards(folder: Path, names: Iterable[str]) -> Cards:
     """Return the cards that a folder lacks, or has of other data or words.
 
     Args:
         folder: that data.json is in.
         names: the tasks to look at; those whose data are not at hand are left out.
     """
-    known = _known_cards(folder)
-
-    def is_known(task: Task, card: dict[str, Any]) -> bool:
-        told = (card.get("fingerprint"), card.get("description"))
-        return isinstance(task, RecordedTask) or told == (task.fingerprint, task.description)
-
-    tasks = {name: cached_task(name) for name in names}
-    return {n: card_of(t) for n, t in tasks.items() if not is_known(t, known.get(n, {}))}
+    cards = _known_cards(folder / FILE).items()
+    known = {name: (card["fingerprint"], card["description"]) for name, card in cards}
+    here = {n: t for n in names if not isinstance(t := cached_task(n), RecordedTask)}
+    new = [n for n, t in here.items() if known.get(n) != (t.fingerprint, t.description)]
+    return {name: card_of(here[name]) for name in new}
 
 
-def _known_cards(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the cards of a folder; where its data.json is damaged, nothing is known."""
+def _known_cards(path: Path) -> Cards:
+    """Return the cards of a data.json; where it is damaged, nothing is known."""
     with suppress(FslibError):
-        return read_cards(folder / FILE)
+        return read_cards(path)
     return {}
 
 
-def write_cards(folder: Path, cards: dict[str, dict[str, Any]]) -> None:
+def write_cards(folder: Path, cards: Cards) -> None:
     """Write new cards into a folder's data.json; the rest of it stays."""
-    cards = dict(sorted((_known_cards(folder) | cards).items()))
+    cards = dict(sorted((_known_cards(folder / FILE) | cards).items()))
     write_text(folder / FILE, json.dumps({"tasks": cards}, indent=1, ensure_ascii=False) + "\n")
 
 
 def card_of(task: Task) -> dict[str, Any]:
     """Return what data.json tells of a task."""
-    return {
-        "fingerprint": task.fingerprint,
-        "description": task.description,
-        "source": public_source(task),
-        "metric": task.metric,
-        "label_names": list(task.label_names),
-        "train": _packed(task.train.labels),
-        "eval": _packed(task.eval.labels),
-    }
+    told = {k: getattr(task, k) for k in ("fingerprint", "description", "source", "metric")}
+    told |= {"source": public_source(task), "label_names": list(task.label_names)}
+    return told | {side: _packed(getattr(task, side).labels) for side in ("train", "eval")}
 
 
 def public_source(task: Task) -> str:
@@ -203,6 +190,4 @@ def _packed(labels: np.ndarray) -> dict[str, Any]:
 
 def _unpacked(side: dict[str, Any]) -> np.ndarray:
     labels = np.frombuffer(zlib.decompress(base64.b64decode(side["labels"])), side["type"])
-    if len(labels) != side["examples"]:
-        raise ValueError(f"{len(labels)} labels for {side['examples']} examples")
     return labels.astype(np.int64 if labels.dtype.kind == "i" else np.float64)

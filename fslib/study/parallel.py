@@ -1,7 +1,7 @@
 """Compute units, one after another or side by side, each after what it is built on.
 
 `compute` says which units are next, and what a failure takes with it. An `Engine` computes
-them: this process (`Here`), processes of this machine (`Workers`), or a Ray cluster
+them: this process (`Engine` itself), processes of this machine (`Workers`), or a Ray cluster
 (`fslib.study.ray`). Records are the same bits whichever it is.
 """
 
@@ -11,12 +11,10 @@ import signal
 import threading
 import time
 import traceback
-from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing import resource_tracker
@@ -37,6 +35,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # Read by OpenMP, MKL and OpenBLAS when they are loaded: they make as many threads as there are
 # cores, unless told otherwise.
 THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+Say = Callable[[str], None]
 Pace = tuple[str, float]  # the kind of a unit, and how many seconds it took
 
 
@@ -83,8 +82,8 @@ class Chain:
         return done
 
 
-class Engine(ABC):
-    """What computes chains of units, several at a time.
+class Engine:
+    """What computes chains of units: this process, one unit at a time, or others, several.
 
     Attributes:
         takes_chains: whether units measured on one model are sent as one chain, since models
@@ -97,25 +96,28 @@ class Engine(ABC):
     takes_chains = False
     tries = 1
 
-    def __init__(self, store: Store, workers: int = 1) -> None:
-        self._store, self.workers = store, workers
+    def __init__(self, store: Store, workers: int = 1, fresh: bool = False) -> None:
+        self._store, self.workers, self._fresh = store, workers, fresh
         self.under_way: dict[Any, Chain] = {}
 
     def has_room(self) -> bool:
         """Return whether a worker is idle."""
         return len(self.under_way) < self.workers
 
-    @abstractmethod
     def send(self, chain: Chain) -> None:
         """Have an idle worker compute what is left of a chain."""
+        self.under_way[0] = chain
 
-    @abstractmethod
     def ended(self, patience: float) -> list[Done]:
         """Return the units that are through, once there is one, or none after so many seconds.
+
+        This process has no patience: it computes the chain now.
 
         Raises:
             CannotWriteError: or another FslibError, after which no unit can be computed.
         """
+        chain = self.under_way.pop(0)
+        return [chain.through(u, attempt(self._store, u, fresh=self._fresh)) for u in chain.units]
 
     def lose(self, chain: Chain, how: str) -> list[Done]:
         """Send what is left of a chain again, or give it up: its worker is gone."""
@@ -134,26 +136,6 @@ class Engine(ABC):
         self.under_way.clear()
 
 
-class Here(Engine):
-    """This process, for one unit at a time."""
-
-    def __init__(self, store: Store, fresh: bool = False) -> None:
-        super().__init__(store)
-        self._fresh = fresh
-
-    def send(self, chain: Chain) -> None:
-        """Take note of the chain."""
-        self.under_way[0] = chain
-
-    def ended(self, patience: float) -> list[Done]:
-        """Compute it, however long that takes."""
-        chain = self.under_way.pop(0)
-        return [
-            chain.through(unit, attempt(self._store, unit, fresh=self._fresh))
-            for unit in chain.units
-        ]
-
-
 class _Worker:
     """A process of this machine: a pool of one, so that its death is nobody else's."""
 
@@ -161,12 +143,11 @@ class _Worker:
         before = set(multiprocessing.active_children())
         # The tracker's own first start would let interrupts through. If this process is killed,
         # it clears up, and need not say so.
-        with environment(PYTHONWARNINGS="ignore"):
+        with _for_children(PYTHONWARNINGS="ignore"):
             resource_tracker.ensure_running()
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(1, context, _prepare, (threads,))
-        limits = dict.fromkeys(THREAD_LIMITS, str(threads))
-        with environment(**limits, **{SAID: "yes"}), _without_interrupts():
+        with _for_children(**dict.fromkeys(THREAD_LIMITS, str(threads)), **{SAID: "yes"}):
             self.pool.submit(os.getpid)  # starts the process
         (self.process,) = set(multiprocessing.active_children()) - before
 
@@ -184,8 +165,7 @@ class Workers(Engine):
     tries = 2
 
     def __init__(self, store: Store, workers: int, fresh: bool = False) -> None:
-        super().__init__(store, workers)
-        self._fresh = fresh
+        super().__init__(store, workers, fresh)
         self._crew: dict[_Worker, Future[str] | None] = {}
 
     def send(self, chain: Chain) -> None:
@@ -217,7 +197,7 @@ class Workers(Engine):
         """Say how a worker died, and clear up after it."""
         self._crew.pop(worker, None)
         code = worker.end()
-        _clear_up(self._store)
+        self._store.sweep()
         hint = ": out of memory? try fewer --workers" if code == -9 else ""
         return f"{signal.Signals(-code).name}{hint}" if code < 0 else f"exit code {code}"
 
@@ -229,13 +209,7 @@ class Workers(Engine):
             worker.process.kill()
         for worker in crew:
             worker.end()
-        if crew:
-            _clear_up(self._store)
-
-
-def _clear_up(store: Store) -> None:
-    with suppress(FslibError):  # whatever is the matter, the error that led here says more
-        store.sweep()
+        self._store.sweep()
 
 
 def _prepare(threads: int) -> None:
@@ -259,38 +233,28 @@ def _compute(folder: Path, threads: int, unit: Unit, fresh: bool) -> str:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back inside the block, and for ever from a process that begins there.
+def _for_children(**variables: str) -> Iterator[None]:
+    """Set variables, and hold Ctrl-C back, for processes that begin inside the block.
 
     It is meant for the command alone: a worker would die of it in a traceback, even while it
     imports this.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    known, mask = dict(os.environ), signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables inside the block."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
+        os.environ |= variables
         yield
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ |= known
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def default_workers(threads: int) -> int:
     """Return how many workers of so many threads this machine has cores for; 1 if it has a GPU."""
     if torch.cuda.is_available():
         return 1
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return max(1, cores // threads)
+    affinity = getattr(os, "sched_getaffinity", lambda process: range(os.cpu_count() or 1))
+    return max(1, len(affinity(0)) // threads)
 
 
 def local_engine(store: Store, units: Sequence[Unit], workers: int, *, fresh: bool) -> Engine:
@@ -306,12 +270,10 @@ def local_engine(store: Store, units: Sequence[Unit], workers: int, *, fresh: bo
     """
     is_chain = all(one in built_on(other) for one, other in pairwise(units))
     workers = 1 if is_chain else min(workers, len(units))
-    return Here(store, fresh) if workers == 1 else Workers(store, workers, fresh)
+    return Engine(store, fresh=fresh) if workers == 1 else Workers(store, workers, fresh)
 
 
-def compute(
-    store: Store, units: Sequence[Unit], engine: Engine, say: Callable[[str], None] = print
-) -> dict[str, Done]:
+def compute(store: Store, units: Sequence[Unit], engine: Engine, say: Say) -> dict[str, Done]:
     """Compute units, and close the engine.
 
     A unit that fails takes those that are built on it with it, and no others.
@@ -329,13 +291,9 @@ def compute(
         CannotWriteError: nothing can be written any more.
         FslibError: no worker can be had.
     """
-    backlog, seconds = Backlog(store, units, chains=engine.takes_chains), list[Pace]()
-    with (
-        closing(engine),
-        Count(len(units), say) as count,
-        nullcontext() if count.is_live else hidden(),
-    ):
-        left = ""
+    backlog = Backlog(store, units, chains=engine.takes_chains)
+    seconds, left, count = list[Pace](), "", Count(len(units), say)
+    with closing(engine), count, nullcontext() if count.is_live else hidden():
         while backlog.left:
             while engine.has_room() and (chain := backlog.next()):
                 engine.send(Chain(chain))
@@ -347,10 +305,10 @@ def compute(
                     backlog.end(done)
                     seconds += [] if done.failure else [(done.unit.kind, done.seconds)]
                     left = _time_left(seconds, list(backlog.left.values()), max(engine.workers, 1))
-                    how = f"failed after {span(done.seconds)}: {done.failure}"
-                    how = how if done.failure else f"done in {span(done.seconds)}"
-                    line = "; ".join(filter(None, [f"{named(done.unit)} {how}", left]))
-                    count.end(line, urgent=bool(done.failure) or not backlog.left)
+                    how = f"{'failed after' if done.failure else 'done in'} {span(done.seconds)}"
+                    why = f": {done.failure}" if done.failure else ""
+                    line = "; ".join(filter(None, [f"{named(done.unit)} {how}{why}", left]))
+                    count.end(line, urgent=bool(why) or not backlog.left)
     return backlog.failures
 
 
@@ -359,12 +317,9 @@ def named(unit: Unit) -> str:
     return f"{unit.kind}-{unit.key} ({unit.describe()})"
 
 
-def typical_seconds(found: Iterable[Pace]) -> dict[str, float]:
+def typical_seconds(found: Sequence[Pace]) -> dict[str, float]:
     """Return {kind: median seconds} of units that were computed."""
-    by_kind: dict[str, list[float]] = defaultdict(list)
-    for kind, seconds in found:
-        by_kind[kind].append(seconds)
-    return {kind: median(seconds) for kind, seconds in by_kind.items()}
+    return {kind: median(took for k, took in found if k == kind) for kind in dict(found)}
 
 
 def _time_left(found: Sequence[Pace], rest: Sequence[Unit], workers: int) -> str:
@@ -429,8 +384,8 @@ class Backlog:
 
         Rather one that needs no model that a unit under way may be training: it would wait there.
         """
-        firsts = {home: chain[0] for home, chain in self._chains.items()}
-        ready = [home for home, unit in firsts.items() if self._is_ready(unit.key)]
+        firsts, left = {home: chain[0] for home, chain in self._chains.items()}, self.left.keys()
+        ready = [h for h, u in firsts.items() if u.key in left and not self._needs[u.key] & left]
         if not ready:
             return []
         taken = {key for unit in self.running.values() for key in self._untrained(unit)}
@@ -438,9 +393,6 @@ class Backlog:
         chain = self._chains.pop(home)
         self.running |= {unit.key: unit for unit in chain}
         return chain
-
-    def _is_ready(self, key: str) -> bool:
-        return key in self.left and not self._needs[key] & self.left.keys()
 
     def _untrained(self, unit: Unit) -> set[str]:
         return {base.key for base in built_on(unit) if not self._store.checkpoint(base).is_dir()}
@@ -472,12 +424,7 @@ def attempt(store: Store, unit: Unit, *, fresh: bool = False) -> str:
     except FslibError as error:
         return first_line(error)
     except Exception as error:  # a mistake in one unit should not keep others from being computed
-        return f"{explained(error)}{_place_of(error)}"
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in frames if frame.filename.startswith(str(PACKAGE))]
+        return f"{explained(error)} (at {Path(ours[-1].filename).name}:{ours[-1].lineno})"
     return ""
-
-
-def _place_of(error: Exception) -> str:
-    """Say where in this package an error came from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if frame.filename.startswith(str(PACKAGE))]
-    return f" (at {Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else ""

@@ -4,6 +4,7 @@ import hashlib
 import platform
 import re
 import subprocess
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -22,14 +23,11 @@ def machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     told = cpuinfo.read_text() if cpuinfo.is_file() else ""
     processor = re.search(r"^model name\s*:(.*)", told, re.M)
-    return {
-        "system": platform.system(),
-        "architecture": platform.machine(),
-        "processor": processor[1].strip() if processor else platform.processor(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-    }
+    name = processor[1].strip() if processor else platform.processor()
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    here = {"system": platform.system(), "architecture": platform.machine(), "processor": name}
+    return here | {"capability": capability, "threads": threads, "accelerator": gpu}
 
 
 def versions() -> dict[str, str]:
@@ -45,10 +43,9 @@ def code_checksum() -> str:
 
     Two installations with equal ones compute the same.
     """
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "fslib").rglob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+    paths = sorted((ROOT / "fslib").rglob("*.py"))
+    whole = b"".join(path.name.encode() + path.read_bytes() for path in paths)
+    return hashlib.sha256(whole).hexdigest()[:16]
 
 
 def git_commit() -> str:
@@ -56,13 +53,9 @@ def git_commit() -> str:
 
     It ends in "+changes" if fslib/ differs from it.
     """
-
-    def git(*words: str) -> str:
-        options: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True}
-        return subprocess.run(["git", *words], check=True, **options).stdout.strip()
-
+    ask = partial(subprocess.check_output, cwd=ROOT, stderr=subprocess.DEVNULL, text=True)
     try:
-        changes = "+changes" if git("status", "--porcelain", "--", "fslib") else ""
-        return git("rev-parse", "HEAD") + changes
+        changes = "+changes" if ask(["git", "status", "--porcelain", "--", "fslib"]) else ""
+        return str(ask(["git", "rev-parse", "HEAD"])).strip() + changes
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

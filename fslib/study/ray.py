@@ -13,7 +13,6 @@ import pickle
 import platform
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -26,11 +25,10 @@ from fslib.progress import hidden
 from fslib.study.files import CannotWriteError, scratch_folder
 from fslib.study.parallel import Chain, Done, Engine, attempt, built_on
 from fslib.study.provenance import code_checksum, git_commit, versions
-from fslib.study.store import DamagedRecordError, Store
+from fslib.study.store import Record, Store, distinct
 
-OBJECT_STORE = 256 * 2**20  # bytes; records are a few megabytes
-# What a worker says of a unit: its key, why it failed ("" if it did not), its record's files.
-Word = tuple[str, str, tuple[bytes, bytes]]
+# What a worker says of a unit: its key, why it failed ("" if it did not), its record.
+Word = tuple[str, str, Record | None]
 
 
 class RefusedError(FslibError):
@@ -42,31 +40,27 @@ def code() -> dict[str, str]:
     return {"commit": git_commit(), "code": code_checksum(), **versions()}
 
 
-def obey(
-    wanted: dict[str, str], units: bytes, keys: list[str], records: bytes, threads: int
-) -> Iterator[Word]:
+def obey(wanted: dict[str, str], units: bytes, records: bytes, threads: int) -> Iterator[Word]:
     """Compute a chain in a scratch store, and say how each unit went.
 
     Args:
         wanted: what `code` must be here as well.
-        units: pickled, since other code could not read them.
-        keys: what the units' keys must be on the data here.
-        records: pickled, [(unit, its files)] of what the chain is built on.
+        units: by what their keys must be on the data here; pickled, since other code could not
+            read them.
+        records: pickled, those that the chain is built on.
         threads: with how many a unit is computed.
 
     Raises:
         RefusedError: this machine cannot compute the chain as the sender would.
     """
     node, failed = platform.node(), set[str]()
-    if refusal := _refusal(wanted, units, keys):
+    if refusal := _refusal(wanted, units):
         raise RefusedError(f"the worker on {node} was refused: {refusal}")
     torch.set_num_threads(threads)
     keep_freed_memory()
     with hidden(), scratch_folder() as folder:
-        store = Store(folder, threads)
-        for unit, files in pickle.loads(records):
-            store.adopt(unit, files)
-        for unit in pickle.loads(units):
+        store = Store(folder, threads).with_records(pickle.loads(records))
+        for unit in pickle.loads(units).values():
             if failed & {base.key for base in built_on(unit)}:
                 continue
             try:
@@ -74,23 +68,22 @@ def obey(
             except CannotWriteError as error:
                 failure = f"{error} (on {node})"
             failed |= {unit.key} if failure else set()
-            yield unit.key, failure, (b"", b"") if failure else store.files(unit)
+            yield unit.key, failure, None if failure else store.find(unit)
 
 
-def _refusal(wanted: dict[str, str], pickled: bytes, keys: list[str]) -> str:
+def _refusal(wanted: dict[str, str], pickled: bytes) -> str:
     """Say why this machine cannot compute a chain as the sender would, "" if it can."""
     mine = code()
     others = [f"{k} {mine[k]} instead of {wanted.get(k)}" for k in mine if mine[k] != wanted.get(k)]
     if others:
         return f"it has {', '.join(others)}: install the same there"
     units = pickle.loads(pickled)
+    names = ", ".join(dict.fromkeys(name for u in units.values() for name in u.task_names()))
+    refusal = f"its data are others, of some of the tasks {names}: give it the same"
     try:
-        if [unit.key for unit in units] == keys:
-            return ""
+        return "" if all(unit.key == key for key, unit in units.items()) else refusal
     except FslibError as error:
         return f"it cannot load the data: {error}"
-    names = ", ".join(dict.fromkeys(name for unit in units for name in unit.task_names()))
-    return f"its data are others, of some of the tasks {names}: give it the same"
 
 
 class Cluster(Engine):
@@ -112,35 +105,29 @@ class Cluster(Engine):
     def __init__(self, store: Store, address: str, gpus: int | float = 0) -> None:
         super().__init__(store)
         self._gpus, self._code, self._ray = gpus, code(), _started(address)
-        options: dict[str, Any] = {"num_cpus": store.threads, "num_gpus": gpus}
-        options |= {"max_retries": 0, "num_returns": "streaming"}
+        given = {"num_cpus": store.threads, "num_gpus": gpus, "max_retries": 0}
         # a decorator, as tests put on every function, would hide that it is a generator
-        self._remote = self._ray.remote(inspect.unwrap(obey)).options(**options)
+        remote = self._ray.remote(inspect.unwrap(obey))
+        self._remote = remote.options(num_returns="streaming", **given)
         if not self.has_room():
             self.close()
-            wanted = f"{store.threads} processors" + (f" and {gpus:g} GPUs" if gpus else "")
-            none = f"no machine of the Ray cluster {address} has {wanted}"
-            raise FslibError(f"{none}, which a unit is to have")
+            wanted = f"{store.threads} processors and {gpus:g} GPUs, which a unit is to have"
+            raise FslibError(f"no machine of the Ray cluster {address} has {wanted}")
 
     def has_room(self) -> bool:
         """Return whether a worker is idle on the machines that are there now."""
+        wanted = {"CPU": self._store.threads} | ({"GPU": self._gpus} if self._gpus else {})
         alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        self.workers = sum(map(self._fit, alive))
+        self.workers = sum(int(min(has.get(k, 0) // n for k, n in wanted.items())) for has in alive)
         return super().has_room()
-
-    def _fit(self, resources: dict[str, float]) -> int:
-        """Return how many chains fit on one machine."""
-        fit = resources.get("CPU", 0) // self._store.threads
-        return int(min(fit, resources.get("GPU", 0) // self._gpus) if self._gpus else fit)
 
     def send(self, chain: Chain) -> None:
         """Send out what is left of a chain, with the records that it is built on."""
-        keys = [unit.key for unit in chain.units]
-        bases = {base.key: base for unit in chain.units for base in built_on(unit)}
-        outside = [base for key, base in bases.items() if key not in keys]
-        records = [(base, self._store.files(base)) for base in outside if self._store.find(base)]
-        units, files = pickle.dumps(chain.units), pickle.dumps(records)
-        words = self._remote.remote(self._code, units, keys, files, self._store.threads)
+        units = {unit.key: unit for unit in chain.units}
+        bases = distinct(base for unit in chain.units for base in built_on(unit))
+        found = [self._store.find(base) for base in bases if base.key not in units]
+        sent = pickle.dumps(units), pickle.dumps(list(filter(None, found)))
+        words = self._remote.remote(self._code, *sent, self._store.threads)
         self.under_way[words] = chain
 
     def ended(self, patience: float) -> list[Done]:
@@ -156,15 +143,16 @@ class Cluster(Engine):
         """Take a chain's next word, which is there."""
         chain = self.under_way[words]
         try:
-            key, failure, files = self._ray.get(next(words))
+            key, failure, record = self._ray.get(next(words))
             unit = next(unit for unit in chain.units if unit.key == key)
-            if not failure:
-                self._store.adopt(unit, files)
+            if record is not None:
+                with self._store.lock(unit):
+                    self._store.save(record)
             return [chain.through(unit, failure)]
         except StopIteration:
             del self.under_way[words]
             return []
-        except (self._ray.exceptions.RayError, DamagedRecordError) as error:
+        except self._ray.exceptions.RayError as error:
             del self.under_way[words]
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, RefusedError):
@@ -187,23 +175,17 @@ def _started(address: str) -> Any:
         import ray
     except ImportError as error:
         raise FslibError("--ray needs Ray: pip install -e '.[cluster]'") from error
-    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": True}
-    if address == "local":
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    local = {"include_dashboard": False, "object_store_memory": 2**28}  # records are small
+    options: dict[str, Any] = {"log_to_driver": False} | (local if address == "local" else {})
     before = signal.getsignal(signal.SIGTERM)
     try:
-        _reach(address)
+        host, colon, port = address.rpartition(":")
+        if colon and port.isdigit() and "/" not in host:  # where nobody answers, Ray takes minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(address=address, logging_level=logging.ERROR, **options)
     except Exception as error:  # Ray's own, and whatever the network says
         raise FslibError(f"no Ray cluster at {address!r}: {first_line(error)}") from error
     finally:  # Ray puts an answer of its own in the place of this process's
-        if threading.current_thread() is threading.main_thread():
+        with suppress(ValueError):  # only the main thread may, and only there Ray does
             signal.signal(signal.SIGTERM, before)
     return ray
-
-
-def _reach(address: str) -> None:
-    """Raise OSError where nobody answers at a host and port: Ray itself would ask for minutes."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

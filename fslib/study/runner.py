@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ def notebooks_folder() -> Path:
     """Return the folder of notebooks. Raises FslibError outside a clone."""
     folder = ROOT / "notebooks"
     if not folder.is_dir():
-        mend = "run from a clone of the repository, installed with pip install -e ."
-        raise FslibError(f"no notebooks at {folder}: {mend}")
+        raise FslibError(f"no notebooks at {folder}: run in a clone of the repository")
     return folder
 
 
@@ -37,20 +35,19 @@ def notebooks_in(folder: Path) -> list[Path]:
 
 def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
     """Return notebooks by number (3 or 03), name or file name; all, in order, if none is named."""
-    all_notebooks = notebooks_in(notebooks_folder())
+    every = notebooks_in(notebooks_folder())
     chosen = []
     for name in names:
-        wanted = Path(name).name.removesuffix(".ipynb")
-        words = (wanted, wanted.zfill(2))
-        match = [p for p in all_notebooks if p.stem[:2] in words or wanted in (p.stem, p.stem[3:])]
+        word = Path(name).name.removesuffix(".ipynb")
+        match = [p for p in every if p.stem[:2] == word.zfill(2) or word in (p.stem, p.stem[3:])]
         if not match:
-            raise unknown("notebook", name, [p.stem for p in all_notebooks])
+            raise unknown("notebook", name, [p.stem for p in every])
         chosen += match
-    return chosen if names else all_notebooks
+    return chosen if names else every
 
 
-def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
-    """Execute a notebook on records, and return where it is, as executed.
+def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> None:
+    """Execute a notebook on records, and keep it, as executed, with the results.
 
     Args:
         study: what the notebook shows.
@@ -78,7 +75,6 @@ def run_notebook(study: Study, source: Path, *, in_place: bool = False) -> Path:
     remove(failed)
     if in_place:
         write_bytes(source, content)
-    return target
 
 
 def kernel_of(study: Study, scratch: Path) -> type:
@@ -90,11 +86,8 @@ def kernel_of(study: Study, scratch: Path) -> type:
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
-    variables = os.environ | {
-        "FSLIB_RESULTS": str(study.folder.parent),
-        "JUPYTER_RUNTIME_DIR": str(scratch),
-        SAID: "yes",  # it need not stand in every notebook
-    }
+    variables = os.environ | {SAID: "yes"}  # it need not stand in every notebook
+    variables |= {"FSLIB_RESULTS": str(study.folder.parent), "JUPYTER_RUNTIME_DIR": str(scratch)}
     if data := os.environ.get("FSLIB_DATA"):
         variables["FSLIB_DATA"] = str(Path(data).absolute())
     if paths := os.environ.get("PYTHONPATH"):
@@ -122,24 +115,21 @@ def execute(study: Study, source: Path, output: Path) -> None:
     from nbclient.exceptions import DeadKernelError
 
     settings = {"profile": study.name, "seed": study.seed, "overrides": study.overrides}
+    options = {"kernel_name": "python3", "cwd": str(ROOT), "progress_bar": False}
+    # a kernel takes two seconds to say goodbye
+    options |= {"extra_arguments": ["--log-level=CRITICAL"], "shutdown_kernel": "immediate"}
+    options |= {"kernel_manager_class": kernel_of(study, output.parent)}
+    parameters = None if study.is_plain else settings
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(output),
-            None if study.is_plain else settings,
-            kernel_name="python3",  # as the notebooks name it
-            kernel_manager_class=kernel_of(study, output.parent),
-            progress_bar=False,
-            cwd=str(ROOT),
-            extra_arguments=["--log-level=CRITICAL"],
-            shutdown_kernel="immediate",  # a kernel takes two seconds to say goodbye
-        )
+        papermill.execute_notebook(str(source), str(output), parameters, **options)
     except KeyboardInterrupt:
         # nobody waits for what nbclient had begun, and asyncio would complain of it at length
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         raise
     except Exception as error:  # papermill, nbclient, jupyter and zmq have no error in common
-        words, failed = last_words(output.with_name(LOG)), f"notebook {source.stem} failed"
+        log, failed = output.with_name(LOG), f"notebook {source.stem} failed"
+        lines = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        words = lines.rstrip().split("\n")[-1].strip()[:200]
         how = f": {words or explained(error)}, in the kernel of {sys.executable}"
         if isinstance(error, papermill.PapermillExecutionError):
             reason = " ".join(f"{error.ename}: {error.evalue}".split())[:500]
@@ -147,14 +137,6 @@ def execute(study: Study, source: Path, output: Path) -> None:
         elif isinstance(error, DeadKernelError):
             how = f": its kernel died ({words or 'out of memory?'})"
         raise NotebookError(failed + how) from error
-
-
-def last_words(log: Path) -> str:
-    """Return the last line that a kernel has written to its log, "" if there is none."""
-    with suppress(OSError):
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
-    return ""
 
 
 def tidy(path: Path) -> bytes:

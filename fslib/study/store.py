@@ -61,12 +61,6 @@ class Unit(Config, ABC):
 
     kind: ClassVar[str]
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "compute" in vars(cls) and "kind" not in vars(cls):
-            own = "computes something of its own: give it a `kind` of its own"
-            raise TypeError(f"{cls.__name__} {own}")
-
     @abstractmethod
     def compute(self, store: "Store") -> Result:
         """Do the work; take records and models that it builds on from the store."""
@@ -162,8 +156,7 @@ class Store:
         A damaged record is set aside, with a warning, and computed again; one that cannot be read
         is left alone.
         """
-        record = self.find(unit)
-        if record is None:
+        if (record := self.find(unit)) is None:
             with self.lock(unit):
                 try:
                     record = self.load(unit.kind, unit.key)  # another run may have been first
@@ -193,12 +186,10 @@ class Store:
             started = time.perf_counter()
             result = unit.compute(self)
             seconds = round(time.perf_counter() - started, 2)
-            made: dict[str, Any] = {"versions": versions(), "commit": git_commit()}
-            made |= {"machine": machine(), "seconds": seconds, "data": unit.data()}
-            sources = {name: public_source(cached_task(name)) for name in made["data"]}
-            made["sources"] = {name: where for name, where in sources.items() if where}
-            made |= {"result": result.values, "arrays": result.arrays}
-            record = Record(unit.kind, unit.key, unit.model_dump(mode="json"), **made)
+            data, here = unit.data(), (versions(), git_commit(), machine())
+            sources = {name: at for name in data if (at := public_source(cached_task(name)))}
+            made = (unit.model_dump(mode="json"), data, result.values, result.arrays, seconds)
+            record = Record(unit.kind, unit.key, *made, *here, sources)
         self.save(record)
         return record
 
@@ -208,7 +199,7 @@ class Store:
         So they can be found where the data are not at hand.
         """
         if cards := changed_cards(self.folder, names):
-            with self._lock("data"):
+            with self.lock():
                 write_cards(self.folder, cards)
 
     def sweep(self) -> None:
@@ -228,16 +219,16 @@ class Store:
         """Return the path of a record's JSON; its arrays lie beside it, as .npz."""
         return self.folder / "runs" / f"{kind}-{key}.json"
 
-    def lock(self, unit: Unit) -> FileLock:
-        """Let one process at a time compute a unit; the lock of a killed one is free."""
-        return self._lock(f"{unit.kind}-{unit.key}")
+    def lock(self, unit: Unit | None = None) -> FileLock:
+        """Let one process at a time compute a unit, or write data.json.
 
-    def _lock(self, name: str) -> FileLock:
+        The lock of a killed process is free.
+        """
+        name = f"{unit.kind}-{unit.key}" if unit else "data"
         path = self.folder / "runs" / ".locks" / f"{name}.lock"
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a"):
-                pass
+            path.touch()
         return FileLock(path)
 
     def load(self, kind: str, key: str) -> Record | None:
@@ -249,12 +240,7 @@ class Store:
         """
         path = self.path(kind, key)
         content, arrays = _read(path), _read(path.with_suffix(".npz"))
-        if content is None:
-            return None
-        try:
-            return _parsed(content, arrays, kind, key)
-        except Exception as error:  # both files were read: the fault is in their content
-            raise DamagedRecordError(f"record {path} is damaged ({first_line(error)})") from error
+        return None if content is None else _parsed(content, arrays, path)
 
     def state(self, unit: Unit) -> Record | FslibError | None:
         """Return the unit's record, None if there is none, or the error that says why."""
@@ -266,47 +252,16 @@ class Store:
     def save(self, record: Record) -> None:
         """Write a record: its arrays first and its JSON last."""
         content = {k: v for k, v in asdict(record).items() if k != "arrays"} | {"arrays_sha256": ""}
-        arrays = BytesIO()
+        kind, key, arrays = record.kind, record.key, BytesIO()
         if record.arrays:
             np.savez_compressed(arrays, **record.arrays)  # type: ignore[arg-type]
             content["arrays_sha256"] = hashlib.sha256(arrays.getvalue()).hexdigest()
         content["content_sha256"] = content_checksum(content)
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        encoded = text.encode("utf-8", "backslashreplace")
-        self._write(self.path(record.kind, record.key), encoded, arrays.getvalue())
-
-    def _write(self, path: Path, content: bytes, arrays: bytes) -> None:
-        if arrays:
-            write_bytes(path.with_suffix(".npz"), arrays)
-        write_bytes(path, content)
-
-    def files(self, unit: Unit) -> tuple[bytes, bytes]:
-        """Return the content of a record's files, JSON and arrays.
-
-        Raises:
-            FslibError: if there is no sound record.
-        """
-        path = self.path(unit.kind, unit.key)
-        content, arrays = _read(path), _read(path.with_suffix(".npz"))
-        if content is None or self.find(unit) is None:
-            raise FslibError(f"there is no record {path}")
-        return content, arrays or b""
-
-    def adopt(self, unit: Unit, files: tuple[bytes, bytes]) -> None:
-        """Write a unit's record that another store has computed, as it is.
-
-        Raises:
-            DamagedRecordError: for files that are not this unit's record, or not whole; nothing
-                is written then.
-        """
-        try:
-            record = _parsed(*files, unit.kind, unit.key)
-        except Exception as error:  # the fault is in their content
-            name = f"{unit.kind}-{unit.key}"
-            raise DamagedRecordError(f"record {name} came damaged ({first_line(error)})") from error
-        with self.lock(unit):
-            self._write(self.path(unit.kind, unit.key), *files)
-        self._open[unit.key] = record
+        text, path = json.dumps(content, indent=1, ensure_ascii=False), self.path(kind, key)
+        if record.arrays:
+            write_bytes(path.with_suffix(".npz"), arrays.getvalue())
+        write_bytes(path, f"{text}\n".encode("utf-8", "backslashreplace"))
+        self._open.pop(key, None)  # it is older
 
 
 def _read(path: Path) -> bytes | None:
@@ -320,27 +275,33 @@ def _read(path: Path) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        mend = "it was left as it is, make it readable"
-        raise FslibError(f"cannot read {path}: {error.strerror}; {mend}") from error
+        raise FslibError(f"cannot read {path}: {error.strerror}; make it readable") from error
 
 
-def _parsed(content: bytes, arrays: bytes | None, kind: str, key: str) -> Record:
-    """Return the record that two files hold. Raise whatever is wrong with them."""
-    values = json.loads(content)
-    if values.pop("content_sha256") != content_checksum(values):
-        raise ValueError("it was edited: its content does not match its checksum")
-    checksum = values.pop("arrays_sha256")
-    loaded = {}
-    if checksum:
-        if arrays is None or hashlib.sha256(arrays).hexdigest() != checksum:
-            raise ValueError("its arrays are lost, or do not match their checksum")
-        with np.load(BytesIO(arrays), allow_pickle=False) as stored:
-            loaded = {name: stored[name] for name in stored.files}
-    record = Record(arrays=loaded, **values | {"seconds": float(values["seconds"])})
-    held = key_of(record.kind, record.config, record.data)
-    if (record.kind, record.key, held) != (kind, key, key):
-        raise ValueError(f"it holds {record.kind}-{held}")
-    return record
+def _parsed(content: bytes, arrays: bytes | None, path: Path) -> Record:
+    """Return the record that the files at a path hold.
+
+    Raises:
+        DamagedRecordError: says what is wrong with them.
+    """
+    try:
+        values = json.loads(content)
+        if values.pop("content_sha256") != content_checksum(values):
+            raise ValueError("it was edited: its content does not match its checksum")
+        checksum = values.pop("arrays_sha256")
+        loaded = {}
+        if checksum:
+            if arrays is None or hashlib.sha256(arrays).hexdigest() != checksum:
+                raise ValueError("its arrays are lost, or do not match their checksum")
+            with np.load(BytesIO(arrays), allow_pickle=False) as stored:
+                loaded = {name: stored[name] for name in stored.files}
+        record = Record(arrays=loaded, **values | {"seconds": float(values["seconds"])})
+        held = key_of(record.kind, record.config, record.data)
+        if record.key != held or path.stem != f"{record.kind}-{held}":
+            raise ValueError(f"it holds {record.kind}-{held}")
+        return record
+    except Exception as error:  # the files were read: the fault is in their content
+        raise DamagedRecordError(f"record {path} is damaged ({first_line(error)})") from error
 
 
 def content_checksum(values: dict[str, Any]) -> str:

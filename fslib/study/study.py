@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from fslib.data.bbc import EMBEDDED
 from fslib.data.loading import load_tasks
 from fslib.data.tasks import Task
-from fslib.errors import FslibError, checked_path, unknown
+from fslib.errors import FslibError, check_among, checked_path
 from fslib.iap import IAP
 from fslib.importance import Contributions
 from fslib.scoring import chance_level
@@ -31,6 +31,8 @@ from fslib.study.provenance import ROOT
 from fslib.study.store import Record, Store, results_root
 
 PARAMETERS = ("profile", "seed", "overrides")  # of every notebook
+Given = Mapping[str, Any] | None
+Root = str | Path | None
 
 
 class Study(Design):
@@ -48,12 +50,7 @@ class Study(Design):
     """
 
     def __init__(
-        self,
-        profile: str = "mini",
-        *,
-        seed: int = 0,
-        overrides: Mapping[str, Any] | None = None,
-        results: str | Path | None = None,
+        self, profile: str = "mini", *, seed: int = 0, overrides: Given = None, results: Root = None
     ) -> None:
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
             raise FslibError(f"seed {seed!r:.80}: give a whole number, 0 or more and below 2**31")
@@ -78,11 +75,10 @@ class Study(Design):
         Raises:
             FslibError: for such a name, with the nearest valid one.
         """
-        for cell in namespace.get("In", ()):  # what IPython has executed so far
-            if cell.startswith("# Parameters\n"):
-                for name in re.findall(r"^(\w+) *=", cell, re.M):
-                    if name not in PARAMETERS:
-                        raise unknown("parameter", name, PARAMETERS)
+        executed = namespace.get("In", ())  # by IPython, so far
+        cells = [cell for cell in executed if cell.startswith("# Parameters\n")]
+        for name in re.findall(r"^(\w+) *=", "\n".join(cells), re.M):
+            check_among("parameter", name, PARAMETERS)
         return cls(namespace["profile"], seed=namespace["seed"], overrides=namespace["overrides"])
 
     def write_settings(self) -> None:
@@ -146,9 +142,7 @@ class Study(Design):
         """Return the pruning results over all seeds."""
         return IAP.over_seeds([self.units(s).prune.iap(self.store) for s in self.seeds])
 
-    def figure(
-        self, name: str, figure: Figure, caption: str, *, feature: str | None = None
-    ) -> None:
+    def figure(self, name: str, figure: Figure, caption: str, *, feature: str = "") -> None:
         """Save a figure as PNG and SVG under the study's folder, and show it.
 
         Args:
@@ -168,16 +162,14 @@ class Study(Design):
                 write_bytes(ROOT / "figures" / f"{feature}.{kind}", drawn)
         display(figure, Markdown(f"*{caption}*"))
 
-    def table(
-        self, name: str, table: pd.DataFrame, digits: int = 3, *, show: pd.Series | None = None
-    ) -> None:
+    def table(self, name: str, table: pd.DataFrame, digits: int = 3, *, show: Any = None) -> None:
         """Save a table as CSV and Markdown under the study's folder, and show it rounded.
 
         Args:
             name: of the files.
             table: what to save.
             digits: to round to.
-            show: show only these rows.
+            show: show only these rows; None: all.
         """
         from IPython.display import HTML, display
 

@@ -6,7 +6,6 @@ one record: recomputed records take the place of the stored ones, and the estima
 of all claims are compared.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from fslib.study.files import CannotWriteError, scratch_folder
 from fslib.study.store import Record, Store, Unit
 from fslib.study.study import Study
 
+Lines = list[str]
 Decider = Callable[[Study], dict[str, Claim]]
 DECIDING = "08"  # the notebook that decides, on the records of all others
 # What a record of another type of machine may differ by before something else must be wrong.
@@ -34,31 +34,23 @@ class Comparison:
     """A recomputed record against the stored one.
 
     Args:
-        unit: what was computed again.
         exact: whether the two must be bit-equal.
         problems: what differs beyond what is allowed, one line each.
-        seconds: how long it took.
         again: the recomputed record.
     """
 
-    unit: Unit
     exact: bool
     problems: list[str]
-    seconds: float
     again: Record
 
 
 def verify_unit(study: Study, unit: Unit) -> Comparison:
     """Compute a recorded unit from scratch, in an empty folder, and compare it with its record."""
-    stored = study.store.load(unit.kind, unit.key)
-    if stored is None:
-        raise FslibError(f"no record of {unit.kind}-{unit.key} to verify: run fslib run first")
-    started = time.perf_counter()
+    stored = study.store.get(unit)
     with scratch_folder() as scratch:
         again = Store(scratch, study.store.threads).get(unit)
     exact = stored.machine == again.machine and stored.versions == again.versions
-    problems = record_differences(stored, again, exact)
-    return Comparison(unit, exact, problems, time.perf_counter() - started, again)
+    return Comparison(exact, record_differences(stored, again, exact), again)
 
 
 def told(study: Study, unit: Unit, say: Callable[[str], None]) -> Comparison | None:
@@ -72,7 +64,7 @@ def told(study: Study, unit: Unit, say: Callable[[str], None]) -> Comparison | N
         say(f"{name}): cannot be computed again: {error}")
         return None
     how = "DIFFERS" if comparison.problems else "bit-equal" if comparison.exact else CLOSE
-    say(f"{name}, {comparison.seconds:.0f} s): {how}")
+    say(f"{name}, {comparison.again.seconds:.0f} s): {how}")
     for problem in comparison.problems:
         say(f"    {problem}")
     return comparison
@@ -118,17 +110,13 @@ def _result_differences(old: Any, new: Any, exact: bool, where: str) -> list[str
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = enumerate(zip(old, new, strict=True))
         return [p for i, (a, b) in pairs for p in _result_differences(a, b, exact, f"{where}[{i}]")]
-    if old == new or (old != old and new != new):  # NaN is repeated by NaN
-        return []
-    is_close = isinstance(old, float) and isinstance(new, float) and not exact
-    if is_close and abs(old - new) <= SCORE_TOLERANCE:
-        return []
-    return [f"{where}: {old} became {new}"]
+    is_same = old == new or (old != old and new != new)  # NaN is repeated by NaN
+    may_differ = isinstance(old, float) and isinstance(new, float) and not exact
+    is_same |= may_differ and abs(old - new) <= SCORE_TOLERANCE
+    return [] if is_same else [f"{where}: {old} became {new}"]
 
 
-def compare_claims(
-    study: Study, records: Sequence[Record], decide: Decider
-) -> tuple[list[str], list[str]]:
+def compare_claims(study: Study, records: Sequence[Record], decide: Decider) -> tuple[Lines, Lines]:
     """Return how estimates and verdicts move if these records replace the stored ones.
 
     Args:
@@ -150,5 +138,5 @@ def compare_claims(
             moved = f"{part.interval.value:+.2f} became {other.interval.value:+.2f}"
             lines.append(f"{claim}, {part.what}: {moved}, {least}")
         if old.verdict != new.verdict:
-            changed.append(f"{claim}: {old.verdict!r} became {new.verdict!r}")
+            changed.append(f"here, the verdict on {claim}: {old.verdict!r} became {new.verdict!r}")
     return lines, changed
