@@ -12,7 +12,7 @@ from tinymodels import at_every_update, save, weights
 
 import fslib
 from fslib import IAT, PCGrad, Stop, iat
-from fslib.endings import projected
+from fslib.endings import Ending, projected
 from fslib.training import MIXED, Settings, Training
 
 SETTINGS = {"batch_size": 6, "lr": 1e-2, "lr_floor": 0.1, "weight_decay": 0.1}
@@ -248,6 +248,36 @@ def test_a_step_by_hand(zoo, rivals, monkeypatch, project):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     assert torch.allclose(found, mean, atol=1e-5) is not project
     assert run.history.losses == pytest.approx([float(sum(losses)) / 2], rel=1e-5)
+
+
+def test_what_the_released_importance_pass_leaves_behind(fresh, zoo, monkeypatch):
+    """Its gradient enters the first update and no other; dropout is off in an ending without it."""
+    seen = []
+    at_every_update(monkeypatch, lambda optimizer: seen.append(gradients_of(model)))
+    model, steps = fresh(), SETTINGS["steps"]
+    options = SETTINGS | {"clip": None, "evaluate_every": None}
+    left = copy.deepcopy(model)
+    endings = {
+        "plain": None,
+        "leak": Ending(delta=0.5, leak=8),
+        "quiet": Ending(0.5, dropout=False),
+    }
+    found = {}
+    for name, _ in fslib.branch(model, zoo.tasks, endings, **options):
+        found[name] = seen[-(steps // 2)]  # of its first update
+    run = Training(left, zoo.tasks, Settings(**options))
+    run.advance(steps // 2)
+    left.zero_grad()
+    left.eval()
+    for task in zoo.tasks.values():  # eight examples are one batch
+        left.losses(left.encode(task.part("train", 8)).batch(range(8)), task.name).mean().backward()
+    own, nothing = gradients_of(left), torch.zeros(())
+    assert own.keys() == found["leak"].keys() > found["plain"].keys()
+    for name, leaked in found["leak"].items():
+        assert torch.allclose(leaked, found["plain"].get(name, nothing) + own[name], atol=1e-5)
+    assert any(not torch.equal(found["quiet"][name], g) for name, g in found["plain"].items())
+    with refused("leak -1"):
+        Ending(leak=-1)
 
 
 def test_a_mixed_step_is_told_as_one_and_takes_every_task(fresh, zoo):

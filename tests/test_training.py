@@ -146,7 +146,10 @@ class TestOneStep:
         fslib.train(fresh(easy), easy, **settings, lr_floor=0.2)
         falling = np.arange(7, 0, -1)
         np.testing.assert_allclose(rates[:10], [0, 1 / 2, 1, *(falling / 8)])
-        np.testing.assert_allclose(rates[10:], [0, 1 / 2, 1, *(0.2 + falling / 10)])
+        np.testing.assert_allclose(rates[10:20], [0, 1 / 2, 1, *(0.2 + falling / 10)])
+        fslib.train(fresh(easy), easy, **settings, decay=0.3, clip=None)
+        np.testing.assert_allclose(rates[20:], [0, 1 / 2, *[1] * 6, 2 / 3, 1 / 3])
+        assert max(norms[20:]) > 1, "of any size"
 
 
 class TestSchedule:
