@@ -195,7 +195,7 @@ class TestSavedCopies:
         texts = both(registry()["sts-b"]).cast_column("label", datasets.Value("string"))
         folder = write(texts.map(lambda row: {"label": "high"}), tmp_path / "sts-b")
         with refused("sts-b", "not numbers", "high"):
-            hub_task("sts-b", folder)
+            hub_task("sts-b", folder, check_rows=False)
 
     def test_an_unknown_name_gets_the_nearest_one_and_xnli_its_languages(self):
         for name, near in {"yelp-p": "yelp_p", "sst2": "sst-2", "xnli-xx": "xnli-"}.items():

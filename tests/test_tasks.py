@@ -249,7 +249,11 @@ class TestFolders:
             ("", None, ["train.tsv", "empty"]),
             (SINGLE, "sentence\tlabel\na\t1\nb\t2\n", ["task own, eval, example 1", "'2'", "0, 1"]),
             (b"sentence\tlabel\ncaf\xe9\t1\n", None, ["train.tsv", "UTF-8", "position 18"]),
-            ("sentence\tsentence\tlabel\na\tb\t1\n", None, ["train.tsv", "'sentence'", "twice"]),
+            (
+                "sentence\tsentence\tlabel\na\tb\t1\n",
+                None,
+                ["train.tsv, line 2", "3 fields", "2 different"],
+            ),
             ("sentence\tlabel\na\t1\nb\t1\n", None, ["own", "one class"]),
             ("sentence\tscore\na\t1\nb\thigh\n", None, ["task own, train", "'high'"]),
         ],

@@ -130,14 +130,11 @@ def pair_indices(topics: list[str], rng: np.random.Generator) -> list[tuple[int,
         FslibError: one topic outnumbers the rest.
     """
     same: list[tuple[int, int, int]] = []
-    used: list[int] = []
     for topic in sorted(set(topics)):
         group = rng.permutation([i for i, t in enumerate(topics) if t == topic]).tolist()
-        pairs = list(zip(group[::2], group[1::2], strict=False))
-        same += [(i, j, 1) for i, j in pairs]
-        used += [i for pair in pairs for i in pair]
-    largest = Counter(topics[i] for i in used).most_common(1)
-    if largest and largest[0][1] > len(used) // 2:
+        same += [(i, j, 1) for i, j in zip(group[::2], group[1::2], strict=False)]
+    used = [i for *pair, _ in same for i in pair]
+    if any(n > len(used) // 2 for n in Counter(topics[i] for i in used).values()):
         raise FslibError("pairs need two topics and more, none with more texts than all others")
     half = rng.permutation(used).reshape(2, -1)  # column j is a pair
     while clashes := [j for j, (a, b) in enumerate(half.T) if topics[a] == topics[b]]:

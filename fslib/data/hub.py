@@ -136,8 +136,7 @@ def _saved(source: Source, folder: Path) -> tuple[dict[str, Any], str]:
             return dict(datasets.load_from_disk(str(folder))), str(folder)
         splits = {}
         for split in source.splits:
-            paths = [folder / f"{split}.{suffix}" for suffix in SUFFIXES]
-            for path in [p for p in paths if p.is_file()][:1]:
+            for path in [p for s in SUFFIXES if (p := folder / f"{split}.{s}").is_file()][:1]:
                 kind = path.suffix.removeprefix(".").removesuffix("l")  # jsonl is read as json
                 # otherwise a text such as "None" or "nan" would be read as missing
                 options: dict[str, Any] = {"keep_default_na": False} if kind == "csv" else {}

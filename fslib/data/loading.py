@@ -76,11 +76,9 @@ def read_tsv(path: Path) -> dict[str, list[str]]:
     header, *rows = [line.split("\t") for line in lines]
     if not rows:
         raise FslibError(f"{path}: empty; want a header line and at least one row")
-    if repeated := [c for c in header if header.count(c) > 1]:
-        raise FslibError(f"{path}: column {repeated[0]!r} stands twice in the header")
     for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise FslibError(f"{path}, line {number}: {len(row)} fields for {len(header)} columns")
+        if len(row) != (n := len(set(header))):
+            raise FslibError(f"{path}, line {number}: {len(row)} fields for {n} different columns")
     return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
 
 
@@ -115,9 +113,7 @@ def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None
     for path, table in zip(paths, tables, strict=True):
         if missing := [c for c in (label, *texts) if c not in table]:
             raise FslibError(f"{path}: no column {missing[0]!r}; it has {list(table)}")
-        parts = (
-            map(" ".join, zip(*(table[c] for c in group), strict=True)) for group in groups.values()
-        )
+        parts = [map(" ".join, zip(*(table[c] for c in g), strict=True)) for g in groups.values()]
         sides.append((list(zip(*parts, strict=True)), table[label]))
     names = () if label == "score" else sorted(set(train[label]))
     known = hub.registry().get(str(name))

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,8 @@ def make_task(
 def _as_list(value: Any) -> list[Any] | None:
     """Return the parts of what has an order and no names; None for other things."""
     try:
+        # numbers of Python, from arrays and tensors, too
+        value = getattr(value, "tolist", lambda: value)()
         return None if isinstance(value, str | bytes | Mapping | Set) else list(value)
     except TypeError:
         return None
@@ -258,12 +261,10 @@ def _as_split(task: str, data: Any, names: tuple[str, ...]) -> Split:
     columns = getattr(data, "column_names", getattr(data, "columns", None))
     if columns is not None:  # a datasets.Dataset or a pandas DataFrame
         data = _from_columns(task, data, list(columns), names)
-    both = _as_list(data)
-    if both is None or len(both) != 2:
-        raise FslibError(f"{task}: give (texts, labels), a datasets.Dataset or a DataFrame")
-    texts, labels = map(_as_list, both)
-    if texts is None or labels is None or len(texts) != len(labels):
-        raise FslibError(f"{task}: texts and labels must be two lists of one length")
+    parts: list[Any] = [_as_list(part) for part in _as_list(data) or ()]
+    if len(parts) != 2 or None in parts or len(parts[0]) != len(parts[1]):
+        raise FslibError(f"{task}: give two lists of one length, texts and labels, or a DataFrame")
+    texts, labels = parts
     rows = tuple(tuple(text) if isinstance(text, tuple | list) else (text,) for text in texts)
     for i, row in enumerate(rows):
         if not 1 <= len(row) == len(rows[0]) <= 2 or not all(isinstance(part, str) for part in row):
@@ -283,20 +284,14 @@ def _as_labels(task: str, labels: list[Any], names: tuple[str, ...]) -> np.ndarr
     index = {n: i for i, n in enumerate(names)}
     indices: list[Any] = [index.get(y) if isinstance(y, str) else y for y in labels]
     for i, y in enumerate(indices):
-        if isinstance(y, bool | np.bool_) or not _is_among(y, range(len(names))):
+        # what is no number, such as pandas' NA, may not be comparable
+        if isinstance(y, bool) or not isinstance(y, Real) or y not in range(len(names)):
             raise unknown(f"label of {task}, example {i},", labels[i], names)
         # y is equal to a whole number, but may be a float, as in a column that has had gaps
         if not isinstance(labels[i], str) and index.get(name := str(int(y)), y) != y:
             both = f"label {y!r} may be the index or the name {name!r} (index {index[name]})"
             raise FslibError(f"{task}, example {i}: {both}: give labels as names, as strings")
     return np.array(indices, dtype=np.int64)
-
-
-def _is_among(value: Any, valid: range) -> bool:
-    try:
-        return value in valid
-    except TypeError:  # pandas' NA is equal to nothing, and says so by raising
-        return False
 
 
 def _label_column(columns: Iterable[Any]) -> str | None:
@@ -309,9 +304,7 @@ def _class_names(data: Any) -> tuple[str, ...]:
     return tuple(getattr(features.get(_label_column(features)), "names", ()))
 
 
-def _from_columns(
-    task: str, data: Any, columns: list[Any], names: tuple[str, ...]
-) -> tuple[list[Any], list[Any]]:
+def _from_columns(task: str, data: Any, columns: list[Any], names: tuple[str, ...]) -> tuple:
     if repeated := [c for c in columns if columns.count(c) > 1]:
         raise FslibError(f"{task}: two columns are called {repeated[0]!r}: rename one")
     label = _label_column(columns)
@@ -325,7 +318,7 @@ def _from_columns(
     texts = list(zip(*(data[column] for column in rows), strict=True))
     labels, own = list(data[label]), _class_names(data)
     if own != names and set(own) & set(names):  # the same classes in another order
-        labels = [own[int(y)] if _is_among(y, range(len(own))) else y for y in labels]
+        labels = [dict(enumerate(own)).get(y, y) for y in labels]
     return texts, labels
 
 
