@@ -345,14 +345,14 @@ def test_weights_of_another_encoder_are_refused(bert, zoo, tmp_path):
         MultiTaskModel.from_pretrained(other, zoo.tasks)
     bert.save(saved)
     shutil.copy(zoo.folder("t5") / "config.json", saved / "encoder" / "config.json")
-    with refused(saved, "cannot be loaded, "):
+    with refused(saved, "cannot be loaded: "):
         MultiTaskModel.load(saved)
     shutil.rmtree(saved / "encoder")
     shutil.copytree(zoo.folder("t5"), saved / "encoder")  # 24 wide, the classifiers expect 32
-    with refused(saved, "cannot be loaded, "):
+    with refused(saved, "cannot be loaded: "):
         MultiTaskModel.load(saved)
     (saved / "fslib.json").unlink()
-    with refused(saved, "is not a saved MultiTaskModel"):
+    with refused(saved, "fslib.json"):
         MultiTaskModel.load(saved)
 
 

@@ -167,12 +167,15 @@ class TestSavedCopies:
         ("change", "parts"),
         [
             (lambda d: d, ["split train", "42 labelled rows found, 3668 expected"]),
-            (lambda d: d.remove_columns("sentence2"), ["no column 'sentence2'", "idx"]),
-            (lambda d: d.remove_columns("label"), ["split train", "no column 'label'"]),
+            (lambda d: d.remove_columns("sentence2"), ["column of", "'sentence2'", "idx"]),
+            (lambda d: d.remove_columns("label"), ["split train", "'label'"]),
             (lambda d: d.pop("validation") and d, ["no split 'validation'", "train"]),
             (lambda d: both(MRPC, labels=[-1] * 42), ["split train", "every label is -1"]),
-            (lambda d: both(replace(MRPC, labels=("x", "y"))), ["no label 'not_e", "y, x"]),
-            (lambda d: both(replace(MRPC, labels=(*MRPC.labels, "z"))), ["'z'", "none of"]),
+            (
+                lambda d: both(replace(MRPC, labels=("x", "y"))),
+                ["labels of", "'not_e", "['y', 'x']"],
+            ),
+            (lambda d: both(replace(MRPC, labels=(*MRPC.labels, "z"))), ["labels of", "'z'"]),
             (lambda d: d.map(lambda row: {"sentence1": None}), ["example 0", "strings"]),
         ],
     )
@@ -187,12 +190,12 @@ class TestSavedCopies:
         with refused(folder, "cannot be read"):
             hub_task("mrpc", folder)
         (tmp_path / "rte").mkdir()
-        with refused("rte", "no split 'train'", "it has none"):
+        with refused("rte", "no split 'train'", "it has []"):
             load_tasks(["rte"], tmp_path)
         texts = both(registry()["sts-b"]).cast_column("label", datasets.Value("string"))
         folder = write(texts.map(lambda row: {"label": "high"}), tmp_path / "sts-b")
-        with refused("split train", "'label' must hold numbers", "high"):
-            hub_task("sts-b", folder)
+        with refused("sts-b", "not numbers", "high"):
+            hub_task("sts-b", folder, check_rows=False)
 
     def test_an_unknown_name_gets_the_nearest_one_and_xnli_its_languages(self):
         for name, near in {"yelp-p": "yelp_p", "sst2": "sst-2", "xnli-xx": "xnli-"}.items():
@@ -274,7 +277,7 @@ class TestHub:
         assert task.train.labels[:4].tolist() == [0, 1, 0, 1] and len(task.eval) == 42
         source = registry()["rte"]
         into_the_hubs_cache(both(source), source, "0" * 40)
-        with refused("task rte", "nyu-mll/glue", f"of revision {'0' * 40}, not {source.revision}"):
+        with refused("task rte", "nyu-mll/glue", "0" * 40, source.revision):
             load_tasks(["rte"], check_rows=False)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from fslib.data.tasks import Split
 from fslib.errors import FslibError, check_among, check_count
@@ -88,8 +89,8 @@ class Encoded:
     @property
     def largest_id(self) -> int:
         """The largest token id of all examples, padding among them."""
-        largest = max(int(row.max()) for row in self.columns["input_ids"])
-        return max(largest, self.padding["input_ids"])
+        filler = self.padding["input_ids"]
+        return max(int(row.max(initial=filler)) for row in self.columns["input_ids"])
 
     @cached_property
     def truncated(self) -> Bool[np.ndarray, " n"]:
@@ -119,15 +120,12 @@ class Encoded:
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Return the examples at `indices`, padded on the right to the longest of them."""
         indices = np.asarray(indices, dtype=np.int64)
-        lengths = torch.from_numpy(self.lengths[indices])
-        width = int(lengths.max())
         inputs = {}
         for name, rows in self.columns.items():
-            table = np.full((len(indices), width), self.padding[name], dtype=np.int64)
-            for r, i in enumerate(indices):
-                table[r, : len(rows[i])] = rows[i]
-            inputs[name] = torch.from_numpy(table)
-        inputs["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
+            chosen = [torch.from_numpy(rows[i]).long() for i in indices]
+            inputs[name] = pad_sequence(chosen, True, self.padding[name])
+        lengths = torch.from_numpy(self.lengths[indices])
+        inputs["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         return Batch(inputs, self.labels[torch.from_numpy(indices)], indices)
 
     def in_length_order(self, batch_size: int) -> list[np.ndarray]:
@@ -187,9 +185,7 @@ def sampling_weights(
         Probabilities that sum to 1.
     """
     check_among("sampling", sampling, SAMPLINGS)
-    check_count("epochs", epochs)
-    check_count("epoch", epoch)
-    if epoch > epochs:
+    if not 1 <= epoch <= epochs:
         raise FslibError(f"epoch {epoch} is outside 1..{epochs}")
     annealed = 1.0 if epochs == 1 else 1 - 0.8 * (epoch - 1) / (epochs - 1)
     power = {"proportional": 1.0, "sqrt": 0.5, "uniform": 0.0, "annealed": annealed}[sampling]

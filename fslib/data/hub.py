@@ -24,6 +24,7 @@ from fslib.errors import FslibError, NotAtHandError, check_among, first_line
 SUFFIXES = ("parquet", "csv", "json", "jsonl")  # of a saved split, in the order of preference
 PAUSE = 60  # seconds in which a Hub that was out of reach is not asked again
 _silent_until = -np.inf  # in time.monotonic()
+UNLABELLED = ("", "-1", "-1.0", "-", "None")
 Side = tuple[list[Any], list[Any]]  # texts and labels
 
 
@@ -61,11 +62,9 @@ class Source:
 @cache
 def registry() -> dict[str, Source]:
     """Read the table of the Hub's tasks: what is expected of each, by name."""
-    table = yaml.safe_load(Path(__file__).with_name("registry.yaml").read_text(encoding="utf-8"))
-    return {
-        name: Source(**{field: _as_tuple(value) for field, value in entry.items()})
-        for name, entry in table["tasks"].items()
-    }
+    text = Path(__file__).with_name("registry.yaml").read_text(encoding="utf-8")
+    entries = yaml.safe_load(text)["tasks"].items()
+    return {name: Source(**{k: _as_tuple(v) for k, v in entry.items()}) for name, entry in entries}
 
 
 def _as_tuple(value: Any) -> Any:
@@ -89,24 +88,21 @@ def hub_task(name: str, folder: str | Path | None = None, *, check_rows: bool = 
         FslibError: a split, column or label name is missing, row counts differ, no row has a label.
         NotAtHandError: the Hub does not supply the data.
     """
-    if name == "xnli":
-        languages = ", ".join(known for known in registry() if known.startswith("xnli-"))
-        raise FslibError(f"task 'xnli' is one task per language: {languages}")
     check_among("task of the registry", name, registry())
     source = registry()[name]
     data, origin = _saved(source, Path(folder)) if folder else _fetched(name, source)
-    if missing := [split for split in source.splits if split not in data]:
-        held = ", ".join(data) or "none"
-        raise FslibError(f"task {name}: no split {missing[0]!r} in {origin}; it has {held}")
     sides = []
     for split, rows, without in zip(source.splits, source.rows, source.unlabelled, strict=True):
+        if split not in data:
+            raise FslibError(f"task {name}: no split {split!r} in {origin}; it has {[*data]}")
         expected = rows - without if check_rows else None
         sides.append(_side(f"task {name}, split {split}", source, data[split], expected))
     labels = source.labels
     if source.pairs:
         labels, sides = EMBEDDED["bbc-pair"].labels, _paired(sides, labels)
-    told: dict[str, Any] = {"description": source.description, "source": origin}
-    return make_task(name, sides[0], sides[1], label_names=labels, **told)
+    return make_task(
+        name, *sides, label_names=labels, description=source.description, source=origin
+    )
 
 
 def saved_copy(name: str, root: Path | None) -> Path | None:
@@ -119,27 +115,16 @@ def saved_copy(name: str, root: Path | None) -> Path | None:
     return folder_called(name, folders) or other
 
 
-def folder_called(name: str, folders: Iterable[Path], *, exact_first: bool = True) -> Path | None:
-    """Return the folder of that name, else the one that bears it in another case.
-
-    Args:
-        name: what is looked for.
-        folders: where.
-        exact_first: False where case does not tell tasks apart.
-
-    Returns:
-        The folder; None if there is none.
+def folder_called(name: str, folders: Iterable[Path]) -> Path | None:
+    """Return the folder of that name, in any case; None if there is none.
 
     Raises:
-        FslibError: several bear the name and none is first; which one is meant would depend on
-            their order on disk.
+        FslibError: several bear the name: case does not tell tasks apart.
     """
     alike = sorted(p for p in folders if p.name.lower() == name.lower())
-    exact = [p for p in alike if exact_first and p.name == name]
-    if len(alike) > 1 and not exact:
-        both = " and ".join(map(str, alike))
-        raise FslibError(f"task {name}: {both} differ in case alone: rename one of them")
-    return next(iter(exact or alike), None)
+    if len(alike) > 1:
+        raise FslibError(f"task {name}: {alike[0]} and {alike[1]} differ in case alone: rename one")
+    return alike[0] if alike else None
 
 
 def _saved(source: Source, folder: Path) -> tuple[dict[str, Any], str]:
@@ -151,16 +136,14 @@ def _saved(source: Source, folder: Path) -> tuple[dict[str, Any], str]:
             return dict(datasets.load_from_disk(str(folder))), str(folder)
         splits = {}
         for split in source.splits:
-            paths = [folder / f"{split}.{suffix}" for suffix in SUFFIXES]
-            for path in [p for p in paths if p.is_file()][:1]:
+            for path in [p for s in SUFFIXES if (p := folder / f"{split}.{s}").is_file()][:1]:
                 kind = path.suffix.removeprefix(".").removesuffix("l")  # jsonl is read as json
                 # otherwise a text such as "None" or "nan" would be read as missing
                 options: dict[str, Any] = {"keep_default_na": False} if kind == "csv" else {}
-                options |= {"data_files": str(path), "split": "train"}
-                splits[split] = datasets.load_dataset(kind, **options)
+                read = datasets.load_dataset(kind, data_files=str(path), **options)
+                splits[split] = read["train"]
     except Exception as error:  # each reader has errors of its own
-        why = first_line(error)
-        raise FslibError(f"data folder {folder} cannot be read ({why}): save it again") from error
+        raise FslibError(f"data folder {folder} cannot be read: {first_line(error)}") from error
     return splits, str(folder)
 
 
@@ -173,7 +156,7 @@ def _fetched(name: str, source: Source) -> tuple[dict[str, Any], str]:
     import datasets
 
     global _silent_until
-    what, revision = f"{source.hub} ({source.config}, revision {source.revision})", source.revision
+    revision, origin = source.revision, f"{source.hub} ({source.config}) at {source.revision}"
     offline, silent = datasets.config.HF_HUB_OFFLINE, time.monotonic() < _silent_until
     try:
         datasets.config.HF_HUB_OFFLINE = offline or silent
@@ -183,25 +166,21 @@ def _fetched(name: str, source: Source) -> tuple[dict[str, Any], str]:
     except Exception as error:  # datasets, huggingface_hub, httpx and pyarrow: each its own
         if isinstance(error, ConnectionError) and not silent:
             _silent_until = time.monotonic() + PAUSE
-        paused = " (just out of reach, asked again in a minute)" if silent else ""
-        raise NotAtHandError(
-            f"task {name}: the Hub did not supply dataset {what}: {first_line(error)}{paused}; "
-            f"check the network, or save a copy as {name} in the folder FSLIB_DATA points at"
-        ) from error
+        why = first_line(error) + " (just out of reach, asked again in a minute)" * silent
+        way_out = f"check the network, or save a copy as {name} in the folder of FSLIB_DATA"
+        what = f"task {name}: the Hub did not supply {origin}"
+        raise NotAtHandError(f"{what}: {why}; {way_out}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
     if builder.hash != revision:  # offline, datasets takes any cached commit, and only logs it
-        held = f"the cached copy of {source.hub} is of revision {builder.hash}"
-        raise FslibError(f"task {name}: {held}, not {revision}: connect to the Hub")
-    return data, f"{source.hub} ({source.config}) at {revision}"
+        raise FslibError(f"task {name}: the cache holds {builder.hash}, not {origin}: go online")
+    return data, origin
 
 
 def _side(where: str, source: Source, rows: Any, expected: int | None) -> Side:
     """Return texts and labels of the labelled rows of a split, if they are so many."""
     for column in (*chain(*source.texts), source.label):
-        if column not in rows.column_names:
-            held = ", ".join(rows.column_names)
-            raise FslibError(f"{where}: no column {column!r}; it has {held}")
+        check_among(f"column of {where},", column, rows.column_names)
     labels = _labels(where, source, rows)
     kept = [i for i, label in enumerate(labels) if label is not None]
     if not kept:
@@ -209,8 +188,7 @@ def _side(where: str, source: Source, rows: Any, expected: int | None) -> Side:
     if expected not in (None, len(kept)):
         found = f"{len(kept)} labelled rows found, {expected} expected"
         raise FslibError(f"{where}: {found}; get the published data, or pass check_rows=False")
-    parts = [_joined(rows, columns) for columns in source.texts]
-    texts = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
+    texts = list(zip(*(_joined(rows, columns) for columns in source.texts), strict=True))
     return [texts[i] for i in kept], [labels[i] for i in kept]
 
 
@@ -223,25 +201,16 @@ def _joined(rows: Any, columns: tuple[str, ...]) -> list[Any]:
 
 
 def _labels(where: str, source: Source, rows: Any) -> list[Any]:
-    """Return the name of each row's label, or its number; None where it has none."""
-    where = f"{where}: column {source.label!r}"
-    column = rows[source.label][:]
-    if not source.labels:
-        try:
-            return [None if y is None or float(y) < 0 else float(y) for y in column]
-        except ValueError as error:
-            raise FslibError(f"{where} must hold numbers ({error})") from None
-    names = getattr(rows.features[source.label], "names", None)
+    """Return each row's label by name, or its number in words; None where it has none."""
+    column, names = rows[source.label][:], getattr(rows.features[source.label], "names", None)
     if names:
         found = [None if y is None or y < 0 else names[y] for y in column]
     else:
-        found = [None if str(y) in ("", "-1", "-", "None") else str(y) for y in column]
-        names = sorted({*found} - {None})
-    if missing := [name for name in source.labels if name not in names]:
-        raise FslibError(f"{where} has no label {missing[0]!r}; it has {', '.join(names)}")
-    if strange := sorted(filter(None, {*found} - {*source.labels})):
-        held = ", ".join(source.labels)
-        raise FslibError(f"{where} has label {strange[0]!r}, none of {held}")
+        found = [None if str(y) in UNLABELLED else str(y) for y in column]
+    held = {*found} - {None}
+    if source.labels and not held <= {*source.labels} <= {*(names or held)}:
+        both = f"{names or sorted(held)!r:.300}, not {source.labels}"
+        raise FslibError(f"{where}: the labels of column {source.label!r} are {both}")
     return found
 
 
@@ -251,14 +220,12 @@ def _paired(sides: list[Side], topics: tuple[str, ...]) -> list[Side]:
     A text that repeats is kept once, in eval rather than in train, so that it is used twice and on
     one side only (`pair_rows`).
     """
-    known: set[str] = set()
+    articles: dict[str, Article] = {}
     made: list[Side] = []
     for side in (1, 0):
-        articles: list[Article] = []
-        for text, topic in zip(*sides[side], strict=True):
-            if text not in known:
-                known.add(text)
-                articles.append(Article(text, str(topics.index(topic)), "", (text,)))
-        rows = pair_rows(articles, np.random.default_rng([SPLIT_SEED, side]))
+        known = len(articles)
+        for (text,), topic in zip(*sides[side], strict=True):
+            articles.setdefault(text, Article(text, str(topics.index(topic)), "", (text,)))
+        rows = pair_rows([*articles.values()][known:], np.random.default_rng([SPLIT_SEED, side]))
         made.append(([(first, second) for first, second, *_ in rows], [y for _, _, y, _ in rows]))
     return made[::-1]

@@ -9,7 +9,7 @@ made of the texts of another task, wherever that one is found.
 import os
 import re
 from collections.abc import Iterable
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ DERIVED = {"sst-shift": "sst-2"}  # task -> the task whose texts it is made of
 SST_WORDS = (6, 24)  # as long as the sentences of BBC: here punctuation and clitics count as words
 # no punctuation and no clitic ('s), which would tell wherever they stand
 _SST_MOVABLE = re.compile(r"(?!n't)[a-z0-9]")
+
+
+Named = str | Path | Task
 
 
 def _split(rows: list[Row]) -> Split:
@@ -67,31 +70,16 @@ def read_tsv(path: Path) -> dict[str, list[str]]:
     """
     try:
         content = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-    except OSError as error:
-        raise FslibError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise FslibError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FslibError(f"{path} cannot be read as UTF-8: {error}") from None
     lines = content.replace("\r\n", "\n").removesuffix("\n").split("\n")
     header, *rows = [line.split("\t") for line in lines]
     if not rows:
         raise FslibError(f"{path}: empty; want a header line and at least one row")
-    if repeated := [c for c in header if header.count(c) > 1]:
-        raise FslibError(f"{path}: column {repeated[0]!r} stands twice in the header")
     for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise FslibError(f"{path}, line {number}: {len(row)} fields for {len(header)} columns")
+        if len(row) != (n := len(set(header))):
+            raise FslibError(f"{path}, line {number}: {len(row)} fields for {n} different columns")
     return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
-
-
-def _text_columns(path: Path, columns: Iterable[str]) -> list[list[str]]:
-    """Return the columns of each text: alone, or grouped as news1-*, news2-*."""
-    texts = [c for c in columns if c not in ("label", "score", "index", "id", "idx")]
-    groups: dict[str, list[str]] = {}
-    for column in texts:
-        groups.setdefault(column.rpartition("-")[0] or column, []).append(column)
-    if not 1 <= len(groups) <= 2:
-        raise FslibError(f"{path}: want one or two text columns, found {texts or 'none'}")
-    return list(groups.values())
 
 
 def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None = None) -> Task:
@@ -113,35 +101,25 @@ def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None
     name = folder.name if name is None else name
     name = name.lower() if isinstance(name, str) else name  # other types are refused with the task
     paths = [folder / "train.tsv", folder / "dev.tsv"]
-    train, dev = tables = [read_tsv(path) for path in paths]
-    label = next((c for c in ("label", "score") if c in train), None)
-    if label is None:
-        raise FslibError(f"{paths[0]}: no column 'label' (or 'score'); it has {list(train)}")
-    groups = _text_columns(paths[0], train)
-    if missing := [c for c in (label, *chain(*groups)) if c not in dev]:
-        raise FslibError(f"{paths[1]}: no column {missing[0]!r}; it has {list(dev)}")
-    names = () if label == "score" else tuple(sorted(set(train[label])))
+    train, _ = tables = [read_tsv(path) for path in paths]
+    label = "score" if "score" in train and "label" not in train else "label"
+    texts = [c for c in train if c not in ("label", "score", "index", "id", "idx")]
+    groups: dict[str, list[str]] = {}  # the columns of each text
+    for column in texts:
+        groups.setdefault(column.rpartition("-")[0] or column, []).append(column)
+    if not 1 <= len(groups) <= 2:
+        raise FslibError(f"{paths[0]}: want one or two text columns, found {texts or 'none'}")
     sides = []
     for path, table in zip(paths, tables, strict=True):
-        for number, value in enumerate(table[label], start=2):
-            if names and value not in names:
-                raise unknown(f"label in {path}, line {number},", value, names)
-            if not names and not _is_number(value):
-                raise FslibError(f"{path}, line {number}: score {value!r} is not a number")
-        parts = [map(" ".join, zip(*(table[c] for c in group), strict=True)) for group in groups]
-        texts = list(parts[0] if len(parts) == 1 else zip(*parts, strict=True))
-        sides.append((texts, table[label]))
+        if missing := [c for c in (label, *texts) if c not in table]:
+            raise FslibError(f"{path}: no column {missing[0]!r}; it has {list(table)}")
+        parts = [map(" ".join, zip(*(table[c] for c in g), strict=True)) for g in groups.values()]
+        sides.append((list(zip(*parts, strict=True)), table[label]))
+    names = () if label == "score" else sorted(set(train[label]))
     known = hub.registry().get(str(name))
     asked = known.description if known else f"from {folder.name}"
     told: dict[str, Any] = {"metric": metric, "description": asked, "source": str(folder)}
     return make_task(name, sides[0], sides[1], label_names=names, **told)
-
-
-def _is_number(value: str) -> bool:
-    try:
-        return bool(np.isfinite(float(value)))
-    except ValueError:
-        return False
 
 
 def task_names(data: str | Path | None = None, *, hub_too: bool = False) -> list[str]:
@@ -157,12 +135,11 @@ def task_names(data: str | Path | None = None, *, hub_too: bool = False) -> list
 
 
 def _root(data: str | Path | None) -> Path | None:
-    root = data if data is not None else os.environ.get("FSLIB_DATA")
-    if not root:
-        return None
-    if not checked_path("data folder", root).is_dir():
+    root = os.environ.get("FSLIB_DATA") if data is None else data
+    if root and not checked_path("data folder", root).is_dir():
         raise FslibError(f"data folder {str(root)!r} (FSLIB_DATA) does not exist")
-    return Path(root).absolute()  # a task's source is read in other working folders than this one
+    # a task's source is read in other working folders than this one
+    return Path(root).absolute() if root else None
 
 
 def _folders(data: str | Path | None) -> list[Path]:
@@ -176,7 +153,7 @@ def one_case(name: str, data: str | Path | None = None) -> str:
     Raises:
         FslibError: several folders of `data` (default: FSLIB_DATA) would then bear it.
     """
-    hub.folder_called(name, _folders(data), exact_first=False)
+    hub.folder_called(name, _folders(data))
     return name.lower()
 
 
@@ -197,7 +174,7 @@ def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = T
         return glue_task(folder)
     if key in DERIVED:
         return shifted_task(key, load_task(DERIVED[key], data, check_rows=check_rows))
-    if key in hub.registry() or key == "xnli":
+    if key in hub.registry():
         return hub.hub_task(key, hub.saved_copy(key, _root(data)), check_rows=check_rows)
     if os.sep in name and Path(name).is_dir():
         return glue_task(Path(name).absolute())
@@ -206,10 +183,7 @@ def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = T
 
 
 def load_tasks(
-    names: str | Path | Iterable[str | Path | Task],
-    data: str | Path | None = None,
-    *,
-    check_rows: bool = True,
+    names: Named | Iterable[Named], data: str | Path | None = None, *, check_rows: bool = True
 ) -> dict[str, Task]:
     """Return tasks by name, in the order given: {name: Task}.
 
@@ -228,5 +202,5 @@ def load_tasks(
     given = [names] if isinstance(names, (str, Path, Task)) else names
     if not isinstance(given, Iterable):
         raise FslibError(f"{names!r} names no tasks: give names, such as {list(bbc.EMBEDDED)}")
-    how: dict[str, Any] = {"data": data, "check_rows": check_rows}
-    return as_tasks([n if isinstance(n, Task) else load_task(str(n), **how) for n in given])
+    load = partial(load_task, data=data, check_rows=check_rows)
+    return as_tasks([n if isinstance(n, Task) else load(str(n)) for n in given])

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -77,14 +78,12 @@ class Task:
 
     def __post_init__(self) -> None:
         name, names, task = self.name, self.label_names, f"task {self.name}"
-        if not isinstance(name, str) or not re.fullmatch("[a-z0-9_-]+", name):
-            raise FslibError(f"task name {name!r}: use lower-case letters, digits, - and _ only")
-        if name in RESERVED:
-            raise FslibError(f"task name {name!r} is that of a row of tables: choose another")
+        if not isinstance(name, str) or not re.fullmatch("[a-z0-9_-]+", name) or name in RESERVED:
+            allowed = f"lower-case letters, digits, - and _ only; tables use {', '.join(RESERVED)}"
+            raise FslibError(f"task name {name!r}: {allowed}")
         check_among(f"metric of {task}", self.metric, METRICS)
         if self.is_regression != (self.metric not in CLASS_METRICS):
-            kind = "numbers without label names" if self.is_regression else "label names"
-            raise FslibError(f"{task}: metric {self.metric} does not fit labels that are {kind}")
+            raise FslibError(f"{task}: metric {self.metric} does not fit the label names {names}")
         if self.metric == "f1" and len(names) != 2:
             raise FslibError(f"{task}: f1 needs 2 classes, the second one positive; got {names}")
         if len(set(names)) != len(names):
@@ -99,10 +98,8 @@ class Task:
         if not isinstance(split, Split) or not isinstance(split.labels, np.ndarray):
             raise FslibError(f"{where}: no Split with an array of labels: use make_task")
         n, labels = len(split), split.labels
-        if not n:
-            raise FslibError(f"{where}: no examples")
-        if {len(labels), len(split.documents), len(split.pairs or split.texts)} != {n}:
-            raise FslibError(f"{where}: {n} texts but {len(labels)} labels; give one per text")
+        if not n or {len(labels), len(split.documents), len(split.pairs or split.texts)} != {n}:
+            raise FslibError(f"{where}: {n} texts and {len(labels)} labels; give one per text")
         check_texts(where, split.texts)
         check_texts(where, split.pairs or ())
         if self.is_regression:
@@ -111,8 +108,7 @@ class Task:
             return
         found = set(np.unique(labels))
         if labels.dtype.kind not in "iu" or not found <= classes:
-            outside = sorted(found - classes)
-            raise FslibError(f"{where}: labels must be 0..{len(classes) - 1}; found {outside}")
+            raise FslibError(f"{where}: labels must be 0..{len(classes) - 1}; found {found}")
         if len(classes) < 2 or (side == "train" and len(found) < 2):
             raise FslibError(f"{where}: only one class; a classification task needs at least two")
 
@@ -144,8 +140,9 @@ class Task:
             eval: so many of eval.
             seed: of the draw.
         """
-        sides = self.part("train", train, seed), self.part("eval", eval, seed)
-        return replace(self, train=sides[0], eval=sides[1])
+        return replace(
+            self, train=self.part("train", train, seed), eval=self.part("eval", eval, seed)
+        )
 
     def part(self, side: str, limit: int | None, seed: int = 0) -> Split:
         """Return a random part of one side.
@@ -181,24 +178,22 @@ class Task:
         return ", ".join(filter(None, (seen, alike)))
 
 
+Tasks = Task | Iterable[Task] | Mapping[str, Task]  # whatever holds tasks
+
+
 def check_texts(where: str, texts: Sequence[str]) -> None:
     """Refuse what is no sequence of strings that a tokenizer can take.
 
     Raises:
         FslibError: it is something else, or cannot be written as UTF-8.
     """
-    if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
-        raise FslibError(f"{where}: texts must be a list of strings, not {type(texts).__name__}")
-    try:
-        "".join(texts).encode()  # all at once: a broken one is looked for only where there is one
-    except TypeError:
-        raise FslibError(f"{where}: texts must be a list of strings") from None
-    except UnicodeEncodeError:
-        found = ((i, re.search("[\ud800-\udfff]", text)) for i, text in enumerate(texts))
-        i, broken = next((i, match[0]) for i, match in found if match)
-        broken = f"{where}, example {i}: {broken!a} is half a character (a lone surrogate)"
-        way_out = 'leave it out with text.encode(errors="ignore").decode()'
-        raise FslibError(f"{broken}: read the text as UTF-8, or {way_out}") from None
+    listed = _as_list(texts)
+    if listed is None or not all(isinstance(text, str) for text in listed):
+        raise FslibError(f"{where}: texts must be a list of strings")
+    for i, text in enumerate(listed):
+        if text.encode(errors="ignore").decode() != text:
+            what = f"{text!a:.80} holds half a character (a lone surrogate)"
+            raise FslibError(f"{where}, example {i}: {what}: read it as UTF-8")
 
 
 def make_task(
@@ -243,11 +238,11 @@ def make_task(
     if not listed or not all(isinstance(n, str) for n in label_names):
         raise FslibError(f"task {name}: label_names {label_names!r:.80}: give a list of strings")
     names = tuple(label_names) or _class_names(train)
-    train_split = _as_split(f"task {name}", train, names)
+    train_split = _as_split(f"task {name}, train", train, names)
     if eval is None:
         train_split, eval_split = _hold_out(f"task {name}", train_split, eval_share, seed)
     else:
-        eval_split = _as_split(f"task {name}", eval, names)
+        eval_split = _as_split(f"task {name}, eval", eval, names)
     metric = metric or METRIC_OF.get(str(name)) or ("accuracy" if names else "spearman")
     return Task(name, train_split, eval_split, names, metric, description, source)
 
@@ -255,6 +250,8 @@ def make_task(
 def _as_list(value: Any) -> list[Any] | None:
     """Return the parts of what has an order and no names; None for other things."""
     try:
+        # numbers of Python, from arrays and tensors, too
+        value = getattr(value, "tolist", lambda: value)()
         return None if isinstance(value, str | bytes | Mapping | Set) else list(value)
     except TypeError:
         return None
@@ -264,47 +261,37 @@ def _as_split(task: str, data: Any, names: tuple[str, ...]) -> Split:
     columns = getattr(data, "column_names", getattr(data, "columns", None))
     if columns is not None:  # a datasets.Dataset or a pandas DataFrame
         data = _from_columns(task, data, list(columns), names)
-    both = _as_list(data)
-    if both is None or len(both) != 2:
-        raise FslibError(f"{task}: give (texts, labels), a datasets.Dataset or a DataFrame")
-    texts, labels = map(_as_list, both)
-    if texts is None or labels is None:
-        raise FslibError(f"{task}: texts and labels must be two lists")
-    if len(texts) != len(labels):
-        raise FslibError(f"{task}: {len(texts)} texts but {len(labels)} labels; give one per text")
-    is_pair = bool(texts) and not isinstance(texts[0], str)
-    rows = [tuple(text) if isinstance(text, tuple | list) else (text,) for text in texts]
+    parts: list[Any] = [_as_list(part) for part in _as_list(data) or ()]
+    if len(parts) != 2 or None in parts or len(parts[0]) != len(parts[1]):
+        raise FslibError(f"{task}: give two lists of one length, texts and labels, or a DataFrame")
+    texts, labels = parts
+    rows = tuple(tuple(text) if isinstance(text, tuple | list) else (text,) for text in texts)
     for i, row in enumerate(rows):
-        if len(row) != 1 + is_pair or not all(isinstance(part, str) for part in row):
+        if not 1 <= len(row) == len(rows[0]) <= 2 or not all(isinstance(part, str) for part in row):
             raise FslibError(f"{task}, example {i}: give texts as strings, or as pairs of them")
-    seconds = tuple(row[1] for row in rows) if is_pair else None
-    firsts = tuple(row[0] for row in rows)
-    return Split(firsts, seconds, _as_labels(task, labels, names), tuple(rows))
+    firsts, *seconds = zip(*rows, strict=True) if rows else ((),)
+    return Split(firsts, seconds[0] if seconds else None, _as_labels(task, labels, names), rows)
 
 
 def _as_labels(task: str, labels: list[Any], names: tuple[str, ...]) -> np.ndarray:
     if not names:
         try:
             return np.array([float(y) for y in labels], dtype=np.float64)
-        except (TypeError, ValueError):
-            raise FslibError(f"{task}: labels are not numbers; give label_names") from None
+        except (TypeError, ValueError) as error:
+            raise FslibError(
+                f"{task}: labels are not numbers ({error}): give label_names"
+            ) from None
     index = {n: i for i, n in enumerate(names)}
     indices: list[Any] = [index.get(y) if isinstance(y, str) else y for y in labels]
     for i, y in enumerate(indices):
-        if isinstance(y, bool | np.bool_) or not _is_among(y, range(len(names))):
+        # what is no number, such as pandas' NA, may not be comparable
+        if isinstance(y, bool) or not isinstance(y, Real) or y not in range(len(names)):
             raise unknown(f"label of {task}, example {i},", labels[i], names)
         # y is equal to a whole number, but may be a float, as in a column that has had gaps
         if not isinstance(labels[i], str) and index.get(name := str(int(y)), y) != y:
             both = f"label {y!r} may be the index or the name {name!r} (index {index[name]})"
             raise FslibError(f"{task}, example {i}: {both}: give labels as names, as strings")
     return np.array(indices, dtype=np.int64)
-
-
-def _is_among(value: Any, valid: range) -> bool:
-    try:
-        return value in valid
-    except TypeError:  # pandas' NA is equal to nothing, and says so by raising
-        return False
 
 
 def _label_column(columns: Iterable[Any]) -> str | None:
@@ -317,9 +304,7 @@ def _class_names(data: Any) -> tuple[str, ...]:
     return tuple(getattr(features.get(_label_column(features)), "names", ()))
 
 
-def _from_columns(
-    task: str, data: Any, columns: list[Any], names: tuple[str, ...]
-) -> tuple[list[Any], list[Any]]:
+def _from_columns(task: str, data: Any, columns: list[Any], names: tuple[str, ...]) -> tuple:
     if repeated := [c for c in columns if columns.count(c) > 1]:
         raise FslibError(f"{task}: two columns are called {repeated[0]!r}: rename one")
     label = _label_column(columns)
@@ -330,11 +315,10 @@ def _from_columns(
     rows = [c for c in rest if any(isinstance(value, str) for value in data[c][:])]
     if len(rows) not in (1, 2):
         raise FslibError(f"{task}: want one or two text columns, found {rows}; select columns")
-    parts = [list(data[column]) for column in rows]
-    texts = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
+    texts = list(zip(*(data[column] for column in rows), strict=True))
     labels, own = list(data[label]), _class_names(data)
     if own != names and set(own) & set(names):  # the same classes in another order
-        labels = [own[int(y)] if _is_among(y, range(len(own))) else y for y in labels]
+        labels = [dict(enumerate(own)).get(y, y) for y in labels]
     return texts, labels
 
 
@@ -363,7 +347,7 @@ def _hold_out(task: str, split: Split, share: float, seed: int) -> tuple[Split, 
     return split.take([i for i, r in enumerate(roots) if r not in chosen]), split.take(held)
 
 
-def as_tasks(tasks: Task | Iterable[Task] | Mapping[str, Task]) -> dict[str, Task]:
+def as_tasks(tasks: Tasks) -> dict[str, Task]:
     """Return {name: Task} from whatever holds tasks.
 
     Raises:
@@ -375,7 +359,7 @@ def as_tasks(tasks: Task | Iterable[Task] | Mapping[str, Task]) -> dict[str, Tas
         raise FslibError(f"{strange[0]!r:.80} is no task: load_tasks and make_task return tasks")
     if not given:
         raise FslibError("no task given")
-    (name, count), *_ = Counter(task.name for task in given).most_common(1)
-    if count > 1:
-        raise FslibError(f"two tasks are called {name!r}: rename one")
-    return {task.name: task for task in given}
+    named = {task.name: task for task in given}
+    if len(named) < len(given):
+        raise FslibError(f"two tasks are of one name: {[task.name for task in given]}")
+    return named

@@ -58,10 +58,9 @@ def shifted_rows(
     rows: list[Row] = []
     for document, sentence in sentences:
         shifted = shift_words(sentence, rng, movable)
-        if shifted is None or len(rows) % 2 == 0:  # labels by turns keep the two classes equal
-            rows.append((sentence, None, 0, (document,)))
-        else:
-            rows.append((shifted, None, 1, (document,)))
+        # labels by turns keep the two classes equal
+        text, label = (shifted, 1) if shifted and len(rows) % 2 else (sentence, 0)
+        rows.append((text, None, label, (document,)))
     return rows
 
 
@@ -80,11 +79,11 @@ class Place(NamedTuple):
     position: int
     word: str
 
-    def put(self, word: str) -> str:
-        """Return the sentence with another word there; punctuation stays."""
+    def row(self, word: str, label: int) -> Row:
+        """Return the row of the sentence with this word there; punctuation stays."""
         words = list(self.words)
         words[self.position] = word + words[self.position].removeprefix(self.word)
-        return " ".join(words)
+        return (" ".join(words), None, label, (self.document,))
 
     def takes(self, other: "Place") -> bool:
         """Whether the other's word may come here.
@@ -114,8 +113,7 @@ def exchanged_rows(
     found = (_EXCHANGEABLE.fullmatch(word) for sentence in corpus for word in sentence.split())
     counts = Counter(match[1] for match in found if match)
     common = {word for word, _ in counts.most_common(COMMON)}
-    drawn = (_place(document, s.split(), common, rng) for document, s in sentences)
-    places = [place for place in drawn if place is not None]
+    places = [p for document, s in sentences if (p := _place(document, s.split(), common, rng))]
     intact, changed = places[::2], places[1::2]
     order = sorted(rng.permutation(len(changed)), key=lambda i: counts[changed[i].word])
     spoiled: list[Row] = []
@@ -124,12 +122,10 @@ def exchanged_rows(
         partner = next((w for w in waiting if w.takes(place) and place.takes(w)), None)
         if partner is None:
             waiting.append(place)
-            continue
-        waiting.remove(partner)
-        spoiled.append((place.put(partner.word), None, 1, (place.document,)))
-        spoiled.append((partner.put(place.word), None, 1, (partner.document,)))
-    whole = intact[: len(spoiled)]
-    return [(" ".join(place.words), None, 0, (place.document,)) for place in whole] + spoiled
+        else:
+            waiting.remove(partner)
+            spoiled += [place.row(partner.word, 1), partner.row(place.word, 1)]
+    return [place.row(place.word, 0) for place in intact[: len(spoiled)]] + spoiled
 
 
 def _place(

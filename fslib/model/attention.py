@@ -29,11 +29,9 @@ from fslib.model.modes import in_mode
 
 ATTENTION = "fslib_sdpa"
 ABLATIONS = ("zero", "mean")
-SUPPORTED = (
-    "BERT, RoBERTa, ELECTRA, DistilBERT, ALBERT, MPNet, DeBERTa-v2, ModernBERT, GPT-2, Llama, "
-    "Qwen3 or T5"
-)
+SUPPORTED = "BERT, RoBERTa, ELECTRA, DistilBERT, ALBERT, MPNet, DeBERTa-v2, GPT-2, Llama or T5"
 
+Means = Float[Tensor, "layers heads head_dim"]
 Tap = Callable[[int, Tensor], Tensor]  # (layer, ctx) -> ctx
 
 
@@ -130,14 +128,10 @@ def _before_forward(module: nn.Module, args: tuple, kwargs: dict) -> None:
 
 def _after_forward(module: nn.Module, args: tuple, output: object) -> None:
     control: HeadControl = module.fslib_control  # type: ignore[assignment]
-    if not control.layers or control.calls == control.layers:
-        return
-    name = type(module).__name__
-    if not control.calls:
-        undo = f"encoder.set_attn_implementation({ATTENTION!r})"
-        raise FslibError(f"{name} no longer passes attention through fslib: undo it with {undo}")
-    ran = f"{name} ran attention {control.calls} times for {control.layers} layers"
-    raise FslibError(f"{ran}: layers are dropped; set its layerdrop to 0")
+    if control.layers and control.calls != control.layers:
+        ran = f"{type(module).__name__} ran {ATTENTION} {control.calls} times"
+        way_out = f"set its layerdrop to 0, its attention implementation to {ATTENTION!r}"
+        raise FslibError(f"{ran} for {control.layers} layers: {way_out}")
 
 
 def attach(encoder: Any) -> HeadControl:
@@ -162,11 +156,8 @@ def attach(encoder: Any) -> HeadControl:
     probe_with(encoder, [1, 2, 3])
     layers = int(config.num_hidden_layers)
     if control.calls != layers or len(set(control.head_shapes)) != 1:
-        raise FslibError(
-            f"{type(encoder).__name__} cannot be used: its attention reached fslib {control.calls} "
-            f"times for {layers} layers, so its heads cannot be switched off; use an architecture "
-            "that calls transformers' attention interface once per layer, such as " + SUPPORTED
-        )
+        what = f"its attention reached fslib {control.calls} times for {layers} layers"
+        raise FslibError(f"{type(encoder).__name__} cannot be used: {what}; use {SUPPORTED}")
     control.layers = layers
     return control
 
@@ -190,9 +181,7 @@ def control_of(model: object) -> HeadControl:
     """
     control = getattr(getattr(model, "encoder", model), "fslib_control", None)
     if control is None:
-        hint = "load it with MultiTaskModel.from_pretrained"
-        if hasattr(model, "module"):
-            hint = "give the model that it wraps, model.module"
+        hint = "load it with MultiTaskModel.from_pretrained (if it is wrapped, give model.module)"
         raise FslibError(f"{type(model).__name__} has no head control: {hint}")
     return control
 
@@ -204,9 +193,10 @@ def as_head_set(heads: object, shape: tuple[int, int]) -> Bool[np.ndarray, "laye
     except (TypeError, ValueError):  # no numpy type, or rows of different lengths
         array = np.array(None)
     if array.dtype != np.bool_ or array.shape != shape:
-        wanted = f"a bool array of shape {shape} (layers, heads), True = in the set"
         found = f"{array.dtype} of shape {array.shape}"
-        raise FslibError(f"a head set for this model is {wanted}; got {found}")
+        raise FslibError(
+            f"a head set is a bool array of shape {shape} (layers, heads), not {found}"
+        )
     return array
 
 
@@ -245,11 +235,7 @@ def attention_weights(
 
 @contextmanager
 def pruned(
-    model: nn.Module,
-    heads: object,
-    *,
-    ablation: str = "zero",
-    mean: Float[Tensor, "layers heads head_dim"] | None = None,
+    model: nn.Module, heads: object, *, ablation: str = "zero", mean: Means | None = None
 ) -> Iterator[None]:
     """Switch the chosen heads off inside the block.
 
@@ -273,10 +259,7 @@ def pruned(
         raise FslibError('ablation="mean" goes with mean=fslib.mean_context(...), "zero" with none')
     fits = isinstance(mean, Tensor) and mean.shape == shape and bool(mean.isfinite().all())
     if mean is not None and not fits:
-        is_tensor = isinstance(mean, Tensor)
-        what = f"of shape {tuple(mean.shape)}" if is_tensor else f"a {type(mean).__name__}"
-        wanted = f"a finite tensor of shape {shape} (layers, heads, head_dim)"
-        raise FslibError(f"mean must be {wanted}, not {what}")
+        raise FslibError(f"mean must be a finite tensor of shape {shape} (layers, heads, head_dim)")
     device = device_of(model)
     with torch.inference_mode(False):  # importance inside needs gradients that pass the gate
         gate = torch.from_numpy(~chosen).to(device=device, dtype=torch.float32)

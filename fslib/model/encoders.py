@@ -24,7 +24,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from fslib.data.bbc import package_folder
-from fslib.errors import FslibError, first_line, unknown
+from fslib.errors import FslibError, check_number, first_line, unknown
 from fslib.model.attention import ATTENTION, SUPPORTED, attention_function, probe_with
 from fslib.model.hooked import HOOKED
 
@@ -51,11 +51,7 @@ SHAPE = ("model_type", "num_hidden_layers", "num_attention_heads", "hidden_size"
 
 # What a sentence-transformers folder may ask for -> pooling.
 POOLING_FILE = "1_Pooling/config.json"
-DECLARED = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "first",
-    "pooling_mode_lasttoken": "last",
-}
+DECLARED = {"mean_tokens": "mean", "cls_token": "first", "lasttoken": "last"}
 
 
 def load_encoder(name: str) -> tuple[Any, Any, str]:
@@ -100,16 +96,13 @@ def _check_tokenizer(source: str, tokenizer: Any) -> None:
     if own_files and folder.is_dir() and not any((folder / file).is_file() for file in files):
         none = f"model folder {source} has no tokenizer files ({' or '.join(sorted(files))})"
         raise FslibError(f"{none}: save the model's own tokenizer there")
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise FslibError(f"the tokenizer of {source} knows no words: use the model's own")
     longest = tokenizer.model_max_length
-    if type(longest) not in (int, float, type(None)) or longest == float("inf"):
-        limit = f"model_max_length {longest!r}"
-        raise FslibError(f"the tokenizer of {source}: {limit} is no number of tokens")
+    check_number(f"model_max_length of {source}:", longest or 0, "(-inf, inf)")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token_id is None:
-        raise FslibError(f"the tokenizer of {source} has no token to pad with: set its pad_token")
+    known = len(tokenizer) > len(set(tokenizer.all_special_ids))
+    if not known or tokenizer.pad_token_id is None:
+        raise FslibError(f"the tokenizer of {source} knows no words, or no token to pad with")
 
 
 def shape_of(config: Any) -> list[Any]:
@@ -149,15 +142,10 @@ def new_encoder(config: Any) -> Any:
 def _load(source: str, config: Any) -> Any:
     auto, options = _class(config)
     try:
-        encoder, report = auto.from_pretrained(
-            source,
-            config=config,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with a message that says which
-            **options,
-        )
+        safe = {"use_safetensors": True, "trust_remote_code": False}
+        # sizes that do not match are refused below, with a message that says which
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        encoder, report = auto.from_pretrained(source, config=config, **safe, **options)
     except (ValueError, KeyError) as error:
         if "attention implementation" not in str(error) and error.args != (ATTENTION,):
             raise
@@ -166,8 +154,8 @@ def _load(source: str, config: Any) -> Any:
         raise FslibError(f"{what} transformers' attention interface; use {SUPPORTED}") from error
     # transformers fills what the file lacks with random numbers, and only logs it.
     if unfit := sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]):
-        what = f"{len(unfit)} weights of a {type(encoder).__name__} are missing or of another shape"
-        raise FslibError(f"model {source} cannot be loaded: {what}, such as {unfit[0]}")
+        what = f"{len(unfit)} weights are missing or of another shape, such as {unfit[0]}"
+        raise FslibError(f"model {source} cannot be loaded: {what}")
     if broken := [key for key, weight in encoder.named_parameters() if not weight.isfinite().all()]:
         what = f"{len(broken)} weights hold NaN or infinity, such as {broken[0]}"
         raise FslibError(f"model {source} cannot be loaded: {what}")
@@ -178,10 +166,8 @@ def _load_error(name: str, why: str) -> FslibError:
     if Path(name).is_dir():
         return FslibError(f"model folder {name} cannot be loaded: {why}")
     if name in PRETRAINED:
-        return FslibError(
-            f"model {name}: the Hub did not supply {PRETRAINED[name][0]} with safetensors weights "
-            f"({why}); check the network, or give the path of a local copy"
-        )
+        what = f"model {name}: the Hub did not supply the safetensors of {PRETRAINED[name][0]}"
+        return FslibError(f"{what} ({why}): check the network, or give the path of a copy")
     also = "; it is no local folder either, and the Hub did not supply it (offline? misspelt?): "
     return unknown("model", name, (*ENCODERS, *PRETRAINED), also + why)
 
@@ -219,15 +205,12 @@ def _declared_pooling(path: Path) -> str:
         found = json.loads(path.read_text(encoding="utf-8")).items()
     except (OSError, ValueError, AttributeError, RecursionError) as error:  # no JSON, no object
         raise FslibError(f"{path} cannot be read ({first_line(error)}): give pooling=") from error
-    modes = {name: chosen for name, chosen in found if name.startswith("pooling_mode_")}
-    for mode, chosen in modes.items():
-        if not isinstance(chosen, bool):
-            raise FslibError(f"{path}: {mode} {chosen!r} must be true or false")
-    declared = [mode for mode, chosen in modes.items() if chosen]
-    if len(declared) == 1 and declared[0] in DECLARED:
-        return DECLARED[declared[0]]
-    asked = f"{path} asks for {' and '.join(declared) or 'no pooling'}"
-    raise FslibError(f"{asked}: one of {', '.join(DECLARED)} is known here; give pooling=")
+    chosen = [name for name, is_on in found if name.startswith("pooling_mode_") and is_on is True]
+    mode = chosen[0].removeprefix("pooling_mode_") if len(chosen) == 1 else ""
+    if mode not in DECLARED:
+        asked = f"{path} asks for {' and '.join(chosen) or 'no pooling'}"
+        raise FslibError(f"{asked}, not for one of {', '.join(DECLARED)}: give pooling=")
+    return DECLARED[mode]
 
 
 @contextmanager

@@ -5,31 +5,17 @@ attention interface would have handed over: the context of every head, still apa
 listened to and switched off as in any other architecture; `fslib.check` shows that it is the same.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
-
-class Names(NamedTuple):
-    """Names of the modules of a layer where an architecture computes attention.
-
-    Attributes:
-        attention: what has the heads' number as `num_attention_heads`.
-        inputs: its query, key and value projections.
-        projection: what reads the heads' outputs.
-    """
-
-    attention: str
-    inputs: tuple[str, str, str]
-    projection: str
-
-
-# by model type
+_DEBERTA = ("query_proj", "key_proj", "value_proj")
+# Model type -> names of the modules of a layer: what has the heads' number as
+# `num_attention_heads`, in it the query, key and value projections, and what reads the heads'
+# outputs.
 HOOKED = {
-    "mpnet": Names("attention.attn", ("q", "k", "v"), "attention.attn.o"),
-    "deberta-v2": Names(
-        "attention.self", ("query_proj", "key_proj", "value_proj"), "attention.output.dense"
-    ),
+    "mpnet": ("attention.attn", ("q", "k", "v"), "attention.attn.o"),
+    "deberta-v2": ("attention.self", _DEBERTA, "attention.output.dense"),
 }
 
 
@@ -39,15 +25,14 @@ def hook_attention(encoder: Any) -> None:
     Query, key and value are heard where a projection first gives them: DeBERTa sends positions
     through the same projections afterwards.
     """
-    names, modules = HOOKED[encoder.config.model_type], dict(encoder.named_modules())
-    for name, attention in modules.items():
-        if not name.endswith(f".{names.attention}"):
-            continue
-        projection = modules[name.removesuffix(names.attention) + names.projection]
+    place, inputs, reader = HOOKED[encoder.config.model_type]
+    modules = dict(encoder.named_modules())
+    for name in [name for name in modules if name.endswith(f".{place}")]:
+        attention, projection = modules[name], modules[name.removesuffix(place) + reader]
         # in tuples, or a module would become a part of what it is a part of
         projection.fslib_attention = (attention,)
         projection.register_forward_pre_hook(_before_projection)
-        for part in (getattr(attention, each) for each in names.inputs):
+        for part in map(attention.get_submodule, inputs):
             part.fslib_attention = (attention,)
             part.register_forward_hook(_after_input)
 
@@ -65,7 +50,6 @@ def _after_input(part: Any, args: tuple, states: Tensor) -> None:
 def _before_projection(projection: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     (attention,), control = projection.fslib_attention, projection.fslib_control
     if control.inputs is not None:
-        query, key, value = control.heard[:3]
+        control.inputs.append((attention, *control.heard[:3]))
         control.heard.clear()
-        control.inputs.append((attention, query, key, value))
     return (control.apply(_by_head(args[0], attention)).flatten(-2), *args[1:])

@@ -3,7 +3,7 @@
 import inspect
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fslib.data.batches import Batch, Encoded
-from fslib.data.tasks import Split, Task, as_tasks
-from fslib.errors import FslibError, check_among, check_count, checked_path, first_line
+from fslib.data.tasks import Split, Task, Tasks, as_tasks
+from fslib.errors import FslibError, check_among, check_count, checked_path, explained
 from fslib.model import encoders
 from fslib.model.attention import HeadControl, attach, control_of
 from fslib.model.devices import device_of, partial_mark
 
 POOLINGS = ("first", "mean", "last")
+Pooled, Logits = Float[Tensor, "batch hidden"], Float[Tensor, "batch outputs"]
 CARD, WEIGHTS = "fslib.json", "classifiers.safetensors"
 
 
@@ -39,7 +40,7 @@ class Answer:
     metric: str
 
     def __post_init__(self) -> None:
-        check_count("outputs", self.outputs)
+        object.__setattr__(self, "label_names", tuple(self.label_names))  # JSON has lists
 
     @classmethod
     def to(cls, task: Task) -> "Answer":
@@ -76,7 +77,7 @@ class DenseClassifier(nn.Module):
         super().__init__()
         self.dense, self.out = nn.Linear(width, width), nn.Linear(width, outputs)
 
-    def forward(self, pooled: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch outputs"]:
+    def forward(self, pooled: Pooled) -> Logits:
         """Return logits, or the one regression value."""
         return self.out(torch.tanh(self.dense(pooled)))
 
@@ -108,6 +109,8 @@ class MultiTaskModel(nn.Module):
         source: str,
     ) -> None:
         super().__init__()
+        check_among("pooling", pooling, POOLINGS)
+        check_count("max_length", max_length)
         control = attach(encoder)
         self.encoder, self.tokenizer = encoder, tokenizer
         self.pooling, self.source = pooling, source
@@ -141,7 +144,7 @@ class MultiTaskModel(nn.Module):
     def from_pretrained(
         cls,
         name: str | Path,
-        tasks: Task | Iterable[Task] | Mapping[str, Task],
+        tasks: Tasks,
         *,
         pooling: str | None = None,
         max_length: int = 128,
@@ -163,8 +166,6 @@ class MultiTaskModel(nn.Module):
             FslibError: for an unknown name or pooling, an unreachable Hub, weights that are not
                 safetensors, and an architecture whose heads cannot be reached (by name).
         """
-        check_among("pooling", pooling, POOLINGS, none=True)
-        check_count("max_length", max_length)
         check_count("seed", seed, 0)
         named, known = as_tasks(tasks), (*encoders.ENCODERS, *encoders.PRETRAINED)
         if Path(str(name)).is_dir() and str(name) not in known:
@@ -173,9 +174,10 @@ class MultiTaskModel(nn.Module):
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             encoder, tokenizer, folder = encoders.load_encoder(str(name))
-            how = pooling or encoders.natural_pooling(encoder, tokenizer, folder)
+            if pooling is None:
+                pooling = encoders.natural_pooling(encoder, tokenizer, folder)
             answers = {task: Answer.to(t) for task, t in named.items()}
-            model = cls(encoder, tokenizer, answers, how, max_length, str(name)).eval()
+            model = cls(encoder, tokenizer, answers, pooling, max_length, str(name)).eval()
         for task in named.values():
             model.check_room(task.train)
         return model
@@ -200,12 +202,11 @@ class MultiTaskModel(nn.Module):
         self.check_room(split)
         encoded = Encoded(split, self.tokenizer, self.max_length)
         known = self.encoder.get_input_embeddings().num_embeddings
-        if (largest := encoded.largest_id) >= known:
-            what = f"token id {largest}, but its encoder has embeddings for {known} tokens"
-            raise FslibError(f"the tokenizer of {self.source} gives {what}")
+        if (id_ := encoded.largest_id) >= known:
+            raise FslibError(f"token id {id_}, but {self.source} has embeddings for {known} tokens")
         return encoded
 
-    def forward(self, inputs: dict[str, Tensor], task: str) -> Float[Tensor, "batch outputs"]:
+    def forward(self, inputs: dict[str, Tensor], task: str) -> Logits:
         """Return logits, or the one regression value, of one task.
 
         Args:
@@ -234,13 +235,9 @@ class MultiTaskModel(nn.Module):
         folder = checked_path("folder of a model", folder)
         partial = folder.with_name(folder.name + partial_mark())
         shutil.rmtree(partial, ignore_errors=True)
-        card = {
-            "source": self.source,
-            "pooling": self.pooling,
-            "max_length": self.max_length,
-            "answers": {t: asdict(a) for t, a in self.answers.items()},
-            "shape": encoders.shape_of(self.encoder.config),
-        }
+        card = {name: getattr(self, name) for name in ("source", "pooling", "max_length")}
+        card["answers"] = {t: asdict(a) for t, a in self.answers.items()}
+        card["shape"] = encoders.shape_of(self.encoder.config)
         try:
             partial.mkdir(parents=True)
             with encoders.quiet():
@@ -262,31 +259,20 @@ class MultiTaskModel(nn.Module):
                 damaged or does not fit the others, by name.
         """
         folder = checked_path("folder of a model", folder)
-        if not (folder / CARD).is_file():
-            raise FslibError(f"{folder} is not a saved MultiTaskModel: it has no {CARD}")
-        part = CARD
         try:
             card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-            answers = {
-                task: Answer(a["outputs"], tuple(a["label_names"]), a["metric"])
-                for task, a in card["answers"].items()
-            }
-            check_count("max_length", card["max_length"])
-            check_among("pooling", card["pooling"], POOLINGS)
-            part = "encoder"
+            answers = {task: Answer(**answer) for task, answer in card["answers"].items()}
+            options = card["pooling"], card["max_length"], card["source"]
             with torch.inference_mode(False):
-                encoder, tokenizer, _ = encoders.load_encoder(str(folder / part))
-                encoders.check_shape("it", encoder.config, card["shape"])
-                options = card["pooling"], card["max_length"], card["source"]
+                encoder, tokenizer, _ = encoders.load_encoder(str(folder / "encoder"))
+                encoders.check_shape("its encoder", encoder.config, card["shape"])
                 model = cls(encoder, tokenizer, answers, *options)
-                part = WEIGHTS
-                weights = safetensors.torch.load_file(folder / part)
+                weights = safetensors.torch.load_file(folder / WEIGHTS)
                 if any(name.endswith(".dense.weight") for name in weights):
                     model.set_classifiers(answers, dense=True)
                 model.eval().classifiers.load_state_dict(weights)
         except Exception as error:  # torch, safetensors and JSON of any kind each raise their own
-            why = f"{part} does not fit: {first_line(error)}"
-            raise FslibError(f"checkpoint {folder} cannot be loaded, {why}") from error
+            raise FslibError(f"checkpoint {folder} cannot be loaded: {explained(error)}") from error
         return model
 
 
@@ -309,15 +295,11 @@ def check_model(model: object, *tasks: Task) -> None:
         check_among("task of this model", task.name, model.answers)
         own, asked = model.answers[task.name], Answer.to(task)
         if own != asked:
-            both = f"this model was made for {own}, not for {asked}"
-            raise FslibError(
-                f"task {task.name}: {both}; give the task another name, or those labels"
-            )
+            made = f"is not the one this model was made for: {asked}, not {own}"
+            raise FslibError(f"task {task.name} {made}: give it another name")
 
 
-def pool(
-    hidden: Float[Tensor, "batch seq hidden"], mask: Tensor, how: str
-) -> Float[Tensor, "batch hidden"]:
+def pool(hidden: Float[Tensor, "batch seq hidden"], mask: Tensor, how: str) -> Pooled:
     """Return one vector per text: the first token's, the last real token's, or the mean."""
     if how == "first":
         return hidden[:, 0]
@@ -327,9 +309,7 @@ def pool(
     return (hidden * weights).sum(1) / weights.sum(1)
 
 
-def example_losses(
-    logits: Float[Tensor, "batch outputs"], labels: Tensor
-) -> Float[Tensor, "batch"]:
+def example_losses(logits: Logits, labels: Tensor) -> Float[Tensor, "batch"]:
     """Return every example's cross-entropy, or its squared error where labels are numbers."""
     if labels.is_floating_point():
         return (logits[:, 0] - labels) ** 2

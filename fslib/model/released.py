@@ -1,6 +1,6 @@
 """Checkpoints of the paper's released code, as models of this package."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fslib.data.tasks import Task, as_tasks
+from fslib.data.tasks import Tasks, as_tasks
 from fslib.errors import FslibError, first_line
 from fslib.model.multitask import MultiTaskModel
 
@@ -18,11 +18,7 @@ DENSE = {"dense.weight", "dense.bias", "out.weight", "out.bias"}  # of a `DenseC
 
 
 def load_released(
-    path: str | Path,
-    encoder: str | Path,
-    tasks: Task | Iterable[Task] | Mapping[str, Task],
-    *,
-    max_length: int = 128,
+    path: str | Path, encoder: str | Path, tasks: Tasks, *, max_length: int = 128
 ) -> MultiTaskModel:
     """Load a checkpoint that the paper's released code has saved (BERT or RoBERTa).
 
@@ -54,10 +50,8 @@ def load_released(
     model = MultiTaskModel.from_pretrained(encoder, named, pooling="first", max_length=max_length)
     model.set_classifiers(model.answers, dense=True)
     own, wanted = _part(weights, ENCODER), model.encoder.state_dict()
-    fits = {name: name in own and own[name].shape == value.shape for name, value in wanted.items()}
-    if unfit := [name for name, fit in fits.items() if not fit]:
-        unfit_ones = f"{len(unfit)} are missing or of another shape, such as {unfit[0]}"
-        raise FslibError(f"{file} does not hold the weights of {encoder}: {unfit_ones}")
+    if unfit := [n for n, v in wanted.items() if n not in own or own[n].shape != v.shape]:
+        raise FslibError(f"{file} does not hold the weights of {encoder}, such as {unfit[0]}")
     model.encoder.load_state_dict({name: own[name] for name in wanted})
     for name, head in zip(named, heads.values(), strict=True):
         model.classifiers[name].load_state_dict(head)
@@ -98,10 +92,8 @@ def _heads(file: Path, weights: Mapping[str, Tensor]) -> dict[int, dict[str, Ten
             rest = f"out.{rest}" if rest in ("weight", "bias") else rest
             heads.setdefault(int(task), dict(pooler))[rest] = value
     if not heads or any(head.keys() != DENSE for head in heads.values()):
-        raise FslibError(
-            f"{file} is no checkpoint of the released code: it needs {ENCODER}* with a pooler and "
-            f"{CLASSIFIERS}<id>.*, or classifiers with dense and out_proj"
-        )
+        needs = f"{ENCODER}* with a pooler and {CLASSIFIERS}<id>.*"
+        raise FslibError(f"{file} is no checkpoint of the released code: it needs {needs}")
     return dict(sorted(heads.items()))
 
 
