@@ -288,7 +288,7 @@ def _as_labels(task: str, labels: list[Any], names: tuple[str, ...]) -> np.ndarr
         if isinstance(y, bool) or not isinstance(y, Real) or y not in range(len(names)):
             raise unknown(f"label of {task}, example {i},", labels[i], names)
         # y is equal to a whole number, but may be a float, as in a column that has had gaps
-        if not isinstance(labels[i], str) and index.get(name := str(int(y)), y) != y:
+        if not isinstance(labels[i], str) and index.get(name := f"{float(y):.0f}", y) != y:
             both = f"label {y!r} may be the index or the name {name!r} (index {index[name]})"
             raise FslibError(f"{task}, example {i}: {both}: give labels as names, as strings")
     return np.array(indices, dtype=np.int64)

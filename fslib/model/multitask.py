@@ -21,7 +21,8 @@ from fslib.model.attention import HeadControl, attach, control_of
 from fslib.model.devices import device_of, partial_mark
 
 POOLINGS = ("first", "mean", "last")
-Pooled, Logits = Float[Tensor, "batch hidden"], Float[Tensor, "batch outputs"]
+Pooled = Float[Tensor, "batch hidden"]
+Logits = Float[Tensor, "batch outputs"]
 CARD, WEIGHTS = "fslib.json", "classifiers.safetensors"
 
 
