@@ -275,18 +275,13 @@ def _as_labels(task: str, labels: list[Any], names: tuple[str, ...]) -> np.ndarr
         try:
             return np.array([float(y) for y in labels], dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise FslibError(
-                f"{task}: labels are not numbers ({error}): give label_names"
-            ) from None
+            raise FslibError(f"{task}: no numbers ({error}): give label_names") from None
     index = {n: i for i, n in enumerate(names)}
     indices: list[Any] = [index.get(y) if isinstance(y, str) else y for y in labels]
     for i, y in enumerate(indices):
         # what is no number, such as pandas' NA, may not be comparable
-        if (
-            isinstance(y, bool)
-            or not isinstance(y, int | float | np.number)
-            or y not in range(len(names))
-        ):
+        is_number = isinstance(y, int | float | np.number) and not isinstance(y, bool)
+        if not is_number or y not in range(len(names)):
             raise unknown(f"label of {task}, example {i},", labels[i], names)
         # y is equal to a whole number, but may be a float, as in a column that has had gaps
         if not isinstance(labels[i], str) and index.get(name := str(int(y)), y) != y:

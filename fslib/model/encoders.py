@@ -91,9 +91,7 @@ def _check_tokenizer(source: str, tokenizer: Any) -> None:
     files = {"tokenizer.json", *own_files.values()}
     folder = Path(source)
     if own_files and folder.is_dir() and not any((folder / file).is_file() for file in files):
-        raise FslibError(
-            f"model folder {source} has no tokenizer files: save the model's own there"
-        )
+        raise FslibError(f"model folder {source} has no tokenizer files: save its own ones there")
     longest = tokenizer.model_max_length
     check_number(f"model_max_length of {source}:", longest or 0, "(-inf, inf)")
     if tokenizer.pad_token_id is None:

@@ -3,7 +3,7 @@
 import inspect
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Answer:
     """
 
     outputs: int
-    label_names: tuple[str, ...]
+    label_names: Sequence[str]
     metric: str
 
     def __post_init__(self) -> None:
