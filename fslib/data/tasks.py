@@ -139,9 +139,8 @@ class Task:
             eval: so many of eval.
             seed: of the draw.
         """
-        return replace(
-            self, train=self.part("train", train, seed), eval=self.part("eval", eval, seed)
-        )
+        sides = self.part("train", train, seed), self.part("eval", eval, seed)
+        return replace(self, train=sides[0], eval=sides[1])
 
     def part(self, side: str, limit: int | None, seed: int = 0) -> Split:
         """Return a random part of one side.

@@ -193,10 +193,8 @@ def as_head_set(heads: object, shape: tuple[int, int]) -> Bool[np.ndarray, "laye
     except (TypeError, ValueError):  # no numpy type, or rows of different lengths
         array = np.array(None)
     if array.dtype != np.bool_ or array.shape != shape:
-        found = f"{array.dtype} of shape {array.shape}"
-        raise FslibError(
-            f"a head set is a bool array of shape {shape} (layers, heads), not {found}"
-        )
+        found = f"got {array.dtype} of {array.shape}"
+        raise FslibError(f"a head set is a bool array of shape {shape} (layers, heads): {found}")
     return array
 
 
