@@ -165,7 +165,6 @@ COMPUTED: dict[str, tuple[str, ...]] = {
         "similarity.representations(model, ['a\\ud800'])",
         "IAT(heads='random', alpha=1)",
         "transfer(MultiTaskModel.from_pretrained(source, single, max_length=3), pair, steps=1)",
-        f"make_task('own', {OWN}(n for n in 'xy'))",
     ),
     "make_task('own', V, label_names=['x', 'y'])": (
         "(['a\\ud800', 'b', 'c'], [0, 1, 0])",

@@ -59,7 +59,6 @@ def test_padding_is_on_the_right_with_each_input_s_own_filler():
     assert (batch.labels.tolist(), batch.indices.tolist()) == ([1, 0], [1, 0])
     assert {tensor.dtype for tensor in batch.inputs.values()} == {torch.int64}
     assert encoded.batch([1]).mask.shape == (1, 2)  # as wide as the longest in the batch
-    assert encoded.largest_id == 99 and of_lengths(2).largest_id == 99
 
 
 def test_labels_are_a_copy_float32_for_regression_and_int64_for_classes():

@@ -194,7 +194,7 @@ class TestSavedCopies:
             load_tasks(["rte"], tmp_path)
         texts = both(registry()["sts-b"]).cast_column("label", datasets.Value("string"))
         folder = write(texts.map(lambda row: {"label": "high"}), tmp_path / "sts-b")
-        with refused("sts-b", "not numbers", "high"):
+        with refused("sts-b", "no numbers", "high"):
             hub_task("sts-b", folder, check_rows=False)
 
     def test_an_unknown_name_gets_the_nearest_one_and_xnli_its_languages(self):

@@ -452,7 +452,7 @@ NUMBERS = {"label_names": []}
         (GOOD, {"label_names": ["no", "no"]}, ["repeat"]),
         (GOOD, {"metric": "spearman"}, ["spearman", "label names"]),
         (GOOD, {"metric": "f1", "label_names": ["a", "b", "c"]}, ["f1", "2 classes"]),
-        ((["a", "b"], ["x", "y"]), NUMBERS, ["not numbers", "label_names"]),
+        ((["a", "b"], ["x", "y"]), NUMBERS, ["no numbers", "label_names"]),
         ((["a", "b"], [1.0, float("inf")]), NUMBERS, ["finite"]),
         (
             (["a", "b"], [1.0, 2.0]),

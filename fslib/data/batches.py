@@ -86,12 +86,6 @@ class Encoded:
         """(n,) tokens of each example."""
         return np.array([len(row) for row in self.columns["input_ids"]])
 
-    @property
-    def largest_id(self) -> int:
-        """The largest token id of all examples, padding among them."""
-        filler = self.padding["input_ids"]
-        return max(int(row.max(initial=filler)) for row in self.columns["input_ids"])
-
     @cached_property
     def truncated(self) -> Bool[np.ndarray, " n"]:
         """(n,) True where `max_length` cuts tokens off an example."""

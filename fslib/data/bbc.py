@@ -10,14 +10,14 @@ the table of the tasks.
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from fslib.data.words import Row, exchanged_rows, shifted_rows
+from fslib.data.words import Rng, Row, Sentences, exchanged_rows, shifted_rows
 from fslib.errors import FslibError
 
 TOPICS = ("business", "entertainment", "politics", "sports", "tech")
@@ -48,6 +48,7 @@ class Article:
 
 
 Side = Sequence[Article]  # of the split: those for training, or those for evaluation
+Rows = Callable[[Side, Rng], list[Row]]
 
 
 def package_folder(package: str) -> Path:
@@ -111,7 +112,38 @@ def split_articles() -> tuple[Side, Side]:
     return mixed[n_eval:], mixed[:n_eval]
 
 
-def topic_rows(side: Side, rng: np.random.Generator) -> list[Row]:
+@dataclass(frozen=True)
+class Embedded:
+    """An embedded task.
+
+    Args:
+        rows: makes the task's rows of the articles of one side.
+        seed: of all that is drawn for it; its own, so that a new task moves the data of no other.
+        labels: the names of its classes.
+        description: what it asks.
+    """
+
+    rows: Rows
+    seed: int
+    labels: tuple[str, ...]
+    description: str
+
+
+EMBEDDED: dict[str, Embedded] = {}
+
+
+def task(name: str, seed: int, labels: tuple[str, ...], description: str) -> Callable[[Rows], Rows]:
+    """Put a task whose rows the function below makes into the table, as an `Embedded`."""
+
+    def put(rows: Rows) -> Rows:
+        EMBEDDED[name] = Embedded(rows, seed, labels, description)
+        return rows
+
+    return put
+
+
+@task("bbc", 0, TOPICS, "topic of a news article, from its first sentence")
+def topic_rows(side: Side, rng: Rng) -> list[Row]:
     """Return the rows of `bbc`: the topic of an article, from its first sentence.
 
     Compare AG News.
@@ -119,7 +151,7 @@ def topic_rows(side: Side, rng: np.random.Generator) -> list[Row]:
     return [(a.sentences[0], None, TOPICS.index(a.topic), (a.id,)) for a in side]
 
 
-def pair_indices(topics: list[str], rng: np.random.Generator) -> list[tuple[int, int, int]]:
+def pair_indices(topics: list[str], rng: Rng) -> list[tuple[int, int, int]]:
     """Pair texts by the rule of AG-Pair: (i, j, label).
 
     Each text is in exactly two pairs, one with a text of its own topic (label 1) and one with a
@@ -144,7 +176,8 @@ def pair_indices(topics: list[str], rng: np.random.Generator) -> list[tuple[int,
     return same + [(int(i), int(j), 0) for i, j in half.T]
 
 
-def pair_rows(side: Side, rng: np.random.Generator) -> list[Row]:
+@task("bbc-pair", 2, ("different", "same"), "are two first sentences about the same topic?")
+def pair_rows(side: Side, rng: Rng) -> list[Row]:
     """Return the rows of `bbc-pair`: do two first sentences have the same topic?"""
     rows: list[Row] = []
     for i, j, label in pair_indices([a.topic for a in side], rng):
@@ -158,7 +191,8 @@ def _by_topic(side: Side) -> list[list[Article]]:
     return [[article for article in side if article.topic == topic] for topic in topics]
 
 
-def headline_rows(side: Side, rng: np.random.Generator) -> list[Row]:
+@task("bbc-headline", 1, ("other", "own"), "does this headline belong to this first sentence?")
+def headline_rows(side: Side, rng: Rng) -> list[Row]:
     """Return the rows of `bbc-headline`: is this headline that of this first sentence?
 
     Compare QNLI. Negatives are headlines of the same topic.
@@ -174,7 +208,7 @@ def headline_rows(side: Side, rng: np.random.Generator) -> list[Row]:
     return rows
 
 
-def later_sentences(side: Side, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+def later_sentences(side: Side, rng: Rng) -> Sentences:
     """Draw sentences for the tasks about words: yield article id and sentence.
 
     No first sentence: those are the texts of the other tasks. Up to four of an article are drawn,
@@ -186,7 +220,8 @@ def later_sentences(side: Side, rng: np.random.Generator) -> Iterator[tuple[str,
             yield article.id, later[i]
 
 
-def shift_rows(side: Side, rng: np.random.Generator) -> list[Row]:
+@task("bbc-shift", 3, ("intact", "swapped"), "were two adjacent words of the sentence swapped?")
+def shift_rows(side: Side, rng: Rng) -> list[Row]:
     """Return the rows of `bbc-shift`: were two adjacent words swapped?
 
     It is SentEval's bigram shift; compare CoLA.
@@ -194,7 +229,8 @@ def shift_rows(side: Side, rng: np.random.Generator) -> list[Row]:
     return shifted_rows(later_sentences(side, rng), rng)
 
 
-def somo_rows(side: Side, rng: np.random.Generator) -> list[Row]:
+@task("bbc-somo", 4, ("intact", "replaced"), "was one word of the sentence replaced by another?")
+def somo_rows(side: Side, rng: Rng) -> list[Row]:
     """Return the rows of `bbc-somo`: was one word exchanged for one of like frequency?
 
     It is SentEval's SOMO. Words and their frequencies are those of all sentences of the same side.
@@ -202,7 +238,8 @@ def somo_rows(side: Side, rng: np.random.Generator) -> list[Row]:
     return exchanged_rows(later_sentences(side, rng), [s for a in side for s in a.sentences], rng)
 
 
-def next_rows(side: Side, rng: np.random.Generator, per_article: int = 2) -> list[Row]:
+@task("bbc-next", 5, ("other", "next"), "does the second sentence follow the first in the article?")
+def next_rows(side: Side, rng: Rng, per_article: int = 2) -> list[Row]:
     """Return the rows of `bbc-next`: does the second sentence follow the first?
 
     Positives are adjacent in the article as it was printed, with nothing left out between the two
@@ -224,43 +261,6 @@ def next_rows(side: Side, rng: np.random.Generator, per_article: int = 2) -> lis
             if other.id != own.id:
                 rows.append((first, strange, 0, (own.id, other.id)))
     return rows
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """An embedded task.
-
-    Args:
-        rows: makes the task's rows of the articles of one side.
-        seed: of all that is drawn for it; its own, so that a new task moves the data of no other.
-        labels: the names of its classes.
-        description: what it asks.
-    """
-
-    rows: Callable[[Side, np.random.Generator], list[Row]]
-    seed: int
-    labels: tuple[str, ...]
-    description: str
-
-
-EMBEDDED = {
-    "bbc": Embedded(topic_rows, 0, TOPICS, "topic of a news article, from its first sentence"),
-    "bbc-pair": Embedded(
-        pair_rows, 2, ("different", "same"), "are two first sentences about the same topic?"
-    ),
-    "bbc-headline": Embedded(
-        headline_rows, 1, ("other", "own"), "does this headline belong to this first sentence?"
-    ),
-    "bbc-shift": Embedded(
-        shift_rows, 3, ("intact", "swapped"), "were two adjacent words of the sentence swapped?"
-    ),
-    "bbc-somo": Embedded(
-        somo_rows, 4, ("intact", "replaced"), "was one word of the sentence replaced by another?"
-    ),
-    "bbc-next": Embedded(
-        next_rows, 5, ("other", "next"), "does the second sentence follow the first in the article?"
-    ),
-}
 
 
 @cache

@@ -168,8 +168,7 @@ def _fetched(name: str, source: Source) -> tuple[dict[str, Any], str]:
             _silent_until = time.monotonic() + PAUSE
         why = first_line(error) + " (just out of reach, asked again in a minute)" * silent
         way_out = f"check the network, or save a copy as {name} in the folder of FSLIB_DATA"
-        what = f"task {name}: the Hub did not supply {origin}"
-        raise NotAtHandError(f"{what}: {why}; {way_out}") from error
+        raise NotAtHandError(f"task {name}: no {origin} from the Hub: {why}; {way_out}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
     if builder.hash != revision:  # offline, datasets takes any cached commit, and only logs it
@@ -178,10 +177,21 @@ def _fetched(name: str, source: Source) -> tuple[dict[str, Any], str]:
 
 
 def _side(where: str, source: Source, rows: Any, expected: int | None) -> Side:
-    """Return texts and labels of the labelled rows of a split, if they are so many."""
+    """Return texts and labels of the labelled rows of a split, if they are so many.
+
+    Labels are names, or numbers in words.
+    """
     for column in (*chain(*source.texts), source.label):
         check_among(f"column of {where},", column, rows.column_names)
-    labels = _labels(where, source, rows)
+    column, names = rows[source.label][:], getattr(rows.features[source.label], "names", None)
+    if names:
+        labels = [None if y is None or y < 0 else names[y] for y in column]
+    else:
+        labels = [None if str(y) in UNLABELLED else str(y) for y in column]
+    held = {*labels} - {None}
+    if source.labels and not held <= {*source.labels} <= {*(names or held)}:
+        both = f"{names or sorted(held)!r:.300}, not {source.labels}"
+        raise FslibError(f"{where}: the labels of column {source.label!r} are {both}")
     kept = [i for i, label in enumerate(labels) if label is not None]
     if not kept:
         raise FslibError(f"{where}: every label is -1; use data with labels")
@@ -198,20 +208,6 @@ def _joined(rows: Any, columns: tuple[str, ...]) -> list[Any]:
     if len(columns) == 1:
         return values[0]
     return [" ".join(filter(None, parts)) for parts in zip(*values, strict=True)]
-
-
-def _labels(where: str, source: Source, rows: Any) -> list[Any]:
-    """Return each row's label by name, or its number in words; None where it has none."""
-    column, names = rows[source.label][:], getattr(rows.features[source.label], "names", None)
-    if names:
-        found = [None if y is None or y < 0 else names[y] for y in column]
-    else:
-        found = [None if str(y) in UNLABELLED else str(y) for y in column]
-    held = {*found} - {None}
-    if source.labels and not held <= {*source.labels} <= {*(names or held)}:
-        both = f"{names or sorted(held)!r:.300}, not {source.labels}"
-        raise FslibError(f"{where}: the labels of column {source.label!r} are {both}")
-    return found
 
 
 def _paired(sides: list[Side], topics: tuple[str, ...]) -> list[Side]:

@@ -98,8 +98,7 @@ def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None
         FslibError: a file is missing or damaged, or holds no such columns or labels.
     """
     folder = checked_path("folder of a task", folder)
-    name = folder.name if name is None else name
-    name = name.lower() if isinstance(name, str) else name  # other types are refused with the task
+    name = str(folder.name if name is None else name).lower()
     paths = [folder / "train.tsv", folder / "dev.tsv"]
     train, _ = tables = [read_tsv(path) for path in paths]
     label = "score" if "score" in train and "label" not in train else "label"
@@ -116,7 +115,7 @@ def glue_task(folder: str | Path, *, name: str | None = None, metric: str | None
         parts = [map(" ".join, zip(*(table[c] for c in g), strict=True)) for g in groups.values()]
         sides.append((list(zip(*parts, strict=True)), table[label]))
     names = () if label == "score" else sorted(set(train[label]))
-    known = hub.registry().get(str(name))
+    known = hub.registry().get(name)
     asked = known.description if known else f"from {folder.name}"
     told: dict[str, Any] = {"metric": metric, "description": asked, "source": str(folder)}
     return make_task(name, sides[0], sides[1], label_names=names, **told)
@@ -167,9 +166,8 @@ def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = T
     """
     key = name.lower()
     if name in bbc.EMBEDDED:
-        sides = [_split(rows) for rows in bbc.build(name)]
-        task = bbc.EMBEDDED[name]
-        return Task(name, sides[0], sides[1], task.labels, description=task.description)
+        task, (train, scored) = bbc.EMBEDDED[name], map(_split, bbc.build(name))
+        return Task(name, train, scored, task.labels, description=task.description)
     if folder := hub.folder_called(name, _folders(data)):
         return glue_task(folder)
     if key in DERIVED:
@@ -178,8 +176,7 @@ def load_task(name: str, data: str | Path | None = None, *, check_rows: bool = T
         return hub.hub_task(key, hub.saved_copy(key, _root(data)), check_rows=check_rows)
     if os.sep in name and Path(name).is_dir():
         return glue_task(Path(name).absolute())
-    known = task_names(data, hub_too=True)
-    raise unknown("task", name, known, "; or point FSLIB_DATA at a folder in GLUE's layout")
+    raise unknown("task", name, task_names(data, hub_too=True), "; or a folder in FSLIB_DATA")
 
 
 def load_tasks(

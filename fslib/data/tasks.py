@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -140,9 +139,8 @@ class Task:
             eval: so many of eval.
             seed: of the draw.
         """
-        return replace(
-            self, train=self.part("train", train, seed), eval=self.part("eval", eval, seed)
-        )
+        sides = self.part("train", train, seed), self.part("eval", eval, seed)
+        return replace(self, train=sides[0], eval=sides[1])
 
     def part(self, side: str, limit: int | None, seed: int = 0) -> Split:
         """Return a random part of one side.
@@ -192,8 +190,7 @@ def check_texts(where: str, texts: Sequence[str]) -> None:
         raise FslibError(f"{where}: texts must be a list of strings")
     for i, text in enumerate(listed):
         if text.encode(errors="ignore").decode() != text:
-            what = f"{text!a:.80} holds half a character (a lone surrogate)"
-            raise FslibError(f"{where}, example {i}: {what}: read it as UTF-8")
+            raise FslibError(f"{where}, example {i}: a lone surrogate: read the text as UTF-8")
 
 
 def make_task(
@@ -233,11 +230,10 @@ def make_task(
         FslibError: the examples do not fit.
     """
     check_count("seed", seed, 0)
-    listed = isinstance(label_names, Sequence | np.ndarray) and not isinstance(label_names, str)
-    # a set has another order in every process; a generator is empty when it is read again
-    if not listed or not all(isinstance(n, str) for n in label_names):
+    given = _as_list(label_names)  # of a set not: it has another order in every process
+    if given is None or not all(isinstance(n, str) for n in given):
         raise FslibError(f"task {name}: label_names {label_names!r:.80}: give a list of strings")
-    names = tuple(label_names) or _class_names(train)
+    names = tuple(given) or _class_names(train)
     train_split = _as_split(f"task {name}, train", train, names)
     if eval is None:
         train_split, eval_split = _hold_out(f"task {name}", train_split, eval_share, seed)
@@ -278,14 +274,13 @@ def _as_labels(task: str, labels: list[Any], names: tuple[str, ...]) -> np.ndarr
         try:
             return np.array([float(y) for y in labels], dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise FslibError(
-                f"{task}: labels are not numbers ({error}): give label_names"
-            ) from None
+            raise FslibError(f"{task}: no numbers ({error}): give label_names") from None
     index = {n: i for i, n in enumerate(names)}
     indices: list[Any] = [index.get(y) if isinstance(y, str) else y for y in labels]
     for i, y in enumerate(indices):
         # what is no number, such as pandas' NA, may not be comparable
-        if isinstance(y, bool) or not isinstance(y, Real) or y not in range(len(names)):
+        is_number = isinstance(y, int | float | np.number) and not isinstance(y, bool)
+        if not is_number or y not in range(len(names)):
             raise unknown(f"label of {task}, example {i},", labels[i], names)
         # y is equal to a whole number, but may be a float, as in a column that has had gaps
         if not isinstance(labels[i], str) and index.get(name := f"{float(y):.0f}", y) != y:

@@ -14,15 +14,15 @@ from typing import NamedTuple
 import numpy as np
 
 Row = tuple[str, str | None, int, tuple[str, ...]]  # text, its pair, label, ids of its documents
+Sentences = Iterable[tuple[str, str]]  # ids of their documents, and the sentences
+Rng = np.random.Generator
 
 COMMON = 100  # so many of the most frequent words hold sentences together: never exchanged
 _ANY = re.compile("")
 _EXCHANGEABLE = re.compile(r"""([a-z]{4,})([.,;:!?"']*)""")
 
 
-def shift_words(
-    sentence: str, rng: np.random.Generator, movable: re.Pattern[str] = _ANY
-) -> str | None:
+def shift_words(sentence: str, rng: Rng, movable: re.Pattern[str] = _ANY) -> str | None:
     """Return the sentence with two adjacent, different words swapped.
 
     Args:
@@ -34,9 +34,8 @@ def shift_words(
         The sentence; None if it has no such pair.
     """
     words = sentence.split()
-    free = [movable.match(word) is not None for word in words]
-    new = [a.casefold() != b.casefold() for a, b in pairwise(words)]
-    swappable = [i for i, differ in enumerate(new) if differ and free[i] and free[i + 1]]
+    free = [word.casefold() if movable.match(word) else "" for word in words]  # "": stays
+    swappable = [i for i, (a, b) in enumerate(pairwise(free)) if a and b and a != b]
     if not swappable:
         return None
     i = swappable[int(rng.integers(len(swappable)))]
@@ -44,9 +43,7 @@ def shift_words(
     return " ".join(words)
 
 
-def shifted_rows(
-    sentences: Iterable[tuple[str, str]], rng: np.random.Generator, movable: re.Pattern[str] = _ANY
-) -> list[Row]:
+def shifted_rows(sentences: Sentences, rng: Rng, movable: re.Pattern[str] = _ANY) -> list[Row]:
     """Return rows in which every second sentence has two neighbours swapped (label 1).
 
     Args:
@@ -94,9 +91,7 @@ class Place(NamedTuple):
         return self.document != other.document and other.word not in known
 
 
-def exchanged_rows(
-    sentences: Iterable[tuple[str, str]], corpus: Iterable[str], rng: np.random.Generator
-) -> list[Row]:
+def exchanged_rows(sentences: Sentences, corpus: Iterable[str], rng: Rng) -> list[Row]:
     """Return rows in which half of the sentences have a word of another (label 1).
 
     Sentences exchange words in twos that are next to each other in the order of frequency (ties in
@@ -128,9 +123,7 @@ def exchanged_rows(
     return [place.row(place.word, 0) for place in intact[: len(spoiled)]] + spoiled
 
 
-def _place(
-    document: str, words: list[str], common: set[str], rng: np.random.Generator
-) -> Place | None:
+def _place(document: str, words: list[str], common: set[str], rng: Rng) -> Place | None:
     """Draw the word of a sentence that may be exchanged; None if it has none."""
     allowed = []
     for before, (i, word) in zip(["", *words], enumerate(words), strict=False):

@@ -31,6 +31,8 @@ ATTENTION = "fslib_sdpa"
 ABLATIONS = ("zero", "mean")
 SUPPORTED = "BERT, RoBERTa, ELECTRA, DistilBERT, ALBERT, MPNet, DeBERTa-v2, GPT-2, Llama or T5"
 
+Block = AbstractContextManager[None]
+Gate = Float[Tensor, "layers heads"]
 Means = Float[Tensor, "layers heads head_dim"]
 Tap = Callable[[int, Tensor], Tensor]  # (layer, ctx) -> ctx
 
@@ -103,8 +105,7 @@ def attention_function() -> str:
             control.inputs.append((module, query, key, value))
         if control is not None and control.weights is not None:
             # Attention to unit vectors is the weights, whatever mask, scale or groups of heads.
-            unit = torch.eye(key.shape[2], dtype=key.dtype, device=key.device)
-            unit = unit.expand(*key.shape[:2], -1, -1)
+            unit = torch.eye(key.shape[2]).to(key).expand(*key.shape[:2], -1, -1)
             seen, _ = attend(module, query, key, unit, attention_mask, **kwargs | {"dropout": 0.0})
             control.weights.append(seen.transpose(1, 2))
         return (ctx if control is None else control.apply(ctx)), weights
@@ -168,8 +169,7 @@ def probe_with(encoder: Any, ids: list[int]) -> Float[Tensor, "seq hidden"]:
     with in_mode(encoder, training=False), torch.no_grad():
         output = encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens))
     if (hidden := getattr(output, "last_hidden_state", None)) is None:
-        name = type(encoder).__name__
-        raise FslibError(f"{name} cannot be used: it gives no last hidden states of its tokens")
+        raise FslibError(f"{type(encoder).__name__} cannot be used: it gives no last hidden states")
     return hidden[0]
 
 
@@ -193,21 +193,17 @@ def as_head_set(heads: object, shape: tuple[int, int]) -> Bool[np.ndarray, "laye
     except (TypeError, ValueError):  # no numpy type, or rows of different lengths
         array = np.array(None)
     if array.dtype != np.bool_ or array.shape != shape:
-        found = f"{array.dtype} of shape {array.shape}"
-        raise FslibError(
-            f"a head set is a bool array of shape {shape} (layers, heads), not {found}"
-        )
+        found = f"got {array.dtype} of {array.shape}"
+        raise FslibError(f"a head set is a bool array of shape {shape} (layers, heads): {found}")
     return array
 
 
-def gated(
-    model: nn.Module, gate: Float[Tensor, "layers heads"] | None, fill: Tensor | None = None
-) -> AbstractContextManager[None]:
+def gated(model: nn.Module, gate: Gate | None, fill: Tensor | None = None) -> Block:
     """Multiply every head's context by its gate inside a block; the gate may need a gradient."""
     return control_of(model).having(gate=gate, fill=fill)
 
 
-def tapped(model: nn.Module, tap: Tap) -> AbstractContextManager[None]:
+def tapped(model: nn.Module, tap: Tap) -> Block:
     """Let `tap(layer, ctx)` see, and replace, every layer's context inside a block."""
     return control_of(model).having(tap=tap)
 

@@ -94,8 +94,7 @@ def _check_tokenizer(source: str, tokenizer: Any) -> None:
     files = {"tokenizer.json", *own_files.values()}
     folder = Path(source)
     if own_files and folder.is_dir() and not any((folder / file).is_file() for file in files):
-        none = f"model folder {source} has no tokenizer files ({' or '.join(sorted(files))})"
-        raise FslibError(f"{none}: save the model's own tokenizer there")
+        raise FslibError(f"model folder {source} has no tokenizer files: save its own ones there")
     longest = tokenizer.model_max_length
     check_number(f"model_max_length of {source}:", longest or 0, "(-inf, inf)")
     if tokenizer.pad_token_id is None:
@@ -153,11 +152,10 @@ def _load(source: str, config: Any) -> Any:
         what = f"{name} at {source} cannot be used: its heads cannot be reached through"
         raise FslibError(f"{what} transformers' attention interface; use {SUPPORTED}") from error
     # transformers fills what the file lacks with random numbers, and only logs it.
-    if unfit := sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]):
-        what = f"{len(unfit)} weights are missing or of another shape, such as {unfit[0]}"
-        raise FslibError(f"model {source} cannot be loaded: {what}")
-    if broken := [key for key, weight in encoder.named_parameters() if not weight.isfinite().all()]:
-        what = f"{len(broken)} weights hold NaN or infinity, such as {broken[0]}"
+    unfit = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+    unfit += [key for key, weight in encoder.named_parameters() if not weight.isfinite().all()]
+    if unfit:
+        what = f"{len(unfit)} weights are missing, misshapen or hold NaN, such as {unfit[0]}"
         raise FslibError(f"model {source} cannot be loaded: {what}")
     return encoder
 

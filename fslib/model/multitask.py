@@ -3,7 +3,7 @@
 import inspect
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from fslib.data.batches import Batch, Encoded
 from fslib.data.tasks import Split, Task, Tasks, as_tasks
 from fslib.errors import FslibError, check_among, check_count, checked_path, explained
 from fslib.model import encoders
-from fslib.model.attention import HeadControl, attach, control_of
+from fslib.model.attention import attach, control_of
 from fslib.model.devices import device_of, partial_mark
 
 POOLINGS = ("first", "mean", "last")
@@ -37,7 +37,7 @@ class Answer:
     """
 
     outputs: int
-    label_names: tuple[str, ...]
+    label_names: Sequence[str]
     metric: str
 
     def __post_init__(self) -> None:
@@ -50,6 +50,9 @@ class Answer:
 
     def __str__(self) -> str:
         return f"{', '.join(self.label_names) or 'a number'} ({self.metric})"
+
+
+Answers = Mapping[str, Answer]
 
 
 class Classifiers(nn.ModuleDict):
@@ -88,6 +91,7 @@ class MultiTaskModel(nn.Module):
 
     Attributes:
         encoder: a transformers model whose heads a `HeadControl` reaches.
+        control: what is done to them.
         tokenizer: the encoder's.
         classifiers: {task: classifier}.
         answers: {task: what its classifier answers}.
@@ -101,21 +105,15 @@ class MultiTaskModel(nn.Module):
     classifiers: Any
 
     def __init__(
-        self,
-        encoder: Any,
-        tokenizer: Any,
-        answers: Mapping[str, Answer],
-        pooling: str,
-        max_length: int,
-        source: str,
+        self, encoder: Any, tokenizer: Any, answers: Answers, how: str, max_length: int, source: str
     ) -> None:
         super().__init__()
-        check_among("pooling", pooling, POOLINGS)
+        check_among("pooling", how, POOLINGS)
         check_count("max_length", max_length)
-        control = attach(encoder)
+        self.control = attach(encoder)  # one for all models that hold this encoder
         self.encoder, self.tokenizer = encoder, tokenizer
-        self.pooling, self.source = pooling, source
-        self.n_layers, self.n_heads = control.layers, control.head_shapes[0][0]
+        self.pooling, self.source = how, source
+        self.n_layers, self.n_heads = self.control.layers, self.control.head_shapes[0][0]
         # RoBERTa's position table is 2 longer than the longest text
         positions = getattr(encoder.config, "max_position_embeddings", 1 << 30) - 2
         limits = [max_length, tokenizer.model_max_length, positions]
@@ -124,7 +122,7 @@ class MultiTaskModel(nn.Module):
         self.dropout = nn.Dropout(0.1)
         self.set_classifiers(answers)
 
-    def set_classifiers(self, answers: Mapping[str, Answer], *, dense: bool = False) -> None:
+    def set_classifiers(self, answers: Answers, *, dense: bool = False) -> None:
         """Give the model new classifiers with random weights: linear, or dense ones."""
         width, kind = self.encoder.config.hidden_size, DenseClassifier if dense else nn.Linear
         self.answers = dict(answers)
@@ -135,11 +133,6 @@ class MultiTaskModel(nn.Module):
             else:
                 nn.init.normal_(parameter, std=0.02)
         self.classifiers.to(self.device, next(self.encoder.parameters()).dtype)
-
-    @property
-    def control(self) -> HeadControl:
-        """What is done to the encoder's heads; one for all models that hold this encoder."""
-        return control_of(self)
 
     @classmethod
     def from_pretrained(
@@ -203,7 +196,8 @@ class MultiTaskModel(nn.Module):
         self.check_room(split)
         encoded = Encoded(split, self.tokenizer, self.max_length)
         known = self.encoder.get_input_embeddings().num_embeddings
-        if (id_ := encoded.largest_id) >= known:
+        largest = max(int(row.max()) for row in encoded.columns["input_ids"])
+        if (id_ := max(largest, self.tokenizer.pad_token_id)) >= known:
             raise FslibError(f"token id {id_}, but {self.source} has embeddings for {known} tokens")
         return encoded
 

@@ -37,7 +37,10 @@ def load_released(
         FslibError: for a file that is missing or no such checkpoint, weights that are not the
             encoder's, and tasks of another number, or with another number of labels.
     """
-    file = _file(Path(path))
+    files = [each for each in (Path(path), *(Path(path) / n for n in FILES)) if each.is_file()]
+    if not files:
+        raise FslibError(f"there is no checkpoint {path}, and no {' or '.join(FILES)} in it")
+    file = files[0]
     weights = {name.removeprefix("module."): value for name, value in _read(file).items()}
     heads = _heads(file, weights)
     named = as_tasks(tasks)
@@ -56,13 +59,6 @@ def load_released(
     for name, head in zip(named, heads.values(), strict=True):
         model.classifiers[name].load_state_dict(head)
     return model.eval()
-
-
-def _file(path: Path) -> Path:
-    for file in (path, *(path / name for name in FILES)):
-        if file.is_file():
-            return file
-    raise FslibError(f"there is no checkpoint {path}, and no {' or '.join(FILES)} in it")
 
 
 def _read(file: Path) -> dict[str, Tensor]:

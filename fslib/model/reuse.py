@@ -42,7 +42,10 @@ def reused_layers(model: nn.Module) -> Iterator[Callable[[int | None], None]]:
             control.calls += 1  # the encoder checks that attention was reached once per layer
             return kept[number]
         before, output = control.calls, run(*args, **kwargs)
-        if first is None and (before, control.calls) == (number, number + 1) and _is_plain(output):
+        parts = output if isinstance(output, tuple) else (output,)
+        # what can be given again: tensors, or a tuple of them
+        is_plain = all(part is None or isinstance(part, Tensor) for part in parts)
+        if first is None and (before, control.calls) == (number, number + 1) and is_plain:
             kept[number] = output
         return output
 
@@ -62,9 +65,3 @@ def _layers_of(model: nn.Module) -> list[nn.Module]:
         if isinstance(part, nn.ModuleList) and len(part) == len(set(part)) == count:
             return [] if any("forward" in vars(layer) for layer in part) else list(part)
     return []
-
-
-def _is_plain(output: object) -> bool:
-    """Tell whether a layer's output can be given again: tensors, or a tuple of them."""
-    parts = output if isinstance(output, tuple) else (output,)
-    return all(part is None or isinstance(part, Tensor) for part in parts)
