@@ -77,28 +77,29 @@ def prune_important_heads(
     check_count("batch_size", batch_size)
     check_count("seed", seed, 0)
     check_flag("iterative", iterative)
-    fractions = checked_fractions(fractions, (model.n_layers, model.n_heads))
-    _check(model, named, importance, ablation)
-    scoring: dict[str, Any] = {
-        "reduction": reduction,
-        "normalize": normalize,
-        "examples": examples,
-        "seed": seed,
-    }
-    top = {}
+    check_among("ablation", ablation, ABLATIONS)
+    shape = model.n_layers, model.n_heads
+    fractions = checked_fractions(fractions, shape, controls)
+    if importance is not None:
+        if not isinstance(importance, Mapping):
+            raise FslibError(f"importance {type(importance)}: give {{task: (layers, heads)}}")
+        for name in named:
+            check_among("task of the importance given", name, importance)
+            finite_array(f"importance of task {name}", importance[name], shape)
+    scoring: dict[str, Any] = {"reduction": reduction, "normalize": normalize}
+    scoring |= {"examples": examples, "seed": seed}
+    top = []
     for name, task in named.items():
         known = head_importance(model, task, **scoring) if importance is None else importance[name]
         rescored = scoring if iterative else None
-        top[name] = _nested_sets(model, task, known, fractions, min_per_layer, rescored)
-        _check_sets(name, fractions, top[name], controls)
+        top.append(_nested_sets(model, task, known, fractions, min_per_layer, rescored))
     rng = np.random.default_rng([seed, 2])
-    matched = (random_heads(chosen, controls, rng, others=True) for chosen in top.values())
-    sets = [np.stack([own, *others]) for own, others in zip(top.values(), matched, strict=True)]
+    sets = [np.stack([own, *random_heads(own, controls, rng, others=True)]) for own in top]
     heads = np.moveaxis(np.stack(sets), 2, 0)  # (fractions, tasks, sets, layers, heads)
 
-    batches = {u: length_batches(model, task.eval, batch_size) for u, task in named.items()}
-    means, unpruned, lesioned = {}, {}, {}
+    batches, means, unpruned, lesioned = {}, {}, {}, {}
     for u, task in named.items():
+        batches[u] = length_batches(model, task.eval, batch_size)
         if ablation == "mean":
             means[u] = mean_context(model, task, examples=examples, seed=seed)
         unpruned[u] = predict(model, task, batches[u], len(task.eval))[None]
@@ -145,46 +146,6 @@ def each_pruned(
                 take(name, there, number, logits)
 
 
-def _check_sets(
-    task: str,
-    fractions: Sequence[float],
-    chosen: Bool[np.ndarray, "fractions layers heads"],
-    controls: int,
-) -> None:
-    """Raise FslibError for top heads that are none or have no other set like them."""
-    for fraction, heads in zip(fractions, chosen, strict=True):
-        if not heads.any():
-            raise FslibError(f"fraction {fraction} leaves no head of task {task} to prune")
-        if controls and all(layer.all() or not layer.any() for layer in heads):
-            whole = f"fraction {fraction} takes whole layers of task {task}"
-            same = "a random set with as many heads in each layer is the same one"
-            raise FslibError(f"{whole}: {same}; use a smaller fraction, or controls=0")
-
-
-def _check(
-    model: MultiTaskModel,
-    tasks: Mapping[str, Task],
-    importance: Mapping[str, np.ndarray] | None,
-    ablation: str,
-) -> None:
-    """Raise FslibError for what cannot be pruned, before the first forward pass."""
-    check_among("ablation", ablation, ABLATIONS)
-    if importance is None:
-        return
-    if not isinstance(importance, Mapping):
-        wanted = "give {task: (layers, heads)}, or None to score it here"
-        raise FslibError(f"importance {importance!r:.80}: {wanted}")
-    shape = (model.n_layers, model.n_heads)
-    for name in tasks:
-        given = "missing"
-        if name in importance:
-            found = finite_array(f"importance of task {name}", importance[name]).shape
-            given = "" if found == shape else f"of shape {found}"
-        if given:
-            wanted = f"give one of shape {shape} (layers, heads)"
-            raise FslibError(f"importance of task {name} is {given}; {wanted}")
-
-
 def _nested_sets(
     model: MultiTaskModel,
     task: Task,
@@ -206,4 +167,8 @@ def _nested_sets(
             above_all = importance[~sets[-1]].max(initial=0) + 1
             importance = np.where(sets[-1], above_all, importance)
         sets.append(top_heads(importance, fraction, min_per_layer=min_per_layer))
+        if not sets[-1].any():
+            raise FslibError(
+                f"fraction {fraction}, min_per_layer: no head of task {task.name} is left"
+            )
     return np.array(sets)
