@@ -91,7 +91,7 @@ def evaluate(
 
 def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> np.ndarray:
     """Return predicted classes (int64) or values (float32), (n,), in split order."""
-    predictions = blank_predictions(task, n)
+    predictions = blank(task, n)
     with in_mode(model, training=False), torch.inference_mode():
         for batch in batches:
             logits = check_finite(model(batch.to(model.device).inputs, task.name), task.name)
@@ -99,7 +99,7 @@ def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> 
     return predictions
 
 
-def blank_predictions(task: Task, *shape: int) -> np.ndarray:
+def blank(task: Task, *shape: int) -> np.ndarray:
     """Return zeros in the type of a task's predictions: int64, float32 for regression."""
     return np.zeros(shape, dtype=np.float32 if task.is_regression else np.int64)
 

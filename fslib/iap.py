@@ -190,14 +190,11 @@ class IAP:
                 does.
 
         Raises:
-            FslibError: For another task, for fewer than two, and where fewer than two examples are
-                left.
+            FslibError: For another task, and where fewer than two examples are left.
         """
         names = self.tasks if tasks is None else tuple(tasks)
         for name in names:
             check_among("task of this pruning", name, self.tasks)
-        if len(names) < 2:
-            raise FslibError(f"dissociation compares at least two tasks, not {list(names)}")
         at = [self.tasks.index(name) for name in names]
         kept = {u: examples(len(self.labels[u])) for u in names}
         if short := [u for u in names if len(kept[u]) < 2]:
@@ -311,9 +308,11 @@ class IAP:
     ) -> "IAP":
         """Make an `IAP` again from what `arrays` returned."""
         labels, unpruned, lesioned = ({u: arrays[f"{k}/{u}"] for u in tasks} for k in _PARTS)
-        held = [u for u in tasks if f"labels apart/{u}" in arrays]
-        kept = ((arrays[f"labels apart/{u}"], arrays[f"unpruned apart/{u}"]) for u in held)
-        apart = {u: Unlesioned(*parts) for u, parts in zip(held, kept, strict=True)}
+        apart = {
+            u: Unlesioned(arrays[f"labels apart/{u}"], arrays[f"unpruned apart/{u}"])
+            for u in tasks
+            if f"labels apart/{u}" in arrays
+        }
         names = tuple(tasks), tuple(metrics), tuple(fractions)
         return cls(*names, arrays["heads"], labels, unpruned, lesioned, apart)
 

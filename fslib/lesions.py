@@ -11,14 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Num, Shaped
-from torch import Tensor
 
-from fslib.data.batches import Batch
 from fslib.data.tasks import Task, as_tasks
 from fslib.errors import FslibError, check_among, finite_array
-from fslib.evaluation import EVAL_BATCH, blank_predictions, check_several, length_batches, predicted
+from fslib.evaluation import EVAL_BATCH, check_several, length_batches
 from fslib.intervals import Measure, score_measure
-from fslib.model.multitask import MultiTaskModel, check_model, example_losses
+from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.pruning import each_pruned
 from fslib.scoring import metric_score, rank_correlation
 
@@ -155,18 +153,9 @@ def lesion_heads(
     check_several({name: len(task.eval) for name, task in named.items()})
     shape = model.n_layers, model.n_heads
     sets = np.eye(1 + math.prod(shape), dtype=bool)[:, 1:].reshape(-1, *shape)  # none, then each
-    batches, predictions, losses = {}, {}, {}
-    for name, task in named.items():
-        batches[name] = length_batches(model, task.eval, batch_size)
-        predictions[name] = blank_predictions(task, len(sets), len(task.eval))
-        losses[name] = np.zeros(predictions[name].shape, np.float32)
-
-    def keep(task: str, batch: Batch, number: int, logits: Tensor) -> None:
-        predictions[task][number, batch.indices] = predicted(named[task], logits)
-        found = example_losses(logits, batch.labels)
-        losses[task][number, batch.indices] = found.float().cpu().numpy()
-
-    each_pruned(model, batches, sets, keep)
+    batches = {name: length_batches(model, task.eval, batch_size) for name, task in named.items()}
+    losses = {n: np.zeros((len(sets), len(task.eval)), np.float32) for n, task in named.items()}
+    predictions = each_pruned(model, named, batches, sets, losses=losses)
     metrics = tuple(task.metric for task in named.values())
     labels = {name: task.eval.labels for name, task in named.items()}
     return HeadLesions(tuple(named), metrics, shape, labels, predictions, losses)

@@ -6,24 +6,25 @@ prediction, so that scores, dissociation, intervals and nulls are computed after
 in any convention.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from fslib.data.batches import Batch
 from fslib.data.tasks import Task, as_tasks
 from fslib.errors import FslibError, check_among, check_count, check_flag, finite_array
-from fslib.evaluation import EVAL_BATCH, check_finite, length_batches, predict, predicted
+from fslib.evaluation import EVAL_BATCH, blank, check_finite, length_batches, predict, predicted
 from fslib.heads import checked_fractions, random_heads, top_heads
 from fslib.iap import IAP
 from fslib.importance import head_importance, mean_context
 from fslib.model.attention import ABLATIONS, pruned
 from fslib.model.modes import in_mode
-from fslib.model.multitask import MultiTaskModel, check_model
+from fslib.model.multitask import MultiTaskModel, check_model, example_losses
 from fslib.model.reuse import reused_layers
 from fslib.progress import bar
 
@@ -97,19 +98,14 @@ def prune_important_heads(
     sets = [np.stack([own, *random_heads(own, controls, rng, others=True)]) for own in top]
     heads = np.moveaxis(np.stack(sets), 2, 0)  # (fractions, tasks, sets, layers, heads)
 
-    batches, means, unpruned, lesioned = {}, {}, {}, {}
+    batches, means, unpruned = {}, {}, {}
     for u, task in named.items():
         batches[u] = length_batches(model, task.eval, batch_size)
         if ablation == "mean":
             means[u] = mean_context(model, task, examples=examples, seed=seed)
         unpruned[u] = predict(model, task, batches[u], len(task.eval))[None]
-        lesioned[u] = np.zeros((1, *heads.shape[:3], len(task.eval)), unpruned[u].dtype)
-    flat = heads.reshape(-1, *heads.shape[-2:])
-
-    def keep(u: str, batch: Batch, number: int, logits: Tensor) -> None:
-        lesioned[u].reshape(len(flat), -1)[number, batch.indices] = predicted(named[u], logits)
-
-    each_pruned(model, batches, flat, keep, means)
+    found = each_pruned(model, named, batches, heads.reshape(-1, *shape), means=means)
+    lesioned = {u: rows.reshape(1, *heads.shape[:3], -1) for u, rows in found.items()}
     metrics = tuple(task.metric for task in named.values())
     labels = {u: task.eval.labels for u, task in named.items()}
     return IAP(tuple(named), metrics, fractions, heads[None], labels, unpruned, lesioned)
@@ -117,33 +113,41 @@ def prune_important_heads(
 
 def each_pruned(
     model: MultiTaskModel,
+    tasks: Mapping[str, Task],
     batches: Mapping[str, Sequence[Batch]],
     sets: Bool[np.ndarray, "sets layers heads"],
-    take: Callable[[str, Batch, int, Tensor], None],
-    means: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Run every batch with every head set switched off.
+    *,
+    means: Mapping[str, Tensor] = MappingProxyType({}),
+    losses: Mapping[str, Float[np.ndarray, "sets n"]] | None = None,
+) -> dict[str, Num[np.ndarray, "sets n"]]:
+    """Return every task's predictions with every head set switched off.
 
     Where the first set is empty, the others hand back its layers below their own (`reused_layers`).
 
     Args:
         model: The model.
-        batches: {task: its batches}.
+        tasks: {name: task}.
+        batches: {name: batches of its evaluation examples}.
         sets: Head sets, True = switched off.
-        take: Called with task, batch on the model's device, number of the set, and logits.
-        means: {task: what a head that is off gives}, zero for a task that is not among them.
+        means: {name: what a head that is off gives}, zero for a task that is not among them.
+        losses: {name: to be filled with every example's loss}.
     """
+    found = {name: blank(t, len(sets), len(t.eval)) for name, t in tasks.items()}
     lowest = [int(heads.any(1).argmax()) if heads.any() else None for heads in sets]
     with in_mode(model, training=False), torch.inference_mode(), reused_layers(model) as changed:
         work = [(name, batch) for name, mine in batches.items() for batch in mine]
         for name, batch in bar(work, "pruning", "batches"):
-            there, mean = batch.to(model.device), (means or {}).get(name)
+            there, mean = batch.to(model.device), means.get(name)
             ablation = "zero" if mean is None else "mean"
             for number, heads in enumerate(sets):
                 changed(lowest[number])
                 with pruned(model, heads, ablation=ablation, mean=mean):
                     logits = check_finite(model(there.inputs, name), name)
-                take(name, there, number, logits)
+                found[name][number, batch.indices] = predicted(tasks[name], logits)
+                if losses is not None:
+                    each = example_losses(logits, there.labels)
+                    losses[name][number, batch.indices] = each.float().cpu().numpy()
+    return found
 
 
 def _nested_sets(
@@ -168,7 +172,5 @@ def _nested_sets(
             importance = np.where(sets[-1], above_all, importance)
         sets.append(top_heads(importance, fraction, min_per_layer=min_per_layer))
         if not sets[-1].any():
-            raise FslibError(
-                f"fraction {fraction}, min_per_layer: no head of task {task.name} is left"
-            )
+            raise FslibError(f"fraction {fraction}, min_per_layer: no head of task {task.name}")
     return np.array(sets)
