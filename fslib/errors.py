@@ -121,9 +121,16 @@ def number_array(name: str, value: object) -> Float[np.ndarray, "..."]:
     raise FslibError(f"{name} must be an array of numbers, not {type(value).__name__}")
 
 
-def finite_array(name: str, value: object) -> Float[np.ndarray, "..."]:
-    """Return an array of numbers as float64; refuse other things, NaN and infinity."""
+def finite_array(
+    name: str, value: object, shape: tuple[int, ...] | None = None
+) -> Float[np.ndarray, "..."]:
+    """Return an array of numbers as float64; refuse other things, NaN and infinity.
+
+    Of the given shape, where there is one.
+    """
     array = number_array(name, value)
+    if shape is not None and array.shape != shape:
+        raise FslibError(f"{name}: got shape {array.shape}, where {shape} is needed")
     if not np.isfinite(array).all():
         raise FslibError(f"{name} of shape {array.shape} must be finite: it holds NaN or infinity")
     return array

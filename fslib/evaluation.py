@@ -17,6 +17,7 @@ from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.scoring import metric_score
 
 EVAL_BATCH = 32
+Most = int | None  # so many examples at most; None for all
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +79,8 @@ def evaluate(
         FslibError: For a task the model has no classifier for, or one for other labels or another
             metric under the same name, and for a model that gives NaN.
     """
-    named = as_tasks(tasks)
+    named, scores = as_tasks(tasks), {}
     check_model(model, *named.values())
-    check_count("batch_size", batch_size)
-    scores = {}
     for name, task in named.items():
         part = task.part(split, None)
         predictions = predict(model, task, length_batches(model, part, batch_size), len(part))
@@ -92,7 +91,7 @@ def evaluate(
 
 def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> np.ndarray:
     """Return predicted classes (int64) or values (float32), (n,), in split order."""
-    predictions = blank_predictions(task, n)
+    predictions = blank(task, n)
     with in_mode(model, training=False), torch.inference_mode():
         for batch in batches:
             logits = check_finite(model(batch.to(model.device).inputs, task.name), task.name)
@@ -100,7 +99,7 @@ def predict(model: MultiTaskModel, task: Task, batches: list[Batch], n: int) -> 
     return predictions
 
 
-def blank_predictions(task: Task, *shape: int) -> np.ndarray:
+def blank(task: Task, *shape: int) -> np.ndarray:
     """Return zeros in the type of a task's predictions: int64, float32 for regression."""
     return np.zeros(shape, dtype=np.float32 if task.is_regression else np.int64)
 
@@ -138,7 +137,7 @@ def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list
     return [encoded.batch(indices) for indices in reversed(encoded.in_length_order(batch_size))]
 
 
-def sample(task: Task, split: str, examples: int | None, seed: int) -> Split:
+def sample(task: Task, split: str, examples: Most, seed: int) -> Split:
     """Draw a random part of a split, or return all of it where `examples` is None."""
     check_count("examples", examples, none=True)
     return task.part(split, examples, seed)

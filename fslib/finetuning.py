@@ -14,10 +14,10 @@ import torch
 
 from fslib.data.tasks import Task, as_tasks
 from fslib.errors import FslibError, check_among, check_count
-from fslib.evaluation import Score, evaluate
+from fslib.evaluation import Most, Score, evaluate
 from fslib.model.multitask import Answer, MultiTaskModel, check_model
 from fslib.similarity import representations
-from fslib.training import History, train
+from fslib.training import History, make_settings, train
 
 PARTS = ("full", "classifier")
 
@@ -40,16 +40,7 @@ class Transfer:
 
 
 def transfer(
-    source: MultiTaskModel,
-    target: Task,
-    *,
-    size: int | None = None,
-    part: str = "full",
-    steps: int = 200,
-    batch_size: int = 16,
-    lr: float = 1e-4,
-    seed: int = 0,
-    evaluate_every: int | None = None,
+    source: MultiTaskModel, target: Task, *, size: Most = None, part: str = "full", **settings: Any
 ) -> Transfer:
     """Learn a task that the source was not trained on, from a copy of its encoder.
 
@@ -62,11 +53,8 @@ def transfer(
         part: "full" fine-tunes encoder and new classifier. "classifier" leaves the encoder frozen:
             logistic (for regression: ridge) regression on its standardized text representations, L2
             penalty 1, which has one solution.
-        steps: As `fslib.train` takes it, for "full" alone; so are the next two and evaluate_every.
-        batch_size: Examples of a step.
-        lr: Learning rate.
-        seed: For the subset, the new classifier, and the order of batches and dropout.
-        evaluate_every: Steps between evaluations.
+        settings: As `fslib.train` takes them, but 200 `steps` unless told otherwise. `seed` is for
+            the subset and the new classifier, too; the others are for "full" alone.
 
     Raises:
         FslibError: For a target that the source knows, a size that is too small or too large, an
@@ -74,14 +62,14 @@ def transfer(
             around the call.
     """
     check_among("part to train", part, PARTS)
-    check_count("steps", steps)
+    settings = {"steps": 200, "seed": 0} | settings
+    make_settings(settings)  # refuses what is out of range
     _refuse_known(source, target)
-    task = training_subset(target, size, seed)
+    task = training_subset(target, size, settings["seed"])
     if part == "classifier":
         return Transfer(_linear_score(source, task), len(task.train), part)
-    model = fresh(source, task, seed)
-    options: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "seed": seed}
-    history = train(model, task, lr=lr, evaluate_every=evaluate_every, **options)
+    model = fresh(source, task, settings["seed"])
+    history = train(model, task, **settings)
     return Transfer(evaluate(model, task)[task.name], len(task.train), part, history)
 
 
@@ -111,7 +99,7 @@ def fresh(source: MultiTaskModel, target: Task, seed: int = 0) -> MultiTaskModel
     return model.requires_grad_(True).eval()
 
 
-def training_subset(task: Task, size: int | None, seed: int = 0) -> Task:
+def training_subset(task: Task, size: Most, seed: int = 0) -> Task:
     """Return the task with `size` of its training examples.
 
     Learning curves grow by adding, not by exchanging: for one seed, a smaller subset lies inside
@@ -131,13 +119,13 @@ def training_subset(task: Task, size: int | None, seed: int = 0) -> Task:
     check_count(f"task {task.name}, size", size, none=True)
     if size is None:
         return task
-    labels, (least, most) = task.train.labels, subset_sizes(task)
+    least, most = subset_sizes(task)
     if not least <= size <= most:
         wanted = f"{least} (one example of each class) to {most} (all its training examples)"
         raise FslibError(f"size {size} does not suit task {task.name}: give {wanted}")
-    order = np.random.default_rng(seed).permutation(len(labels))
+    order = np.random.default_rng(seed).permutation(most)
     if not task.is_regression:
-        first = np.unique(labels[order], return_index=True)[1]
+        first = np.unique(task.train.labels[order], return_index=True)[1]
         order = np.concatenate([order[first], np.delete(order, first)])
     return replace(task, train=task.train.take(np.sort(order[:size])))
 
@@ -167,7 +155,6 @@ def _linear_score(source: MultiTaskModel, task: Task) -> Score:
     train, test = (representations(source, part) for part in (task.train, task.eval))
     model = Ridge(alpha=1.0) if task.is_regression else LogisticRegression(C=1.0, max_iter=1000)
     # Without a common scale the same penalty would weigh differently on each source.
-    fitted = make_pipeline(StandardScaler(), model).fit(train, task.train.labels)
-    predictions = fitted.predict(test)
+    predictions = make_pipeline(StandardScaler(), model).fit(train, task.train.labels).predict(test)
     predictions = predictions.astype(np.float32) if task.is_regression else predictions
     return Score(task.metric, predictions, task.eval.labels, task.doubts)

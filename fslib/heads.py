@@ -44,20 +44,18 @@ def checked_fractions(
     counts: dict[int, float] = {}
     for fraction in fractions:
         k = head_count(fraction, layers * heads)
-        asked = f"{fraction:g} of {layers} x {heads} heads"
+        asked = f"{what} {fraction:g} of {layers} x {heads} heads"
         if k == 0:
-            least = 1 / (layers * heads)
-            raise FslibError(f"{what} {asked} is no head: give at least {least:.3f}")
+            raise FslibError(f"{asked} is no head: give at least {1 / (layers * heads):.3f}")
         if k in counts:
-            both = f"{what}s {counts[k]:g} and {asked}"
-            raise FslibError(f"{both} are {k} heads each: leave one out")
+            raise FslibError(f"{what}s {counts[k]:g} and {fraction:g} are {k} heads each: drop one")
         counts[k] = float(fraction)
         each, rest = divmod(k, layers)
         # minus one: a set of its own is no control of itself
         most = math.comb(heads, each) ** (layers - rest) * math.comb(heads, each + 1) ** rest - 1
         if controls > most:
             there_are = f"there are at most {most} other sets of {k} heads"
-            raise FslibError(f"controls={controls} for {what} {asked}: {there_are}; ask for fewer")
+            raise FslibError(f"controls={controls} for {asked}: {there_are}; ask for fewer")
     return tuple(counts[k] for k in sorted(counts))
 
 
@@ -89,19 +87,12 @@ def top_heads(
     check_count("min_per_layer", min_per_layer, 0)
     if min_per_layer > heads:
         raise FslibError(f"min_per_layer {min_per_layer} is outside 0..{heads}, a layer's heads")
-    k = head_count(fraction, layers * heads)
+    # stable: ties in (layer, head) order
+    order = np.argsort(-scores, axis=None, kind="stable")
+    ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)  # in its layer
+    free = order[ranks.flat[order] < heads - min_per_layer]
     chosen = np.zeros((layers, heads), dtype=bool)
-    room = np.full(layers, heads - min_per_layer)
-    for flat in np.argsort(
-        -scores, axis=None, kind="stable"
-    ):  # stable: ties in (layer, head) order
-        if k == 0:
-            break
-        layer, head = divmod(int(flat), heads)
-        if room[layer]:
-            chosen[layer, head] = True
-            room[layer] -= 1
-            k -= 1
+    chosen.flat[free[: head_count(fraction, layers * heads)]] = True
     return chosen
 
 
@@ -175,8 +166,7 @@ def overlap(a: Bool[np.ndarray, "layers heads"], b: Bool[np.ndarray, "layers hea
     a, b = _head_sets(a), _head_sets(b)
     if a.shape != b.shape:
         raise FslibError(f"head sets of different shapes cannot overlap: {a.shape} and {b.shape}")
-    union = int((a | b).sum())
-    return 1.0 if union == 0 else int((a & b).sum()) / union
+    return float((a & b).sum() / (a | b).sum()) if (a | b).any() else 1.0
 
 
 def _head_sets(given: object) -> Bool[np.ndarray, "*nested layers heads"]:

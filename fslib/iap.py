@@ -7,10 +7,11 @@ points (x 100).
 """
 
 import math
+from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import permutations
+from itertools import permutations, product
 from typing import NamedTuple
 
 import numpy as np
@@ -61,42 +62,32 @@ def dissociation(
         FslibError: For fewer than two tasks, shapes that do not belong together, an unknown
             convention, or retention without chance.
     """
-    scores, unpruned = number_array("scores", scores), number_array("unpruned", unpruned)
-    tasks = scores.shape[-1] if scores.ndim > 1 else 0
-    if tasks < 2 or scores.shape[-2] != tasks:
-        found = f"got scores of shape {scores.shape}"
-        raise FslibError(f"dissociation compares at least two tasks; {found}")
     check_among("dissociation convention", convention, CONVENTIONS)
-    _check_shape("unpruned", unpruned, scores)
-    if chance is not None:
-        chance = number_array("chance", chance)
-        _check_shape("chance", chance, scores)
-    own = np.eye(tasks, dtype=bool)
+    if convention == "retention" and chance is None:
+        raise FslibError("the retention convention needs the chance level of every task")
+    scores, unpruned = number_array("scores", scores), number_array("unpruned", unpruned)
+    *sets, pruned, tasks = scores.shape if scores.ndim > 1 else (0, 0)
+    if tasks < 2 or pruned != tasks:
+        raise FslibError(f"dissociation compares at least two tasks; got shape {scores.shape}")
+    chance = number_array("chance", np.zeros(tasks) if chance is None else chance)
+    for name, values in {"unpruned": unpruned, "chance": chance}.items():
+        # from the end, as numpy pairs axes
+        axes = zip(reversed(values.shape[:-1]), reversed(sets), strict=False)
+        fits = values.ndim < scores.ndim and values.shape[-1:] == (tasks,)
+        if not fits or any(size not in (1, theirs) for size, theirs in axes):
+            whose = f"scores of shape {scores.shape}, one per scored task and set"
+            raise FslibError(f"{name} of shape {values.shape} does not belong to {whose}")
+    scale = unpruned
     if convention == "retention":
-        if chance is None:
-            raise FslibError("the retention convention needs the chance level of every task")
         room = np.where(unpruned > chance, unpruned - chance, np.nan)
-        scores = (scores - chance) / room[..., None, :]
-        scale = np.ones_like(unpruned)
-    else:
-        scale = np.where(unpruned > 0, unpruned, np.nan)
+        scores, scale = (scores - chance) / room[..., None, :], np.ones_like(unpruned)
+    own = np.eye(tasks, dtype=bool)
     others = np.where(own, 0, scores).sum(-2 if convention == "lesion" else -1) / (tasks - 1)
-    return 100 * (others - np.diagonal(scores, axis1=-2, axis2=-1)) / scale
+    own_scores = np.diagonal(scores, axis1=-2, axis2=-1)
+    return 100 * (others - own_scores) / np.where(scale > 0, scale, np.nan)
 
 
-def _check_shape(name: str, values: np.ndarray, scores: np.ndarray) -> None:
-    """Raise FslibError where there is not one value per scored task, of the same sets."""
-    # from the end, as numpy pairs axes
-    sets = zip(reversed(values.shape[:-1]), reversed(scores.shape[:-2]), strict=False)
-    fits = values.ndim and values.ndim < scores.ndim and values.shape[-1] == scores.shape[-1]
-    if not fits or any(own not in (1, theirs) for own, theirs in sets):
-        shapes = f"{name} of shape {values.shape} does not belong to scores of shape {scores.shape}"
-        wanted = "give one per scored task on the last axis, and the same sets before it"
-        raise FslibError(f"{shapes}: {wanted}")
-
-
-@dataclass(frozen=True, eq=False)
-class Lesions:
+class Lesions(NamedTuple):
     """Some of the head sets of an `IAP`: what was pruned, predicted, and scored.
 
     Without the axis `controls` for the top heads, with it for the random ones.
@@ -199,14 +190,11 @@ class IAP:
                 does.
 
         Raises:
-            FslibError: For another task, for fewer than two, and where fewer than two examples are
-                left.
+            FslibError: For another task, and where fewer than two examples are left.
         """
         names = self.tasks if tasks is None else tuple(tasks)
         for name in names:
             check_among("task of this pruning", name, self.tasks)
-        if len(names) < 2:
-            raise FslibError(f"dissociation compares at least two tasks, not {list(names)}")
         at = [self.tasks.index(name) for name in names]
         kept = {u: examples(len(self.labels[u])) for u in names}
         if short := [u for u in names if len(kept[u]) < 2]:
@@ -320,11 +308,11 @@ class IAP:
     ) -> "IAP":
         """Make an `IAP` again from what `arrays` returned."""
         labels, unpruned, lesioned = ({u: arrays[f"{k}/{u}"] for u in tasks} for k in _PARTS)
-        apart = {}
-        for u in tasks:
-            if f"labels apart/{u}" in arrays:
-                kept = (arrays[f"{part} apart/{u}"] for part in ("labels", "unpruned"))
-                apart[u] = Unlesioned(*kept)
+        apart = {
+            u: Unlesioned(arrays[f"labels apart/{u}"], arrays[f"unpruned apart/{u}"])
+            for u in tasks
+            if f"labels apart/{u}" in arrays
+        }
         names = tuple(tasks), tuple(metrics), tuple(fractions)
         return cls(*names, arrays["heads"], labels, unpruned, lesioned, apart)
 
@@ -336,55 +324,26 @@ class IAP:
             FslibError: For no run, what is no run, and runs that differ in more.
         """
         runs = list(runs) if isinstance(runs, Sequence) else [runs]
-        if not runs:
-            raise FslibError("no runs to put together")
-        if strange := [run for run in runs if not isinstance(run, IAP)]:
-            raise FslibError(f"{strange[0]!r:.80} is no IAP: prune_important_heads returns one")
+        if not runs or not all(isinstance(run, IAP) for run in runs):
+            raise FslibError("no runs to put together: prune_important_heads returns one")
         first, each = runs[0], [run.arrays() for run in runs]
         labels = {name: array for name, array in each[0].items() if name.startswith("labels")}
-
-        for run, own in zip(runs, each, strict=True):
-            named = [(r.tasks, r.metrics, r.fractions, r.heads.shape[1:]) for r in (run, first)]
-            same = named[0] == named[1] and own.keys() == each[0].keys()
-            if not same or any(not np.array_equal(own[k], v) for k, v in labels.items()):
-                what = "tasks, fractions, controls, model shape or evaluation examples"
-                raise FslibError(f"runs differ in {what}: they cannot be averaged")
+        named = {(r.tasks, r.metrics, r.fractions, r.heads.shape[1:], *r.arrays()) for r in runs}
+        if len(named) > 1 or any(not np.array_equal(a[k], labels[k]) for a in each for k in labels):
+            what = "tasks, fractions, controls, model shape or evaluation examples"
+            raise FslibError(f"runs differ in {what}: they cannot be averaged")
         parts = {k: np.concatenate([arrays[k] for arrays in each]) for k in each[0]}
         return cls.from_arrays(first.tasks, first.metrics, first.fractions, parts | labels)
 
 
-class Point(NamedTuple):
-    """One cell of a `Dissociation`, in points.
-
-    A number per field, or an array where several cells are asked for.
-
-    Args:
-        value: D, the mean over seeds.
-        low: The lower end of its interval.
-        high: The upper end.
-        by_seed: (seeds,) D of every model.
-        random: D of matched random heads.
-        random_low: The lower end of its interval.
-        random_high: The upper end.
-        above: D minus that.
-        above_low: The lower end of its interval.
-        above_high: The upper end.
-        p: Of the relabelling of each model by itself.
-        p_shared: Of the same relabelling for all models.
-    """
-
-    value: float
-    low: float
-    high: float
-    by_seed: np.ndarray
-    random: float
-    random_low: float
-    random_high: float
-    above: float
-    above_low: float
-    above_high: float
-    p: float
-    p_shared: float
+# One cell of a `Dissociation`, in points; arrays where several cells are asked for. `value`: D, the
+# mean over seeds; `by_seed`: (seeds,) D of every model; `random`: D of matched random heads;
+# `above`: D minus that; `low` and `high`: the ends of their intervals; `p`: of the relabelling of
+# each model by itself; `p_shared`: of the same relabelling for all models.
+Point = namedtuple(
+    "Point",
+    "value low high by_seed random random_low random_high above above_low above_high p p_shared",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -459,20 +418,19 @@ class Dissociation:
 
     def _point(self, rows: int | slice, column: int) -> Point:
         # [()] makes a number of what would be an array without axes
-        return Point(*(self._arrays[field][..., rows, column][()] for field in Point._fields))  # type: ignore[arg-type]
+        return Point(*(self._arrays[field][..., rows, column][()] for field in Point._fields))
 
     def frame(self) -> pd.DataFrame:
         """Return one row per fraction and task.
 
         "mean" is the mean over tasks, or over the headline fractions.
         """
-        rows, arrays = [], self._arrays
-        for i, fraction in enumerate([*map(str, self.fractions), "mean"]):
-            for j, task in enumerate([*self.tasks, "mean"]):
-                row = {"convention": self.convention, "fraction": fraction, "task": task}
-                row |= {name: arrays[field][i, j] for name, field in _COLUMNS.items()}
-                seeds = self.top.values[:, i, j]
-                rows.append(row | {"seed min": seeds.min(), "seed max": seeds.max()})
+        rows, fractions = [], [*map(str, self.fractions), "mean"]
+        for (i, fraction), task in product(enumerate(fractions), (*self.tasks, "mean")):
+            point = self._point(i, self._column(task))
+            row = {"convention": self.convention, "fraction": fraction, "task": task}
+            row |= {name: getattr(point, field) for name, field in _COLUMNS.items()}
+            rows.append(row | {"seed min": point.by_seed.min(), "seed max": point.by_seed.max()})
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ optimizer the gradients of one task's rows and of no others.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,31 +80,21 @@ class IAT(Ending):
         total = trunk.model.n_layers * trunk.model.n_heads
         if head_count(self.alpha, total) == 0:
             raise FslibError(f"alpha {self.alpha} of {total} heads is none: choose {1 / total:.3f}")
-        owned = np.zeros((trunk.model.n_layers, trunk.model.n_heads), dtype=bool)
-        for row in _rows(trunk):
-            owned |= row.owners
-        for layer, head in np.argwhere(~owned):
-            at = f"head {head} of layer {layer}"
-            raise FslibError(f"IAT cannot train {at}: its query, key and value are frozen")
+        _rows(trunk)
 
     def begin(self, trunk: Trunk) -> Rule:
         """Score importance on training data and return the rule that trains the chosen heads."""
         key = ("importance", trunk.step, self.examples)
         if key not in trunk.cache:
             started = time.perf_counter()
-            trunk.cache[key] = (
-                [
-                    contributions(trunk.model, task, examples=self.examples, seed=trunk.seed)
-                    for task in trunk.tasks.values()
-                ],
-                time.perf_counter() - started,
-            )
-        scores, seconds = trunk.cache[key]
-        maps = [c.importance(reduction=self.reduction, normalize=self.normalize) for c in scores]
-        importance = dict(zip(trunk.tasks, maps, strict=True))
+            score = partial(contributions, trunk.model, examples=self.examples, seed=trunk.seed)
+            parts = {name: score(task) for name, task in trunk.tasks.items()}
+            trunk.cache[key] = parts, time.perf_counter() - started
+        parts, seconds = trunk.cache[key]
+        how = {"reduction": self.reduction, "normalize": self.normalize}
+        importance = {name: part.importance(**how) for name, part in parts.items()}
         heads = self.choose(importance, np.random.default_rng((trunk.seed, 5)))
-        frozen = set(trunk.model.encoder.parameters()) if self.others == "freeze" else set()
-        return IATRule(trunk, _rows(trunk), heads, frozen, self.strict, seconds)
+        return IATRule(trunk, self, heads, seconds)
 
     def choose(
         self, importance: Mapping[str, Float[np.ndarray, "layers heads"]], rng: np.random.Generator
@@ -157,26 +148,19 @@ class IATRule(Rule):
 
     Args:
         trunk: the training.
-        rows: the model's `head_rows`.
+        iat: what to train. `strict`: without it other rows get a gradient of zero instead of none,
+            and AdamW moves them.
         heads: each task's head set, True = trained.
-        frozen: parameters that nothing updates.
-        strict: False gives other rows a gradient of zero instead of none, and AdamW moves them.
         scoring_seconds: time that choosing the heads took.
     """
 
-    def __init__(
-        self,
-        trunk: Trunk,
-        rows: Sequence[HeadRows],
-        heads: HeadSets,
-        frozen: set[nn.Parameter],
-        strict: bool = True,
-        scoring_seconds: float = 0.0,
-    ) -> None:
+    def __init__(self, trunk: Trunk, iat: IAT, heads: HeadSets, scoring_seconds: float) -> None:
         super().__init__(trunk)
-        self.heads, self.scoring_seconds, self.strict = heads, scoring_seconds, strict
+        self.heads, self.scoring_seconds, self.strict = heads, scoring_seconds, iat.strict
+        rows = _rows(trunk)
         views = separate_rows(trunk.optimizer, rows).items()
         whole = set(self.parameters) - {row.parameter for row in rows}
+        frozen = set(trunk.model.encoder.parameters()) if iat.others == "freeze" else set()
         self.never = whole & frozen
         self.always = [p for p in self.parameters if p in whole and p not in frozen]
         self.own = {t: [v for v in views if v[0].belong_to(mine)] for t, mine in heads.items()}
@@ -216,27 +200,22 @@ def separate_rows(
     for group in optimizer.param_groups:
         own = [row for parameter in group["params"] for row in rows_in.get(parameter, ())]
         for row in own:
-            state = optimizer.state.get(row.parameter, {})
-            shape = row.parameter.shape
-            optimizer.state[views[row]] = {
-                k: (row.of(v) if v.shape == shape else v).clone() for k, v in state.items()
-            }
+            state, shape = optimizer.state.get(row.parameter, {}), row.parameter.shape
+            parts = {k: row.of(v) if v.shape == shape else v for k, v in state.items()}
+            optimizer.state[views[row]] = {k: part.clone() for k, part in parts.items()}
         whole = [p for p in group["params"] if p not in rows_in]
         group["params"] = [*whole, *(views[row] for row in own)]
-        if not all(views[row].is_contiguous() for row in own):
-            _leave_fused_kernel(optimizer, group)
+        if all(views[row].is_contiguous() for row in own):
+            continue
+        # the fused kernel takes consecutive memory only, which columns (GPT-2's) are not; every
+        # other kernel reads the step count on the host, and would wait for the device at each
+        group["fused"] = False
+        for state in (optimizer.state.get(p, {}) for p in group["params"]):
+            if "step" in state:
+                state["step"] = state["step"].cpu()
     for parameter in rows_in:
         optimizer.state.pop(parameter, None)
     return views
-
-
-def _leave_fused_kernel(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
-    # the fused kernel takes consecutive memory only, which columns (GPT-2's) are not; every other
-    # kernel reads the step count on the host, and would wait for the device at each parameter
-    group["fused"] = False
-    for state in (optimizer.state.get(p, {}) for p in group["params"]):
-        if "step" in state:
-            state["step"] = state["step"].cpu()
 
 
 def head_rows(model: nn.Module) -> list[HeadRows]:
@@ -248,7 +227,7 @@ def head_rows(model: nn.Module) -> list[HeadRows]:
 
     Raises:
         FslibError: for a model that mixes heads there, as a norm over all of a layer's queries
-            does (OLMo2).
+            does (OLMo2), and for a head without rows that can be trained.
     """
     control = control_of(model)
     shape = (control.layers, control.head_shapes[0][0])
@@ -260,6 +239,10 @@ def head_rows(model: nn.Module) -> list[HeadRows]:
                     new = HeadRows(parameter, *run, np.zeros(shape, dtype=bool))
                     found = rows.setdefault((id(parameter), *run), new)
                     found.owners[layer, heads] = True
+    owned = np.logical_or.reduce([row.owners for row in rows.values()] or [np.zeros(shape, bool)])
+    for layer, head in np.argwhere(~owned):
+        why = "it has no query, key or value rows of its own, or they are frozen"
+        raise FslibError(f"IAT cannot train head {head} of layer {layer}: {why}")
     return list(rows.values())
 
 

@@ -28,16 +28,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from fslib.data.batches import Batch
 from fslib.data.tasks import Task
 from fslib.errors import FslibError, check_among, check_count
-from fslib.evaluation import EVAL_BATCH, check_finite, in_mode, length_batches, sample
+from fslib.evaluation import EVAL_BATCH, Most, check_finite, in_mode, length_batches, sample
 from fslib.model.attention import tapped
 from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.model.reuse import reused_layers
@@ -68,7 +70,7 @@ class Contributions:
         *,
         reduction: str = "token",
         normalize: str | None = None,
-        subset: np.ndarray | None = None,
+        subset: ArrayLike | None = None,
     ) -> Float[np.ndarray, "layers heads"]:
         """Return importance, (layers, heads), over all examples or some of them.
 
@@ -78,20 +80,17 @@ class Contributions:
             subset: Positions of examples, which may repeat; None for all.
         """
         check_among("reduction", reduction, REDUCTIONS)
-        subset = np.arange(len(self.tokens)) if subset is None else np.asarray(subset)
-        if subset.ndim != 1 or (subset.size and subset.dtype.kind not in "iub"):
-            wanted = "positions of examples, one axis of whole numbers"
-            raise FslibError(f"subset of shape {subset.shape} must be {wanted}")
-        values = (self.absolute if reduction == "token" else self.signed)[subset]
-        return _averaged(np.abs(values), self.tokens[subset], normalize)
+        chosen = np.arange(len(self.tokens)) if subset is None else np.asarray(subset)
+        if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iub"):
+            raise FslibError(f"subset of shape {chosen.shape}: give positions, whole numbers")
+        values = (self.absolute if reduction == "token" else self.signed)[chosen]
+        return _averaged(np.abs(values), self.tokens[chosen], normalize)
 
 
 def _averaged(
-    values: Float[np.ndarray, "n layers heads"],
-    weights: Int[np.ndarray, " n"],
-    normalize: str | None,
+    values: Float[np.ndarray, "n layers heads"], weights: np.ndarray, normalize: str | None
 ) -> Float[np.ndarray, "layers heads"]:
-    """Return the sum over examples of their values, per unit of their weights."""
+    """Return the sum over examples of their values, per unit of their weights (n,)."""
     if not len(weights):
         raise FslibError("importance needs at least one example")
     return normalized(values.sum(0, dtype=np.float64) / weights.sum(), normalize)
@@ -119,7 +118,7 @@ def head_importance(
     reduction: str = "token",
     normalize: str | None = None,
     split: str = "train",
-    examples: int | None = None,
+    examples: Most = None,
     batch_size: int = EVAL_BATCH,
     seed: int = 0,
     steps: int = STEPS,
@@ -154,26 +153,21 @@ def head_importance(
     check_model(model, task)
     passes(estimator, model.n_layers, model.n_heads, steps)  # refuses an unknown estimator
     if estimator == "gradient":
-        sampled = {"split": split, "examples": examples, "batch_size": batch_size, "seed": seed}
-        parts = contributions(model, task, **sampled)  # type: ignore[arg-type]
+        sampled: dict[str, Any] = {"split": split, "examples": examples, "seed": seed}
+        parts = contributions(model, task, batch_size=batch_size, **sampled)
         return parts.importance(reduction=reduction, normalize=normalize)
     if reduction != "token":
-        mistaken = f'reduction {reduction!r} is for estimator "gradient" alone'
-        raise FslibError(f"{mistaken}: leave it out with {estimator!r}")
-    part = sample(task, split, examples, seed)
-    if estimator == "random":
-        scores = random_scores(model.n_layers, model.n_heads, task.name, seed)
+        raise FslibError(f'reduction {reduction!r} is for estimator "gradient", not {estimator!r}')
+    part, shape = sample(task, split, examples, seed), (model.n_layers, model.n_heads)
+    if estimator == "random":  # by the task's name: two tasks of one seed must not agree by chance
+        scores = np.random.default_rng([seed, *task.name.encode()]).random(shape, dtype=np.float32)
         return normalized(scores.astype(np.float64), normalize)
-    measures: dict[str, Callable[[MultiTaskModel, Batch, str], Tensor]] = {
-        "ablation": ablation,
-        "integrated": partial(integrated, steps=steps),
-        "norm": norms,
-    }
-    values = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
-    weights = np.ones(len(part), dtype=np.int64)
+    measures: dict[str, Callable[..., Tensor]] = {"ablation": ablation, "norm": norms}
+    measures["integrated"] = partial(integrated, steps=steps)
+    values, weights = np.zeros((len(part), *shape), np.float32), np.ones(len(part), np.int64)
     with gradients_for(model):
-        batches = length_batches(model, part, batch_size)
-        for batch in bar(batches, f"{estimator} importance", "batches"):
+        work = length_batches(model, part, batch_size)
+        for batch in bar(work, f"{estimator} importance", "batches"):
             found = measures[estimator](model, batch.to(model.device), task.name)
             values[batch.indices] = check_finite(found, task.name).cpu().numpy()
             if estimator == "norm":
@@ -186,7 +180,7 @@ def contributions(
     task: Task,
     *,
     split: str = "train",
-    examples: int | None = None,
+    examples: Most = None,
     batch_size: int = EVAL_BATCH,
     seed: int = 0,
 ) -> Contributions:
@@ -203,8 +197,8 @@ def contributions(
     with gradients_for(model):
         for batch in length_batches(model, part, batch_size):
             # (layers, batch, seq, heads)
-            per_token = head_products(model, batch.to(model.device), task.name)
-            check_finite(per_token, task.name)
+            products = head_products(model, batch.to(model.device), task.name)
+            per_token = check_finite(products, task.name)
             absolute[batch.indices] = per_token.abs().sum(2).transpose(0, 1).cpu().numpy()
             signed[batch.indices] = per_token.sum(2).transpose(0, 1).cpu().numpy()
             tokens[batch.indices] = batch.mask.sum(1).numpy()
@@ -268,13 +262,10 @@ def integrated(
     At the midpoints of `steps` equal parts. Summed over heads it tends to loss(all gates 1) -
     loss(all gates 0) as `steps` grows.
     """
-    total = torch.zeros((), device=model.device)
-    for k in range(steps):
-        gate = (k + 0.5) / steps
-        # d loss / d ctx = gate * d loss / d (gate * ctx), and d loss / d gate wants the latter
-        slopes = head_products(model, batch, task, scale=gate).sum(2) / gate
-        total = total + slopes  # (layers, batch, heads)
-    return total.transpose(0, 1) / steps
+    gates = ((k + 0.5) / steps for k in range(steps))
+    # d loss / d ctx = gate * d loss / d (gate * ctx), and d loss / d gate wants the latter
+    slopes = (head_products(model, batch, task, scale=gate).sum(2) / gate for gate in gates)
+    return sum(slopes, torch.zeros((), device=model.device)).transpose(0, 1) / steps
 
 
 def norms(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "batch layers heads"]:
@@ -297,17 +288,6 @@ def norms(model: MultiTaskModel, batch: Batch, task: str) -> Float[Tensor, "batc
         return (sums if gate is None else sums * gate.abs()[:, None]).transpose(0, 1)
 
 
-def random_scores(
-    layers: int, heads: int, task: str, seed: int
-) -> Float[np.ndarray, "layers heads"]:
-    """Draw uniform scores in [0, 1).
-
-    By seed and task name: two tasks of one seed must not agree by chance.
-    """
-    check_count("seed", seed, 0)
-    return np.random.default_rng([seed, *task.encode()]).random((layers, heads), dtype=np.float32)
-
-
 def passes(estimator: str, layers: int, heads: int, steps: int = STEPS) -> tuple[int, int]:
     """Count the (forward, backward) passes over the sample that an estimator takes."""
     check_among("estimator", estimator, ESTIMATORS)
@@ -319,12 +299,7 @@ def passes(estimator: str, layers: int, heads: int, steps: int = STEPS) -> tuple
 
 
 def mean_context(
-    model: MultiTaskModel,
-    task: Task,
-    *,
-    split: str = "train",
-    examples: int | None = None,
-    seed: int = 0,
+    model: MultiTaskModel, task: Task, *, split: str = "train", examples: Most = None, seed: int = 0
 ) -> Float[Tensor, "layers heads head_dim"]:
     """Return each head's average output, for `pruned(..., ablation="mean")`.
 
@@ -354,15 +329,14 @@ def gradients_for(model: nn.Module, weights: Iterable[nn.Parameter] = ()) -> Ite
     Modes and requires_grad are restored. Gradients are possible inside, even where the caller has
     entered `torch.inference_mode`.
     """
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    before, chosen = [(p, p.requires_grad) for p in model.parameters()], set(weights)
     try:
-        model.requires_grad_(False)
-        for weight in weights:
-            weight.requires_grad_(True)
+        for parameter, _ in before:
+            parameter.requires_grad_(parameter in chosen)
         with torch.inference_mode(False), in_mode(model, training=False):
             yield
     finally:
-        for parameter, wanted in before.items():
+        for parameter, wanted in before:
             parameter.requires_grad_(wanted)
 
 

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Num, Shaped
-from torch import Tensor
 
-from fslib.data.batches import Batch
 from fslib.data.tasks import Task, as_tasks
-from fslib.errors import FslibError, check_among, check_count, finite_array
-from fslib.evaluation import EVAL_BATCH, blank_predictions, check_several, length_batches, predicted
+from fslib.errors import FslibError, check_among, finite_array
+from fslib.evaluation import EVAL_BATCH, check_several, length_batches
 from fslib.intervals import Measure, score_measure
-from fslib.model.multitask import MultiTaskModel, check_model, example_losses
+from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.pruning import each_pruned
 from fslib.scoring import metric_score, rank_correlation
 
@@ -46,17 +44,8 @@ class HeadLesions:
     predictions: Mapping[str, Num[np.ndarray, "sets n"]]
     losses: Mapping[str, Float[np.ndarray, "sets n"]]
 
-    def __post_init__(self) -> None:
-        """Raise FslibError where an array does not fit the others."""
-        for task in self.tasks:
-            wanted = (1 + math.prod(self.shape), len(self.labels[task]))
-            for name, rows in (("predictions", self.predictions), ("losses", self.losses)):
-                if (found := rows[task].shape) != wanted:
-                    raise FslibError(f"{name} of task {task}: {found} is not (1 + heads, examples)")
-
     def __repr__(self) -> str:
-        layers, heads = self.shape
-        return f"HeadLesions({', '.join(self.tasks)}; {layers} x {heads} heads)"
+        return f"HeadLesions({', '.join(self.tasks)}; {self.shape[0]} x {self.shape[1]} heads)"
 
     def cost(self, task: str) -> Float[np.ndarray, "layers heads"]:
         """Return how many points of a task's score are lost with each head alone.
@@ -73,12 +62,9 @@ class HeadLesions:
         are noisier than the whole, so this is no upper bound of anything.
         """
         n, rng = len(self.labels[task]), np.random.default_rng(seed)
-        found = []
-        for _ in range(splits):
-            order = rng.permutation(n)
-            halves = order[: n // 2], order[n // 2 :]
-            found.append(rank_correlation(*(self.rise(task, half) for half in halves)))
-        return float(np.mean(found))
+        splits_of = (np.split(rng.permutation(n), [n // 2]) for _ in range(splits))
+        halves = ([self.rise(task, half) for half in split] for split in splits_of)
+        return float(np.mean([rank_correlation(*both) for both in halves]))
 
     def rise(
         self, task: str, subset: Shaped[np.ndarray, " subset"] | None = None
@@ -127,8 +113,7 @@ class HeadLesions:
             FslibError: For importance of another shape.
         """
         self._metric(task)
-        if finite_array("importance", importance).shape != self.shape:
-            raise FslibError(f"importance of shape {np.shape(importance)} is not of {self.shape}")
+        importance = finite_array("importance", importance, self.shape)
         rises = (self.losses[task][1:] - self.losses[task][0]).astype(np.float64)  # (heads, n)
         n, total = rises.shape[1], rises.sum(1)
         without = (total[:, None] - rises).T / (n - 1)
@@ -166,21 +151,11 @@ def lesion_heads(
     named = as_tasks(tasks)
     check_model(model, *named.values())
     check_several({name: len(task.eval) for name, task in named.items()})
-    check_count("batch_size", batch_size)
     shape = model.n_layers, model.n_heads
     sets = np.eye(1 + math.prod(shape), dtype=bool)[:, 1:].reshape(-1, *shape)  # none, then each
-    batches, predictions, losses = {}, {}, {}
-    for name, task in named.items():
-        batches[name] = length_batches(model, task.eval, batch_size)
-        predictions[name] = blank_predictions(task, len(sets), len(task.eval))
-        losses[name] = np.zeros(predictions[name].shape, np.float32)
-
-    def keep(task: str, batch: Batch, number: int, logits: Tensor) -> None:
-        predictions[task][number, batch.indices] = predicted(named[task], logits)
-        found = example_losses(logits, batch.labels)
-        losses[task][number, batch.indices] = found.float().cpu().numpy()
-
-    each_pruned(model, batches, sets, keep)
+    batches = {name: length_batches(model, task.eval, batch_size) for name, task in named.items()}
+    losses = {n: np.zeros((len(sets), len(task.eval)), np.float32) for n, task in named.items()}
+    predictions = each_pruned(model, named, batches, sets, losses=losses)
     metrics = tuple(task.metric for task in named.values())
     labels = {name: task.eval.labels for name, task in named.items()}
     return HeadLesions(tuple(named), metrics, shape, labels, predictions, losses)

@@ -6,24 +6,25 @@ prediction, so that scores, dissociation, intervals and nulls are computed after
 in any convention.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from fslib.data.batches import Batch
 from fslib.data.tasks import Task, as_tasks
 from fslib.errors import FslibError, check_among, check_count, check_flag, finite_array
-from fslib.evaluation import EVAL_BATCH, check_finite, length_batches, predict, predicted
+from fslib.evaluation import EVAL_BATCH, blank, check_finite, length_batches, predict, predicted
 from fslib.heads import checked_fractions, random_heads, top_heads
 from fslib.iap import IAP
 from fslib.importance import head_importance, mean_context
 from fslib.model.attention import ABLATIONS, pruned
 from fslib.model.modes import in_mode
-from fslib.model.multitask import MultiTaskModel, check_model
+from fslib.model.multitask import MultiTaskModel, check_model, example_losses
 from fslib.model.reuse import reused_layers
 from fslib.progress import bar
 
@@ -77,38 +78,34 @@ def prune_important_heads(
     check_count("batch_size", batch_size)
     check_count("seed", seed, 0)
     check_flag("iterative", iterative)
-    fractions = checked_fractions(fractions, (model.n_layers, model.n_heads))
-    _check(model, named, importance, ablation)
-    scoring: dict[str, Any] = {
-        "reduction": reduction,
-        "normalize": normalize,
-        "examples": examples,
-        "seed": seed,
-    }
-    top = {}
+    check_among("ablation", ablation, ABLATIONS)
+    shape = model.n_layers, model.n_heads
+    fractions = checked_fractions(fractions, shape, controls)
+    if importance is not None:
+        if not isinstance(importance, Mapping):
+            raise FslibError(f"importance {type(importance)}: give {{task: (layers, heads)}}")
+        for name in named:
+            check_among("task of the importance given", name, importance)
+            finite_array(f"importance of task {name}", importance[name], shape)
+    scoring: dict[str, Any] = {"reduction": reduction, "normalize": normalize}
+    scoring |= {"examples": examples, "seed": seed}
+    top = []
     for name, task in named.items():
         known = head_importance(model, task, **scoring) if importance is None else importance[name]
         rescored = scoring if iterative else None
-        top[name] = _nested_sets(model, task, known, fractions, min_per_layer, rescored)
-        _check_sets(name, fractions, top[name], controls)
+        top.append(_nested_sets(model, task, known, fractions, min_per_layer, rescored))
     rng = np.random.default_rng([seed, 2])
-    matched = (random_heads(chosen, controls, rng, others=True) for chosen in top.values())
-    sets = [np.stack([own, *others]) for own, others in zip(top.values(), matched, strict=True)]
+    sets = [np.stack([own, *random_heads(own, controls, rng, others=True)]) for own in top]
     heads = np.moveaxis(np.stack(sets), 2, 0)  # (fractions, tasks, sets, layers, heads)
 
-    batches = {u: length_batches(model, task.eval, batch_size) for u, task in named.items()}
-    means, unpruned, lesioned = {}, {}, {}
+    batches, means, unpruned = {}, {}, {}
     for u, task in named.items():
+        batches[u] = length_batches(model, task.eval, batch_size)
         if ablation == "mean":
             means[u] = mean_context(model, task, examples=examples, seed=seed)
         unpruned[u] = predict(model, task, batches[u], len(task.eval))[None]
-        lesioned[u] = np.zeros((1, *heads.shape[:3], len(task.eval)), unpruned[u].dtype)
-    flat = heads.reshape(-1, *heads.shape[-2:])
-
-    def keep(u: str, batch: Batch, number: int, logits: Tensor) -> None:
-        lesioned[u].reshape(len(flat), -1)[number, batch.indices] = predicted(named[u], logits)
-
-    each_pruned(model, batches, flat, keep, means)
+    found = each_pruned(model, named, batches, heads.reshape(-1, *shape), means=means)
+    lesioned = {u: rows.reshape(1, *heads.shape[:3], -1) for u, rows in found.items()}
     metrics = tuple(task.metric for task in named.values())
     labels = {u: task.eval.labels for u, task in named.items()}
     return IAP(tuple(named), metrics, fractions, heads[None], labels, unpruned, lesioned)
@@ -116,73 +113,41 @@ def prune_important_heads(
 
 def each_pruned(
     model: MultiTaskModel,
+    tasks: Mapping[str, Task],
     batches: Mapping[str, Sequence[Batch]],
     sets: Bool[np.ndarray, "sets layers heads"],
-    take: Callable[[str, Batch, int, Tensor], None],
-    means: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Run every batch with every head set switched off.
+    *,
+    means: Mapping[str, Tensor] = MappingProxyType({}),
+    losses: Mapping[str, Float[np.ndarray, "sets n"]] | None = None,
+) -> dict[str, Num[np.ndarray, "sets n"]]:
+    """Return every task's predictions with every head set switched off.
 
     Where the first set is empty, the others hand back its layers below their own (`reused_layers`).
 
     Args:
         model: The model.
-        batches: {task: its batches}.
+        tasks: {name: task}.
+        batches: {name: batches of its evaluation examples}.
         sets: Head sets, True = switched off.
-        take: Called with task, batch on the model's device, number of the set, and logits.
-        means: {task: what a head that is off gives}, zero for a task that is not among them.
+        means: {name: what a head that is off gives}, zero for a task that is not among them.
+        losses: {name: to be filled with every example's loss}.
     """
+    found = {name: blank(t, len(sets), len(t.eval)) for name, t in tasks.items()}
     lowest = [int(heads.any(1).argmax()) if heads.any() else None for heads in sets]
     with in_mode(model, training=False), torch.inference_mode(), reused_layers(model) as changed:
         work = [(name, batch) for name, mine in batches.items() for batch in mine]
         for name, batch in bar(work, "pruning", "batches"):
-            there, mean = batch.to(model.device), (means or {}).get(name)
+            there, mean = batch.to(model.device), means.get(name)
             ablation = "zero" if mean is None else "mean"
             for number, heads in enumerate(sets):
                 changed(lowest[number])
                 with pruned(model, heads, ablation=ablation, mean=mean):
                     logits = check_finite(model(there.inputs, name), name)
-                take(name, there, number, logits)
-
-
-def _check_sets(
-    task: str,
-    fractions: Sequence[float],
-    chosen: Bool[np.ndarray, "fractions layers heads"],
-    controls: int,
-) -> None:
-    """Raise FslibError for top heads that are none or have no other set like them."""
-    for fraction, heads in zip(fractions, chosen, strict=True):
-        if not heads.any():
-            raise FslibError(f"fraction {fraction} leaves no head of task {task} to prune")
-        if controls and all(layer.all() or not layer.any() for layer in heads):
-            whole = f"fraction {fraction} takes whole layers of task {task}"
-            same = "a random set with as many heads in each layer is the same one"
-            raise FslibError(f"{whole}: {same}; use a smaller fraction, or controls=0")
-
-
-def _check(
-    model: MultiTaskModel,
-    tasks: Mapping[str, Task],
-    importance: Mapping[str, np.ndarray] | None,
-    ablation: str,
-) -> None:
-    """Raise FslibError for what cannot be pruned, before the first forward pass."""
-    check_among("ablation", ablation, ABLATIONS)
-    if importance is None:
-        return
-    if not isinstance(importance, Mapping):
-        wanted = "give {task: (layers, heads)}, or None to score it here"
-        raise FslibError(f"importance {importance!r:.80}: {wanted}")
-    shape = (model.n_layers, model.n_heads)
-    for name in tasks:
-        given = "missing"
-        if name in importance:
-            found = finite_array(f"importance of task {name}", importance[name]).shape
-            given = "" if found == shape else f"of shape {found}"
-        if given:
-            wanted = f"give one of shape {shape} (layers, heads)"
-            raise FslibError(f"importance of task {name} is {given}; {wanted}")
+                found[name][number, batch.indices] = predicted(tasks[name], logits)
+                if losses is not None:
+                    each = example_losses(logits, there.labels)
+                    losses[name][number, batch.indices] = each.float().cpu().numpy()
+    return found
 
 
 def _nested_sets(
@@ -206,4 +171,6 @@ def _nested_sets(
             above_all = importance[~sets[-1]].max(initial=0) + 1
             importance = np.where(sets[-1], above_all, importance)
         sets.append(top_heads(importance, fraction, min_per_layer=min_per_layer))
+        if not sets[-1].any():
+            raise FslibError(f"fraction {fraction}, min_per_layer: no head of task {task.name}")
     return np.array(sets)

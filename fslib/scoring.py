@@ -97,7 +97,7 @@ def _checked(
 ) -> tuple[np.ndarray, np.ndarray]:
     check_among("metric", metric, ("accuracy", "f1", "matthews", "spearman"))
     predictions, labels = np.asarray(predictions), np.asarray(labels)
-    if predictions.shape[-1] != len(labels):
+    if not predictions.shape[-1] == len(labels) > 0:
         raise FslibError(f"{predictions.shape[-1]} predictions for {len(labels)} labels")
     if not (np.isfinite(predictions).all() and np.isfinite(labels).all()):
         raise FslibError(f"{metric} of NaN or infinite values is no number: look at the model")
@@ -145,8 +145,6 @@ def rank_correlation(a: Float[np.ndarray, "*shape"], b: Float[np.ndarray, "*shap
     Raises:
         FslibError: For arrays of different shapes, NaN and infinity.
     """
-    a, b = finite_array("what is ranked", a), finite_array("what is ranked", b)
-    if a.shape != b.shape or not a.size:
-        shapes = f"{a.shape} and {b.shape}"
-        raise FslibError(f"a rank correlation is of two arrays of one shape, not of {shapes}")
-    return float(metric_score("spearman", np.ravel(a)[None], np.ravel(b))[0])
+    a = finite_array("what is ranked", a)
+    b = finite_array("what is ranked", b, a.shape)
+    return float(metric_score("spearman", a.ravel()[None], b.ravel())[0])

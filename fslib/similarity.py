@@ -4,10 +4,11 @@ For claim C2: the more alike the tasks, the weaker the specialization.
 
     importance_similarity   do they need the same heads: rank correlation of importance maps
     head_overlap            the same question of the top heads alone: Jaccard index
-    task_similarity         do they pull at the same weights: TaskEmb, the Fisher information (Vu et
-    al., 2020) cosine                  are their texts alike: TextEmb, the mean text embedding (Vu
-    et al., 2020) linear_cka              do models trained on them see texts alike (Kornblith et
-    al., 2019)
+    task_similarity         do they pull at the same weights: TaskEmb, the Fisher information
+                            (Vu et al., 2020)
+    cosine                  are their texts alike: TextEmb, the mean text embedding
+                            (Vu et al., 2020)
+    linear_cka              do models trained on them see texts alike (Kornblith et al., 2019)
 
 The first three and the last say something of a task's labels, TextEmb of its texts only. All of
 them are measurements: the model leaves them exactly as it came.
@@ -21,8 +22,8 @@ import torch
 from jaxtyping import Float
 
 from fslib.data.tasks import Split, Task, as_tasks, check_texts
-from fslib.errors import FslibError, check_among, check_count, finite_array, number_array
-from fslib.evaluation import EVAL_BATCH, check_finite, length_batches, sample
+from fslib.errors import FslibError, check_among, finite_array
+from fslib.evaluation import EVAL_BATCH, Most, check_finite, length_batches, sample
 from fslib.heads import overlap, top_heads
 from fslib.importance import gradients_for, wide
 from fslib.model.modes import in_mode
@@ -43,7 +44,7 @@ def importance_similarity(a: Float[np.ndarray, "_ _"], b: Float[np.ndarray, "_ _
         a: (layers, heads).
         b: Of the same shape.
     """
-    return rank_correlation(*_matched(a, b, "importance maps"))
+    return rank_correlation(a, b)
 
 
 def head_overlap(
@@ -58,10 +59,11 @@ def head_overlap(
         b: Of the same shape.
         fraction: Of all heads, in (0, 1], large enough for one.
     """
-    a, b = _matched(a, b, "importance maps")
     tops = [top_heads(importance, fraction) for importance in (a, b)]
     if not tops[0].any():
-        raise FslibError(f"fraction {fraction} of {a.size} heads is no head: use a larger one")
+        raise FslibError(
+            f"fraction {fraction} of {tops[0].size} heads is no head: use a larger one"
+        )
     return overlap(*tops)
 
 
@@ -74,7 +76,8 @@ def cosine(a: Float[np.ndarray, "..."], b: Float[np.ndarray, "..."]) -> float:
         FslibError: For different shapes, values that are not finite, and zero vectors, which have
             no direction.
     """
-    a, b = _matched(a, b, "vectors")
+    a = finite_array("vectors", a)
+    b = finite_array("vectors", b, a.shape)
     norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     if not all(norms):
         raise FslibError("a vector of zeros has no cosine: measure on more examples")
@@ -82,12 +85,7 @@ def cosine(a: Float[np.ndarray, "..."], b: Float[np.ndarray, "..."]) -> float:
 
 
 def task_embedding(
-    model: MultiTaskModel,
-    task: Task,
-    *,
-    split: str = "train",
-    examples: int | None = None,
-    seed: int = 0,
+    model: MultiTaskModel, task: Task, *, split: str = "train", examples: Most = None, seed: int = 0
 ) -> TaskEmbedding:
     """Return TaskEmb: which of the encoder's weights the task's loss depends on.
 
@@ -141,22 +139,14 @@ def task_similarity(a: TaskEmbedding, b: TaskEmbedding) -> float:
     Raises:
         FslibError: For embeddings of different encoders, and for a component without any gradient.
     """
-    for embedding in (a, b):
-        if not isinstance(embedding, dict):
-            raise FslibError(f"{embedding!r:.60} is no task embedding: task_embedding returns one")
-    if a.keys() != b.keys() or not a:
-        both = f"{list(a)} and {list(b)}"
-        raise FslibError(f"task embeddings of different encoders cannot be compared: {both}")
+    if not (isinstance(a, dict) and isinstance(b, dict) and a and a.keys() == b.keys()):
+        both = f"{a!r:.60} and {b!r:.60}"
+        raise FslibError(f"no task embeddings, or of different encoders: {both}")
     return float(np.mean([cosine(a[component], b[component]) for component in a]))
 
 
 def text_embedding(
-    model: MultiTaskModel,
-    task: Task,
-    *,
-    split: str = "train",
-    examples: int | None = None,
-    seed: int = 0,
+    model: MultiTaskModel, task: Task, *, split: str = "train", examples: Most = None, seed: int = 0
 ) -> Float[np.ndarray, " hidden"]:
     """Return TextEmb (Vu et al., 2020), (hidden,): where a task's texts lie.
 
@@ -197,20 +187,15 @@ def representations(
     """
     check_among("pooling", pooling, POOLINGS, none=True)
     check_model(model)
-    check_count("batch_size", batch_size)
     if not isinstance(texts, Split):
         check_texts("representations", texts)
+        labels = np.zeros(len(texts), dtype=np.int64)
+        texts = Split(tuple(texts), None, labels, tuple((text,) for text in texts))
     if not len(texts):
         raise FslibError("no text given: representations need at least one")
-    if isinstance(texts, Split):
-        split = texts
-    else:
-        labels = np.zeros(len(texts), dtype=np.int64)
-        split = Split(tuple(texts), None, labels, tuple((text,) for text in texts))
-    rows = np.zeros((len(split), model.encoder.config.hidden_size), dtype=np.float32)
-    batches = length_batches(model, split, batch_size)
+    rows = np.zeros((len(texts), model.encoder.config.hidden_size), dtype=np.float32)
     with in_mode(model, training=False), torch.inference_mode():
-        for batch in batches:
+        for batch in length_batches(model, texts, batch_size):
             inputs = {k: v for k, v in batch.to(model.device).inputs.items() if k in model.accepts}
             hidden = model.encoder(**inputs).last_hidden_state  # (batch, seq, hidden)
             pooled = pool(hidden, batch.mask.to(model.device), pooling or model.pooling)
@@ -236,14 +221,9 @@ def linear_cka(x: Float[np.ndarray, "_ _"], y: Float[np.ndarray, "_ _"]) -> floa
         FslibError: For different n, fewer than 2 texts, values that are not finite, and features
             that are the same for every text.
     """
-    for features in (x, y):
-        if len(shape := number_array("features for CKA", features).shape) != 2:
-            raise FslibError(f"CKA compares arrays (texts, features); got one of shape {shape}")
-    x, y = np.asarray(x), np.asarray(y)  # of their own precision, which says what rounding is
-    if len(x) != len(y) or len(x) < 2:
-        sizes = f"got {len(x)} and {len(y)}"
-        raise FslibError(f"CKA compares the same texts, at least 2, in both: {sizes}")
     x, y = _centred(x), _centred(y)
+    if len(x) != len(y):
+        raise FslibError(f"CKA compares the same texts in both: got {len(x)} and {len(y)}")
     if len(x) > x.shape[1] + y.shape[1]:
         shared, own = np.sum((y.T @ x) ** 2), [np.linalg.norm(z.T @ z) for z in (x, y)]
     else:  # fewer texts than features: the same numbers from (n, n) products
@@ -257,25 +237,17 @@ def _centred(features: np.ndarray) -> Float[np.ndarray, "_ _"]:
 
     With that norm no scale under- or overflows.
     """
-    rounding = np.finfo(np.result_type(features, np.float32)).eps
-    features = features.astype(np.float64)
-    if not np.isfinite(features).all():
-        raise FslibError("features must be finite for CKA: drop texts that give NaN or infinity")
+    given, features = features, finite_array("features for CKA", features)
+    if features.ndim != 2 or not len(features):
+        raise FslibError(f"CKA compares arrays (texts, features); got shape {features.shape}")
     centred = features - features.mean(0)
-    # what rounding leaves of constant features is no variation
+    # what rounding, in the precision given, leaves of constant features is no variation
+    rounding = np.finfo(np.result_type(np.asarray(given), np.float32)).eps
     if np.abs(centred).max(initial=0) <= 4 * rounding * np.abs(features).max(initial=0):
         raise FslibError("CKA is undefined for features that are the same for every text")
     return centred / np.linalg.norm(centred)
 
 
-def _matched(a: np.ndarray, b: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
-    a, b = finite_array(what, a), finite_array(what, b)
-    if a.shape != b.shape:
-        raise FslibError(f"{what} of different shapes cannot be compared: {a.shape} and {b.shape}")
-    return a, b
-
-
 def _component(name: str) -> str:
     """Return the layer of an encoder's parameter: its name up to the first number."""
-    numbered = re.match(r".*?\.\d+(?=\.)", name)
-    return numbered[0] if numbered else OUTSIDE
+    return numbered[0] if (numbered := re.match(r".*?\.\d+(?=\.)", name)) else OUTSIDE

@@ -84,7 +84,7 @@ def test_iat_says_why_it_cannot(zoo):
     for parameter in model.encoder.encoder.layer[0].attention.self.parameters():
         parameter.requires_grad_(False)
     report = fslib.check(model)
-    assert report.works and "head 0 of layer 0 has no rows of its own" in report.rows
+    assert report.works and "cannot train head 0 of layer 0: it has no" in report.rows
 
 
 def test_a_head_whose_output_no_module_reads_as_it_is_cannot_be_checked(zoo):
@@ -94,4 +94,4 @@ def test_a_head_whose_output_no_module_reads_as_it_is_cannot_be_checked(zoo):
     attention.output.forward = lambda states, before: whole(states * 2, before)
     report = fslib.check(model)
     assert "layer 1 does not hand its heads' outputs to a projection" in report.refused
-    assert report.passed == ["the empty set changes nothing, bit by bit"] and not report.rows
+    assert report.passed == ["the empty set changes nothing, bit by bit"]

@@ -265,7 +265,6 @@ def test_a_part_of_a_pruning_needs_its_tasks_and_examples():
     assert np.array_equal(iap.part(["c", "a"]).heads, iap.heads[:, :, [2, 0]])
     for tasks, examples, said in (
         (["a", "d"], np.arange, "'d'"),
-        (["a"], np.arange, "at least two tasks"),
         (["a", "c"], lambda n: np.arange(39, n), "fewer than two examples of task"),
     ):
         with refused(said):

@@ -100,7 +100,7 @@ def test_nothing_is_computed_without_data(evidence, tmp_path):
     assert (study.folder / FILE).read_bytes() == before
     fingerprints._consulted.clear()
     cached_task.cache_clear()
-    with pytest.raises(NotAtHandError, match="task sst-2: no nyu-mll/glue .* from the Hub"):
+    with pytest.raises(NotAtHandError, match=r"task sst-2: no nyu-mll/glue .* from the Hub"):
         Study("evidence", results=tmp_path / "none").plan("02")[0].key  # noqa: B018
 
 

@@ -139,11 +139,15 @@ EARLY = dict.fromkeys(("bbc", "bbc-pair"), np.arange(24.0).reshape(2, 12))
 REFUSALS = [
     (([0.04, 0.5], 1), {}, ["fraction 0.04 of 2 x 12 heads is no head", "0.042"]),
     (([0.5, 0.51], 1), {}, ["fractions 0.5 and 0.51", "12 heads each"]),
-    (([1.0], 1), {}, ["fraction 1.0", "the same one", "controls=0"]),
+    (([1.0], 1), {}, ["controls=1 for fraction 1 ", "at most 0 other sets"]),
     (([0.5], 0), {"min_per_layer": 12}, ["fraction 0.5", "no head of task bbc"]),
-    (([1 / 24], 13), {}, ["13 controls", "only 11 other"]),
+    (([1 / 24], 13), {}, ["controls=13", "at most 11 other"]),
     (([0.5], 1), {"ablation": "men"}, ["unknown ablation 'men': did you mean 'mean'"]),
-    (([0.5], 1), {"importance": {"bbc": EARLY["bbc"]}}, ["bbc-pair", "missing", SHAPE]),
+    (
+        ([0.5], 1),
+        {"importance": {"bbc": EARLY["bbc"]}},
+        ["unknown task of the importance given 'bbc-pair'"],
+    ),
     (([0.5], 1), {"importance": EARLY | {"bbc-pair": np.ones((12, 2))}}, ["bbc-pair", (12, 2)]),
     (([0.5], 1), {"importance": EARLY | {"bbc-pair": np.full(SHAPE, np.nan)}}, ["finite"]),
 ]

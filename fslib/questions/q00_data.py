@@ -39,12 +39,12 @@ def task_table(study: Study) -> Rows:
     """
     for name, encoded in _encoded(study).items():
         task, tokens = study.every_task[name], encoded.lengths
-        texts = 1 if task.train.pairs is None else 2
-        asked = name, task.description, texts, ", ".join(task.label_names) or "a number"
-        chance = chance_level(task.metric, task.eval.labels)
-        sizes = len(task.train), len(task.eval), task.metric, chance
-        cut = encoded.truncated.sum(), encoded.lost.sum(), len(task.shared_texts())
-        yield *asked, *sizes, tokens.mean(), tokens.max(), *cut
+        texts, chance = 2 if task.train.pairs else 1, chance_level(task.metric, task.eval.labels)
+        yield (
+            *(name, task.description, texts, ", ".join(task.label_names) or "a number"),
+            *(len(task.train), len(task.eval), task.metric, chance, tokens.mean(), tokens.max()),
+            *(encoded.truncated.sum(), encoded.lost.sum(), len(task.shared_texts())),
+        )
 
 
 def lengths(study: Study) -> dict[str, np.ndarray]:
