@@ -107,11 +107,13 @@ VALUES: dict[str, tuple[Any, ...]] = {
 # A call, some of its settings, and what each is in turn
 TOGETHER: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("train(model, tasks, **({'steps': 2} | {'%s': V}))", "steps batch_size epochs", (*COUNT, 0)),
-    ("train(model, tasks, steps=2, %s=V)", "lr weight_decay warmup clip", FLOAT),
+    ("train(model, tasks, steps=2, %s=V)", "lr weight_decay warmup decay", FLOAT),
+    ("train(model, tasks, steps=2, %s=V)", "clip", (-1, NAN, "1", True)),  # None: any norm
     ("train(model, tasks, steps=2, %s=V)", "evaluate_every", (*COUNT, 0)),
     (f"{PRUNE}, importance=maps, %s=V)", "batch_size seed min_per_layer", COUNT),
     ("IAT(%s=V)", "alpha delta", SHARE),
-    ("IAT(%s=V)", "shared strict", FLAG),
+    ("IAT(%s=V)", "shared strict dropout", FLAG),
+    ("IAT(%s=V)", "leak", COUNT),
     ("single.limited(%s=V)", "train eval", (*COUNT, 0)),
     ("head_importance(model, single, %s=V)", "examples batch_size", (*COUNT, 0)),
 )
