@@ -280,7 +280,7 @@ def test_what_an_iap_cannot_tell_is_refused(uneven, model, two, importance):
     for field in ("random", "random_low", "random_high", "above", "above_low", "above_high"):
         assert np.isnan(getattr(found.mean, field)), field
     assert found.controls is None and found.mean.p == 0.5
-    with refused("without random controls", "controls=1"):
+    with refused("nothing to compare with", "controls=1"):
         found.measure(above_random=True)
     for ask in (found.of, found.along, found.measure):
         with refused("'aa'", "did you mean 'a'"):
