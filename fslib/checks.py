@@ -1,7 +1,7 @@
 """Can a model be used here? What is checked before training: heads, head sets, rows for IAT."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,8 @@ def check(model: str | Path | MultiTaskModel | nn.Module) -> Report:
     try:
         if named:
             encoder, tokenizer, source = load_encoder(str(model))
-        control = attach(encoder)
-        if named:
             report.pooling = natural_pooling(encoder, tokenizer, source)
+        control = attach(encoder)
     except FslibError as error:
         if named and "cannot be used" not in str(error):
             raise
@@ -200,10 +199,7 @@ def _zeroed(encoder: Any, layer: int, head: int) -> Iterator[list[nn.Module]]:
         return (ctx.reshape(states.shape), *args[1:])
 
     leaves = [m for m in encoder.modules() if not list(m.children()) and list(m.parameters())]
-    hooks = [module.register_forward_pre_hook(look) for module in leaves]
-    try:
-        with tapped(encoder, listen):
-            yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, tapped(encoder, listen):
+        for module in leaves:
+            hooks.enter_context(module.register_forward_pre_hook(look))
+        yield found

@@ -121,9 +121,7 @@ def number_array(name: str, value: object) -> Float[np.ndarray, "..."]:
     raise FslibError(f"{name} must be an array of numbers, not {type(value).__name__}")
 
 
-def finite_array(
-    name: str, value: object, shape: tuple[int, ...] | None = None
-) -> Float[np.ndarray, "..."]:
+def finite_array(name: str, value: object, shape: tuple | None = None) -> Float[np.ndarray, "..."]:
     """Return an array of numbers as float64; refuse other things, NaN and infinity.
 
     Of the given shape, where there is one.

@@ -17,6 +17,7 @@ from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.scoring import metric_score
 
 EVAL_BATCH = 32
+Tasks = Task | Iterable[Task] | Mapping[str, Task]
 Most = int | None  # so many examples at most; None for all
 
 
@@ -59,11 +60,7 @@ class Score:
 
 
 def evaluate(
-    model: MultiTaskModel,
-    tasks: Task | Iterable[Task] | Mapping[str, Task],
-    *,
-    split: str = "eval",
-    batch_size: int = EVAL_BATCH,
+    model: MultiTaskModel, tasks: Tasks, *, split: str = "eval", batch_size: int = EVAL_BATCH
 ) -> dict[str, Score]:
     """Score the model on every task and return {name: Score}.
 
@@ -137,7 +134,7 @@ def length_batches(model: MultiTaskModel, split: Split, batch_size: int) -> list
     return [encoded.batch(indices) for indices in reversed(encoded.in_length_order(batch_size))]
 
 
-def sample(task: Task, split: str, examples: Most, seed: int) -> Split:
+def sample(task: Task, split: str = "train", examples: Most = None, seed: int = 0) -> Split:
     """Draw a random part of a split, or return all of it where `examples` is None."""
     check_count("examples", examples, none=True)
     return task.part(split, examples, seed)

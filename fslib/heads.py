@@ -11,7 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from fslib.errors import FslibError, check_count, check_flag, check_number, finite_array
+from fslib.errors import FslibError, check_count, check_number, finite_array
+
+HeadMap = Float[np.ndarray, "layers heads"]  # a number for every head
+HeadSet = Bool[np.ndarray, "layers heads"]
+Nested = Bool[np.ndarray, "*nested layers heads"]  # a head set, or sets that grow
 
 
 def head_count(fraction: float, total: int) -> int:
@@ -64,9 +68,7 @@ def head_name(layer: int, head: int) -> str:
     return f"L{layer + 1}H{head + 1}"
 
 
-def top_heads(
-    importance: Float[np.ndarray, "layers heads"], fraction: float, *, min_per_layer: int = 0
-) -> Bool[np.ndarray, "layers heads"]:
+def top_heads(importance: HeadMap, fraction: float, *, min_per_layer: int = 0) -> HeadSet:
     """Return the k = floor(fraction * layers * heads) most important heads.
 
     Source: Li et al. (2023). Ties go to the lower (layer, head).
@@ -97,11 +99,7 @@ def top_heads(
 
 
 def random_heads(
-    like: Bool[np.ndarray, "*nested layers heads"],
-    n: int,
-    rng: np.random.Generator,
-    *,
-    others: bool = False,
+    like: Nested, n: int, rng: np.random.Generator, *, others: bool = False
 ) -> Bool[np.ndarray, "n *nested layers heads"]:
     """Draw random head sets with as many heads *in each layer*: matched controls.
 
@@ -120,7 +118,6 @@ def random_heads(
         FslibError: If fewer than n such sets exist.
     """
     check_count("controls", n, 0)
-    check_flag("others", others)
     if not isinstance(rng, np.random.Generator):
         raise FslibError(f"rng {rng!r:.80} is no generator: give numpy.random.default_rng(seed)")
     like = _head_sets(like)
@@ -153,12 +150,12 @@ def random_heads(
     return np.array(drawn, dtype=bool).reshape(n, *like.shape)
 
 
-def _steps(nested: Bool[np.ndarray, "*nested layers heads"]) -> set[tuple[int, bytes]]:
+def _steps(nested: Nested) -> set[tuple[int, bytes]]:
     """Return each of nested sets, with its place, in a form that can be looked up."""
     return {(i, step.tobytes()) for i, step in enumerate(nested.reshape(-1, *nested.shape[-2:]))}
 
 
-def overlap(a: Bool[np.ndarray, "layers heads"], b: Bool[np.ndarray, "layers heads"]) -> float:
+def overlap(a: HeadSet, b: HeadSet) -> float:
     """Return the Jaccard index of two head sets, |a and b| / |a or b|, in [0, 1].
 
     Two empty sets overlap fully (1).
@@ -169,7 +166,7 @@ def overlap(a: Bool[np.ndarray, "layers heads"], b: Bool[np.ndarray, "layers hea
     return float((a & b).sum() / (a | b).sum()) if (a | b).any() else 1.0
 
 
-def _head_sets(given: object) -> Bool[np.ndarray, "*nested layers heads"]:
+def _head_sets(given: object) -> Nested:
     """Return head sets as they are; refuse importance maps, as any score is true."""
     wanted = "a head set is a bool array (layers, heads)"
     try:

@@ -25,6 +25,7 @@ from fslib.scoring import chance_level, left_out_scores, metric_score
 CONVENTIONS = ("lesion", "released", "retention")
 # the fractions that D is averaged over: from 40 % on, most of a random set are top heads
 HEADLINE = (0.1, 0.3)
+Arrays = Mapping[str, np.ndarray]
 DRAWS = 9999  # relabellings drawn; if there are no more than that, all of them: an exact p
 _PARTS = ("labels", "unpruned", "lesioned")  # of an IAP, a task each
 # column of `Dissociation.frame`: field of a `Point`
@@ -170,7 +171,7 @@ class IAP:
         """Return S0, the score of every task with nothing pruned."""
         return self._scores(self.unpruned)
 
-    def _scores(self, predictions: Mapping[str, np.ndarray]) -> Float[np.ndarray, "*sets scored"]:
+    def _scores(self, predictions: Arrays) -> Float[np.ndarray, "*sets scored"]:
         pairs = zip(self.metrics, self.tasks, strict=True)
         return np.stack([metric_score(m, predictions[u], self.labels[u]) for m, u in pairs], -1)
 
@@ -249,10 +250,11 @@ class IAP:
         every = range(len(self.fractions))
         return [i for i in every if round(self.fractions[i], 9) in HEADLINE] or list(every)
 
-    def _scored(
-        self, convention: str, scores: np.ndarray, unpruned: np.ndarray
-    ) -> Float[np.ndarray, "*sets rows cols"]:
-        """Return D with its means: over tasks as last column, over fractions as last row."""
+    def _scored(self, convention: str, scores: np.ndarray, unpruned: np.ndarray) -> np.ndarray:
+        """Return D, (*sets, rows, cols), with its means.
+
+        Over tasks as last column, over fractions as last row.
+        """
         d = dissociation(scores, unpruned, convention, self.chance())
         d = np.concatenate([d, d.mean(-1, keepdims=True)], -1)
         return np.concatenate([d, d[..., self.headline, :].mean(-2, keepdims=True)], -2)
@@ -277,10 +279,11 @@ class IAP:
             influence[u] = np.moveaxis((n - 1) * (values - without), 0, 1)
         return Cells(values, influence)
 
-    def _relabelled(
-        self, convention: str, draws: int, rng: np.random.Generator
-    ) -> Float[np.ndarray, "orders *cells"]:
-        """Return D of every model and cell under each relabelling, the true labels first."""
+    def _relabelled(self, convention: str, draws: int, rng: np.random.Generator) -> np.ndarray:
+        """Return D of every model and cell under each relabelling, the true labels first.
+
+        (orders, *cells).
+        """
         own = tuple(range(len(self.tasks)))
         if math.factorial(len(own)) <= max(draws, 24):
             orders = list(permutations(own))
@@ -300,11 +303,7 @@ class IAP:
 
     @classmethod
     def from_arrays(
-        cls,
-        tasks: Sequence[str],
-        metrics: Sequence[str],
-        fractions: Sequence[float],
-        arrays: Mapping[str, np.ndarray],
+        cls, tasks: Sequence[str], metrics: Sequence[str], fractions: Sequence, arrays: Arrays
     ) -> "IAP":
         """Make an `IAP` again from what `arrays` returned."""
         labels, unpruned, lesioned = ({u: arrays[f"{k}/{u}"] for u in tasks} for k in _PARTS)
@@ -445,9 +444,7 @@ def _over_controls(scores: np.ndarray) -> Float[np.ndarray, "seeds fractions tas
     return scores.mean(3) if scores.ndim == 5 else scores
 
 
-def score_left(
-    scores: Float[np.ndarray, "*axes scored"], unpruned: np.ndarray
-) -> Float[np.ndarray, "*axes scored"]:
+def score_left(scores: Float[np.ndarray, "*axes scored"], unpruned: np.ndarray) -> np.ndarray:
     """Return what a lesion leaves of a score, in % of the unpruned one (broadcast).
 
     NaN where that is not > 0.
@@ -455,9 +452,7 @@ def score_left(
     return 100 * (scores / np.where(unpruned > 0, unpruned, np.nan))
 
 
-def double_dissociations(
-    left: Float[np.ndarray, "pruned scored"],
-) -> Bool[np.ndarray, "tasks tasks"]:
+def double_dissociations(left: Float[np.ndarray, "pruned scored"]) -> Bool[np.ndarray, "_ _"]:
     """Return which pairs of tasks are hurt more by their own lesions (Shallice, 1988).
 
     Args:

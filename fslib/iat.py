@@ -8,18 +8,18 @@ optimizer the gradients of one task's rows and of no others.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fslib.endings import Ending, Rule, Trunk
 from fslib.errors import FslibError, check_among, check_count, check_flag, check_number
-from fslib.heads import head_count, random_heads, top_heads
+from fslib.heads import HeadMap, HeadSet, head_count, random_heads, top_heads
 from fslib.importance import NORMALIZATIONS, REDUCTIONS, contributions
 from fslib.model.attention import control_of
 from fslib.model.devices import device_of
@@ -28,7 +28,7 @@ from fslib.model.multitask import MultiTaskModel
 
 CHOICES = ("top", "random", "least")
 OTHERS = ("train", "freeze")
-HeadSets = dict[str, Bool[np.ndarray, "layers heads"]]
+HeadSets = dict[str, HeadSet]
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,7 @@ class IAT(Ending):
         heads = self.choose(importance, np.random.default_rng((trunk.seed, 5)))
         return IATRule(trunk, self, heads, seconds)
 
-    def choose(
-        self, importance: Mapping[str, Float[np.ndarray, "layers heads"]], rng: np.random.Generator
-    ) -> HeadSets:
+    def choose(self, importance: Mapping[str, HeadMap], rng: np.random.Generator) -> HeadSets:
         """Return each task's head set, True = trained on its batches."""
         sign = -1 if self.heads == "least" else 1
         sets = {t: top_heads(sign * scores, self.alpha) for t, scores in importance.items()}
@@ -126,13 +124,13 @@ class HeadRows:
     dim: int
     start: int
     stop: int
-    owners: Bool[np.ndarray, "layers heads"]
+    owners: HeadSet
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return these rows of the parameter, or of what else has its shape, as a view."""
         return tensor.narrow(self.dim, self.start, self.stop - self.start)
 
-    def belong_to(self, heads: Bool[np.ndarray, "layers heads"]) -> bool:
+    def belong_to(self, heads: HeadSet) -> bool:
         """Tell whether a head of the set needs these rows."""
         return bool((self.owners & heads).any())
 
@@ -194,16 +192,14 @@ def separate_rows(
         The view of the parameter that stands for each of `rows` from here on.
     """
     views = {row: row.of(row.parameter.data) for row in rows}
-    rows_in: dict[nn.Parameter, list[HeadRows]] = {}
-    for row in rows:
-        rows_in.setdefault(row.parameter, []).append(row)
+    split = {row.parameter for row in rows}
     for group in optimizer.param_groups:
-        own = [row for parameter in group["params"] for row in rows_in.get(parameter, ())]
+        own = [row for p in group["params"] if p in split for row in rows if row.parameter is p]
         for row in own:
             state, shape = optimizer.state.get(row.parameter, {}), row.parameter.shape
             parts = {k: row.of(v) if v.shape == shape else v for k, v in state.items()}
             optimizer.state[views[row]] = {k: part.clone() for k, part in parts.items()}
-        whole = [p for p in group["params"] if p not in rows_in]
+        whole = [p for p in group["params"] if p not in split]
         group["params"] = [*whole, *(views[row] for row in own)]
         if all(views[row].is_contiguous() for row in own):
             continue
@@ -213,7 +209,7 @@ def separate_rows(
         for state in (optimizer.state.get(p, {}) for p in group["params"]):
             if "step" in state:
                 state["step"] = state["step"].cpu()
-    for parameter in rows_in:
+    for parameter in split:
         optimizer.state.pop(parameter, None)
     return views
 
@@ -291,13 +287,11 @@ def _attention_inputs(model: nn.Module) -> list[tuple[nn.Module, Tensor, Tensor,
 
     with torch.no_grad():
         modules = dict.fromkeys(module for module, *_ in listen())
-    # detached: where layers share weights, a head's own rows would be lost among those before it
-    hooks = [m.register_forward_pre_hook(_detached, with_kwargs=True) for m in modules]
-    try:
+    with ExitStack() as hooks:
+        # detached: where layers share weights, a head's own rows would be lost among those before
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(_detached, with_kwargs=True))
         return listen()
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _detached(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

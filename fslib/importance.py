@@ -40,6 +40,7 @@ from fslib.data.batches import Batch
 from fslib.data.tasks import Task
 from fslib.errors import FslibError, check_among, check_count
 from fslib.evaluation import EVAL_BATCH, Most, check_finite, in_mode, length_batches, sample
+from fslib.heads import HeadMap
 from fslib.model.attention import tapped
 from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.model.reuse import reused_layers
@@ -48,6 +49,7 @@ from fslib.progress import bar
 ESTIMATORS = ("gradient", "ablation", "integrated", "norm", "random")
 REDUCTIONS = ("token", "example")
 NORMALIZATIONS = ("layer",)  # or None
+Norm = str | None
 STEPS = 8  # of "integrated": in MiniLM the values then sum to the change of the loss within 1 %
 
 
@@ -66,12 +68,8 @@ class Contributions:
     tokens: Int[np.ndarray, " n"]
 
     def importance(
-        self,
-        *,
-        reduction: str = "token",
-        normalize: str | None = None,
-        subset: ArrayLike | None = None,
-    ) -> Float[np.ndarray, "layers heads"]:
+        self, *, reduction: str = "token", normalize: Norm = None, subset: ArrayLike | None = None
+    ) -> HeadMap:
         """Return importance, (layers, heads), over all examples or some of them.
 
         Args:
@@ -87,18 +85,14 @@ class Contributions:
         return _averaged(np.abs(values), self.tokens[chosen], normalize)
 
 
-def _averaged(
-    values: Float[np.ndarray, "n layers heads"], weights: np.ndarray, normalize: str | None
-) -> Float[np.ndarray, "layers heads"]:
-    """Return the sum over examples of their values, per unit of their weights (n,)."""
+def _averaged(values: np.ndarray, weights: np.ndarray, normalize: Norm) -> HeadMap:
+    """Return the sum over examples of their values, (n, layers, heads), per unit of weight."""
     if not len(weights):
         raise FslibError("importance needs at least one example")
     return normalized(values.sum(0, dtype=np.float64) / weights.sum(), normalize)
 
 
-def normalized(
-    importance: Float[np.ndarray, "layers heads"], normalize: str | None
-) -> Float[np.ndarray, "layers heads"]:
+def normalized(importance: HeadMap, normalize: Norm) -> HeadMap:
     """Return importance as it is, or with each layer divided by its L2 norm ("layer").
 
     The latter is the advice of Michel et al. (2019).
@@ -116,13 +110,13 @@ def head_importance(
     *,
     estimator: str = "gradient",
     reduction: str = "token",
-    normalize: str | None = None,
+    normalize: Norm = None,
     split: str = "train",
     examples: Most = None,
     batch_size: int = EVAL_BATCH,
     seed: int = 0,
     steps: int = STEPS,
-) -> Float[np.ndarray, "layers heads"]:
+) -> HeadMap:
     """Return the importance of every head for a task, higher = more important.
 
     What each estimator costs: `passes`. Inside `pruned`, heads that are off score 0 (but by
@@ -176,21 +170,20 @@ def head_importance(
 
 
 def contributions(
-    model: MultiTaskModel,
-    task: Task,
-    *,
-    split: str = "train",
-    examples: Most = None,
-    batch_size: int = EVAL_BATCH,
-    seed: int = 0,
+    model: MultiTaskModel, task: Task, *, batch_size: int = EVAL_BATCH, **sampled: Any
 ) -> Contributions:
     """Return the gradient estimator's parts, example by example.
 
-    One forward and one backward pass; no gradient of a weight is computed. The options are those of
-    `head_importance`.
+    One forward and one backward pass; no gradient of a weight is computed.
+
+    Args:
+        model: The model.
+        task: The task.
+        batch_size: Examples at once.
+        sampled: split, examples and seed, as `head_importance` takes them.
     """
     check_model(model, task)
-    part = sample(task, split, examples, seed)
+    part = sample(task, **sampled)
     # Filled in place: small results kept between large batches would leave holes in memory.
     absolute = np.zeros((len(part), model.n_layers, model.n_heads), dtype=np.float32)
     signed, tokens = np.zeros_like(absolute), np.zeros(len(part), dtype=np.int64)

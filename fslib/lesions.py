@@ -6,15 +6,16 @@ comes back before the next one goes.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Num, Shaped
 
-from fslib.data.tasks import Task, as_tasks
+from fslib.data.tasks import as_tasks
 from fslib.errors import FslibError, check_among, finite_array
-from fslib.evaluation import EVAL_BATCH, check_several, length_batches
+from fslib.evaluation import EVAL_BATCH, Tasks, check_several, length_batches
+from fslib.heads import HeadMap
 from fslib.intervals import Measure, score_measure
 from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.pruning import each_pruned
@@ -47,7 +48,7 @@ class HeadLesions:
     def __repr__(self) -> str:
         return f"HeadLesions({', '.join(self.tasks)}; {self.shape[0]} x {self.shape[1]} heads)"
 
-    def cost(self, task: str) -> Float[np.ndarray, "layers heads"]:
+    def cost(self, task: str) -> HeadMap:
         """Return how many points of a task's score are lost with each head alone.
 
         Below 0: better off without it.
@@ -66,9 +67,7 @@ class HeadLesions:
         halves = ([self.rise(task, half) for half in split] for split in splits_of)
         return float(np.mean([rank_correlation(*both) for both in halves]))
 
-    def rise(
-        self, task: str, subset: Shaped[np.ndarray, " subset"] | None = None
-    ) -> Float[np.ndarray, "layers heads"]:
+    def rise(self, task: str, subset: Shaped[np.ndarray, " subset"] | None = None) -> HeadMap:
         """Return by how much a task's mean loss rises without each head alone.
 
         The measurement behind the estimator "ablation" (`fslib.head_importance`), on evaluation
@@ -103,7 +102,7 @@ class HeadLesions:
         whole, without = (score_measure(task, metric, row[None], labels) for row in rows)
         return (whole - without).scaled(100.0)
 
-    def predicted_by(self, task: str, importance: Float[np.ndarray, "layers heads"]) -> Measure:
+    def predicted_by(self, task: str, importance: HeadMap) -> Measure:
         """Return how importance ranks heads as the rise of the loss does, in [-1, 1].
 
         Spearman over heads, with every example's influence: `.interval()` is over evaluation
@@ -128,10 +127,7 @@ class HeadLesions:
 
 
 def lesion_heads(
-    model: MultiTaskModel,
-    tasks: Task | Iterable[Task] | Mapping[str, Task],
-    *,
-    batch_size: int = EVAL_BATCH,
+    model: MultiTaskModel, tasks: Tasks, *, batch_size: int = EVAL_BATCH
 ) -> HeadLesions:
     """Switch off every head alone and evaluate every task on its evaluation examples.
 

@@ -108,9 +108,7 @@ def set_limits(
         getattr(ax, f"set_{which}lim")(limits)
 
 
-def whiskers(
-    ax: Axes, at: ArrayLike | float | int, ends: Iterable[Any], which: str = "y", **look: Any
-) -> None:
+def whiskers(ax: Axes, at: ArrayLike, ends: Iterable[Any], which: str = "y", **look: Any) -> None:
     """Draw estimates with their intervals.
 
     Args:

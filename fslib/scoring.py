@@ -92,9 +92,7 @@ def _without_one(
     return np.take_along_axis(scores.reshape(counts.shape), which, -1)
 
 
-def _checked(
-    metric: str, predictions: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _checked(metric: str, predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
     check_among("metric", metric, ("accuracy", "f1", "matthews", "spearman"))
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if not predictions.shape[-1] == len(labels) > 0:
@@ -139,7 +137,7 @@ def chance_level(metric: str, labels: Num[np.ndarray, " n"]) -> float:
     return 0.0
 
 
-def rank_correlation(a: Float[np.ndarray, "*shape"], b: Float[np.ndarray, "*shape"]) -> float:
+def rank_correlation(a: Float[np.ndarray, "..."], b: Float[np.ndarray, "..."]) -> float:
     """Return the Spearman correlation of two arrays of one shape, in [-1, 1].
 
     Raises:

@@ -32,10 +32,12 @@ from fslib.scoring import rank_correlation
 
 # {component: Fisher information of each of its parameters}
 TaskEmbedding = dict[str, Float[np.ndarray, "_"]]
+Matrix = Float[np.ndarray, "_ _"]
+Texts = Split | Sequence[str]
 OUTSIDE = "outside"  # the component of what belongs to no layer
 
 
-def importance_similarity(a: Float[np.ndarray, "_ _"], b: Float[np.ndarray, "_ _"]) -> float:
+def importance_similarity(a: Matrix, b: Matrix) -> float:
     """Return the Spearman correlation over heads of two importance maps.
 
     In [-1, 1], 0 if one is flat.
@@ -47,9 +49,7 @@ def importance_similarity(a: Float[np.ndarray, "_ _"], b: Float[np.ndarray, "_ _
     return rank_correlation(a, b)
 
 
-def head_overlap(
-    a: Float[np.ndarray, "_ _"], b: Float[np.ndarray, "_ _"], fraction: float = 0.3
-) -> float:
+def head_overlap(a: Matrix, b: Matrix, fraction: float = 0.3) -> float:
     """Return the Jaccard index of two maps' top heads, in [0, 1].
 
     About fraction / (2 - fraction) by chance.
@@ -166,11 +166,7 @@ def text_embedding(
 
 
 def representations(
-    model: MultiTaskModel,
-    texts: Split | Sequence[str],
-    *,
-    pooling: str | None = None,
-    batch_size: int = EVAL_BATCH,
+    model: MultiTaskModel, texts: Texts, *, pooling: str | None = None, batch_size: int = EVAL_BATCH
 ) -> Float[np.ndarray, "n hidden"]:
     """Return what the classifiers see of each text, (n, hidden) float32, dropout off.
 
@@ -205,7 +201,7 @@ def representations(
     return rows
 
 
-def linear_cka(x: Float[np.ndarray, "_ _"], y: Float[np.ndarray, "_ _"]) -> float:
+def linear_cka(x: Matrix, y: Matrix) -> float:
     """Return linear centred kernel alignment of two representations, in [0, 1].
 
     |y'x|^2 / (|x'x| |y'y|), Frobenius norms, of centred features (Kornblith et al., 2019). Blind to

@@ -30,16 +30,14 @@ def importance_maps(study: Study) -> dict[str, np.ndarray]:
     return {t: np.mean([run[t].importance() for run in runs], 0) for t in study.profile.tasks}
 
 
-def ranking(maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
+@table_of("task", "layer", "head", "importance", "rank")
+def ranking(maps: Mapping[str, np.ndarray]) -> Rows:
     """Return a row per task and head: importance and rank; layers and heads count from 1."""
-    frames = []
     for task, values in maps.items():
-        layer, head = (place.ravel() + 1 for place in np.indices(values.shape))
-        frame = pd.DataFrame({"task": task, "layer": layer, "head": head})
-        frame["importance"] = values.ravel()
-        frame["rank"] = frame["importance"].rank(ascending=False, method="first").astype(int)
-        frames.append(frame.sort_values("rank"))
-    return pd.concat(frames, ignore_index=True)
+        order = np.argsort(-values, axis=None, kind="stable")
+        for rank, place in enumerate(order, 1):
+            layer, head = divmod(int(place), values.shape[1])
+            yield task, layer + 1, head + 1, values.flat[place], rank
 
 
 def steady_heads(study: Study) -> pd.DataFrame:

@@ -31,12 +31,11 @@ def dissociation_by_encoder(study: Study) -> pd.DataFrame:
         chains = study.encoder_units(name)
         trained = study.store.get(chains[0].train).result
         iap = IAP.over_seeds([units.prune.iap(study.store) for units in chains])
-        row: dict[str, object] = {"encoder": name, "layers": trained["shape"][0]}
-        row |= {"heads": int(np.prod(trained["shape"]))}
-        row |= {"pre-trained": ENCODERS.get(name, ({}, True))[1]}
-        row |= {"million parameters": trained["parameters"] / 1e6, "seeds": len(chains)}
-        row |= {"score": iap.baseline().mean()}
-        row |= {"above chance by": (iap.baseline() - iap.chance()).mean()}
+        shape, scores, pretrained = trained["shape"], iap.baseline(), ENCODERS.get(name, ({}, True))
+        row = {"encoder": name, "layers": shape[0], "heads": int(np.prod(shape))}
+        row |= {"pre-trained": pretrained[1], "million parameters": trained["parameters"] / 1e6}
+        row |= {"seeds": len(chains), "score": scores.mean()}
+        row |= {"above chance by": (scores - iap.chance()).mean()}
         rows.append(row | _dissociation(iap, study.profile.draws))
     return pd.DataFrame(rows)
 
@@ -67,11 +66,9 @@ def selections(study: Study) -> pd.DataFrame:
     """
     record = study.store.get(study.selection())
     iaps = {name: recorded_iap(record, name) for name in SELECTIONS} | _unmatched(record)
-    values = {
-        name: {"mean": claims.entering(iap, iaps[FIRST]).dissociation().measure()}
-        for name, iap in iaps.items()
-    }
-    names = "selection", "task"
+    values, names = {}, ("selection", "task")
+    for name, iap in iaps.items():
+        values[name] = {"mean": claims.entering(iap, iaps[FIRST]).dissociation().measure()}
     table = claims.paired_differences(values, FIRST, names, value="D", with_mean=False)
     ranks = [_ranking(study, record, name) for name in iaps]
     table = pd.concat([table, pd.DataFrame(ranks, columns=[*AGREEMENT, *PASSES])], axis=1)
