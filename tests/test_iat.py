@@ -320,7 +320,8 @@ class Operations(TorchDispatchMode):
 def test_a_step_costs_the_same_with_two_tasks_and_with_six(zoo, iat):
     counts = []
     for n in (2, 6):
-        tasks = [replace(tinymodels.toy_task("single"), name=f"t{i}") for i in range(n)]
+        task = tinymodels.toy_task("single", train=12)  # three whole batches
+        tasks = [replace(task, name=f"t{i}") for i in range(n)]
         run = begun(fslib.MultiTaskModel.from_pretrained(zoo.folder("bert"), tasks), tasks, iat)
         with Operations() as operations:
             run.advance(run.step + 1)
