@@ -39,7 +39,7 @@ def test_a_model_whose_attention_cannot_be_reached_is_refused_by_name(zoo, tmp_p
     tokenizer(("[CLS]", "[SEP]")).save_pretrained(tmp_path)
     report = fslib.check(tmp_path)
     assert not report.works and report.refused.startswith("RoFormerModel at")
-    with refused("RoFormerModel", "use an architecture", "BERT, RoBERTa"):
+    with refused("RoFormerModel", "cannot be used", "BERT, RoBERTa"):
         fslib.MultiTaskModel.from_pretrained(tmp_path, zoo.tasks)
     with refused("unknown model 'bort'"):
         fslib.check("bort")

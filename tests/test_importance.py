@@ -283,7 +283,10 @@ def test_an_estimator_takes_the_passes_that_it_states(bert, task, counted, estim
 WRONG = [
     ({"estimator": "ablations"}, "unknown estimator 'ablations': did you mean 'ablation'"),
     ({"reduction": "tokens"}, "unknown reduction 'tokens': did you mean 'token'"),
-    ({"normalize": "layers"}, "unknown normalize 'layers': valid: None, \"layer\""),
+    (
+        {"normalize": "layers"},
+        "unknown normalize 'layers': did you mean 'layer'? valid: layer, or None",
+    ),
     ({"split": "test", "examples": 3}, "unknown split 'test': valid: train, eval"),
     *[
         ({"estimator": e, "reduction": "example"}, "reduction 'example' is for estimator")
