@@ -108,7 +108,7 @@ def set_limits(
         getattr(ax, f"set_{which}lim")(limits)
 
 
-def whiskers(ax: Axes, at: ArrayLike, ends: Iterable[Any], which: str = "y", **look: Any) -> None:
+def whiskers(ax: Axes, at: Any, ends: Iterable[Any], which: str = "y", **look: Any) -> None:
     """Draw estimates with their intervals.
 
     Args:
