@@ -112,7 +112,7 @@ def test_many_pairs_are_told_apart_by_what_they_share_and_a_few_by_name():
     many["shared"] = [shared_by(*pair) for pair in pairs]
     known = {"D": 1.0, "low": 0.0, "high": 2.0} | dict.fromkeys(q05_similarity.MEASURES, 0.5)
     many = many.assign(enters=[pair[0] != "bbc-somo" for pair in pairs], **known)
-    correlations = pd.DataFrame({"similarity": q05_similarity.MEASURES})
+    correlations = pd.DataFrame({"similarity": q05_similarity.MEASURES, "given": ""})
     correlations[["rank correlation with D", "low", "high"]] = -0.2, -1.0, 0.5
     for table, names in (
         (many, set(SHARED)),

@@ -177,14 +177,19 @@ def predict_from_words(task: Task) -> tuple[np.ndarray, int]:
     """Predict a task's evaluation examples from their words.
 
     Returns:
-        The predictions, and from how many features.
+        The predictions, and from how many features; from none, they are the best constant.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer  # every kernel would wait for it
+    from sklearn.dummy import DummyClassifier, DummyRegressor  # every kernel would wait for them
+    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
 
     vectorizer, y = TfidfVectorizer(sublinear_tf=True), task.train.labels
-    vectorizer.fit([*task.train.texts, *(task.train.pairs or ())])
-    x = bag_of_words(vectorizer, task.train)
+    texts = [*task.train.texts, *(task.train.pairs or ())]
+    if not any(map(vectorizer.build_analyzer(), texts)):  # signs and single letters are no words
+        constant = DummyRegressor() if task.is_regression else DummyClassifier()
+        nothing, neither = np.zeros((len(y), 1)), np.zeros((len(task.eval), 1))
+        return constant.fit(nothing, y).predict(neither), 0
+    x = bag_of_words(vectorizer.fit(texts), task.train)
     learner = Ridge() if task.is_regression else LogisticRegression(max_iter=2000)
     return learner.fit(x, y).predict(bag_of_words(vectorizer, task.eval)), int(x.shape[1])
 
