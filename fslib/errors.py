@@ -79,14 +79,18 @@ def check_count(name: str, value: object, least: int = 1, *, none: bool = False)
         raise FslibError(f"{name} {value!r}: give a whole number of at least {least}{allowed}")
 
 
-def check_number(name: str, value: object, interval: str, hint: str = "") -> None:
+def check_number(
+    name: str, value: object, interval: str, hint: str = "", *, none: bool = False
+) -> None:
     """Refuse what is no number in an interval such as "(0, 1]".
 
-    NaN and True are in none.
+    NaN and True are in none. With `none`, None is allowed, too.
 
     Raises:
         FslibError: with `hint`, where there is one.
     """
+    if none and value is None:
+        return
     low, high = (float(end) for end in interval[1:-1].split(","))
     if isinstance(value, Real) and not isinstance(value, bool):
         number = float(value)

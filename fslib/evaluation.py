@@ -1,6 +1,6 @@
 """Run a model over a split and score it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fslib.data.batches import Batch
-from fslib.data.tasks import Split, Task, as_tasks
+from fslib.data.tasks import Split, Task, Tasks, as_tasks
 from fslib.errors import FslibError, check_count, check_number
 from fslib.intervals import LEVEL, score_measure
 from fslib.model.modes import in_mode
@@ -17,7 +17,6 @@ from fslib.model.multitask import MultiTaskModel, check_model
 from fslib.scoring import metric_score
 
 EVAL_BATCH = 32
-Tasks = Task | Iterable[Task] | Mapping[str, Task]
 Most = int | None  # so many examples at most; None for all
 
 

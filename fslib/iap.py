@@ -335,14 +335,23 @@ class IAP:
         return cls.from_arrays(first.tasks, first.metrics, first.fractions, parts | labels)
 
 
-# One cell of a `Dissociation`, in points; arrays where several cells are asked for. `value`: D, the
-# mean over seeds; `by_seed`: (seeds,) D of every model; `random`: D of matched random heads;
-# `above`: D minus that; `low` and `high`: the ends of their intervals; `p`: of the relabelling of
-# each model by itself; `p_shared`: of the same relabelling for all models.
-Point = namedtuple(
-    "Point",
-    "value low high by_seed random random_low random_high above above_low above_high p p_shared",
-)
+class Point(
+    namedtuple(
+        "Point",
+        "value low high by_seed random random_low random_high "
+        "above above_low above_high p p_shared",
+    )
+):
+    """One cell of a `Dissociation`, in points; arrays where several cells are asked for.
+
+    Attributes:
+        value: D, the mean over seeds; `low` and `high`: the ends of its interval.
+        by_seed: (seeds,) D of every model.
+        random: D of matched random heads; `random_low`, `random_high`: as above.
+        above: D minus that; `above_low`, `above_high`: as above.
+        p: Of the relabelling of each model by itself, in (0, 1].
+        p_shared: Of the same relabelling for all models, in (0, 1].
+    """
 
 
 @dataclass(frozen=True, eq=False)

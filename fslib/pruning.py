@@ -6,7 +6,7 @@ prediction, so that scores, dissociation, intervals and nulls are computed after
 in any convention.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from fslib.data.batches import Batch
-from fslib.data.tasks import Task, as_tasks
+from fslib.data.tasks import Task, Tasks, as_tasks
 from fslib.errors import FslibError, check_among, check_count, check_flag, finite_array
 from fslib.evaluation import EVAL_BATCH, blank, check_finite, length_batches, predict, predicted
 from fslib.heads import checked_fractions, random_heads, top_heads
@@ -33,7 +33,7 @@ FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 def prune_important_heads(
     model: MultiTaskModel,
-    tasks: Task | Iterable[Task] | Mapping[str, Task],
+    tasks: Tasks,
     fractions: Sequence[float] = FRACTIONS,
     controls: int = 5,
     *,

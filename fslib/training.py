@@ -5,7 +5,7 @@ as are asked.
 """
 
 import copy
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fslib.data.batches import task_order
-from fslib.data.tasks import Task, as_tasks
+from fslib.data.tasks import Task, Tasks, as_tasks
 from fslib.endings import Ending, PCGrad, Rule, Trunk, left_gradients
 from fslib.errors import FslibError, check_among, check_count, check_number, unknown
 from fslib.evaluation import evaluate
@@ -81,8 +81,7 @@ class Settings:
         intervals = {"lr": "(0, inf)", "weight_decay": "[0, inf)", "clip": "(0, inf)"}
         intervals |= {"warmup": "[0, 1)", "decay": "(0, 1]", "lr_floor": "[0, 1)"}
         for name, interval in intervals.items():
-            if name != "clip" or self.clip is not None:
-                check_number(name, getattr(self, name), interval)
+            check_number(name, getattr(self, name), interval, none=name == "clip")
         check_among("precision", self.precision, PRECISIONS)
 
 
@@ -159,7 +158,7 @@ class History:
 
 def train(
     model: MultiTaskModel,
-    tasks: Task | Iterable[Task] | Mapping[str, Task],
+    tasks: Tasks,
     *,
     iat: IAT | None = None,
     pcgrad: PCGrad | None = None,
@@ -198,10 +197,7 @@ def train(
 
 
 def branch(
-    model: MultiTaskModel,
-    tasks: Task | Iterable[Task] | Mapping[str, Task],
-    endings: Mapping[str, Ending | None],
-    **settings: Any,
+    model: MultiTaskModel, tasks: Tasks, endings: Mapping[str, Ending | None], **settings: Any
 ) -> Iterator[tuple[str, History]]:
     """Train one trunk, then many endings from it; yield each ending's name and history.
 
@@ -260,12 +256,7 @@ class Training:
         history: what has happened.
     """
 
-    def __init__(
-        self,
-        model: MultiTaskModel,
-        tasks: Task | Iterable[Task] | Mapping[str, Task],
-        settings: Settings,
-    ) -> None:
+    def __init__(self, model: MultiTaskModel, tasks: Tasks, settings: Settings) -> None:
         self.model, self.tasks, self.settings = model, as_tasks(tasks), settings
         self.scored = as_tasks(settings.evaluate_on or self.tasks)
         check_model(model, *self.tasks.values(), *self.scored.values())

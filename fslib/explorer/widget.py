@@ -8,7 +8,7 @@ file shows what was recorded.
 import base64
 import html
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -21,7 +21,7 @@ import numpy as np
 import traitlets
 from jaxtyping import Bool, Shaped
 
-from fslib.data.tasks import Split, Task, as_tasks
+from fslib.data.tasks import Split, Task, Tasks, as_tasks
 from fslib.errors import FslibError, check_count, checked_path, explained, unknown
 from fslib.evaluation import Score, check_several, evaluate
 from fslib.explorer.view import View, as_json, as_text, compare, lone_heads, pruned_sets, task_views
@@ -40,11 +40,14 @@ HERE = Path(__file__).parent
 MODULE, STYLE, PAGE = HERE / "explorer.js", HERE / "explorer.css", HERE / "page.html"
 IMPORTANCE_EXAMPLES, SCORED_EXAMPLES = 256, 200
 Tell = Callable[[int, int], None]
-Tasks = Task | Iterable[Task] | Mapping[str, Task] | None
 
 
 def explore(
-    what: object, tasks: Tasks = None, *, seed: int | None = None, examples: int | None = None
+    what: object,
+    tasks: Tasks | None = None,
+    *,
+    seed: int | None = None,
+    examples: int | None = None,
 ) -> "Explorer":
     """Return the head explorer of a study's model, or of a model with tasks.
 

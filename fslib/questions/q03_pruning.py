@@ -15,7 +15,7 @@ from fslib.intervals import Measure, mean_of, score_measure
 from fslib.plot import GREY, Look, band, looks, panels, percent, styled, whiskers, zero
 from fslib.questions.tables import D_ENDS, SCORE_ENDS, Rows, columns, ends, scope, table_of
 from fslib.scoring import chance_level
-from fslib.study.profiles import QUESTION_AND_TEXT, shared_by
+from fslib.study.profiles import question_of, shared_by
 from fslib.study.study import Study
 
 MOST_ORDERED = 8  # tasks: 40,320 orders
@@ -153,7 +153,7 @@ def by_seed(result: Dissociation, seeds: Sequence[int]) -> pd.DataFrame:
 @table_of("without tasks that ask about", "tasks", *D_ENDS, "random heads", "p, shared")
 def without_question(iap: IAP, draws: int) -> Rows:
     """Return D of the tasks that are left without those of each question in turn; exploratory."""
-    asked = {task: QUESTION_AND_TEXT.get(task, ("",))[0] for task in iap.tasks}
+    asked = {task: question_of(task) for task in iap.tasks}
     for question in ("", *dict.fromkeys(asked.values())):
         left = [task for task in iap.tasks if not question or asked[task] != question]
         if len(left) > 1:

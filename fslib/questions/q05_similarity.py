@@ -11,7 +11,7 @@ from fslib.iap import IAP
 from fslib.intervals import Interval
 from fslib.plot import COLOURS, MARKERS, Look, panels, set_limits, styled, whiskers, zero
 from fslib.questions.tables import D_ENDS, Rows, columns, said, scope, table_of
-from fslib.study.profiles import QUESTION_AND_TEXT, SHARED, shared_by
+from fslib.study.profiles import SHARED, question_of, shared_by
 from fslib.study.study import Study
 from fslib.study.units import MEASURES
 
@@ -136,17 +136,15 @@ def correlations(study: Study, table: pd.DataFrame) -> Rows:
 
 def asks_the_same(tasks: Sequence[str]) -> np.ndarray | None:
     """Return which tasks ask the same question, 1 or 0; None where some task's is not known."""
-    if not {*tasks} <= QUESTION_AND_TEXT.keys():
-        return None
-    asked = np.array([QUESTION_AND_TEXT[task][0] for task in tasks])
-    return (asked[:, None] == asked).astype(float)
+    asked = np.array([question_of(task) for task in tasks])
+    return (asked[:, None] == asked).astype(float) if all(asked) else None
 
 
 @table_of("without tasks that ask about", "tasks", CORRELATION, "low", "high", "p")
 def without_question(study: Study, table: pd.DataFrame) -> Rows:
     """Return the correlation that decides, without the tasks of each question; exploratory."""
     d, similar = _matrix(table[table["enters"]], "D"), _similarities(study)[PRIMARY]
-    asked = {task: QUESTION_AND_TEXT.get(task, ("",))[0] for task in d.index}
+    asked = {task: question_of(task) for task in d.index}
     for question in dict.fromkeys(asked.values()):
         left = [task for task in d.index if asked[task] != question]
         a, b = (frame.loc[left, left].to_numpy(dtype=float) for frame in (similar, d))

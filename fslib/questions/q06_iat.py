@@ -178,10 +178,11 @@ def _compared(study: Study, value: str, reference: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _said(study: Study, found: Dose) -> str:
+def _dose_sentence(study: Study, dose: Dose) -> str:
+    """Say how much of a treatment a dose of IAT is."""
     return (
-        f"Dose: the last {100 * found.delta:g} % of the steps spend {100 * found.share:.1f} % of "
-        f"the learning rate, and IAT changes {100 * changed(study, found):.1f} % of the "
+        f"Dose: the last {100 * dose.delta:g} % of the steps spend {100 * dose.share:.1f} % of "
+        f"the learning rate, and IAT changes {100 * changed(study, dose):.1f} % of the "
         "predictions of plain training."
     )
 
@@ -322,7 +323,7 @@ def counted_steps(study: Study) -> pd.DataFrame:
 def sentences(study: Study) -> str:
     """Say what becomes of C3 and C4 by themselves, before p is corrected for other claims."""
     lines = [f"{claim} {found}" for claim, found in decide(study).items()]
-    return "\n".join([*lines, _said(study, deciding(study))])
+    return "\n".join([*lines, _dose_sentence(study, deciding(study))])
 
 
 @styled

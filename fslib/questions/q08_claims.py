@@ -117,12 +117,12 @@ def exploratory(study: Study) -> Rows:
     for row in q03.shared_lesions(iap).to_dict("records"):
         what = f"points lost: lesion of {row['lesion of']} minus of {row['hurts more than of']}"
         yield "C1", what, *(row[k] for k in ("by", "low", "high", "p", "MDE")), of
-    pairs = q05.pairs(study)
+    pairs, of = q05.pairs(study), q05.scope_of(study)
     for row in q05.correlations(study, pairs).to_dict("records"):
         if row["similarity"] != q05.PRIMARY:
             what = ", ".join(filter(None, [f"correlation of {row['similarity']}", row["given"]]))
             numbers = (row[k] for k in (q05.CORRELATION, "low", "high", "p"))
-            yield "C2", what, *numbers, np.nan, q05.scope_of(study)
+            yield "C2", what, *numbers, np.nan, of
     for dose in q06.all_doses(study):
         for claim, parts in () if dose.decides else q06.effects(study, dose).items():
             scope = "; ".join(filter(None, [q06.scope_of(study, dose), q06.at_chance(dose)]))

@@ -11,7 +11,7 @@ from fslib.heads import overlap, top_heads
 from fslib.intervals import Interval
 from fslib.model.encoders import ENCODERS
 from fslib.scoring import rank_correlation
-from fslib.study.profiles import QUESTION_AND_TEXT
+from fslib.study.profiles import question_of
 
 ENDS = ("value", "low", "high")
 D_ENDS = ("D", "low", "high")
@@ -58,7 +58,7 @@ def said(row: Mapping[str, Any] | pd.Series, columns: Sequence[str], form: str =
 def scope(encoder: str, trainings: int, steps: int, tasks: Sequence[str], *more: str) -> str:
     """Say what a verdict is about: encoder, trainings, steps, tasks and what they ask."""
     kind = "one contrastively tuned checkpoint" if ENCODERS.get(encoder, ({}, False))[1] else ""
-    asked = dict.fromkeys(QUESTION_AND_TEXT[t][0] for t in tasks if t in QUESTION_AND_TEXT)
+    asked = dict.fromkeys(filter(None, map(question_of, tasks)))
     about = f" ({', '.join(asked)})" if asked else ""
     models = f"{trainings} training{'s' * (trainings != 1)} of {steps:,} steps"
     words = [", ".join(filter(None, [encoder, kind])), models, f"{len(tasks)} tasks{about}", *more]

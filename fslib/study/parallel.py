@@ -426,5 +426,6 @@ def attempt(store: Store, unit: Unit, *, fresh: bool = False) -> str:
     except Exception as error:  # a mistake in one unit should not keep others from being computed
         frames = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in frames if frame.filename.startswith(str(PACKAGE))]
-        return f"{explained(error)} (at {Path(ours[-1].filename).name}:{ours[-1].lineno})"
+        at = f" (at {Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else ""
+        return f"{explained(error)}{at}"
     return ""

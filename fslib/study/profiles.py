@@ -28,7 +28,7 @@ def _no_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
 
 
 def _known_tasks(names: tuple[str, ...]) -> tuple[str, ...]:
-    known = [*task_names(hub_too=True), "xnli"]
+    known = task_names(hub_too=True)
     for name in names:
         if name.lower() not in known:
             raise unknown("task", name, known)
@@ -139,6 +139,11 @@ QUESTION_AND_TEXT = {
     "bbc-somo": ("wording", "BBC news"),
 }
 SHARED = ("question and text", "question", "text", "neither")
+
+
+def question_of(task: str) -> str:
+    """Return what a task asks, such as "topic"; "" where that is not known."""
+    return QUESTION_AND_TEXT.get(task, ("", ""))[0]
 
 
 def shared_by(a: str, b: str) -> str | None:
